@@ -1,0 +1,44 @@
+package hypercall
+
+import "strconv"
+
+// Port is the I/O port of hypercalls: the guest writes one byte there, of any value.
+const Port = 0
+
+// ConsolePort is the I/O port of the debug console.
+const ConsolePort = 0xE9
+
+// Number names a call; the guest passes it in RAX.
+type Number uint64
+
+// The calls.
+const (
+	Exit        Number = 0
+	Log         Number = 1
+	SymName     Number = 2
+	MemSet      Number = 3
+	MemClr      Number = 4
+	Panic       Number = 5
+	NotifyRead  Number = 16
+	NotifyWrite Number = 17
+
+	numberLimit = 18
+)
+
+var names = [numberLimit]string{
+	Exit: "EXIT", Log: "LOG", SymName: "SYMNAME", MemSet: "MEMSET", MemClr: "MEMCLR", Panic: "PANIC",
+	NotifyRead: "NOTIFY_READ", NotifyWrite: "NOTIFY_WRITE",
+}
+
+func (n Number) String() string {
+	if n < numberLimit && names[n] != "" {
+		return names[n]
+	}
+	return "hypercall " + strconv.FormatUint(uint64(n), 10)
+}
+
+// Call is one call: the registers RAX, and RDI, RSI, RCX, R10, R8, R9 in this order. The result goes to RAX.
+type Call struct {
+	Number    Number
+	Arguments [6]uint64
+}

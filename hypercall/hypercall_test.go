@@ -1,0 +1,446 @@
+package hypercall
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	base = 0x1_0000_0000
+	size = 1 << 16
+)
+
+// ram is guest memory from base on.
+type ram []byte
+
+func newRAM() ram { return make(ram, size) }
+
+func (m ram) Bytes(addr, n uint64) ([]byte, error) {
+	if addr < base || addr-base > uint64(len(m)) || n > uint64(len(m))-(addr-base) {
+		return nil, fmt.Errorf("%#x: %w", addr, unix.EFAULT)
+	}
+	return m[addr-base:][:n:n], nil
+}
+
+func (m ram) put64(at uint64, values ...uint64) {
+	for i, v := range values {
+		binary.LittleEndian.PutUint64(m[at-base+8*uint64(i):], v)
+	}
+}
+
+func (m ram) put(at uint64, s string) uint64 {
+	copy(m[at-base:], s)
+	return uint64(len(s))
+}
+
+// putLog writes a full log record to base, its texts behind it.
+func (m ram) putLog() {
+	m.put64(base, uint64(LevelWarn), base+0x100, m.put(base+0x100, "net::tcp"))
+	m.put64(base+24, 1, base+0x200, m.put(base+0x200, "src/tcp.rs"))
+	m.put64(base+48, 1|42<<32)
+	m.put64(base+56, 1, base+0x300, m.put(base+0x300, "kernel::net"))
+	m.put64(base+80, base+0x400, m.put(base+0x400, "no route\n"))
+}
+
+// guest records what the handlers saw.
+type guest struct {
+	t      *Table
+	c      Counters
+	logs   []LogRecord
+	exits  []int
+	panics []PanicRecord
+	errs   []error
+	stop   bool
+}
+
+const (
+	symbolStart = 0xFFFF_8001_0000_1000
+	symbolName  = "core::fmt::write"
+)
+
+func newGuest(m Memory) *guest {
+	g := new(guest)
+	g.t = NewTable(m, Handlers{
+		Exit: func(_ int, code int) { g.exits = append(g.exits, code) },
+		Log:  func(_ int, r LogRecord) { g.logs = append(g.logs, r) },
+		Symbol: func(a uint64) (string, uint64, bool) {
+			return symbolName, symbolStart, a >= symbolStart && a < symbolStart+0x100
+		},
+		Panic: func(_ int, r PanicRecord, err error) {
+			g.panics, g.errs = append(g.panics, r), append(g.errs, err)
+		},
+		NotifyRead: func(id uint64) error {
+			if id != 3 {
+				return fmt.Errorf("pipe %d: %w", id, unix.ENOENT)
+			}
+			return nil
+		},
+		NotifyWrite: func(id uint64) error { return errors.New("no errno") },
+		Stopping:    func() bool { return g.stop },
+	})
+	return g
+}
+
+func (g *guest) call(n Number, arguments ...uint64) (uint64, bool) {
+	c := Call{Number: n}
+	copy(c.Arguments[:], arguments)
+	return g.t.Dispatch(0, &g.c, &c)
+}
+
+func minus(e unix.Errno) uint64 { return -uint64(e) }
+
+func TestResults(t *testing.T) {
+	t.Parallel()
+	const end = base + size
+	tests := []struct {
+		name string
+		n    Number
+		args []uint64
+		want uint64
+	}{
+		{"unknown", 6, nil, minus(unix.ENOSYS)},
+		{"unknown 15", 15, nil, minus(unix.ENOSYS)},
+		{"unknown 18", 18, nil, minus(unix.ENOSYS)},
+		{"unknown 2^64-1", 1<<64 - 1, nil, minus(unix.ENOSYS)},
+		{"log at 0", Log, []uint64{0}, minus(unix.EFAULT)},
+		{"log near 2^64", Log, []uint64{1<<64 - 8}, minus(unix.EFAULT)},
+		{"log straddles the end", Log, []uint64{end - LogRecordSize + 1}, minus(unix.EFAULT)},
+		{"log before the start", Log, []uint64{base - 1}, minus(unix.EFAULT)},
+		{"log of level 0", Log, []uint64{base + 0x8000}, minus(unix.EINVAL)},
+		{"log", Log, []uint64{base}, 0},
+		{"symbol at 0", SymName, []uint64{0}, minus(unix.EFAULT)},
+		{"symbol straddles the end", SymName, []uint64{end - SymbolRecordSize + 1}, minus(unix.EFAULT)},
+		{"symbol not found", SymName, []uint64{base + 0x8000}, 0},
+		{"set", MemSet, []uint64{base + 0x9000, 7, 16}, 0},
+		{"set nothing anywhere", MemSet, []uint64{0, 7, 0}, 0},
+		{"set all", MemSet, []uint64{base + 0xA000, 0, size - 0xA000}, 0},
+		{"set one more", MemSet, []uint64{base + 0xA000, 0, size - 0xA000 + 1}, minus(unix.EFAULT)},
+		{"set 2^64-1", MemSet, []uint64{base, 0, 1<<64 - 1}, minus(unix.EINVAL)},
+		{"set wraps", MemSet, []uint64{1<<64 - 8, 0, 16}, minus(unix.EFAULT)},
+		{"clear", MemClr, []uint64{base + 0x9000, 16}, 0},
+		{"clear more than can be", MemClr, []uint64{base, 512<<30 + 1}, minus(unix.EINVAL)},
+		{"clear outside", MemClr, []uint64{base, 512 << 30}, minus(unix.EFAULT)},
+		{"notify", NotifyRead, []uint64{3}, 0},
+		{"notify nobody", NotifyRead, []uint64{4}, minus(unix.ENOENT)},
+		{"error without errno", NotifyWrite, []uint64{3}, minus(unix.EINVAL)},
+	}
+	m := newRAM()
+	m.putLog()
+	g := newGuest(m)
+	refused := uint64(0)
+	for _, test := range tests {
+		got, ended := g.call(test.n, test.args...)
+		if got != test.want || ended {
+			t.Errorf("%s: got %d, ended %v; want %d", test.name, int64(got), ended, int64(test.want))
+		}
+		if test.want != 0 {
+			refused++
+		}
+	}
+	if g.c.Calls(NotifyRead) != 2 || g.c.Unknown() != 4 || g.c.Refused() != refused {
+		t.Errorf("counted %d, %d unknown, %d refused of %d", g.c.Calls(NotifyRead), g.c.Unknown(), g.c.Refused(), refused)
+	}
+	if len(g.logs) != 1 {
+		t.Errorf("%d records logged, want 1", len(g.logs))
+	}
+}
+
+func TestExit(t *testing.T) {
+	t.Parallel()
+	g := newGuest(newRAM())
+	for _, code := range []uint64{0, 7, 255, 256 + 3, 1<<64 - 1} {
+		if _, ended := g.call(Exit, code); !ended {
+			t.Errorf("Exit(%d) didn't end", code)
+		}
+	}
+	if diff := cmp.Diff([]int{0, 7, 255, 3, 255}, g.exits); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestDecodeLog(t *testing.T) {
+	t.Parallel()
+	full := LogRecord{Level: LevelWarn, Target: "net::tcp", File: "src/tcp.rs", Line: 42, Module: "kernel::net", Message: "no route"}
+	change := func(f func(r *LogRecord)) LogRecord {
+		r := full
+		f(&r)
+		return r
+	}
+	const far = 1<<64 - 4
+	tests := []struct {
+		name string
+		edit func(m ram)
+		want LogRecord
+		err  error
+	}{
+		{name: "full", edit: func(m ram) {}, want: full},
+		{name: "garbage behind level", edit: func(m ram) { m.put64(base, uint64(LevelError)|0xFFFF_FF00) }, want: change(func(r *LogRecord) { r.Level = LevelError })},
+		{name: "no file, garbage behind", edit: func(m ram) { m.put64(base+24, 0, far, far) }, want: change(func(r *LogRecord) { r.File = "" })},
+		{name: "no line, garbage behind", edit: func(m ram) { m.put64(base+48, 99<<32) }, want: change(func(r *LogRecord) { r.Line = 0 })},
+		{name: "no module, garbage behind", edit: func(m ram) { m.put64(base+56, 0, far, far) }, want: change(func(r *LogRecord) { r.Module = "" })},
+		{name: "empty text anywhere", edit: func(m ram) { m.put64(base+80, 1, 0) }, want: change(func(r *LogRecord) { r.Message = "" })},
+		{name: "target cut", edit: func(m ram) {
+			m.put64(base+8, base+0x1000, m.put(base+0x1000, strings.Repeat("x", MaxName+1)))
+		}, want: change(func(r *LogRecord) { r.Target = strings.Repeat("x", MaxName) })},
+		{name: "message cut", edit: func(m ram) {
+			m.put64(base+80, base+0x1000, m.put(base+0x1000, strings.Repeat("y", MaxMessage+1)))
+		}, want: change(func(r *LogRecord) { r.Message = strings.Repeat("y", MaxMessage) })},
+		{name: "level 6", edit: func(m ram) { m.put64(base, 6) }, err: unix.EINVAL},
+		{name: "file tag 2", edit: func(m ram) { m.put64(base+24, 2) }, err: unix.EINVAL},
+		{name: "line tag 2", edit: func(m ram) { m.put64(base+48, 2) }, err: unix.EINVAL},
+		{name: "module tag 2^63", edit: func(m ram) { m.put64(base+56, 1<<63) }, err: unix.EINVAL},
+		{name: "target address", edit: func(m ram) { m.put64(base+8, far) }, err: unix.EFAULT},
+		{name: "file address", edit: func(m ram) { m.put64(base+32, base-1) }, err: unix.EFAULT},
+		{name: "module length", edit: func(m ram) { m.put64(base+72, 1<<64-1) }, err: unix.EINVAL},
+		{name: "message longer than memory", edit: func(m ram) { m.put64(base+88, size) }, err: unix.EFAULT},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			m := newRAM()
+			m.putLog()
+			test.edit(m)
+			got, err := DecodeLog(m, base)
+			if !errors.Is(err, test.err) {
+				t.Fatalf("got error %v, want %v", err, test.err)
+			}
+			if test.err == nil {
+				if diff := cmp.Diff(test.want, got); diff != "" {
+					t.Error(diff)
+				}
+			}
+		})
+	}
+}
+
+func TestSymbol(t *testing.T) {
+	t.Parallel()
+	const buffer = base + 0x100
+	for _, capacity := range []uint64{0, 4, 16, 64} {
+		m := newRAM()
+		for i := range m {
+			m[i] = 0xAA
+		}
+		m.put64(base, symbolStart+5)
+		m.put64(base+24, buffer, capacity)
+		if got, _ := newGuest(m).call(SymName, base); got != 0 {
+			t.Fatalf("capacity %d: got %d", capacity, int64(got))
+		}
+		le := binary.LittleEndian
+		if le.Uint64(m[0:]) != symbolStart || le.Uint64(m[8:]) != 5 || m[16] != 1 || m[17] != 0xAA || le.Uint64(m[40:]) != uint64(len(symbolName)) {
+			t.Errorf("capacity %d: record % x", capacity, m[:SymbolRecordSize])
+		}
+		n := min(capacity, uint64(len(symbolName)))
+		if got := string(m[buffer-base:][:n]); got != symbolName[:n] || m[buffer-base+n] != 0xAA {
+			t.Errorf("capacity %d: buffer %q, then %x", capacity, got, m[buffer-base+n])
+		}
+	}
+	m := newRAM()
+	m.put64(base, 99, 99)
+	m[16] = 1
+	before := append(ram(nil), m...)
+	before[16] = 0
+	if got, _ := newGuest(m).call(SymName, base); got != 0 {
+		t.Errorf("not found: got %d", int64(got))
+	}
+	if diff := cmp.Diff(before, m); diff != "" {
+		t.Errorf("not found: more than the flag was written: %s", diff)
+	}
+	m.put64(base+24, base+size-8, 9)
+	if got, _ := newGuest(m).call(SymName, base); got != minus(unix.EFAULT) {
+		t.Errorf("buffer straddles the end: got %d", int64(got))
+	}
+}
+
+func TestFill(t *testing.T) {
+	t.Parallel()
+	m := make(ram, 3*fillChunk)
+	g := newGuest(m)
+	for _, length := range []uint64{1, 2, 3, 63, 4097, 3*fillChunk - 2} {
+		if got, _ := g.call(MemSet, base+1, 0x1_5A, length); got != 0 {
+			t.Fatalf("MEMSET of %d: %d", length, int64(got))
+		}
+		for i, b := range m {
+			if inside := i >= 1 && uint64(i) <= length; inside != (b == 0x5A) {
+				t.Fatalf("MEMSET of %d: byte %d is %#x", length, i, b)
+			}
+		}
+		if got, _ := g.call(MemClr, base+1, length); got != 0 {
+			t.Fatalf("MEMCLR of %d: %d", length, int64(got))
+		}
+		for i, b := range m {
+			if b != 0 {
+				t.Fatalf("MEMCLR of %d: byte %d is %#x", length, i, b)
+			}
+		}
+	}
+	g.stop = true
+	if got, _ := g.call(MemSet, base, 1, 3*fillChunk); got != minus(unix.EINTR) {
+		t.Errorf("while stopping: got %d", int64(got))
+	}
+	if m[fillChunk] != 0 {
+		t.Error("while stopping: more than one piece was filled")
+	}
+}
+
+func TestPanic(t *testing.T) {
+	t.Parallel()
+	const record, message, frame = base, base + 0x100, base + 0x200
+	tests := []struct {
+		name  string
+		edit  func(m ram)
+		addr  uint64
+		text  string
+		frame bool
+		err   error
+	}{
+		{name: "full", addr: record, text: "index out\n\tof bounds\\x1b[31m", frame: true},
+		{name: "no frame", addr: record, edit: func(m ram) { m.put64(record+16, 0) }, text: "index out\n\tof bounds\\x1b[31m"},
+		{name: "record outside", addr: 8, err: unix.EFAULT},
+		{name: "message outside", addr: record, edit: func(m ram) { m.put64(record, 1) }, frame: true, err: unix.EFAULT},
+		{name: "message of 2^64-1", addr: record, edit: func(m ram) { m.put64(record+8, 1<<64-1) }, frame: true, err: unix.EINVAL},
+		{name: "frame straddles the end", addr: record, edit: func(m ram) { m.put64(record+16, base+size-FrameSize+1) }, text: "index out\n\tof bounds\\x1b[31m", err: unix.EFAULT},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			m := newRAM()
+			m.put64(record, message, m.put(message, "index out\n\tof bounds\x1b[31m\r\n"), frame)
+			for i := range uint64(FrameSize / 8) {
+				m.put64(frame+8*i, 100+i)
+			}
+			if test.edit != nil {
+				test.edit(m)
+			}
+			g := newGuest(m)
+			if _, ended := g.call(Panic, test.addr); !ended {
+				t.Error("the guest goes on")
+			}
+			if len(g.panics) != 1 {
+				t.Fatalf("%d panics", len(g.panics))
+			}
+			r := g.panics[0]
+			if r.Message != test.text || (r.Frame != nil) != test.frame || !errors.Is(g.errs[0], test.err) {
+				t.Errorf("got %q, frame %v, error %v", r.Message, r.Frame, g.errs[0])
+			}
+			if r.Frame != nil && (r.Frame.RAX != 100 || r.Frame.RSP != 106 || r.Frame.R8 != 108 || r.Frame.RIP != 116 || r.Frame.CR2 != 120) {
+				t.Errorf("frame %+v", *r.Frame)
+			}
+		})
+	}
+}
+
+func TestPrintable(t *testing.T) {
+	t.Parallel()
+	tests := []struct{ in, want, lines string }{
+		{"", "", ""},
+		{"plain ASCII ~", "plain ASCII ~", "plain ASCII ~"},
+		{"grüße 世界", "grüße 世界", "grüße 世界"},
+		{"a\nb\tc\r\n\n", `a\nb\tc`, "a\nb\tc"},
+		{"\x1b]0;x\x07", `\x1b]0;x\a`, `\x1b]0;x\a`},
+		{"\x00\x7f\u0085", `\x00\x7f\u0085`, `\x00\x7f\u0085`},
+		{"a\u202eb\u2028c", `a\u202eb\u2028c`, `a\u202eb\u2028c`},
+		{"a\xff\xc3", "a\uFFFD\uFFFD", "a\uFFFD\uFFFD"},
+	}
+	for _, test := range tests {
+		if got := Printable(test.in); got != test.want {
+			t.Errorf("Printable(%q) = %q, want %q", test.in, got, test.want)
+		}
+		if got := PrintableLines(test.in); got != test.lines {
+			t.Errorf("PrintableLines(%q) = %q, want %q", test.in, got, test.lines)
+		}
+	}
+}
+
+func TestCutRune(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"": "", "a": "a", "aä": "aä", "a\xc3": "a", "世": "世", "\xe4\xb8": "", "x\xf0\x9f\x98": "x", "\x80\x80\x80\x80": "\x80\x80\x80\x80",
+	} {
+		if got := cutRune(in); got != want {
+			t.Errorf("cutRune(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestNames(t *testing.T) {
+	t.Parallel()
+	var got []string
+	for _, n := range Numbers() {
+		got = append(got, fmt.Sprintf("%d %v", n, n))
+	}
+	want := []string{"0 EXIT", "1 LOG", "2 SYMNAME", "3 MEMSET", "4 MEMCLR", "5 PANIC", "16 NOTIFY_READ", "17 NOTIFY_WRITE"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if got := Number(9).String(); got != "hypercall 9" {
+		t.Error(got)
+	}
+	levels := []slog.Level{slog.LevelError, slog.LevelWarn, slog.LevelInfo, slog.LevelDebug, SlogTrace}
+	for i, want := range levels {
+		if got := Level(i + 1).Slog(); got != want {
+			t.Errorf("level %d: %v, want %v", i+1, got, want)
+		}
+	}
+}
+
+func TestNotifyDoesNotAllocate(t *testing.T) {
+	g := newGuest(newRAM())
+	call := Call{Number: NotifyRead, Arguments: [6]uint64{3}}
+	if n := testing.AllocsPerRun(100, func() { g.t.Dispatch(0, &g.c, &call) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func FuzzDispatch(f *testing.F) {
+	m := newRAM()
+	m.putLog()
+	for _, n := range Numbers() {
+		f.Add(uint64(n), uint64(base), uint64(base+0x100), uint64(16), []byte(m[:0x500]))
+	}
+	f.Fuzz(func(t *testing.T, n, a, b, c uint64, content []byte) {
+		m := newRAM()
+		copy(m, content)
+		g := newGuest(m)
+		result, ended := g.call(Number(n), a, b, c)
+		if ended != (Number(n) == Exit || Number(n) == Panic) {
+			t.Errorf("%v: ended = %v", Number(n), ended)
+		}
+		if int64(result) > 0 || int64(result) < -133 {
+			t.Errorf("%v: result %d", Number(n), int64(result))
+		}
+		for _, r := range g.logs {
+			for _, s := range []string{r.Target, r.File, r.Module, r.Message} {
+				if !utf8.ValidString(s) || strings.ContainsAny(s, "\n\x1b\x00") {
+					t.Errorf("unclean text %q", s)
+				}
+			}
+		}
+	})
+}
+
+func BenchmarkNotify(b *testing.B) {
+	g := newGuest(newRAM())
+	call := Call{Number: NotifyRead, Arguments: [6]uint64{3}}
+	for b.Loop() {
+		g.t.Dispatch(0, &g.c, &call)
+	}
+}
+
+func BenchmarkLog(b *testing.B) {
+	m := newRAM()
+	m.putLog()
+	for b.Loop() {
+		if _, err := DecodeLog(m, base); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

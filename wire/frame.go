@@ -1,0 +1,183 @@
+// Package wire holds the frames and messages of the stream protocol as Go values and as bytes
+// (PROTOCOL.md sections 9 and 10). Its functions are pure and serve either end: the monitor decodes what a
+// guest encodes and the other way round. An Append function appends a whole frame to the caller's buffer and
+// returns it, as the built-in append does. A Decode function takes a payload, without its frame header,
+// and checks every byte of it. The byte slices in decoded values alias the payload.
+package wire
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// Sizes in bytes (PROTOCOL.md sections 9 and 10).
+const (
+	// HeaderSize is the size of a frame header.
+	HeaderSize = 16
+	// MaxProtocolPayload is the most that a protocol may add to Open and to Opened.
+	MaxProtocolPayload = 4096
+	// MaxPath is the longest path in a ReadFileRequest.
+	MaxPath = 4095
+	// MaxFileData is the most data in one FileData frame.
+	MaxFileData = 65536
+	// FileDataPrefixSize is the size of a FileData payload without its data.
+	FileDataPrefixSize = 16
+	// MaxName is the longest host name in a Connect payload.
+	MaxName = 253
+)
+
+// Kind says what message a frame carries.
+type Kind uint16
+
+// The message catalogue.
+const (
+	KindNewStreamRequest   Kind = 0x01
+	KindDataStreamInfo     Kind = 0x02
+	KindOpen               Kind = 0x03
+	KindOpened             Kind = 0x04
+	KindReadFileRequest    Kind = 0x10
+	KindFileData           Kind = 0x11
+	KindAcceptConnection   Kind = 0x20
+	KindIncomingConnection Kind = 0x21
+)
+
+// Protocol numbers, as Open carries them.
+const (
+	ProtocolFileSystem    uint16 = 0
+	ProtocolTCPListener   uint16 = 1
+	ProtocolTCPConnection uint16 = 2
+	// ProtocolPrivate is the first of the numbers that embedding programs may give out.
+	ProtocolPrivate uint16 = 0x8000
+)
+
+// String returns the message's name in the catalogue.
+func (k Kind) String() string {
+	switch k {
+	case KindNewStreamRequest:
+		return "NewStreamRequest"
+	case KindDataStreamInfo:
+		return "DataStreamInfo"
+	case KindOpen:
+		return "Open"
+	case KindOpened:
+		return "Opened"
+	case KindReadFileRequest:
+		return "ReadFileRequest"
+	case KindFileData:
+		return "FileData"
+	case KindAcceptConnection:
+		return "AcceptConnection"
+	case KindIncomingConnection:
+		return "IncomingConnection"
+	default:
+		return fmt.Sprintf("kind %#x", uint16(k))
+	}
+}
+
+// bounds returns the shortest and the longest payload that the kind allows.
+func (k Kind) bounds() (least, most uint32, ok bool) {
+	switch k {
+	case KindNewStreamRequest:
+		return newStreamRequestSize, newStreamRequestSize, true
+	case KindDataStreamInfo:
+		return statusSize, dataStreamInfoSize, true
+	case KindOpen:
+		return openPrefixSize, openPrefixSize + MaxProtocolPayload, true
+	case KindOpened:
+		return statusSize, statusSize + MaxProtocolPayload, true
+	case KindReadFileRequest:
+		return readFilePrefixSize + 1, readFilePrefixSize + MaxPath, true
+	case KindFileData:
+		return statusSize, FileDataPrefixSize + MaxFileData, true
+	case KindAcceptConnection:
+		return acceptConnectionSize, acceptConnectionSize, true
+	case KindIncomingConnection:
+		return statusSize, incomingConnectionSize, true
+	default:
+		return 0, 0, false
+	}
+}
+
+// Flags are the flags of a frame.
+type Flags uint16
+
+// More says that another frame of this answer follows. Only FileData carries it.
+const More Flags = 1
+
+// What a decoder finds wrong. Decode functions wrap one of these with the message's name; all of them mean
+// EPROTO to the other end.
+var (
+	ErrKind     = errors.New("unknown kind")
+	ErrFlags    = errors.New("undefined flag")
+	ErrLength   = errors.New("wrong length")
+	ErrReserved = errors.New("reserved field is not 0")
+	ErrFamily   = errors.New("unknown address family")
+	ErrAddress  = errors.New("address bytes beyond the family's")
+	ErrName     = errors.New("host name with a NUL byte")
+	ErrPath     = errors.New("path with a NUL byte")
+)
+
+func malformed(k Kind, err error) error {
+	return fmt.Errorf("malformed %v: %w", k, err)
+}
+
+// Header is a frame header.
+type Header struct {
+	Length    uint32 // of the payload
+	Kind      Kind
+	Flags     Flags
+	RequestID uint64
+}
+
+// AppendHeader appends the 16 bytes of h.
+func AppendHeader(b []byte, h Header) []byte {
+	b = binary.LittleEndian.AppendUint32(b, h.Length)
+	b = binary.LittleEndian.AppendUint16(b, uint16(h.Kind))
+	b = binary.LittleEndian.AppendUint16(b, uint16(h.Flags))
+	return binary.LittleEndian.AppendUint64(b, h.RequestID)
+}
+
+// DecodeHeader reads a frame header from the first 16 bytes of b. It refuses unknown kinds, flags that the
+// kind doesn't have, and lengths out of the kind's bounds, so that a caller may take Length bytes without fear.
+// With such an error it still returns the header as it was read.
+func DecodeHeader(b []byte) (Header, error) {
+	if len(b) < HeaderSize {
+		return Header{}, fmt.Errorf("frame header: %w", ErrLength)
+	}
+	h := Header{
+		Length:    binary.LittleEndian.Uint32(b[0:]),
+		Kind:      Kind(binary.LittleEndian.Uint16(b[4:])),
+		Flags:     Flags(binary.LittleEndian.Uint16(b[6:])),
+		RequestID: binary.LittleEndian.Uint64(b[8:]),
+	}
+	least, most, ok := h.Kind.bounds()
+	switch {
+	case !ok:
+		return h, malformed(h.Kind, ErrKind)
+	case h.Flags&^More != 0, h.Flags != 0 && h.Kind != KindFileData:
+		return h, malformed(h.Kind, fmt.Errorf("%w: %#x", ErrFlags, uint16(h.Flags)))
+	case h.Length < least || h.Length > most:
+		return h, malformed(h.Kind, fmt.Errorf("%w: %d", ErrLength, h.Length))
+	}
+	return h, nil
+}
+
+// statusSize is the size of { status u32 · 0 u32 }, with which each answer begins.
+const statusSize = 8
+
+func appendStatus(b []byte, status uint32) []byte {
+	return binary.LittleEndian.AppendUint64(b, uint64(status))
+}
+
+// decodeStatus reads the status and returns the rest of the payload. The rest of a failed answer may be missing;
+// otherwise it must be as long as the message says.
+func decodeStatus(k Kind, p []byte) (status uint32, rest []byte, err error) {
+	if len(p) < statusSize {
+		return 0, nil, malformed(k, ErrLength)
+	}
+	if binary.LittleEndian.Uint32(p[4:]) != 0 {
+		return 0, nil, malformed(k, ErrReserved)
+	}
+	return binary.LittleEndian.Uint32(p), p[statusSize:], nil
+}

@@ -1,0 +1,347 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+var (
+	v4     = Endpoint{Addr: netip.MustParseAddr("127.0.0.1"), Port: 8080}
+	v6     = Endpoint{Addr: netip.MustParseAddr("fe80::1"), Port: 443, Scope: 3}
+	mapped = Endpoint{Addr: netip.MustParseAddr("::ffff:10.0.0.1"), Port: 1}
+)
+
+// message is any decoded message with what its frame header carries besides.
+type message struct {
+	Flags   Flags
+	Request uint64
+	Body    any
+}
+
+// decode takes one whole frame apart.
+func decode(frame []byte) (message, error) {
+	h, err := DecodeHeader(frame)
+	if err != nil {
+		return message{}, err
+	}
+	p := frame[HeaderSize:]
+	if len(p) != int(h.Length) {
+		return message{}, ErrLength
+	}
+	m := message{Flags: h.Flags, Request: h.RequestID}
+	switch h.Kind {
+	case KindNewStreamRequest:
+		m.Body, err = DecodeNewStreamRequest(p)
+	case KindDataStreamInfo:
+		m.Body, err = DecodeDataStreamInfo(p)
+	case KindOpen:
+		m.Body, err = DecodeOpen(p)
+	case KindOpened:
+		m.Body, err = DecodeOpened(p)
+	case KindReadFileRequest:
+		m.Body, err = DecodeReadFileRequest(p)
+	case KindFileData:
+		m.Body, err = DecodeFileData(p)
+	case KindAcceptConnection:
+		m.Body, err = DecodeAcceptConnection(p)
+	case KindIncomingConnection:
+		m.Body, err = DecodeIncomingConnection(p)
+	}
+	return m, err
+}
+
+// encode is the inverse of decode.
+func encode(b []byte, m message) []byte {
+	switch body := m.Body.(type) {
+	case NewStreamRequest:
+		return AppendNewStreamRequest(b, m.Request, body)
+	case DataStreamInfo:
+		return AppendDataStreamInfo(b, m.Request, body)
+	case Open:
+		return AppendOpen(b, m.Request, body)
+	case Opened:
+		return AppendOpened(b, m.Request, body)
+	case ReadFileRequest:
+		return AppendReadFileRequest(b, m.Request, body)
+	case FileData:
+		return AppendFileData(b, m.Request, m.Flags, body)
+	case AcceptConnection:
+		return AppendAcceptConnection(b, m.Request, body)
+	case IncomingConnection:
+		return AppendIncomingConnection(b, m.Request, body)
+	}
+	panic("no such message")
+}
+
+var golden = []struct {
+	name string
+	m    message
+	hex  string
+}{
+	{"NewStreamRequest", message{Request: 1, Body: NewStreamRequest{OutgoingSize: 65536, IncomingSize: 4096, HomeCPU: 2}},
+		"10000000 0100 0000 0100000000000000" + "00000100 00100000 02000000 00000000"},
+	{"DataStreamInfo", message{Request: 0xffffffffffffffff, Body: DataStreamInfo{Pipe: Descriptor{
+		ID: 7<<32 | 5, Header: 0x1000, Outgoing: 0x20000, Incoming: 0x30000, OutgoingSize: 65536, IncomingSize: 4096}}},
+		"30000000 0200 0000 ffffffffffffffff" + "00000000 00000000 0500000007000000 0010000000000000" +
+			"0000020000000000 0000030000000000 00000100 00100000"},
+	{"DataStreamInfo ENOMEM", message{Request: 2, Body: DataStreamInfo{Status: 12}},
+		"08000000 0200 0000 0200000000000000" + "0c000000 00000000"},
+	{"Open file system", message{Request: 3, Body: Open{Protocol: ProtocolFileSystem}},
+		"08000000 0300 0000 0300000000000000" + "0000 0000 00000000"},
+	{"Open listener", message{Request: 4, Body: Open{Protocol: ProtocolTCPListener,
+		Payload: AppendListen(nil, Listen{Endpoint: v4, Backlog: 128})}},
+		"28000000 0300 0000 0400000000000000" + "0100 0000 00000000" +
+			"04 00 901f 00000000 7f000001 000000000000000000000000" + "80000000 00000000"},
+	{"Open connection by address", message{Request: 5, Body: Open{Protocol: ProtocolTCPConnection,
+		Payload: AppendConnect(nil, Connect{Endpoint: v6})}},
+		"20000000 0300 0000 0500000000000000" + "0200 0000 00000000" +
+			"06 00 bb01 03000000 fe800000000000000000000000000001"},
+	{"Open connection by name", message{Request: 6, Body: Open{Protocol: ProtocolTCPConnection,
+		Payload: AppendConnect(nil, Connect{Endpoint: Endpoint{Port: 80}, Name: []byte("host.example")})}},
+		"2c000000 0300 0000 0600000000000000" + "0200 0000 00000000" +
+			"00 00 5000 00000000 00000000000000000000000000000000" + hex.EncodeToString([]byte("host.example"))},
+	{"Open private", message{Request: 7, Body: Open{Protocol: ProtocolPrivate, Payload: []byte{1, 2}}},
+		"0a000000 0300 0000 0700000000000000" + "0080 0000 00000000 0102"},
+	{"Opened", message{Request: 8, Body: Opened{Payload: AppendEndpoint(nil, mapped)}},
+		"20000000 0400 0000 0800000000000000" + "00000000 00000000" +
+			"06 00 0100 00000000 00000000000000000000ffff0a000001"},
+	{"Opened ECONNREFUSED", message{Request: 9, Body: Opened{Status: 111}},
+		"08000000 0400 0000 0900000000000000" + "6f000000 00000000"},
+	{"ReadFileRequest", message{Request: 10, Body: ReadFileRequest{Offset: 4096, Length: ToEnd, Path: []byte("/a/b")}},
+		"14000000 1000 0000 0a00000000000000" + "0010000000000000 ffffffffffffffff 2f612f62"},
+	{"FileData", message{Request: 11, Flags: More, Body: FileData{Offset: 4096, Data: []byte("xyz")}},
+		"13000000 1100 0100 0b00000000000000" + "00000000 00000000 0010000000000000 78797a"},
+	{"FileData empty", message{Request: 12, Body: FileData{}},
+		"10000000 1100 0000 0c00000000000000" + "00000000 00000000 0000000000000000"},
+	{"FileData ENOENT", message{Request: 13, Body: FileData{Status: 2}},
+		"10000000 1100 0000 0d00000000000000" + "02000000 00000000 0000000000000000"},
+	{"AcceptConnection", message{Request: 14, Body: AcceptConnection{Pipe: 1<<32 | 9}},
+		"08000000 2000 0000 0e00000000000000" + "0900000001000000"},
+	{"IncomingConnection", message{Request: 15, Body: IncomingConnection{Pipe: 9, Peer: v4, Local: v6}},
+		"40000000 2100 0000 0f00000000000000" + "00000000 00000000 0900000000000000" +
+			"04 00 901f 00000000 7f000001 000000000000000000000000" +
+			"06 00 bb01 03000000 fe800000000000000000000000000001"},
+	{"IncomingConnection EBUSY", message{Request: 16, Body: IncomingConnection{Status: 16}},
+		"08000000 2100 0000 1000000000000000" + "10000000 00000000"},
+}
+
+func unhex(t testing.TB, s string) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(strings.ReplaceAll(s, " ", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+var compare = cmp.Options{cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{})}
+
+func TestGolden(t *testing.T) {
+	t.Parallel()
+	for _, g := range golden {
+		t.Run(g.name, func(t *testing.T) {
+			t.Parallel()
+			want := unhex(t, g.hex)
+			got := encode([]byte("before"), g.m)
+			if diff := cmp.Diff(append([]byte("before"), want...), got); diff != "" {
+				t.Errorf("encoded (-want +got):\n%s", diff)
+			}
+			m, err := decode(want)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(g.m, m, compare); diff != "" {
+				t.Errorf("decoded (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestMalformed(t *testing.T) {
+	t.Parallel()
+	long := func(n int) string { return strings.Repeat("61", n) }
+	ep4 := "04 00 901f 00000000 7f000001 000000000000000000000000"
+	for _, c := range []struct {
+		name string
+		hex  string
+		want error
+	}{
+		{"short header", "00000000 0300 0000 01000000000000", ErrLength},
+		{"kind 0", "00000000 0000 0000 0000000000000000", ErrKind},
+		{"kind between", "00000000 1200 0000 0000000000000000", ErrKind},
+		{"flag 2", "10000000 1100 0200 0000000000000000 00000000000000000000000000000000", ErrFlags},
+		{"MORE on a request", "10000000 0100 0100 0000000000000000 00000100001000000200000000000000", ErrFlags},
+		{"absurd length", "ffffffff 1000 0000 0000000000000000", ErrLength},
+		{"NewStreamRequest short", "0f000000 0100 0000 0000000000000000", ErrLength},
+		{"NewStreamRequest reserved", "10000000 0100 0000 0000000000000000 00000100 00100000 02000000 01000000", ErrReserved},
+		{"DataStreamInfo without descriptor", "08000000 0200 0000 0000000000000000 00000000 00000000", ErrLength},
+		{"DataStreamInfo half", "09000000 0200 0000 0000000000000000 01000000 00000000 00", ErrLength},
+		{"status reserved", "08000000 0200 0000 0000000000000000 01000000 01000000", ErrReserved},
+		{"Open reserved", "08000000 0300 0000 0000000000000000 0000 0100 00000000", ErrReserved},
+		{"Open reserved high", "08000000 0300 0000 0000000000000000 0000 0000 00000080", ErrReserved},
+		{"Open long", "09100000 0300 0000 0000000000000000 0000 0000 00000000" + long(4097), ErrLength},
+		{"ReadFileRequest no path", "10000000 1000 0000 0000000000000000 00000000000000000000000000000000", ErrLength},
+		{"ReadFileRequest long path", "10100000 1000 0000 0000000000000000 00000000000000000000000000000000" + long(4096), ErrLength},
+		{"ReadFileRequest NUL", "13000000 1000 0000 0000000000000000 00000000000000000000000000000000 610062", ErrPath},
+		{"FileData no offset", "08000000 1100 0000 0000000000000000 00000000 00000000", ErrLength},
+		{"AcceptConnection long", "09000000 2000 0000 0000000000000000 000000000000000000", ErrLength},
+		{"IncomingConnection short", "10000000 2100 0000 0000000000000000 00000000 00000000 0000000000000000", ErrLength},
+		{"IncomingConnection no family", "40000000 2100 0000 0000000000000000 00000000 00000000 0000000000000000" + ep4 + long(0) +
+			"00 00 901f 00000000 00000000000000000000000000000000", ErrFamily},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			if m, err := decode(unhex(t, c.hex)); !errors.Is(err, c.want) {
+				t.Errorf("got %+v, %v, want %v", m, err, c.want)
+			}
+		})
+	}
+}
+
+func TestMalformedOpenPayload(t *testing.T) {
+	t.Parallel()
+	listen := func(p []byte) error { _, err := DecodeListen(p); return err }
+	connect := func(p []byte) error { _, err := DecodeConnect(p); return err }
+	ep4 := "04 00 901f 00000000 7f000001 000000000000000000000000"
+	none := "00 00 901f 00000000 00000000 000000000000000000000000"
+	for _, c := range []struct {
+		name   string
+		decode func([]byte) error
+		hex    string
+		want   error
+	}{
+		{"listen without backlog", listen, ep4, ErrLength},
+		{"listen without family", listen, none + "00000000 00000000", ErrFamily},
+		{"listen reserved", listen, ep4 + "00000000 01000000", ErrReserved},
+		{"endpoint reserved", listen, "04 01 901f 00000000 7f000001 000000000000000000000000 00000000 00000000", ErrReserved},
+		{"endpoint family 10", connect, "0a 00 901f 00000000 7f000001 000000000000000000000000", ErrFamily},
+		{"endpoint scope with IPv4", connect, "04 00 901f 01000000 7f000001 000000000000000000000000", ErrAddress},
+		{"endpoint rest with IPv4", connect, "04 00 901f 00000000 7f000001 000000000000000000000001", ErrAddress},
+		{"endpoint address without family", connect, "00 00 901f 00000000 7f000001 000000000000000000000000 61", ErrAddress},
+		{"connect short", connect, "04 00 901f", ErrLength},
+		{"connect address and name", connect, ep4 + "61", ErrLength},
+		{"connect neither", connect, none, ErrLength},
+		{"connect long name", connect, none + strings.Repeat("61", MaxName+1), ErrLength},
+		{"connect NUL", connect, none + "6100", ErrName},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			if err := c.decode(unhex(t, c.hex)); !errors.Is(err, c.want) {
+				t.Errorf("got %v, want %v", err, c.want)
+			}
+		})
+	}
+}
+
+func TestEndpointAddrPort(t *testing.T) {
+	t.Parallel()
+	for e, want := range map[Endpoint]string{
+		v4: "127.0.0.1:8080", v6: "[fe80::1%3]:443", mapped: "[::ffff:10.0.0.1]:1",
+	} {
+		if got := e.AddrPort().String(); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
+
+func TestAllocations(t *testing.T) {
+	buf := make([]byte, 0, 4096)
+	for _, g := range golden {
+		frame := unhex(t, g.hex)
+		var m message
+		if n := testing.AllocsPerRun(100, func() { buf = encode(buf[:0], g.m) }); n != 0 {
+			t.Errorf("encoding %s: %v allocations", g.name, n)
+		}
+		// Putting the message into an interface is the test's own allocation.
+		if n := testing.AllocsPerRun(100, func() { m, _ = decode(frame) }); n > 1 {
+			t.Errorf("decoding %s: %v allocations", g.name, n)
+		}
+		_ = m
+	}
+}
+
+func FuzzFrame(f *testing.F) {
+	for _, g := range golden {
+		f.Add(unhex(f, g.hex))
+	}
+	f.Fuzz(func(t *testing.T, frame []byte) {
+		m, err := decode(frame)
+		if err != nil {
+			return
+		}
+		again, err := decode(encode(nil, m))
+		if err != nil {
+			t.Fatalf("%+v doesn't decode again: %v", m, err)
+		}
+		if diff := cmp.Diff(m, again, compare); diff != "" {
+			t.Errorf("round trip (-first +second):\n%s", diff)
+		}
+	})
+}
+
+func FuzzHeader(f *testing.F) {
+	for _, g := range golden {
+		f.Add(unhex(f, g.hex)[:HeaderSize])
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := DecodeHeader(b)
+		if err == nil && !bytes.Equal(AppendHeader(nil, h), b[:HeaderSize]) {
+			t.Errorf("%x decodes to %+v", b, h)
+		}
+	})
+}
+
+// fuzzPayload checks a decoder whose messages have one encoding only.
+func fuzzPayload[M any](f *testing.F, decode func([]byte) (M, error), encode func([]byte, M) []byte, seeds ...M) {
+	for _, m := range seeds {
+		f.Add(encode(nil, m))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if m, err := decode(b); err == nil && !bytes.Equal(encode(nil, m), b) {
+			t.Errorf("%x decodes to %+v", b, m)
+		}
+	})
+}
+
+func FuzzEndpoint(f *testing.F) {
+	fuzzPayload(f, DecodeEndpoint, AppendEndpoint, v4, v6, mapped, Endpoint{})
+}
+
+func FuzzListen(f *testing.F) {
+	fuzzPayload(f, DecodeListen, AppendListen, Listen{Endpoint: v4}, Listen{Endpoint: v6, Backlog: 1})
+}
+
+func FuzzConnect(f *testing.F) {
+	fuzzPayload(f, DecodeConnect, AppendConnect, Connect{Endpoint: v4}, Connect{Name: []byte("a.example")})
+}
+
+func FuzzNewStreamRequest(f *testing.F) {
+	fuzzPayload(f, DecodeNewStreamRequest, func(b []byte, m NewStreamRequest) []byte {
+		return append(b, AppendNewStreamRequest(nil, 0, m)[HeaderSize:]...)
+	}, NewStreamRequest{OutgoingSize: 4096, IncomingSize: 4096})
+}
+
+func FuzzOpen(f *testing.F) {
+	fuzzPayload(f, DecodeOpen, func(b []byte, m Open) []byte {
+		return append(b, AppendOpen(nil, 0, m)[HeaderSize:]...)
+	}, Open{Protocol: 2, Payload: []byte("x")})
+}
+
+func FuzzReadFileRequest(f *testing.F) {
+	fuzzPayload(f, DecodeReadFileRequest, func(b []byte, m ReadFileRequest) []byte {
+		return append(b, AppendReadFileRequest(nil, 0, m)[HeaderSize:]...)
+	}, ReadFileRequest{Length: ToEnd, Path: []byte("/a")})
+}
+
+func FuzzAcceptConnection(f *testing.F) {
+	fuzzPayload(f, DecodeAcceptConnection, func(b []byte, m AcceptConnection) []byte {
+		return append(b, AppendAcceptConnection(nil, 0, m)[HeaderSize:]...)
+	}, AcceptConnection{Pipe: 1<<32 | 9})
+}
