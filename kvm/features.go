@@ -1,0 +1,147 @@
+package kvm
+
+import (
+	"encoding/binary"
+	"os"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+)
+
+// Features is what this machine's KVM offers beyond what [Open] insists on.
+type Features struct {
+	// Of the processor that a guest sees.
+	Vendor       string // CPUID's vendor, such as GenuineIntel
+	GiBPages     bool   // 1 GiB pages
+	NX           bool   // no-execute pages
+	FSGSBASE     bool
+	SMEP         bool
+	SMAP         bool
+	RDTSCP       bool
+	XSAVE        bool
+	X2APIC       bool
+	TSCDeadline  bool // the local APIC's TSC-deadline timer
+	InvariantTSC bool
+	PhysBits     int // bits of a guest-physical address
+
+	// Of KVM.
+	Module         string // the kernel module behind it: kvm_intel, kvm_amd, kvm_pvm; "" if it can't be told
+	SyncRegs       RegSet // register classes in the run page; 0: none
+	IOEventFD      bool
+	VCPUEvents     bool
+	ReadonlyMemory bool
+	MaxVCPUs       int
+	MaxMemorySlots int
+}
+
+// Software reports whether this KVM interprets guest kernel code instead of running it on the processor. It is right only
+// where Module is known.
+func (f Features) Software() bool { return f.Module == softwareModule }
+
+// Missing names the optional features, of those that a guest kernel or its monitor can gain from, that KVM doesn't offer.
+func (f Features) Missing() []string {
+	var missing []string
+	for _, o := range []struct {
+		name    string
+		offered bool
+	}{
+		{"1-GiB-pages", f.GiBPages},
+		{"no-execute", f.NX},
+		{"FSGSBASE", f.FSGSBASE},
+		{"SMEP", f.SMEP},
+		{"SMAP", f.SMAP},
+		{"RDTSCP", f.RDTSCP},
+		{"XSAVE", f.XSAVE},
+		{"x2APIC", f.X2APIC},
+		{"TSC-deadline-timer", f.TSCDeadline},
+		{"invariant-TSC", f.InvariantTSC},
+		{"synchronised-registers", f.SyncRegs&SyncRegs != 0},
+		{"ioeventfd", f.IOEventFD},
+	} {
+		if !o.offered {
+			missing = append(missing, o.name)
+		}
+	}
+	return missing
+}
+
+const softwareModule = "kvm_pvm"
+
+// Features asks KVM_GET_SUPPORTED_CPUID, the capabilities and /sys/module.
+func (s *System) Features() (Features, error) {
+	entries, err := s.SupportedCPUID()
+	if err != nil {
+		return Features{}, err
+	}
+	f := featuresFromCPUID(entries)
+	f.Module = loadedModule("/sys/module")
+	if f.SyncRegs, err = s.SyncRegSets(); err != nil {
+		return Features{}, err
+	}
+	if f.MaxVCPUs, err = s.MaxVCPUs(); err != nil {
+		return Features{}, err
+	}
+	if f.MaxMemorySlots, err = s.CheckExtension(gokvm.CapNRMemSlots); err != nil {
+		return Features{}, err
+	}
+	for _, b := range []struct {
+		to  *bool
+		cap Capability
+	}{
+		// The bit in CPUID follows the local APIC's place, in kernel or not, so KVM reports it as a capability.
+		{&f.TSCDeadline, gokvm.CapTSCDeadlineTimer},
+		{&f.IOEventFD, gokvm.CapIOEventFD},
+		{&f.VCPUEvents, gokvm.CapVCPUEvents},
+		{&f.ReadonlyMemory, gokvm.CapReadOnlyMEM},
+	} {
+		n, err := s.CheckExtension(b.cap)
+		if err != nil {
+			return Features{}, err
+		}
+		*b.to = n > 0
+	}
+	return f, nil
+}
+
+func featuresFromCPUID(entries []CPUIDEntry2) Features {
+	f := Features{PhysBits: 36}
+	for _, e := range entries {
+		if e.Index != 0 {
+			continue
+		}
+		switch e.Function {
+		case 0:
+			var vendor []byte
+			for _, r := range []uint32{e.Ebx, e.Edx, e.Ecx} {
+				vendor = binary.LittleEndian.AppendUint32(vendor, r)
+			}
+			f.Vendor = string(vendor)
+		case 1:
+			f.X2APIC = e.Ecx&(1<<21) != 0
+			f.XSAVE = e.Ecx&(1<<26) != 0
+		case 7:
+			f.FSGSBASE = e.Ebx&(1<<0) != 0
+			f.SMEP = e.Ebx&(1<<7) != 0
+			f.SMAP = e.Ebx&(1<<20) != 0
+		case 0x8000_0001:
+			f.NX = e.Edx&(1<<20) != 0
+			f.GiBPages = e.Edx&(1<<26) != 0
+			f.RDTSCP = e.Edx&(1<<27) != 0
+		case 0x8000_0007:
+			f.InvariantTSC = e.Edx&(1<<8) != 0
+		case 0x8000_0008:
+			f.PhysBits = int(e.Eax & 0xff)
+		}
+	}
+	return f
+}
+
+// loadedModule names the module behind /dev/kvm. The software one comes first: a hardware module that is built in has a
+// folder even where its processor support is missing.
+func loadedModule(root string) string {
+	for _, name := range []string{softwareModule, "kvm_intel", "kvm_amd"} {
+		if _, err := os.Stat(root + "/" + name); err == nil {
+			return name
+		}
+	}
+	return ""
+}

@@ -1,0 +1,129 @@
+package kvm
+
+import (
+	"errors"
+	"sync"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+)
+
+// Registers as KVM has them. RFLAGS bit 1 must be set.
+type (
+	Regs       = gokvm.Regs       // general purpose (struct kvm_regs)
+	Sregs      = gokvm.Sregs      // segments, control registers, EFER, APIC base (struct kvm_sregs)
+	Segment    = gokvm.Segment    // struct kvm_segment
+	Descriptor = gokvm.Descriptor // GDT or IDT (struct kvm_dtable)
+	VCPUEvents = gokvm.VCPUEvents // struct kvm_vcpu_events
+)
+
+// MPState is a vCPU's run state. With in-kernel interrupt controllers vCPU 0 starts runnable and all others wait for INIT.
+type MPState uint32
+
+// The run states on x86.
+const (
+	MPRunnable      = MPState(gokvm.MPStateRunnable)
+	MPUninitialized = MPState(gokvm.MPStateUninitialized)
+	MPInitReceived  = MPState(gokvm.MPStateInitReceived)
+	MPHalted        = MPState(gokvm.MPStateHalted)
+	MPSIPIReceived  = MPState(gokvm.MPStateSipiReceived)
+)
+
+// VCPU is one virtual CPU. See the package's comment for who may call what.
+type VCPU struct {
+	handle
+	id int
+	runArea
+
+	// What a call points the kernel to; on the heap once, rather than once a call.
+	regs  Regs
+	sregs Sregs
+
+	// Guards thread, and that no signal is sent to a thread that has unbound itself.
+	mu     sync.Mutex
+	thread int
+}
+
+func newVCPU(fd, id, runSize int) (*VCPU, error) {
+	area, err := mapRunArea(fd, runSize)
+	if err != nil {
+		_ = closeFD(fd)
+		return nil, err
+	}
+	v := &VCPU{id: id, runArea: area}
+	v.fd = fd
+	v.free = func() error {
+		err := area.unmap()
+		if cerr := closeFD(fd); err == nil {
+			err = cerr
+		}
+		return err
+	}
+	return v, nil
+}
+
+// ID returns the number that the vCPU was created with.
+func (v *VCPU) ID() int { return v.id }
+
+// GetRegs returns the general purpose registers (section 4.11).
+func (v *VCPU) GetRegs() (Regs, error) {
+	_, err := ioctl(&v.handle, reqGetRegs, &v.regs)
+	return v.regs, err
+}
+
+// SetRegs sets the general purpose registers (section 4.12) and drops a pending exception.
+func (v *VCPU) SetRegs(regs Regs) error {
+	v.regs = regs
+	return check(ioctl(&v.handle, reqSetRegs, &v.regs))
+}
+
+// GetSregs returns the special registers (section 4.13).
+func (v *VCPU) GetSregs() (Sregs, error) {
+	_, err := ioctl(&v.handle, reqGetSregs, &v.sregs)
+	return v.sregs, err
+}
+
+// SetSregs sets the special registers (section 4.14). KVM may accept a CR4 bit that the vCPU's CPUID doesn't offer, so the
+// caller checks first.
+func (v *VCPU) SetSregs(sregs Sregs) error {
+	v.sregs = sregs
+	return check(ioctl(&v.handle, reqSetSregs, &v.sregs))
+}
+
+// GetMPState returns the run state (section 4.38).
+func (v *VCPU) GetMPState() (MPState, error) {
+	state := new(MPState)
+	_, err := ioctl(&v.handle, reqGetMPState, state)
+	return *state, err
+}
+
+// SetMPState sets the run state (section 4.39).
+func (v *VCPU) SetMPState(state MPState) error {
+	return check(ioctl(&v.handle, reqSetMPState, &state))
+}
+
+// TSCKHz returns the frequency of the vCPU's time stamp counter (section 4.56), EIO if the host's isn't stable.
+func (v *VCPU) TSCKHz() (int, error) {
+	return call(&v.handle, "KVM_GET_TSC_KHZ", func(fd uintptr) (uintptr, error) {
+		khz, err := gokvm.GetTSCKHz(fd)
+		return uintptr(khz), err
+	})
+}
+
+// GetVCPUEvents returns pending exceptions, interrupts and NMIs (section 4.31, KVM_CAP_VCPU_EVENTS).
+func (v *VCPU) GetVCPUEvents() (VCPUEvents, error) {
+	events := new(VCPUEvents)
+	_, err := ioctl(&v.handle, reqGetVCPUEvents, events)
+	return *events, err
+}
+
+// SetVCPUEvents sets pending exceptions, interrupts and NMIs (section 4.32, KVM_CAP_VCPU_EVENTS).
+func (v *VCPU) SetVCPUEvents(events VCPUEvents) error {
+	return check(ioctl(&v.handle, reqSetVCPUEvents, &events))
+}
+
+// Close closes the vCPU and unmaps its run area. A Run in flight on a thread that has called [VCPU.BindThread] ends with
+// [ErrInterrupted], and what it uses is freed then; on another thread it goes on to its next exit. The exit accessors and
+// the synchronised registers must not be used after Close.
+func (v *VCPU) Close() error {
+	return errors.Join(v.Kick(), v.close())
+}

@@ -1,0 +1,82 @@
+package kvm
+
+import (
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+	"golang.org/x/sys/unix"
+)
+
+// Flags of a memory slot, for [VM.SetUserMemoryRegion].
+const (
+	MemLogDirtyPages uint32 = 1 << 0 // KVM_MEM_LOG_DIRTY_PAGES
+	MemReadonly      uint32 = 1 << 1 // KVM_MEM_READONLY; needs KVM_CAP_READONLY_MEM
+)
+
+// VM is one virtual machine.
+type VM struct {
+	handle
+	runSize int
+}
+
+// enableCap is struct kvm_enable_cap.
+type enableCap struct {
+	cap   uint32
+	flags uint32
+	args  [4]uint64
+	_     [64]byte
+}
+
+// CheckExtension is [System.CheckExtension] as it applies to this VM.
+func (vm *VM) CheckExtension(c Capability) (int, error) {
+	return checkExtension(&vm.handle, c)
+}
+
+// EnableCap turns on a capability that is off at first (section 4.37), with up to four arguments. More give E2BIG.
+func (vm *VM) EnableCap(c Capability, args ...uint64) error {
+	arg := &enableCap{cap: uint32(c)}
+	if len(args) > len(arg.args) {
+		return &IoctlError{Ioctl: reqEnableCap.name, Err: unix.E2BIG}
+	}
+	copy(arg.args[:], args)
+	return check(ioctl(&vm.handle, reqEnableCap, arg))
+}
+
+// CreateIRQChip gives the VM two PICs, an I/O APIC and, for every vCPU that is created later, a local APIC (section 4.24).
+func (vm *VM) CreateIRQChip() error {
+	return check(call(&vm.handle, "KVM_CREATE_IRQCHIP", func(fd uintptr) (uintptr, error) {
+		return 0, gokvm.CreateIRQChip(fd)
+	}))
+}
+
+// SetTSSAddr says where in guest-physical memory, below 4 GiB and away from every memory slot, KVM may use three pages
+// (section 4.36). Intel processors need it.
+func (vm *VM) SetTSSAddr(gpa uint32) error {
+	return check(call(&vm.handle, "KVM_SET_TSS_ADDR", func(fd uintptr) (uintptr, error) {
+		return 0, gokvm.SetTSSAddr(fd, gpa)
+	}))
+}
+
+// SetIdentityMapAddr says where in guest-physical memory, below 4 GiB and away from every memory slot, KVM may use one
+// page (section 4.46). Intel processors need it. Call it before the first vCPU is created.
+func (vm *VM) SetIdentityMapAddr(gpa uint64) error {
+	return check(ioctl(&vm.handle, reqSetIdentityMapAddr, &gpa))
+}
+
+// SetUserMemoryRegion makes mem the guest-physical memory at gpa, under the given slot number, or deletes the slot if mem
+// is empty (section 4.35). mem and gpa must be page aligned. mem must be mapped memory, not Go's heap, and must stay
+// mapped until the slot is deleted or the VM and all its vCPUs are closed.
+func (vm *VM) SetUserMemoryRegion(slot, flags uint32, gpa uint64, mem []byte) error {
+	return check(ioctl(&vm.handle, reqSetUserMemoryRegion, newUserMemoryRegion(slot, flags, gpa, mem)))
+}
+
+// CreateVCPU adds the vCPU with the given id, which is also its local APIC id (section 4.7). EEXIST: there is one;
+// EINVAL: the id is too large for this KVM.
+func (vm *VM) CreateVCPU(id int) (*VCPU, error) {
+	fd, err := call(&vm.handle, "KVM_CREATE_VCPU", func(fd uintptr) (uintptr, error) { return gokvm.CreateVCPU(fd, id) })
+	if err != nil {
+		return nil, err
+	}
+	return newVCPU(fd, id, vm.runSize)
+}
+
+// Close closes the VM. KVM keeps it, and its use of the memory, until every vCPU is closed too.
+func (vm *VM) Close() error { return vm.close() }
