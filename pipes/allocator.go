@@ -1,0 +1,81 @@
+package pipes
+
+import "math/bits"
+
+// buddy allocates runs of pages, a power of two each, out of a region. All its state is private. It isn't safe for concurrent use.
+type buddy struct {
+	pages uint32
+	free  [maxOrder + 1][]uint32
+	at    map[block]int // where a free block stands in its list
+}
+
+// block is 1<<order pages from page on. Blocks of one order lie on multiples of their size.
+type block struct {
+	page  uint32
+	order uint8
+}
+
+const maxOrder = 14 // MaxRingSize
+
+func orderOf(size uint32) uint8 { return uint8(bits.Len32(size/pageSize - 1)) }
+
+func (b block) offset() int64 { return int64(b.page) * pageSize }
+func (b block) bytes() int64  { return pageSize << b.order }
+
+func newBuddy(pages uint32) *buddy {
+	a := &buddy{pages: pages, at: make(map[block]int)}
+	for page := uint32(0); page < pages; {
+		order := min(maxOrder, bits.Len32(pages-page)-1)
+		if page != 0 {
+			order = min(order, bits.TrailingZeros32(page))
+		}
+		a.put(block{page, uint8(order)})
+		page += 1 << order
+	}
+	return a
+}
+
+func (a *buddy) put(b block) {
+	a.at[b] = len(a.free[b.order])
+	a.free[b.order] = append(a.free[b.order], b.page)
+}
+
+func (a *buddy) take(b block) {
+	list := a.free[b.order]
+	i, last := a.at[b], len(list)-1
+	if i != last {
+		list[i] = list[last]
+		a.at[block{list[i], b.order}] = i
+	}
+	a.free[b.order] = list[:last]
+	delete(a.at, b)
+}
+
+func (a *buddy) alloc(order uint8) (block, bool) {
+	for o := order; o <= maxOrder; o++ {
+		list := a.free[o]
+		if len(list) == 0 {
+			continue
+		}
+		b := block{list[len(list)-1], o}
+		a.take(b)
+		for b.order > order {
+			b.order--
+			a.put(block{b.page + 1<<b.order, b.order})
+		}
+		return b, true
+	}
+	return block{}, false
+}
+
+func (a *buddy) release(b block) {
+	for b.order < maxOrder {
+		mate := block{b.page ^ 1<<b.order, b.order}
+		if _, ok := a.at[mate]; !ok {
+			break
+		}
+		a.take(mate)
+		b = block{min(b.page, mate.page), b.order + 1}
+	}
+	a.put(b)
+}

@@ -1,0 +1,30 @@
+package pipes
+
+// EndGuest closes, in good order, every end that the guest has left open, as a kernel does for a process that ends: the monitor's ends read what the
+// guest wrote, then end of file, and their writes fail with EPIPE. New fails from now on. The caller has stopped
+// the guest for good.
+func (t *Table) EndGuest() {
+	t.mu.Lock()
+	t.guestGone = true
+	t.mu.Unlock()
+	for i := range t.slots {
+		p := t.slots[i].Load()
+		if p == nil {
+			continue
+		}
+		// The guest's writer goes first, so that who learns of both finds its end of file.
+		for _, h := range []*half{&p.rd, &p.wr} {
+			h.closeTheirs()
+			h.wake(false)
+		}
+	}
+}
+
+// closeTheirs does the other end's last store for it.
+func (h *half) closeTheirs() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.detached {
+		h.theirs.state.CompareAndSwap(stateOpen, stateClosed)
+	}
+}

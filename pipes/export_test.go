@@ -1,0 +1,13 @@
+package pipes
+
+// StartAt makes a fresh pipe's cursors begin elsewhere, as if that many bytes had gone through. The guest attaches afterwards.
+func (p *Pipe) StartAt(cursor uint64) {
+	for _, h := range []*half{&p.rd, &p.wr} {
+		h.mine.cursor.Store(cursor)
+		h.theirs.cursor.Store(cursor)
+		h.own, h.limit = cursor, cursor+h.bias
+	}
+}
+
+// Table returns the table of a monitor's end.
+func (p *Pipe) Table() *Table { return p.table }

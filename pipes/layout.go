@@ -1,0 +1,87 @@
+package pipes
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// Sizes of PROTOCOL.md sections 7 and 8, in bytes.
+const (
+	HeaderSize  = 256
+	MinRingSize = 4 << 10
+	MaxRingSize = 64 << 20
+
+	// MaxStreams is the largest stream limit: what the three levels of a pending bitmap can name.
+	MaxStreams = 131072
+)
+
+const pageSize = 4096
+
+// ID names a pipe: generation<<32 | slot.
+type ID uint64
+
+// Slot is the pipe's place in the table, from 0 to the stream limit − 1.
+func (id ID) Slot() uint32 { return uint32(id) }
+
+// Generation counts how often the slot was reused before.
+func (id ID) Generation() uint32 { return uint32(id >> 32) }
+
+func (id ID) String() string { return fmt.Sprintf("%d.%d", id.Slot(), id.Generation()) }
+
+// Descriptor tells a guest where a pipe lies. Header, Outgoing and Incoming are offsets into the window.
+type Descriptor struct {
+	ID                         ID
+	Header, Outgoing, Incoming uint64
+	OutgoingSize, IncomingSize uint32
+}
+
+// line is one end's half of a ring header: written by that end, but for waiting, which the other end clears.
+type line struct {
+	cursor  atomic.Uint64
+	state   atomic.Uint32
+	waiting atomic.Uint32
+	_       [48]byte
+}
+
+type ringHeader struct{ producer, consumer line }
+
+type pipeHeader struct{ outgoing, incoming ringHeader }
+
+func (h *pipeHeader) clear() {
+	for _, l := range []*line{&h.outgoing.producer, &h.outgoing.consumer, &h.incoming.producer, &h.incoming.consumer} {
+		l.cursor.Store(0)
+		l.state.Store(stateOpen)
+		l.waiting.Store(0)
+	}
+}
+
+const (
+	stateOpen   = 0
+	stateClosed = 1
+	stateReset  = 2
+)
+
+func resetState(errno unix.Errno) uint32 { return stateReset | uint32(errno)<<16 }
+
+// resetErrno is the errno that a reset state carries.
+func resetErrno(state uint32) unix.Errno {
+	if e := unix.Errno(state >> 16); e != 0 {
+		return e
+	}
+	return unix.ECONNRESET
+}
+
+// validState reports whether the other end may go from the state last seen to this one.
+func validState(last, state uint32) bool {
+	switch state & 0xffff {
+	case stateOpen:
+		return state == stateOpen && last == stateOpen
+	case stateClosed:
+		return state == stateClosed && last&0xffff != stateReset
+	case stateReset:
+		return last&0xffff != stateReset || last == state
+	}
+	return false
+}

@@ -1,0 +1,43 @@
+package pipes
+
+import "sync/atomic"
+
+// bitmap is a CPU's pending bitmap, PROTOCOL.md section 8.
+type bitmap struct {
+	top  *atomic.Uint64
+	mid  []atomic.Uint64
+	leaf []atomic.Uint64
+}
+
+const (
+	midOffset  = 64
+	leafOffset = 576
+)
+
+func leaves(streams int) uint64 { return (2*uint64(streams) + 63) / 64 }
+
+func bitmapSize(streams int) uint64 { return leafOffset + 8*leaves(streams) }
+
+func bitmapAt(window []byte, off uint64, streams int) bitmap {
+	return bitmap{
+		top:  &wordsAt(window, off, 1)[0],
+		mid:  wordsAt(window, off+midOffset, 64),
+		leaf: wordsAt(window, off+leafOffset, leaves(streams)),
+	}
+}
+
+// set marks an event and reports whether the CPU needs an interrupt: nobody before did raise one that it hasn't taken yet.
+func (b *bitmap) set(event uint64) bool {
+	leaf, mid := event/64, event/4096
+	return b.leaf[leaf].Or(1<<(event%64)) == 0 &&
+		b.mid[mid].Or(1<<(leaf%64)) == 0 &&
+		b.top.Or(1<<mid) == 0
+}
+
+// raise tells the guest of an event.
+func (t *Table) raise(cpu int, event uint64) {
+	if t.pending[cpu].set(event) {
+		t.doorbells.Add(1)
+		t.o.Doorbell(cpu)
+	}
+}

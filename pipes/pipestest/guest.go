@@ -1,0 +1,186 @@
+// Package pipestest is the guest's half of PROTOCOL.md sections 7, 8 and 12 in Go, without KVM: for tests of whatever stands at the monitor's
+// ends of pipes.
+//
+// A [Guest] works on the same memory as the table that it is made for. It learns of signals as a guest kernel does, from the pending bitmap when
+// the doorbell rings, and signals back by calling the table where a kernel would make hypercalls.
+package pipestest
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"sync"
+	"sync/atomic"
+
+	"github.com/fix-project/arcavm/pipes"
+)
+
+// Guest plays a guest kernel on the window of a table.
+type Guest struct {
+	Table  *pipes.Table
+	Window []byte
+
+	bells  []chan struct{} // for each CPU, room for one: an interrupt that is pending already is not raised twice
+	done   chan struct{}
+	cpus   sync.WaitGroup
+	limit  int
+	conns  []atomic.Pointer[GuestConn] // by slot
+	events atomic.Uint64
+	stray  atomic.Uint64
+}
+
+// NewGuest makes a window of the given size in bytes, a table on it and a guest for that. o.Doorbell is set by NewGuest; CPUs and StreamLimit
+// default to 1 and 64.
+func NewGuest(windowSize int, o pipes.Options) (*Guest, error) {
+	if o.CPUs == 0 {
+		o.CPUs = 1
+	}
+	if o.StreamLimit == 0 {
+		o.StreamLimit = 64
+	}
+	g := &Guest{Window: make([]byte, windowSize), done: make(chan struct{}), limit: o.StreamLimit}
+	g.conns = make([]atomic.Pointer[GuestConn], o.StreamLimit)
+	for range o.CPUs {
+		g.bells = append(g.bells, make(chan struct{}, 1))
+	}
+	o.Doorbell = func(cpu int) {
+		select {
+		case g.bells[cpu] <- struct{}{}:
+		default:
+		}
+	}
+	t, err := pipes.NewTable(g.Window, o)
+	if err != nil {
+		return nil, err
+	}
+	g.Table = t
+	for cpu := range o.CPUs {
+		g.cpus.Add(1)
+		go g.run(cpu)
+	}
+	return g, nil
+}
+
+// Close closes the table and stops the guest's CPUs. It doesn't wait for operations at the monitor's ends. It returns an error if a wake-up was lost
+// and the table's watchdog had to make up for it.
+func (g *Guest) Close() error {
+	err := g.Table.Close()
+	select {
+	case <-g.done:
+	default:
+		close(g.done)
+	}
+	g.cpus.Wait()
+	for i := range g.conns {
+		if c := g.conns[i].Load(); c != nil {
+			c.WakeReader()
+			c.WakeWriter()
+		}
+	}
+	if n := g.Table.Stats().Rescued; n > 0 {
+		err = errors.Join(err, fmt.Errorf("%d wake-ups were lost", n))
+	}
+	return err
+}
+
+// Events is the number of pending bits taken so far; Stray those that named a slot without an open end.
+func (g *Guest) Events() (events, stray uint64) { return g.events.Load(), g.stray.Load() }
+
+func (g *Guest) run(cpu int) {
+	defer g.cpus.Done()
+	base := g.Table.PendingOffset() + uint64(cpu)*g.Table.PendingStride()
+	for {
+		select {
+		case <-g.done:
+			return
+		case <-g.bells[cpu]:
+			g.interrupt(base)
+		}
+	}
+}
+
+// interrupt is the guest's handler of the stream vector.
+func (g *Guest) interrupt(base uint64) {
+	for top := word(g.Window, base).Swap(0); top != 0; top &= top - 1 {
+		m := uint64(bits.TrailingZeros64(top))
+		for mid := word(g.Window, base+64+8*m).Swap(0); mid != 0; mid &= mid - 1 {
+			l := 64*m + uint64(bits.TrailingZeros64(mid))
+			for leaf := word(g.Window, base+576+8*l).Swap(0); leaf != 0; leaf &= leaf - 1 {
+				g.event(64*l + uint64(bits.TrailingZeros64(leaf)))
+			}
+		}
+	}
+}
+
+func (g *Guest) event(e uint64) {
+	g.events.Add(1)
+	c := g.conns[e/2].Load()
+	switch {
+	case c == nil:
+		g.stray.Add(1)
+	case e%2 == 0:
+		c.WakeReader()
+	default:
+		c.WakeWriter()
+	}
+}
+
+// GuestConn is the guest's end of a pipe: a net.Conn with half-close, and the ways to be a bad guest.
+type GuestConn struct {
+	*pipes.Pipe
+	guest *Guest
+}
+
+// Attach returns the guest's end of a pipe that the monitor has made.
+func (g *Guest) Attach(d pipes.Descriptor) (*GuestConn, error) {
+	if d.ID.Slot() >= uint32(g.limit) {
+		return nil, fmt.Errorf("attach to pipe %v: no such slot", d.ID)
+	}
+	p, err := pipes.Attach(g.Window, d, g.Table)
+	if err != nil {
+		return nil, err
+	}
+	c := &GuestConn{Pipe: p, guest: g}
+	g.conns[d.ID.Slot()].Store(c)
+	return c, nil
+}
+
+// Pair makes a pipe and returns both of its ends.
+func (g *Guest) Pair(outgoing, incoming uint32) (host *pipes.Pipe, guest *GuestConn, err error) {
+	host, err = g.Table.New(outgoing, incoming, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	guest, err = g.Attach(host.Descriptor())
+	return host, guest, err
+}
+
+// Store writes a word of the window, at an offset that is a multiple of 8, as a guest may at any time.
+func (g *Guest) Store(off, value uint64) { word(g.Window, off).Store(value) }
+
+// Load reads a word of the window, at an offset that is a multiple of 8.
+func (g *Guest) Load(off uint64) uint64 { return word(g.Window, off).Load() }
+
+// Ring is a ring of a pipe: the offset of its header from the pipe header.
+type Ring uint64
+
+// The two rings of a pipe.
+const (
+	Outgoing Ring = 0
+	Incoming Ring = 128
+)
+
+// Poke writes a cursor and a state as the guest would, whatever the rules say, and notifies the monitor. In the outgoing ring these are the
+// producer's, in the incoming ring the consumer's.
+func (c *GuestConn) Poke(r Ring, cursor uint64, state uint32) error {
+	at := c.Descriptor().Header + uint64(r)
+	if r == Incoming {
+		at += 64
+	}
+	word(c.guest.Window, at).Store(cursor)
+	half(c.guest.Window, at+8).Store(state)
+	if r == Incoming {
+		return c.guest.Table.NotifyWrite(c.ID())
+	}
+	return c.guest.Table.NotifyRead(c.ID())
+}

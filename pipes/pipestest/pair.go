@@ -1,0 +1,33 @@
+package pipestest
+
+import (
+	"testing"
+
+	"github.com/fix-project/arcavm/pipes"
+)
+
+// New makes a guest for a test and closes it at the test's end.
+func New(tb testing.TB, windowSize int, o pipes.Options) *Guest {
+	tb.Helper()
+	g, err := NewGuest(windowSize, o)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := g.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return g
+}
+
+// NewPair makes a guest with one pipe for a test, rings of the given size in bytes each way, and closes all at the test's end.
+func NewPair(tb testing.TB, size uint32) (host *pipes.Pipe, guest *GuestConn) {
+	tb.Helper()
+	g := New(tb, 4<<20+4*int(size), pipes.Options{})
+	host, guest, err := g.Pair(size, size)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return host, guest
+}
