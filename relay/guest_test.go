@@ -1,0 +1,412 @@
+package relay_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/pipes"
+	"github.com/fix-project/arcavm/pipes/pipestest"
+	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/wire"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience bounds each wait of a test; it is reached only by a test that fails.
+const patience = 30 * time.Second
+
+// machine is a server, and a guest that talks to it in Go.
+type machine struct {
+	t      testing.TB
+	guest  *pipestest.Guest
+	server *relay.Server
+	stop   func() // cancels Serve and waits for it; may be called twice
+
+	log *journal
+
+	mu      sync.Mutex
+	control *pipestest.GuestConn
+	conns   []*pipestest.GuestConn
+}
+
+// journal is a log handler that tests wait on: the server's streams end with a record.
+type journal struct {
+	mu      sync.Mutex
+	changed chan struct{} // closed by the next record
+	records []slog.Record
+}
+
+func (j *journal) Enabled(context.Context, slog.Level) bool { return true }
+func (j *journal) WithAttrs([]slog.Attr) slog.Handler       { return j }
+func (j *journal) WithGroup(string) slog.Handler            { return j }
+
+func (j *journal) Handle(_ context.Context, r slog.Record) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.records = append(j.records, r)
+	close(j.changed)
+	j.changed = make(chan struct{})
+	return nil
+}
+
+func (j *journal) count(msg string) (n int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, r := range j.records {
+		if r.Message == msg {
+			n++
+		}
+	}
+	return n
+}
+
+// wait looks at a condition again after each record.
+func (m *machine) wait(otherwise string, ok func() bool) {
+	m.t.Helper()
+	late := time.After(patience)
+	for {
+		m.log.mu.Lock()
+		changed := m.log.changed
+		m.log.mu.Unlock()
+		if ok() {
+			return
+		}
+		select {
+		case <-changed:
+		case <-late:
+			m.t.Fatal(otherwise)
+		}
+	}
+}
+
+type setup struct {
+	root     *os.Root
+	onListen func(netip.AddrPort)
+	handlers map[uint16]relay.Handler
+	streams  int
+	window   int
+	quiet    bool // no log to wait on
+
+	noNetwork bool
+}
+
+func start(t testing.TB, o setup) *machine {
+	t.Helper()
+	if o.streams == 0 {
+		o.streams = 256
+	}
+	if o.window == 0 {
+		o.window = 8 << 20
+	}
+	m := &machine{t: t, log: &journal{changed: make(chan struct{})}}
+	var err error
+	if m.guest, err = pipestest.NewGuest(o.window, pipes.Options{StreamLimit: o.streams}); err != nil {
+		t.Fatal(err)
+	}
+	host, control, err := m.guest.Pair(64<<10, 64<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.control = control
+	m.conns = append(m.conns, control)
+	deadline(t, control)
+
+	var mux relay.Mux
+	mux.Handle(wire.ProtocolFileSystem, relay.FileSystem(o.root))
+	if !o.noNetwork {
+		mux.Handle(wire.ProtocolTCPListener, relay.TCPListener())
+		mux.Handle(wire.ProtocolTCPConnection, relay.TCPConnection())
+	}
+	for protocol, h := range o.handlers {
+		mux.Handle(protocol, h)
+	}
+	options := relay.Options{Logger: slog.New(m.log), OnListen: o.onListen}
+	if o.quiet {
+		options.Logger = nil
+	}
+	m.server = relay.New(m.guest.Table, host, &mux, options)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- m.server.Serve(ctx) }()
+	var once sync.Once
+	m.stop = func() {
+		once.Do(func() {
+			cancel()
+			select {
+			case err := <-ended:
+				if err != nil {
+					t.Errorf("Serve: %v", err)
+				}
+			case <-time.After(patience):
+				panic("Serve doesn't return")
+			}
+		})
+	}
+	t.Cleanup(func() {
+		m.stop()
+		// Deadlines that run on would keep the window's memory for as long.
+		for _, c := range m.conns {
+			c.SetDeadline(time.Time{})
+		}
+		if err := m.guest.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+func deadline(t testing.TB, c net.Conn) {
+	t.Helper()
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// receive reads one frame.
+func receive(c io.Reader) (wire.Header, []byte, error) {
+	b := make([]byte, wire.HeaderSize)
+	if _, err := io.ReadFull(c, b); err != nil {
+		return wire.Header{}, nil, err
+	}
+	h, err := wire.DecodeHeader(b)
+	if err != nil {
+		return h, nil, err
+	}
+	p := make([]byte, h.Length)
+	_, err = io.ReadFull(c, p)
+	return h, p, err
+}
+
+// tryPipe asks for a pipe through the control pipe.
+func (m *machine) tryPipe(outgoing, incoming, cpu uint32) (*pipestest.GuestConn, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	request := wire.AppendNewStreamRequest(nil, 77, wire.NewStreamRequest{
+		OutgoingSize: outgoing, IncomingSize: incoming, HomeCPU: cpu,
+	})
+	if _, err := m.control.Write(request); err != nil {
+		return nil, err
+	}
+	h, p, err := receive(m.control)
+	if err != nil {
+		return nil, err
+	}
+	info, err := wire.DecodeDataStreamInfo(p)
+	if err != nil {
+		return nil, err
+	}
+	if h.RequestID != 77 {
+		return nil, fmt.Errorf("answer to request %d", h.RequestID)
+	}
+	if info.Status != 0 {
+		return nil, unix.Errno(info.Status)
+	}
+	d := info.Pipe
+	c, err := m.guest.Attach(pipes.Descriptor{
+		ID: pipes.ID(d.ID), Header: d.Header, Outgoing: d.Outgoing, Incoming: d.Incoming,
+		OutgoingSize: d.OutgoingSize, IncomingSize: d.IncomingSize,
+	})
+	if err != nil {
+		return nil, err
+	}
+	m.conns = append(m.conns, c)
+	return c, c.SetDeadline(time.Now().Add(patience))
+}
+
+func (m *machine) pipe() *pipestest.GuestConn {
+	m.t.Helper()
+	c, err := m.tryPipe(64<<10, 64<<10, 0)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return c
+}
+
+// open sends Open on c and returns Opened's payload.
+func open(c *pipestest.GuestConn, protocol uint16, payload []byte) ([]byte, error) {
+	if _, err := c.Write(wire.AppendOpen(nil, 5, wire.Open{Protocol: protocol, Payload: payload})); err != nil {
+		return nil, err
+	}
+	return opened(c)
+}
+
+func opened(c *pipestest.GuestConn) ([]byte, error) {
+	h, p, err := receive(c)
+	if err != nil {
+		return nil, err
+	}
+	if h.Kind != wire.KindOpened || h.RequestID != 5 {
+		return nil, fmt.Errorf("got %+v, want Opened", h)
+	}
+	o, err := wire.DecodeOpened(p)
+	if err == nil && o.Status != 0 {
+		err = unix.Errno(o.Status)
+	}
+	return o.Payload, err
+}
+
+func (m *machine) tryConnect(to netip.AddrPort) (*pipestest.GuestConn, error) {
+	m.t.Helper()
+	c := m.pipe()
+	_, err := open(c, wire.ProtocolTCPConnection, connectTo(to))
+	return c, err
+}
+
+func (m *machine) connect(to netip.AddrPort) *pipestest.GuestConn {
+	m.t.Helper()
+	c, err := m.tryConnect(to)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return c
+}
+
+func connectTo(a netip.AddrPort) []byte {
+	return wire.AppendConnect(nil, wire.Connect{Endpoint: at(a)})
+}
+
+func at(a netip.AddrPort) wire.Endpoint { return wire.Endpoint{Addr: a.Addr(), Port: a.Port()} }
+
+// listening is a guest's listener.
+type listening struct {
+	*pipestest.GuestConn
+	m  *machine
+	at netip.AddrPort
+}
+
+func (m *machine) listen(on string, backlog uint32) *listening {
+	m.t.Helper()
+	c := m.pipe()
+	p, err := open(c, wire.ProtocolTCPListener, wire.AppendListen(nil, wire.Listen{
+		Endpoint: at(netip.MustParseAddrPort(on)), Backlog: backlog,
+	}))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	e, err := wire.DecodeEndpoint(p)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return &listening{c, m, e.AddrPort()}
+}
+
+func (l *listening) ask(request uint64, id pipes.ID) {
+	l.m.t.Helper()
+	if _, err := l.Write(wire.AppendAcceptConnection(nil, request, wire.AcceptConnection{Pipe: uint64(id)})); err != nil {
+		l.m.t.Fatal(err)
+	}
+}
+
+func (l *listening) answer() (uint64, wire.IncomingConnection) {
+	l.m.t.Helper()
+	h, p, err := receive(l)
+	if err != nil {
+		l.m.t.Fatal(err)
+	}
+	a, err := wire.DecodeIncomingConnection(p)
+	if err != nil {
+		l.m.t.Fatal(err)
+	}
+	return h.RequestID, a
+}
+
+// dialed connects to the guest's listener from outside.
+func dialed(t testing.TB, to netip.AddrPort) *net.TCPConn {
+	t.Helper()
+	c, err := net.DialTimeout("tcp", to.String(), patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	deadline(t, c)
+	return c.(*net.TCPConn)
+}
+
+// hostListener is a server outside of the guest.
+func hostListener(t testing.TB, on string) (*net.TCPListener, netip.AddrPort) {
+	t.Helper()
+	l, err := net.Listen("tcp", on)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	ln := l.(*net.TCPListener)
+	if err := ln.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	return ln, ln.Addr().(*net.TCPAddr).AddrPort()
+}
+
+func accepted(t testing.TB, l *net.TCPListener) *net.TCPConn {
+	t.Helper()
+	c, err := l.AcceptTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	deadline(t, c)
+	return c
+}
+
+// connected is a connection that the guest opened: its end, and the peer's.
+func (m *machine) connected() (guest *pipestest.GuestConn, peer *net.TCPConn) {
+	m.t.Helper()
+	l, to := hostListener(m.t, "127.0.0.1:0")
+	guest = m.connect(to)
+	return guest, accepted(m.t, l)
+}
+
+// pattern is n bytes that differ from place to place and from seed to seed.
+func pattern(seed, n int) []byte {
+	b := make([]byte, n)
+	x := uint32(seed)*2654435761 + 1
+	for i := range b {
+		x = x*1664525 + 1013904223
+		b[i] = byte(x >> 24)
+	}
+	return b
+}
+
+func wantBytes(t testing.TB, r io.Reader, want []byte) {
+	t.Helper()
+	got := make([]byte, len(want))
+	if n, err := io.ReadFull(r, got); err != nil {
+		t.Fatalf("after %d of %d bytes: %v", n, len(want), err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Fatal("the bytes differ")
+	}
+}
+
+func wantEOF(t testing.TB, r io.Reader) {
+	t.Helper()
+	if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Fatalf("got %d, %v, want end of file", n, err)
+	}
+}
+
+func wantReadError(t testing.TB, r io.Reader, want unix.Errno) {
+	t.Helper()
+	if _, err := io.Copy(io.Discard, r); !errors.Is(err, want) {
+		t.Fatalf("got %v, want %v", err, want)
+	}
+}
+
+// wantFree waits until no stream, and no pipe but the control pipe is left.
+func (m *machine) wantFree() {
+	m.t.Helper()
+	m.wait("pipes are left", func() bool { return m.guest.Table.Stats().Open == 1 && m.server.Stats().Streams == 0 })
+}

@@ -1,0 +1,56 @@
+package relay
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Handler serves the streams of one protocol. Serve runs on a goroutine of its own, from the stream's Open until it
+// returns, and must return soon after ctx ends: that is when the server stops or the guest resets the stream.
+// Then the server closes both directions of the pipe. If Serve returned an error that isn't the pipe's own, it resets them with
+// the errno in that error; EPROTO is for what the guest did wrong, and counted and logged as that.
+//
+// A Handler answers the Open with [Stream.Opened] before anything else. After a status other than 0 it returns.
+type Handler interface {
+	Serve(ctx context.Context, s *Stream) error
+}
+
+// HandlerFunc is a function as a Handler.
+type HandlerFunc func(ctx context.Context, s *Stream) error
+
+// Serve calls f.
+func (f HandlerFunc) Serve(ctx context.Context, s *Stream) error { return f(ctx, s) }
+
+// Mux hands each stream to the Handler registered for its protocol, and answers EPROTONOSUPPORT where there is
+// none. The zero value has no handlers. Its methods may be called concurrently.
+type Mux struct {
+	mu       sync.RWMutex
+	handlers map[uint16]Handler
+}
+
+// Handle registers a handler. It panics if the protocol has one already.
+func (m *Mux) Handle(protocol uint16, h Handler) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.handlers[protocol]; ok {
+		panic(fmt.Sprintf("relay: protocol %d has two handlers", protocol))
+	}
+	if m.handlers == nil {
+		m.handlers = make(map[uint16]Handler)
+	}
+	m.handlers[protocol] = h
+}
+
+// Serve hands s on.
+func (m *Mux) Serve(ctx context.Context, s *Stream) error {
+	m.mu.RLock()
+	h := m.handlers[s.Protocol]
+	m.mu.RUnlock()
+	if h == nil {
+		return s.Opened(unix.EPROTONOSUPPORT, nil)
+	}
+	return h.Serve(ctx, s)
+}

@@ -1,0 +1,294 @@
+// Package relay is the monitor's half of the stream protocol (PROTOCOL.md sections 9 to 12): the control pump, which makes
+// pipes, and the protocols that they speak, each a [Handler] in a file of its own.
+//
+// A [Server] owns a goroutine for the control pipe. A data pipe has none until its first frame arrives. Then a handler serves it on
+// a goroutine of its own; a TCP connection has two, one for each direction, which move bytes between socket and ring without a copy in
+// between. All of them end with the context that [Server.Serve] was given.
+//
+// Pipes are hostile: a guest that breaks the protocol on one loses that one, with EPROTO.
+package relay
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+
+	"github.com/fix-project/arcavm/pipes"
+	"github.com/fix-project/arcavm/wire"
+)
+
+// Options are what a Server may be told. The zero value is good.
+type Options struct {
+	// Logger gets the life of streams at debug level and a guest's protocol errors as warnings, these limited in their rate.
+	// nil discards them.
+	Logger *slog.Logger
+	// OnListen is called with the bound address of each listener that the guest opens, before the guest learns of it.
+	OnListen func(netip.AddrPort)
+}
+
+// Server serves the pipes of one virtual machine.
+type Server struct {
+	table    *pipes.Table
+	control  *pipes.Pipe
+	handler  Handler
+	onListen func(netip.AddrPort)
+	log      *slog.Logger
+	warn     rate.Sometimes // about protocol errors
+
+	count counters
+
+	mu       sync.Mutex
+	ctx      context.Context // nil before Serve
+	stopping bool
+	streams  map[pipes.ID]*Stream
+	ended    sync.Cond // a stream has ended
+	closed   traffic   // of streams that have ended
+	running  sync.WaitGroup
+}
+
+// New returns a server for the pipes of table. control is the control pipe; handler, usually a [Mux], gets every stream that a guest opens.
+func New(table *pipes.Table, control *pipes.Pipe, handler Handler, o Options) *Server {
+	s := &Server{
+		table:    table,
+		control:  control,
+		handler:  handler,
+		onListen: o.OnListen,
+		log:      o.Logger,
+		warn:     rate.Sometimes{First: 10, Interval: time.Second},
+		streams:  make(map[pipes.ID]*Stream),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.count.opened = make(map[uint16]uint64)
+	s.ended.L = &s.mu
+	return s
+}
+
+// Serve serves until ctx is done. Then it resets what is open, so that TCP peers see a reset, and returns when every goroutine that it started
+// has ended. It may be called once.
+func (s *Server) Serve(ctx context.Context) error {
+	s.mu.Lock()
+	if s.ctx != nil {
+		s.mu.Unlock()
+		return errors.New("relay: Serve called twice")
+	}
+	s.ctx = ctx
+	s.mu.Unlock()
+	s.start(s.pump)
+
+	<-ctx.Done()
+	s.mu.Lock()
+	s.stopping = true
+	s.mu.Unlock()
+	// No stream is added any more.
+	_ = s.control.Reset(unix.ECONNRESET)
+	for _, st := range s.list() {
+		_ = st.Pipe.Reset(unix.ECONNRESET)
+	}
+	s.running.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, st := range s.streams {
+		s.closed.add(st)
+	}
+	clear(s.streams)
+	return nil
+}
+
+// Drain waits until every stream has ended by itself, or ctx is done. The caller has seen to it that the guest opens no more. It may
+// be called while Serve runs.
+func (s *Server) Drain(ctx context.Context) {
+	stop := context.AfterFunc(ctx, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.ended.Broadcast()
+	})
+	defer stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.streams) > 0 && ctx.Err() == nil {
+		s.ended.Wait()
+	}
+}
+
+// start runs f on a goroutine that Serve waits for. It reports false, and doesn't, if the server is stopping.
+func (s *Server) start(f func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping {
+		return false
+	}
+	s.running.Go(f)
+	return true
+}
+
+func (s *Server) list() []*Stream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]*Stream, 0, len(s.streams))
+	for _, st := range s.streams {
+		list = append(list, st)
+	}
+	return list
+}
+
+// pump answers the requests on the control pipe.
+func (s *Server) pump() {
+	in := frames{pipe: s.control}
+	var out []byte
+	for {
+		request, payload, err := in.next(wire.KindNewStreamRequest)
+		if err == nil {
+			var m wire.NewStreamRequest
+			if m, err = wire.DecodeNewStreamRequest(payload); err != nil {
+				err = protocolError(err)
+			} else {
+				out = wire.AppendDataStreamInfo(out[:0], request, s.newStream(m))
+				_, err = s.control.Write(out)
+			}
+		}
+		if err != nil {
+			s.end(s.control, "control pipe ended", err)
+			return
+		}
+	}
+}
+
+// newStream makes a pipe. Nothing runs for it until its first frame arrives.
+func (s *Server) newStream(m wire.NewStreamRequest) wire.DataStreamInfo {
+	p, err := s.table.New(m.OutgoingSize, m.IncomingSize, int(m.HomeCPU))
+	if err != nil {
+		s.log.Debug("no new pipe", "err", err)
+		return wire.DataStreamInfo{Status: uint32(errnoOf(err))}
+	}
+	st := &Stream{Pipe: p, server: s}
+	s.mu.Lock()
+	stopping := s.stopping
+	if !stopping {
+		s.streams[p.ID()] = st
+	}
+	s.mu.Unlock()
+	if stopping {
+		_ = p.Reset(unix.ECONNRESET)
+		return wire.DataStreamInfo{Status: uint32(unix.ECONNRESET)}
+	}
+	s.await(st)
+	d := p.Descriptor()
+	return wire.DataStreamInfo{Pipe: wire.Descriptor{
+		ID: uint64(d.ID), Header: d.Header,
+		Outgoing: d.Outgoing, Incoming: d.Incoming,
+		OutgoingSize: d.OutgoingSize, IncomingSize: d.IncomingSize,
+	}}
+}
+
+// await serves st from its first frame on, unless an accept claims it before.
+func (s *Server) await(st *Stream) {
+	st.Pipe.OnReadable(func() {
+		s.start(func() {
+			if st.claimed.CompareAndSwap(false, true) {
+				s.run(st, s.open)
+			}
+		})
+	})
+}
+
+// claim takes a pipe that no frame has arrived on, to relay an accepted connection.
+func (s *Server) claim(id pipes.ID) (*Stream, unix.Errno) {
+	if id == s.control.ID() {
+		return nil, unix.EBUSY
+	}
+	s.mu.Lock()
+	st := s.streams[id]
+	s.mu.Unlock()
+	switch {
+	case st == nil:
+		return nil, unix.ENOENT
+	case !st.claimed.CompareAndSwap(false, true):
+		return nil, unix.EBUSY
+	}
+	st.Pipe.OnReadable(nil)
+	return st, 0
+}
+
+// unclaim gives a pipe back as it was.
+func (s *Server) unclaim(st *Stream) {
+	st.claimed.Store(false)
+	s.await(st)
+}
+
+// run serves a claimed stream with f to its end. f's context ends with the server's, or with the guest's reset.
+func (s *Server) run(st *Stream, f func(context.Context, *Stream) error) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
+	st.Pipe.OnReadError(cancel)
+	s.finish(st, f(ctx, st))
+}
+
+// open reads a stream's Open and hands the stream to its handler.
+func (s *Server) open(ctx context.Context, st *Stream) error {
+	in := frames{pipe: st.Pipe}
+	request, payload, err := in.next(wire.KindOpen)
+	if err == io.EOF {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	m, err := wire.DecodeOpen(payload)
+	if err != nil {
+		return protocolError(err)
+	}
+	st.request, st.Protocol, st.Payload = request, m.Protocol, m.Payload
+	s.mu.Lock()
+	s.count.opened[m.Protocol]++
+	s.mu.Unlock()
+	st.log(slog.LevelDebug, "stream opened")
+	return s.handler.Serve(ctx, st)
+}
+
+// finish closes the monitor's end of a stream. The pipe is free as soon as the guest has closed its own.
+func (s *Server) finish(st *Stream, err error) {
+	s.mu.Lock()
+	delete(s.streams, st.Pipe.ID())
+	s.closed.add(st)
+	s.ended.Broadcast()
+	s.mu.Unlock()
+	st.Pipe.OnReadable(nil)
+	st.Pipe.OnReadError(nil)
+	st.Pipe.OnWriteError(nil)
+	s.end(st.Pipe, "stream ended", err, slog.Uint64("protocol", uint64(st.Protocol)),
+		slog.Uint64("to_guest", st.toGuest.Load()), slog.Uint64("from_guest", st.fromGuest.Load()))
+}
+
+// end closes p in good order, or resets it if err is more than the news that the guest has ended it.
+func (s *Server) end(p *pipes.Pipe, msg string, err error, attrs ...slog.Attr) {
+	attrs = append(attrs, slog.Any("stream", p.ID()))
+	if err != nil && err != io.EOF {
+		attrs = append(attrs, slog.Any("err", err))
+	}
+	switch {
+	case errors.Is(err, unix.EPROTO):
+		s.count.protocolErrors.Add(1)
+		_ = p.Reset(unix.EPROTO)
+		s.warn.Do(func() {
+			s.log.LogAttrs(context.Background(), slog.LevelWarn, "guest broke the stream protocol", attrs...)
+		})
+		return
+	case s.ctx.Err() != nil:
+		// The virtual machine ends: what is open is reset, however far its handler came.
+		_ = p.Reset(unix.ECONNRESET)
+	case err == nil, err == io.EOF, p.Caused(err):
+		_ = p.Close()
+	default:
+		_ = p.Reset(errnoOf(err))
+	}
+	s.log.LogAttrs(context.Background(), slog.LevelDebug, msg, attrs...)
+}

@@ -1,0 +1,51 @@
+package relay
+
+import (
+	"maps"
+	"sync/atomic"
+)
+
+// Stats is a snapshot of what a Server has done so far.
+type Stats struct {
+	Opened         map[uint16]uint64 // streams opened, by protocol
+	Accepted       uint64            // connections accepted
+	ConnectsFailed uint64            // connections refused, timed out, not found
+	ProtocolErrors uint64            // pipes reset with EPROTO
+	ToGuest        uint64            // bytes relayed from sockets and files
+	FromGuest      uint64            // bytes relayed to sockets
+	Streams        int               // pipes that the monitor has not closed yet, the control pipe not counted
+}
+
+type counters struct {
+	opened         map[uint16]uint64 // guarded by Server.mu
+	accepted       atomic.Uint64
+	connectsFailed atomic.Uint64
+	protocolErrors atomic.Uint64
+}
+
+// traffic counts bytes each way.
+type traffic struct{ toGuest, fromGuest uint64 }
+
+func (t *traffic) add(s *Stream) {
+	t.toGuest += s.toGuest.Load()
+	t.fromGuest += s.fromGuest.Load()
+}
+
+// Stats returns a snapshot. It may be called at any time.
+func (s *Server) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	bytes := s.closed
+	for _, st := range s.streams {
+		bytes.add(st)
+	}
+	return Stats{
+		Opened:         maps.Clone(s.count.opened),
+		Accepted:       s.count.accepted.Load(),
+		ConnectsFailed: s.count.connectsFailed.Load(),
+		ProtocolErrors: s.count.protocolErrors.Load(),
+		ToGuest:        bytes.toGuest,
+		FromGuest:      bytes.fromGuest,
+		Streams:        len(s.streams),
+	}
+}

@@ -1,0 +1,101 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/pipes"
+	"github.com/fix-project/arcavm/wire"
+)
+
+// Stream is a data pipe that a guest has made, from its first frame on, or from the AcceptConnection that named it.
+type Stream struct {
+	// Pipe is the host end. Bytes after the Open belong to the protocol.
+	Pipe *pipes.Pipe
+	// Protocol is the number in the Open.
+	Protocol uint16
+	// Payload is the protocol's own part of the Open.
+	Payload []byte
+
+	server  *Server
+	request uint64      // of the Open
+	claimed atomic.Bool // by the first frame or by an accept, whichever came first
+
+	toGuest, fromGuest atomic.Uint64 // bytes relayed
+
+	writing sync.Mutex // one whole frame at a time
+	frame   []byte     // guarded by writing
+}
+
+// Opened answers the stream's Open. It blocks while the pipe has no room.
+func (s *Stream) Opened(status unix.Errno, payload []byte) error {
+	return s.write(func(b []byte) []byte {
+		return wire.AppendOpened(b, s.request, wire.Opened{Status: uint32(status), Payload: payload})
+	})
+}
+
+// write sends the frame that encode appends, whole, whoever else writes to this pipe.
+func (s *Stream) write(encode func([]byte) []byte) error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	s.frame = encode(s.frame[:0])
+	_, err := s.Pipe.Write(s.frame)
+	return err
+}
+
+func (s *Stream) log(level slog.Level, msg string, attrs ...slog.Attr) {
+	log := s.server.log
+	if !log.Enabled(context.Background(), level) {
+		return
+	}
+	attrs = append(attrs, slog.Uint64("stream", uint64(s.Pipe.ID())), slog.Uint64("protocol", uint64(s.Protocol)))
+	log.LogAttrs(context.Background(), level, msg, attrs...)
+}
+
+// frames reads the guest's frames from a pipe.
+type frames struct {
+	pipe io.Reader
+	buf  []byte
+}
+
+// next returns the next frame, which must be of the given kind. The payload is a copy that the guest cannot change;
+// it is good until the next call. The error is io.EOF if the guest has closed its end between two frames; one that
+// is EPROTO means a malformed frame, and others are the pipe's.
+func (f *frames) next(kind wire.Kind) (request uint64, payload []byte, err error) {
+	if f.buf == nil {
+		f.buf = make([]byte, wire.HeaderSize, 64)
+	}
+	if _, err := io.ReadFull(f.pipe, f.buf[:wire.HeaderSize]); err != nil {
+		return 0, nil, truncated(err)
+	}
+	h, err := wire.DecodeHeader(f.buf[:wire.HeaderSize])
+	if err == nil && h.Kind != kind {
+		err = errors.New("unexpected " + h.Kind.String())
+	}
+	if err != nil {
+		return 0, nil, protocolError(err)
+	}
+	if cap(f.buf) < int(h.Length) {
+		f.buf = make([]byte, h.Length)
+	}
+	payload = f.buf[:h.Length]
+	if _, err := io.ReadFull(f.pipe, payload); err == io.EOF {
+		return 0, nil, truncated(io.ErrUnexpectedEOF)
+	} else if err != nil {
+		return 0, nil, truncated(err)
+	}
+	return h.RequestID, payload, nil
+}
+
+func truncated(err error) error {
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return protocolError(err)
+	}
+	return err
+}
