@@ -1,0 +1,148 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/rpc/message"
+)
+
+// serveControl answers the requests on the control pipe. None of them waits for the network or for the guest: the guest's kernel holds a lock of its own
+// meanwhile.
+func (s *Server) serveControl(ctx context.Context, p *pipe) error {
+	for {
+		size, err := p.next(maxControl)
+		if err != nil {
+			return err
+		}
+		b, err := p.whole(size)
+		if err != nil {
+			return err
+		}
+		m, err := message.DecodeControlRequest(b)
+		if err != nil {
+			return err
+		}
+		switch m := m.(type) {
+		case message.GetArgs:
+			s.answer(p, message.Args(s.o.Args))
+		case message.Exit:
+			s.log.Debug("guest exits", "code", m.Code)
+			if s.o.OnExit != nil {
+				s.o.OnExit(m.Code)
+			}
+			s.answer(p, message.Ack{})
+		case message.Open:
+			s.openFile(ctx, p, m)
+		case message.Mkdir:
+			s.makeFolder(p, m)
+		case message.Listen:
+			s.listen(ctx, p, m)
+		case message.Connect:
+			s.connect(ctx, p, m)
+		}
+	}
+}
+
+func (s *Server) answer(p *pipe, m message.ControlResponse) {
+	p.respond(message.AppendControlResponse(p.buf[:0], m))
+}
+
+// hand gives the guest a new pipe in answer to a request on the control pipe, and serves it.
+func (s *Server) hand(ctx context.Context, control *pipe, kind string, p *pipe, serve func(context.Context, *pipe) error) {
+	s.answer(control, p.place())
+	s.start(ctx, kind, p, serve)
+}
+
+func (s *Server) openFile(ctx context.Context, control *pipe, m message.Open) {
+	f, err := s.o.Share.open(m.Path, m.Mode)
+	if err == nil {
+		requests, responses := f.ringSizes(m.Mode)
+		var p *pipe
+		if p, err = s.newPipe(requests, responses, fileShare); err == nil {
+			s.log.Debug("file opened", "path", m.Path)
+			s.hand(ctx, control, "file", p, f.serve)
+			return
+		}
+		f.close()
+	}
+	s.refuseFile(control, "open", m.Path, err)
+}
+
+func (s *Server) makeFolder(control *pipe, m message.Mkdir) {
+	if err := s.o.Share.mkdir(m.Path); err != nil {
+		s.refuseFile(control, "mkdir", m.Path, err)
+		return
+	}
+	s.answer(control, message.Ack{})
+}
+
+func (s *Server) refuseFile(control *pipe, op, path string, err error) {
+	s.filesRefused.Add(1)
+	switch {
+	case s.o.Share.none():
+		s.warn(op+" refused: no folder is shared with the guest", "path", path)
+	case errors.Is(err, unix.EROFS):
+		s.warn(op+" refused: what is shared with the guest is read-only", "path", path)
+	default:
+		s.log.Debug(op+" refused", "path", path, "error", err)
+	}
+	s.answer(control, message.Err{Kind: errKind(err)})
+}
+
+// listen listens before it answers. Guests expect no error: if it fails they get a listener at which nobody arrives.
+func (s *Server) listen(ctx context.Context, control *pipe, m message.Listen) {
+	address := netip.AddrPortFrom(netip.AddrFrom4(m.IP), m.Port)
+	p, err := s.newPipe(pageSize, pageSize, 1)
+	if err != nil {
+		s.warn("no memory for a listener", "address", address, "error", err)
+		s.answer(control, message.Err{Kind: errKind(err)})
+		return
+	}
+	l := &listener{server: s}
+	if l.ln, err = listenTCP(ctx, address); err != nil {
+		s.warn("listen failed; nobody will arrive at this listener", "address", address, "error", err)
+	} else {
+		bound := l.ln.Addr().(*net.TCPAddr).AddrPort()
+		s.log.Debug("listening", "address", bound)
+		if s.o.OnListen != nil {
+			s.o.OnListen(bound)
+		}
+	}
+	s.hand(ctx, control, "listener", p, l.serve)
+}
+
+// connect answers at once; the stream's own goroutine connects. Guests expect no error: if it fails they get a stream that has ended.
+func (s *Server) connect(ctx context.Context, control *pipe, m message.Connect) {
+	address := net.JoinHostPort(m.Host, strconv.Itoa(int(m.Port)))
+	p, err := s.newPipe(streamBlock, streamBlock, streamShare)
+	if err != nil {
+		s.warn("no memory for a connection", "address", address, "error", err)
+		s.answer(control, message.Err{Kind: errKind(err)})
+		return
+	}
+	st := &stream{server: s, address: address}
+	s.hand(ctx, control, "stream", p, st.serve)
+}
+
+// listenTCP binds and listens.
+func listenTCP(ctx context.Context, address netip.AddrPort) (*net.TCPListener, error) {
+	var lc net.ListenConfig
+	// Go's default is MPTCP, which resets and half-closes differently.
+	lc.SetMultipathTCP(false)
+	l, err := lc.Listen(ctx, "tcp4", address.String())
+	if err != nil {
+		return nil, err
+	}
+	ln, ok := l.(*net.TCPListener)
+	if !ok {
+		return nil, fmt.Errorf("listening on %v gave a %T", address, l)
+	}
+	return ln, nil
+}

@@ -1,0 +1,36 @@
+// Package rpc is the monitor's half of Arca's older request/response ABI, which kernel images without an ABI note speak.
+//
+// # Model
+//
+// A guest has pipes. A pipe is two byte rings in the guest's own RAM: the guest writes a request to one, the monitor a response to the other, and
+// then comes the next request. The control pipe exists from the start; what is opened through it (a file, a listener, a connection) gets a pipe of its
+// own, and so does each connection that a listener accepts. Package message has the encoding.
+//
+// All of RAM belongs to a buddy allocator whose state lies in RAM too. The monitor lays it out before the start; then both sides allocate and free in
+// it under one spin lock. A ring lies in a block of it, after two reference counts. Each side drops its end by setting its flag and giving up its
+// reference, and whoever gives up the last one frees the block.
+//
+// These guests never signal: a [Server] has to look. One goroutine looks at all rings whose guest owes a message, at a ring that has just been busy
+// after microseconds, at one that has been quiet less and less. Rings where the monitor owes the message are not looked at. A guest that notifies even
+// once is looked at only when it notifies, and gets interrupts, from then on.
+//
+// A pipe is served by a goroutine of its own, which sleeps while there is nothing to do; a pipe that waits for a peer or a disk keeps no other from
+// going on. Bytes of files and connections go from ring memory to the kernel and back without a copy in between.
+//
+// # Answers that guests don't expect
+//
+// A guest takes an error only in answer to Open and Mkdir. So a listener that can't listen is one at which nobody arrives; a connection that can't be
+// made, or that has failed, has nothing to receive and takes whatever is sent; a read that fails is the end of the file, a write that fails has
+// length 0, a seek that can't be leaves the offset as it is. The real error goes to the log.
+//
+// # Hostile guests
+//
+// All that a guest can write is copied once, checked, then used: cursors, counts, messages, every index of the allocator. A guest that breaks a
+// pipe loses that pipe. The walks of the allocator are as long as it has levels, and the wait for its lock is bounded. If it is unusable,
+// [Options].OnBroken is told.
+//
+// # Locks
+//
+// In the order in which they are taken: allocator.mu, then the allocator's lock in guest memory. Server.mu and watcher.mu are taken alone. No lock
+// is held while a pipe waits. A ring belongs to the goroutine that serves its pipe.
+package rpc

@@ -1,0 +1,113 @@
+package rpc
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"time"
+
+	"github.com/fix-project/arcavm/rpc/message"
+)
+
+const (
+	minBackoff = 5 * time.Millisecond
+	maxBackoff = time.Second
+)
+
+// listener is a listening socket on a pipe of its own. It takes a connection from the kernel only when the guest asks for one, so that the kernel's
+// backlog holds the others.
+type listener struct {
+	server *Server
+	ln     *net.TCPListener // nil if listening has failed
+}
+
+func (l *listener) serve(ctx context.Context, p *pipe) error {
+	defer l.close()
+	stop := context.AfterFunc(ctx, l.close)
+	defer stop()
+	for {
+		head, size, err := p.head()
+		if err != nil {
+			return err
+		}
+		op, n, err := message.DecodeListenerRequest(head, size)
+		if err != nil {
+			return err
+		}
+		p.requests.move(uint64(n))
+		switch op {
+		case message.ListenerAccept:
+			if err := l.accept(ctx, p); err != nil {
+				return err
+			}
+		case message.ListenerClose:
+			l.close()
+			p.respond(message.AppendListenerAck(p.buf[:0]))
+			return nil
+		}
+	}
+}
+
+// accept answers with the next connection. One that there is no memory for is refused.
+func (l *listener) accept(ctx context.Context, p *pipe) error {
+	s := l.server
+	if l.ln == nil {
+		<-ctx.Done()
+		return errStopped
+	}
+	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
+		conn, err := l.ln.AcceptTCP()
+		if err == nil {
+			if err = l.hand(ctx, p, conn); err == nil || err == io.EOF {
+				return err
+			}
+			// As the kernel does with those that find no place in its backlog.
+			_ = conn.SetLinger(0)
+			_ = conn.Close()
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return errStopped
+		}
+		s.warn("accept failed", "address", l.ln.Addr(), "error", err)
+		if err := pause(ctx, backoff); err != nil {
+			return err
+		}
+	}
+}
+
+// hand gives the guest a pipe for a connection. io.EOF: it doesn't want one any more, and the connection has been closed.
+func (l *listener) hand(ctx context.Context, p *pipe, conn *net.TCPConn) error {
+	s := l.server
+	sp, err := s.newPipe(streamBlock, streamBlock, streamShare)
+	if err != nil {
+		return err
+	}
+	if p.abandoned() {
+		_ = conn.Close()
+		return cmp.Or(sp.discard(), io.EOF)
+	}
+	s.accepted.Add(1)
+	p.respond(message.AppendListenerPipe(p.buf[:0], sp.place()))
+	st := &stream{server: s, conn: conn}
+	s.start(ctx, "stream", sp, st.serve)
+	return nil
+}
+
+func (l *listener) close() {
+	if l.ln != nil {
+		_ = l.ln.Close()
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return errStopped
+	}
+}

@@ -1,0 +1,147 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/rpc/message"
+)
+
+// stream is a TCP connection on a pipe of its own. Without a connection, or when it has failed, it looks to the guest as if it had ended: nothing to
+// receive, and what is sent goes nowhere.
+type stream struct {
+	server  *Server
+	address string       // to connect to, if there is no connection yet
+	conn    *net.TCPConn // nil if there is none
+}
+
+func (st *stream) serve(ctx context.Context, p *pipe) error {
+	if st.conn == nil {
+		st.dial(ctx)
+	}
+	stop := context.AfterFunc(ctx, st.abandon)
+	defer stop()
+	defer st.abandon()
+	for {
+		head, size, err := p.head()
+		if err != nil {
+			return err
+		}
+		m, n, err := message.DecodeStreamRequest(head, size)
+		if err != nil {
+			return err
+		}
+		p.requests.move(uint64(n))
+		switch m.Op {
+		case message.StreamSend:
+			if err := st.send(p, m.Length); err != nil {
+				return err
+			}
+		case message.StreamReceive:
+			p.respondBytes(message.AppendStreamBytes, m.Length, st)
+		case message.StreamClose:
+			st.close()
+			p.respond(message.AppendStreamAck(p.buf[:0]))
+			return nil
+		}
+	}
+}
+
+func (st *stream) dial(ctx context.Context) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", st.address)
+	if err != nil {
+		st.server.connectsFailed.Add(1)
+		if ctx.Err() == nil {
+			st.server.warn("connect failed; the stream has ended for the guest", "address", st.address, "error", err)
+		}
+		return
+	}
+	st.conn = conn.(*net.TCPConn)
+}
+
+// send answers with the length of what was to be sent, also if the peer is gone: guests try again until all is sent.
+func (st *stream) send(p *pipe, n uint64) error {
+	_, serr, err := p.payload(n, st)
+	if err != nil {
+		return err
+	}
+	if serr != nil && st.conn != nil {
+		st.server.log.Debug("send failed", "peer", st.conn.RemoteAddr(), "error", serr)
+	}
+	p.respond(message.AppendStreamLength(p.buf[:0], n))
+	return nil
+}
+
+// write sends both parts to the peer.
+func (st *stream) write(a, b []byte) (int, error) {
+	if st.conn == nil {
+		return 0, unix.ENOTCONN
+	}
+	n, err := st.conn.Write(a)
+	if err == nil && len(b) > 0 {
+		var k int
+		k, err = st.conn.Write(b)
+		n += k
+	}
+	return n, err
+}
+
+// read waits until there is something to receive and takes what is there. 0 is the end.
+func (st *stream) read(a, b []byte) int {
+	if st.conn == nil {
+		return 0
+	}
+	n, err := st.conn.Read(a)
+	if err != nil {
+		if err != io.EOF && !errors.Is(err, net.ErrClosed) {
+			st.server.log.Debug("receive failed", "peer", st.conn.RemoteAddr(), "error", err)
+		}
+		return 0
+	}
+	if n == len(a) && len(b) > 0 {
+		n += st.readMore(b)
+	}
+	return n
+}
+
+// readMore takes what is there without waiting.
+func (st *stream) readMore(b []byte) (n int) {
+	raw, err := st.conn.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = raw.Read(func(fd uintptr) bool {
+		// An error comes again at the next Read.
+		n, _ = unix.Read(int(fd), b)
+		return true
+	})
+	return max(n, 0)
+}
+
+// close ends the connection so that the peer gets everything that was sent. Bytes that nobody has received would make the kernel send a reset,
+// which can overtake what was sent.
+func (st *stream) close() {
+	if st.conn == nil {
+		return
+	}
+	if err := st.conn.CloseWrite(); err == nil {
+		var scrap [4096]byte
+		for range 64 {
+			if st.readMore(scrap[:]) <= 0 {
+				break
+			}
+		}
+	}
+	st.abandon()
+}
+
+func (st *stream) abandon() {
+	if st.conn != nil {
+		_ = st.conn.Close()
+	}
+}
