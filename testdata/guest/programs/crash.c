@@ -1,0 +1,89 @@
+/*
+ * crash panic|ud2|wild|overflow|triple|port|mmio
+ *
+ * Dies in the way asked for:
+ *   panic     the PANIC call, without a frame
+ *   ud2       an invalid opcode
+ *   wild      a read from an address that nothing is mapped at
+ *   overflow  a recursion without end, which runs off the lowest stack in RAM: a double fault
+ *   triple    a triple fault: an exception without an IDT
+ *   port      an I/O port that doesn't exist
+ *   mmio      a read where neither RAM nor window is, through a page table of its own
+ */
+#include "../kernel/kernel.h"
+
+#define NOINLINE __attribute__((noinline, noclone))
+/* gcc gives a function that doesn't use its stack no frame, and its caller would be missing in the backtrace. */
+#define NEED_FRAME() asm volatile("" ::"r"(__builtin_frame_address(0)))
+
+static NOINLINE u64 recurse(u64 depth, volatile u64 *before) {
+	volatile u64 here[16];
+	here[0] = depth + before[0];
+	return depth == ~0ul ? 0 : recurse(depth + 1, here) + here[0];
+}
+
+static NOINLINE void overflow(void) {
+	volatile u64 start = 0;
+	recurse(0, &start);
+}
+
+static NOINLINE void wild(void) {
+	NEED_FRAME();
+	(void)*(volatile u64 *)0xFFFFDEADBEEF0000ul;
+}
+
+static NOINLINE void ud2(void) {
+	NEED_FRAME();
+	asm volatile("ud2");
+}
+
+static NOINLINE void triple(void) {
+	NEED_FRAME();
+	struct {
+		u16 limit;
+		u64 base;
+	} __attribute__((packed)) none = {0, 0};
+	asm volatile("lidt %0; ud2" ::"m"(none));
+}
+
+static NOINLINE void port(void) {
+	NEED_FRAME();
+	asm volatile("outl %%eax, %%dx" ::"a"(0), "d"(0x1234));
+}
+
+/* Maps the 2 MiB at physical 0xD000_0000 to virtual 0 and reads there. */
+static NOINLINE void mmio(void) {
+	NEED_FRAME();
+	enum { PRESENT = 3, LARGE = 0x80 };
+	u64 cr3, *tables = memory_alloc(8192);
+
+	asm volatile("mov %%cr3, %0" : "=r"(cr3));
+	u64 *root = virtual(cr3 & ~0xFFFul);
+	tables[0] = physical(tables + 512) | PRESENT;
+	tables[512] = 0xD0000000 | LARGE | PRESENT;
+	root[0] = physical(tables) | PRESENT;
+	asm volatile("mov %0, %%cr3; mov (%1), %0" ::"r"(cr3), "r"(0x1000ul) : "memory");
+}
+
+int program_main(void) {
+	struct text how = arg(1);
+
+	log(LOG_INFO, "crashing by: %t", &how);
+	if (text_equal(how, "panic"))
+		panic("as you asked: %t", &how);
+	else if (text_equal(how, "ud2"))
+		ud2();
+	else if (text_equal(how, "wild"))
+		wild();
+	else if (text_equal(how, "overflow"))
+		overflow();
+	else if (text_equal(how, "triple"))
+		triple();
+	else if (text_equal(how, "port"))
+		port();
+	else if (text_equal(how, "mmio"))
+		mmio();
+	else
+		log(LOG_ERROR, "crash panic|ud2|wild|overflow|triple|port|mmio");
+	return 64;
+}

@@ -1,0 +1,16 @@
+/* The first frame on a pipe: it names the protocol. PROTOCOL.md, section 9. */
+#ifndef OPEN_H
+#define OPEN_H
+
+#include "../kernel/kernel.h"
+
+enum { PROTOCOL_FILE_SYSTEM, PROTOCOL_TCP_LISTENER, PROTOCOL_TCP_CONNECTION };
+enum { OPEN_PAYLOAD_MAX = 320 };
+
+/*
+ * Sends Open with this payload, at most OPEN_PAYLOAD_MAX bytes, and waits for Opened. 0 and Opened's own payload in answer (cap bytes, all of
+ * them), or the status that it carries as a negative errno. The stream stays the caller's to close.
+ */
+int protocol_open(struct stream *s, u16 protocol, const void *payload, u32 length, void *answer, u32 cap);
+
+#endif

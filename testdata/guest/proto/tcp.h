@@ -1,0 +1,49 @@
+/* TCP over streams. */
+#ifndef TCP_H
+#define TCP_H
+
+#include "../kernel/kernel.h"
+
+/* As it goes over the wire. */
+struct endpoint {
+	u8 family, reserved; /* 4, 6, or 0: see tcp_connect */
+	u16 port;
+	u32 scope;
+	u8 address[16];
+};
+
+enum { ENDPOINT_TEXT = 64 };
+
+/*
+ * Reads ADDR:PORT, with IPv6 addresses in brackets; -EINVAL. If host isn't NULL, anything else before the last colon is a name: the family is 0 then and
+ * *host the name.
+ */
+int endpoint_parse(struct text s, struct endpoint *e, struct text *host);
+/* Writes at most ENDPOINT_TEXT bytes, in the form that endpoint_parse reads. */
+u64 endpoint_format(char *to, const struct endpoint *e);
+
+enum { TCP_RING_SIZE = 65536 };
+
+struct tcp_listener {
+	struct channel channel;
+	struct endpoint bound;
+	u32 outgoing_size, incoming_size; /* of each connection's rings */
+};
+
+/* The listener must stay where it is. The sizes are those of each connection's rings. */
+int tcp_listen(struct tcp_listener *l, const struct endpoint *where, u32 outgoing_size, u32 incoming_size);
+/* Waits for a connection, which is homed on the calling CPU; any number of threads may wait. */
+int tcp_accept(struct tcp_listener *l, struct stream **s, struct endpoint *peer);
+/* Threads that wait in tcp_accept fail. */
+void tcp_stop_listening(struct tcp_listener *l);
+
+/* Connects to e, or where its family is 0, to the host of this name. */
+int tcp_connect(struct stream **s, const struct endpoint *e, struct text host);
+
+/*
+ * Serves every connection in a thread of its own, spread over all CPUs. The stream is closed after serve, or reset if serve gives an
+ * error; serve itself may close a direction, not both. Returns at once.
+ */
+int tcp_serve(struct tcp_listener *l, int (*serve)(struct stream *s, const struct endpoint *peer));
+
+#endif

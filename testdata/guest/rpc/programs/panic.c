@@ -1,0 +1,28 @@
+/*
+ * rpc-panic [ud2|wild|out]
+ *
+ * Panics: by itself, by an invalid opcode, by a wild read, by an allocation that is too large.
+ */
+#include "../kernel/rpc.h"
+
+#define NOINLINE __attribute__((noinline, noclone))
+
+static NOINLINE void inner_function(struct text how) {
+	if (text_equal(how, "ud2"))
+		asm volatile("ud2");
+	if (text_equal(how, "wild"))
+		(void)*(volatile u64 *)0xFFFFDEADBEEF0000ul;
+	if (text_equal(how, "out"))
+		block_alloc(1ul << 40);
+	panic("as you asked");
+}
+
+static NOINLINE void outer_function(void) {
+	inner_function(arg(1));
+	asm volatile("");
+}
+
+i32 program_main(void) {
+	outer_function();
+	return 0;
+}
