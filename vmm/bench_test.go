@@ -1,0 +1,142 @@
+package vmm_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/vmm"
+	"github.com/fix-project/arcavm/vmm/vmmtest"
+)
+
+// BenchmarkBoot measures from nothing to the guest's end, and shows the
+// monitor's own share of it: until the virtual CPUs run.
+func BenchmarkBoot(b *testing.B) {
+	for _, memory := range []uint64{128 << 20, 1 << 30, 64 << 30} {
+		b.Run(fmt.Sprint(memory>>20, "MiB"), func(b *testing.B) {
+			var own, log time.Duration
+			for b.Loop() {
+				g := vmmtest.Boot(b, vmm.Config{Image: vmmtest.Image(b, "hello"), Memory: memory})
+				if code, err := g.Wait(); code != 0 || err != nil {
+					b.Fatal(code, err)
+				}
+				start, steps := g.VM.Timing()
+				own += steps[len(steps)-2].At.Sub(start)
+				log += steps[len(steps)-1].At.Sub(start)
+			}
+			b.ReportMetric(float64(own.Microseconds())/float64(b.N), "monitor-µs/op")
+			b.ReportMetric(float64(log.Microseconds())/float64(b.N), "first-log-µs/op")
+		})
+	}
+}
+
+// BenchmarkCancel measures how long the end of a running VM takes: every CPU
+// out of the guest, everything freed.
+func BenchmarkCancel(b *testing.B) {
+	for _, cpus := range []int{1, 4, 64} {
+		b.Run(fmt.Sprint(cpus, "CPUs"), func(b *testing.B) {
+			var worst time.Duration
+			for b.Loop() {
+				b.StopTimer()
+				vm, err := vmm.New(vmm.Config{Image: vmmtest.Image(b, "idle"), CPUs: cpus})
+				if err != nil {
+					b.Fatal(err)
+				}
+				ctx, cancel := context.WithCancel(context.Background())
+				running := make(chan struct{})
+				done := make(chan struct{})
+				go func() { close(running); vm.Run(ctx); close(done) }()
+				<-running
+				b.StartTimer()
+				start := time.Now()
+				cancel()
+				<-done
+				worst = max(worst, time.Since(start))
+			}
+			b.ReportMetric(float64(worst.Microseconds()), "worst-µs")
+		})
+	}
+}
+
+// BenchmarkIdle measures ten seconds of a guest that has nothing to do but
+// hold 100 open connections: processor time, and exits.
+func BenchmarkIdle(b *testing.B) {
+	const connections, window = 100, 10 * time.Second
+	g := vmmtest.Boot(b, vmm.Config{Image: vmmtest.Image(b, "httpd"), Args: []string{"127.0.0.1:0"}})
+	addr := g.Addr().String()
+	for range connections {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer c.Close()
+		if err := echoRequest(c, []byte("hello")); err != nil {
+			b.Fatal(err)
+		}
+	}
+	// The guest still answers the last connection's request for the next.
+	for n := exitCount(g); ; {
+		time.Sleep(100 * time.Millisecond)
+		if now := exitCount(g); now == n {
+			break
+		} else {
+			n = now
+		}
+	}
+	for b.Loop() {
+		before, exits, start := processorTime(b), exitCount(g), time.Now()
+		time.Sleep(window)
+		elapsed := time.Since(start)
+		b.ReportMetric(100*(processorTime(b)-before).Seconds()/elapsed.Seconds(), "%core")
+		b.ReportMetric(float64(exitCount(g)-exits)/elapsed.Seconds(), "exits/s")
+	}
+}
+
+func processorTime(b *testing.B) time.Duration {
+	b.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func exitCount(g *vmmtest.Guest) (n uint64) {
+	for _, c := range g.VM.Stats().Exits {
+		n += c
+	}
+	return n
+}
+
+// BenchmarkBulk measures GET /bytes of a guest that moves cursors, and how
+// often guest and monitor signal each other for it.
+func BenchmarkBulk(b *testing.B) {
+	const size = 256 << 20
+	g := vmmtest.Boot(b, vmm.Config{Image: vmmtest.Image(b, "httpd"), Args: []string{"127.0.0.1:0"}})
+	url := fmt.Sprint("http://", g.Addr(), "/bytes/", size)
+	before := g.VM.Stats()
+	b.SetBytes(size)
+	b.ReportAllocs()
+	for b.Loop() {
+		resp, err := http.Get(url)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if n, err := io.Copy(io.Discard, resp.Body); n != size || err != nil {
+			b.Fatal(n, err)
+		}
+		resp.Body.Close()
+	}
+	http.DefaultClient.CloseIdleConnections()
+	after := g.VM.Stats()
+	mib := float64(b.N) * size / (1 << 20)
+	read, was := after.Pipes.Pipes.Read, before.Pipes.Pipes.Read
+	b.ReportMetric(float64(read.Chunks-was.Chunks)/mib, "chunks/MiB")
+	b.ReportMetric(float64(read.Wakes-was.Wakes+read.Signals-was.Signals)/mib, "signals/MiB")
+}

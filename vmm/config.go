@@ -1,0 +1,169 @@
+package vmm
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+
+	"github.com/fix-project/arcavm/rpc"
+	"github.com/fix-project/arcavm/vmm/image"
+)
+
+// Defaults and limits of a [Config].
+const (
+	DefaultMemory = 256 << 20
+	DefaultWindow = 1 << 30
+	// DefaultStreamLimit is lower for a window of less than 1 GiB: one stream for each 64 KiB.
+	DefaultStreamLimit = 16384
+
+	MinMemory = 4 << 20
+	MaxMemory = 256 << 30
+	MinWindow = 2 << 20
+	MaxWindow = 128 << 30
+	MaxCPUs   = 64
+	MaxArgs   = 1024
+
+	// MaxStreamLimit is what one pending bitmap can name (PROTOCOL.md section 5).
+	MaxStreamLimit = 131072
+)
+
+// Config says what to run and with what. The zero value of every field but
+// Image is a working default.
+type Config struct {
+	// Image is the kernel to boot.
+	Image *image.Image
+	// Args are the guest's arguments, without the image's name, which comes first by itself.
+	Args []string
+
+	// CPUs is the number of virtual CPUs, 1 to 64. Default 1.
+	CPUs int
+	// Memory is the guest's RAM in bytes, a multiple of 2 MiB. Default [DefaultMemory].
+	Memory uint64
+	// Window is the shared window in bytes, a multiple of 2 MiB. It is sparse:
+	// only what rings touch is used. Default [DefaultWindow].
+	Window uint64
+	// StreamLimit is the number of pipes that may exist at once, the control
+	// pipe included. Default [DefaultStreamLimit].
+	StreamLimit int
+
+	// ABI is what the image speaks. Default: what its note says.
+	ABI ABI
+
+	// Share is what the guest may reach of the host's files. The zero value
+	// shares nothing. Guests of the stream ABI only read, below its Root. The VM doesn't close it.
+	Share Share
+
+	// Console receives what the guest writes to its debug console, byte for
+	// byte. It is called from virtual CPU threads, one at a time. A slow
+	// writer slows the guest, and one that never returns keeps [VM.Run] from
+	// ending; so does a Logger's. Nil discards.
+	Console io.Writer
+	// Logger receives the guest's log records and the monitor's own. Nil discards.
+	Logger *slog.Logger
+	// OnListen, if not nil, is called once for each address on which the guest
+	// has begun to listen, before the guest learns of it. It must not block.
+	OnListen func(netip.AddrPort)
+
+	// Device is the path of the KVM device. Default /dev/kvm.
+	Device string
+}
+
+// Share is what a guest may reach of the host's files.
+type Share = rpc.Share
+
+// ABI is a choice of guest ABI.
+type ABI int
+
+// The choices.
+const (
+	ABIOfImage         ABI = iota // what the image's note says
+	ABIStream                     // PROTOCOL.md
+	ABIRequestResponse            // Arca's older ABI, which has no note
+)
+
+// abi returns the ABI to use.
+func (c Config) abi() ABI {
+	if c.ABI == ABIOfImage && c.Image.ABI == image.ABIRequestResponse {
+		return ABIRequestResponse
+	}
+	return max(c.ABI, ABIStream)
+}
+
+// ConfigError is a value of a [Config] that can't be used.
+type ConfigError struct {
+	Field  string
+	Reason string
+}
+
+func (e *ConfigError) Error() string { return e.Field + ": " + e.Reason }
+
+// withDefaults fills in what is zero and checks the rest. Errors are *ConfigError.
+func (c Config) withDefaults() (Config, error) {
+	if c.Image == nil {
+		return c, &ConfigError{"image", "none given"}
+	}
+	if c.ABI == ABIOfImage && !c.Image.ABI.Known() {
+		return c, &ConfigError{"image", fmt.Sprintf("%s speaks the ABI of %v, which this monitor doesn't know", c.Image.Name, c.Image.ABI)}
+	}
+	if c.CPUs == 0 {
+		c.CPUs = 1
+	}
+	if c.Memory == 0 {
+		c.Memory = DefaultMemory
+	}
+	if c.Window == 0 {
+		c.Window = DefaultWindow
+	}
+	if c.StreamLimit == 0 {
+		c.StreamLimit = int(min(DefaultStreamLimit, max(1, c.Window>>16)))
+	}
+	if c.Device == "" {
+		c.Device = "/dev/kvm"
+	}
+	if c.Console == nil {
+		c.Console = io.Discard
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.CPUs < 1 || c.CPUs > MaxCPUs {
+		return c, &ConfigError{"cpus", fmt.Sprintf("%d is not in 1 to %d", c.CPUs, MaxCPUs)}
+	}
+	if err := checkSize("memory", c.Memory, MinMemory, MaxMemory); err != nil {
+		return c, err
+	}
+	if err := checkSize("window", c.Window, MinWindow, MaxWindow); err != nil {
+		return c, err
+	}
+	if c.StreamLimit < 1 || c.StreamLimit > MaxStreamLimit {
+		return c, &ConfigError{"stream limit", fmt.Sprintf("%d is not in 1 to %d", c.StreamLimit, MaxStreamLimit)}
+	}
+	if len(c.Args) >= MaxArgs {
+		return c, &ConfigError{"arguments", fmt.Sprintf("%d are more than %d", len(c.Args), MaxArgs-1)}
+	}
+	return c, nil
+}
+
+func checkSize(field string, n, low, high uint64) error {
+	switch {
+	case n < low || n > high:
+		return &ConfigError{field, fmt.Sprintf("%s is not between %s and %s", size(n), size(low), size(high))}
+	case n%hugePage != 0:
+		return &ConfigError{field, fmt.Sprintf("%s is not a multiple of 2 MiB", size(n))}
+	}
+	return nil
+}
+
+// size writes n bytes with the largest unit that leaves a whole number.
+func size(n uint64) string {
+	for _, u := range []struct {
+		shift int
+		name  string
+	}{{30, "GiB"}, {20, "MiB"}, {10, "KiB"}} {
+		if n != 0 && n%(1<<u.shift) == 0 {
+			return fmt.Sprintf("%d %s", n>>u.shift, u.name)
+		}
+	}
+	return fmt.Sprintf("%d bytes", n)
+}

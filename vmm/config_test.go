@@ -1,0 +1,40 @@
+package vmm
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/fix-project/arcavm/vmm/image"
+)
+
+func TestConfigRefused(t *testing.T) {
+	t.Parallel()
+	img := &image.Image{Name: "image"}
+	for _, c := range []struct {
+		name  string
+		cfg   Config
+		field string
+	}{
+		{"no image", Config{}, "image"},
+		{"negative CPUs", Config{Image: img, CPUs: -1}, "cpus"},
+		{"too many CPUs", Config{Image: img, CPUs: MaxCPUs + 1}, "cpus"},
+		{"too little memory", Config{Image: img, Memory: 2 << 20}, "memory"},
+		{"too much memory", Config{Image: img, Memory: 1 << 50}, "memory"},
+		{"odd memory", Config{Image: img, Memory: 5<<20 + 1}, "memory"},
+		{"too small a window", Config{Image: img, Window: 4096}, "window"},
+		{"too large a window", Config{Image: img, Window: 1 << 50}, "window"},
+		{"odd window", Config{Image: img, Window: 3 << 20}, "window"},
+		{"negative stream limit", Config{Image: img, StreamLimit: -1}, "stream limit"},
+		{"too high a stream limit", Config{Image: img, StreamLimit: MaxStreamLimit + 1}, "stream limit"},
+		{"too many arguments", Config{Image: img, Args: make([]string, MaxArgs)}, "arguments"},
+	} {
+		_, err := c.cfg.withDefaults()
+		var bad *ConfigError
+		if !errors.As(err, &bad) || bad.Field != c.field {
+			t.Errorf("%s: %v, want a ConfigError about %s", c.name, err, c.field)
+		}
+	}
+	if _, err := (Config{Image: img}).withDefaults(); err != nil {
+		t.Errorf("the defaults are refused: %v", err)
+	}
+}

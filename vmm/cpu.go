@@ -1,0 +1,195 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync/atomic"
+
+	"github.com/fix-project/arcavm/hypercall"
+	"github.com/fix-project/arcavm/kvm"
+)
+
+// cpu is one virtual CPU and the thread that runs it.
+type cpu struct {
+	vm    *VM
+	index int
+	vcpu  *kvm.VCPU
+
+	// exits counts by exit reason. Only the CPU's thread adds.
+	exits [maxExitReason]atomic.Uint64
+	calls hypercall.Counters
+}
+
+// maxExitReason bounds the exit reasons counted one by one; KVM has about 40.
+const maxExitReason = 64
+
+// Model-specific registers (Intel SDM volume 4).
+const (
+	msrTSC    = 0x10
+	msrTSCAux = 0xC000_0103
+)
+
+// newCPU makes virtual CPU i in its entry state.
+func newCPU(v *VM, i int, cpuid []kvm.CPUIDEntry2) (*cpu, error) {
+	vcpu, err := v.vm.CreateVCPU(i)
+	if err != nil {
+		return nil, fmt.Errorf("virtual CPU %d: %w", i, err)
+	}
+	c := &cpu{vm: v, index: i, vcpu: vcpu}
+	if err := c.setUp(cpuid); err != nil {
+		return nil, errors.Join(fmt.Errorf("virtual CPU %d: %w", i, err), vcpu.Close())
+	}
+	return c, nil
+}
+
+func (c *cpu) setUp(cpuid []kvm.CPUIDEntry2) error {
+	f := c.vm.features
+	if err := c.vcpu.SetCPUID(cpuidFor(c.index, c.vm.cfg.CPUs, cpuid, f)); err != nil {
+		return err
+	}
+	s, err := c.vcpu.GetSregs()
+	if err != nil {
+		return err
+	}
+	entry := c.vm.guest.entry(c.index)
+	enterLongMode(&s, f, entry, c.index == 0)
+	if err := c.vcpu.SetSregs(s); err != nil {
+		return err
+	}
+	entry.regs.RIP = c.vm.cfg.Image.Entry
+	entry.regs.RFLAGS = rflagsReserved
+	if err := c.vcpu.SetRegs(entry.regs); err != nil {
+		return err
+	}
+	if f.RDTSCP {
+		if err := c.vcpu.SetMSRs([]kvm.MSREntry{{Index: msrTSCAux, Data: uint64(c.index)}}); err != nil {
+			return err
+		}
+	}
+	if f.SyncRegs&kvm.SyncRegs != 0 {
+		if err := c.vcpu.SyncOnExit(kvm.SyncRegs); err != nil {
+			return err
+		}
+	}
+	// With in-kernel interrupt controllers every CPU but the first would wait for an INIT.
+	return c.vcpu.SetMPState(kvm.MPRunnable)
+}
+
+// rflagsReserved is the bit that is always set (Intel SDM volume 1, section 3.4.3).
+const rflagsReserved = 2
+
+// Control register bits (Intel SDM volume 3, sections 2.2.1 and 2.5).
+const (
+	cr0PE, cr0MP, cr0NE, cr0WP, cr0PG = 1 << 0, 1 << 1, 1 << 5, 1 << 16, 1 << 31
+
+	cr4PAE, cr4PGE                     = 1 << 5, 1 << 7
+	cr4OSFXSR, cr4OSXMMEXCPT           = 1 << 9, 1 << 10
+	cr4FSGSBase, cr4SMEP, cr4SMAP      = 1 << 16, 1 << 20, 1 << 21
+	eferSCE, eferLME, eferLMA, eferNXE = 1 << 0, 1 << 8, 1 << 10, 1 << 11
+
+	apicBase, apicBSP, apicX2, apicEnable = 0xFEE0_0000, 1 << 8, 1 << 10, 1 << 11
+)
+
+// enterLongMode changes a CPU's reset state into 64-bit mode.
+func enterLongMode(s *kvm.Sregs, f kvm.Features, e entryState, bsp bool) {
+	s.CR0 = cr0PE | cr0MP | cr0NE | cr0WP | cr0PG
+	s.CR3 = e.tables
+	s.CR4 = cr4PAE | cr4OSFXSR | cr4OSXMMEXCPT
+	if e.globalPages {
+		s.CR4 |= cr4PGE
+	}
+	if f.FSGSBASE {
+		s.CR4 |= cr4FSGSBase
+	}
+	if f.SMEP {
+		s.CR4 |= cr4SMEP
+	}
+	if f.SMAP {
+		s.CR4 |= cr4SMAP
+	}
+	s.EFER = eferSCE | eferLME | eferLMA
+	if e.noExecute {
+		s.EFER |= eferNXE
+	}
+	s.CS = kvm.Segment{Limit: 0xFFFF_FFFF, Selector: 0x08, Typ: 0xB, Present: 1, S: 1, L: 1, G: 1}
+	data := kvm.Segment{Limit: 0xFFFF_FFFF, Selector: 0x10, Typ: 0x3, Present: 1, S: 1, DB: 1, G: 1}
+	s.DS, s.ES, s.FS, s.GS, s.SS = data, data, data, data, data
+	s.GDT, s.IDT = kvm.Descriptor{}, kvm.Descriptor{}
+	s.ApicBase = apicBase | apicEnable
+	if e.x2APIC {
+		s.ApicBase |= apicX2
+	}
+	if bsp {
+		s.ApicBase |= apicBSP
+	}
+}
+
+// CPUID leaves and bits that differ from what KVM reports.
+const (
+	leafFeatures   = 0x1
+	leafTopology   = 0xB
+	leafTopologyV2 = 0x1F
+	leafPower      = 0x8000_0007
+
+	bitTSCDeadline  = 1 << 24 // leafFeatures, ECX
+	bitInvariantTSC = 1 << 8  // leafPower, EDX
+)
+
+// cpuidFor is what CPU i sees: what KVM supports, with its own ids, and the
+// timer bits that KVM leaves to its user.
+func cpuidFor(i, cpus int, supported []kvm.CPUIDEntry2, f kvm.Features) []kvm.CPUIDEntry2 {
+	entries := slices.Clone(supported)
+	for n := range entries {
+		e := &entries[n]
+		switch e.Function {
+		case leafFeatures:
+			e.Ebx = e.Ebx&0x0000_FFFF | uint32(i)<<24 | uint32(cpus)<<16
+			if f.TSCDeadline {
+				e.Ecx |= bitTSCDeadline
+			}
+		case leafTopology, leafTopologyV2:
+			e.Edx = uint32(i)
+		case leafPower:
+			if f.InvariantTSC {
+				e.Edx |= bitInvariantTSC
+			}
+		}
+	}
+	return entries
+}
+
+func (c *cpu) tscHz() (uint64, error) {
+	khz, err := c.vcpu.TSCKHz()
+	if err != nil {
+		return 0, err
+	}
+	return uint64(khz) * 1000, nil
+}
+
+func (c *cpu) tsc() (uint64, error) {
+	m := []kvm.MSREntry{{Index: msrTSC}}
+	if err := c.vcpu.GetMSRs(m); err != nil {
+		return 0, err
+	}
+	return m[0].Data, nil
+}
+
+// run executes the guest on a thread of its own until the VM ends.
+func (c *cpu) run() {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	c.vcpu.BindThread()
+	defer c.vcpu.UnbindThread()
+	for !c.vm.ending.Load() {
+		if err := c.vcpu.Run(); err != nil {
+			if errors.Is(err, kvm.ErrInterrupted) {
+				continue
+			}
+			c.crash(fmt.Sprintf("KVM can't go on: %v", err), err)
+			return
+		}
+		c.handleExit()
+	}
+}

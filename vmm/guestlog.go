@@ -1,0 +1,91 @@
+package vmm
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+
+	"github.com/fix-project/arcavm/hypercall"
+)
+
+// logTail is how many of the guest's last log records a crash report shows.
+const logTail = 16
+
+// guestLog passes the guest's log records on and keeps the last of them.
+type guestLog struct {
+	logger *slog.Logger
+	first  func() // called once, at the first record
+
+	mu   sync.Mutex
+	seen uint64
+	last [logTail]string
+}
+
+// add takes one record. Any CPU's thread may call it.
+func (l *guestLog) add(cpu int, r hypercall.LogRecord) {
+	l.mu.Lock()
+	if l.seen == 0 {
+		l.first()
+	}
+	l.last[l.seen%logTail] = logLine(r)
+	l.seen++
+	l.mu.Unlock()
+
+	level := r.Level.Slog()
+	ctx := context.Background()
+	if !l.logger.Enabled(ctx, level) {
+		return
+	}
+	attrs := []slog.Attr{slog.Int("cpu", cpu), slog.String("target", r.Target)}
+	if r.File != "" {
+		attrs = append(attrs, slog.String("file", r.File))
+	}
+	if r.Line != 0 {
+		attrs = append(attrs, slog.Uint64("line", uint64(r.Line)))
+	}
+	if r.Module != "" {
+		attrs = append(attrs, slog.String("module", r.Module))
+	}
+	l.logger.LogAttrs(ctx, level, r.Message, attrs...)
+}
+
+// tail returns the last records, oldest first.
+func (l *guestLog) tail() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := min(l.seen, logTail)
+	lines := make([]string, 0, n)
+	for i := l.seen - n; i < l.seen; i++ {
+		lines = append(lines, l.last[i%logTail])
+	}
+	return lines
+}
+
+func logLine(r hypercall.LogRecord) string {
+	where := ""
+	if r.File != "" {
+		where = fmt.Sprintf(" (%s:%d)", r.File, r.Line)
+	}
+	return fmt.Sprintf("%-5v %s: %s%s", r.Level, r.Target, r.Message, where)
+}
+
+// console is the guest's debug console. A CPU's thread writes while the guest waits.
+type console struct {
+	logger *slog.Logger
+
+	mu sync.Mutex
+	w  io.Writer
+}
+
+// write passes bytes on. A writer that fails is not asked again: the guest
+// must not die because somebody closed the terminal.
+func (c *console) write(p []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, err := c.w.Write(p); err != nil {
+		c.w = io.Discard
+		c.logger.Warn("the rest of the console's output is lost", "err", err)
+	}
+}

@@ -1,0 +1,131 @@
+package vmm_test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/fix-project/arcavm/vmm"
+)
+
+// BenchmarkRPCHello is the time from nothing to the guest's first log record, and to its end.
+func BenchmarkRPCHello(b *testing.B) {
+	for b.Loop() {
+		start := time.Now()
+		g := rpcBoot(b, vmm.Config{}, "rpc-hello")
+		g.WaitLog("hello, world")
+		b.ReportMetric(float64(time.Since(start).Milliseconds()), "ms-to-log")
+		if _, err := g.Wait(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkRPCRequests is a web server's requests per second, each on a connection of its own.
+func BenchmarkRPCRequests(b *testing.B) {
+	for _, notify := range []string{"", "--notify"} {
+		for _, cpus := range []int{1, 2} {
+			for _, clients := range []int{1, 32} {
+				b.Run(fmt.Sprintf("%s/%d CPUs/%d clients", notify, cpus, clients), func(b *testing.B) {
+					g := rpcBoot(b, vmm.Config{CPUs: cpus}, "rpc-httpd", withNotify(notify, "127.0.0.1", "0")...)
+					addr := g.Addr().String()
+					if err := rpcRequest(addr, 0); err != nil {
+						b.Fatal(err)
+					}
+					b.ResetTimer()
+					var todo atomic.Int64
+					todo.Store(int64(b.N))
+					var all errgroup.Group
+					for range clients {
+						all.Go(func() error {
+							for todo.Add(-1) >= 0 {
+								if err := rpcRequest(addr, 0); err != nil {
+									return err
+								}
+							}
+							return nil
+						})
+					}
+					if err := all.Wait(); err != nil {
+						b.Fatal(err)
+					}
+					b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")
+				})
+			}
+		}
+	}
+}
+
+// BenchmarkRPCFile is what a guest writes and reads of a file, in pieces of 64 KiB and 1 MiB.
+func BenchmarkRPCFile(b *testing.B) {
+	const total = 16 << 20
+	for _, piece := range []int{64 << 10, 1 << 20} {
+		b.Run(fmt.Sprint(piece), func(b *testing.B) {
+			var write, read time.Duration
+			for b.Loop() {
+				share, _ := rpcShare(b, true)
+				g := rpcBoot(b, vmm.Config{Share: share}, "rpc-file", fmt.Sprint("piece:", piece), "open:wct:/f", fmt.Sprint("push:", total), "close",
+					"open:r:/f", fmt.Sprint("pull:", total), "close")
+				g.WaitLog("open:wct:/f: ok")
+				start := time.Now()
+				g.WaitLog(fmt.Sprintf("push:%d: %d", total, total))
+				written := time.Now()
+				g.WaitLog(fmt.Sprintf("pull:%d: %d", total, total))
+				write += written.Sub(start)
+				read += time.Since(written)
+				if _, err := g.Wait(); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(total/1e6*float64(b.N)/write.Seconds(), "MB/s-written")
+			b.ReportMetric(total/1e6*float64(b.N)/read.Seconds(), "MB/s-read")
+		})
+	}
+}
+
+// BenchmarkRPCIdle is the monitor's own use of the processor while the guest waits for connections: that of all threads but the virtual CPUs', which spin.
+func BenchmarkRPCIdle(b *testing.B) {
+	const window = 10 * time.Second
+	g := rpcBoot(b, vmm.Config{}, "rpc-httpd", "127.0.0.1", "0")
+	if err := rpcRequest(g.Addr().String(), 0); err != nil {
+		b.Fatal(err)
+	}
+	time.Sleep(time.Second)
+	for b.Loop() {
+		before, start := monitorTicks(b), time.Now()
+		time.Sleep(window)
+		const ticksPerSecond = 100
+		b.ReportMetric(100*float64(monitorTicks(b)-before)/ticksPerSecond/time.Since(start).Seconds(), "%core")
+	}
+}
+
+// monitorTicks sums the processor time of this process's threads that have never run a guest.
+func monitorTicks(b *testing.B) (sum uint64) {
+	b.Helper()
+	stats, err := filepath.Glob("/proc/self/task/*/stat")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, name := range stats {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			continue // the thread has ended
+		}
+		// After the name in parentheses: utime is field 14, stime 15, guest_time 43.
+		fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
+		var user, system, guest uint64
+		if _, err := fmt.Sscan(fmt.Sprintf("%s %s %s", fields[11], fields[12], fields[40]), &user, &system, &guest); err != nil {
+			b.Fatal(err)
+		}
+		if guest == 0 {
+			sum += user + system
+		}
+	}
+	return sum
+}

@@ -1,0 +1,227 @@
+// Package vmmtest boots guests in tests.
+//
+//	g := vmmtest.Boot(t, vmm.Config{Image: img, Args: []string{"127.0.0.1:0"}})
+//	resp, err := http.Get("http://" + g.Addr().String())
+//
+// The guest ends with the test. On a machine without a usable KVM the test is
+// skipped with the reason, or fails if ARCAVM_REQUIRE_KVM=1 is set.
+package vmmtest
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/fix-project/arcavm/hypercall"
+	"github.com/fix-project/arcavm/kvm"
+	"github.com/fix-project/arcavm/testdata/images"
+	"github.com/fix-project/arcavm/vmm"
+	"github.com/fix-project/arcavm/vmm/image"
+)
+
+// patience is how long a guest may run, and how long anything here waits. It
+// only bounds a hang: emulated hardware is a hundred times slower than real.
+const patience = 5 * time.Minute
+
+// Guest is a VM that runs in a test. Its methods may be called from any goroutine.
+type Guest struct {
+	VM *vmm.VM
+
+	t      testing.TB
+	cancel context.CancelFunc
+	addrs  chan netip.AddrPort
+	output *journal // console
+	log    *journal
+
+	done chan struct{}
+	code int
+	err  error
+}
+
+// Image returns one of the committed test images; a name that there isn't is a panic.
+func Image(t testing.TB, name string) *image.Image {
+	t.Helper()
+	img, err := image.ParseBytes(images.Bytes(name), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// Unavailable skips the test because KVM can't be used, or fails it if
+// ARCAVM_REQUIRE_KVM=1 is set.
+func Unavailable(t testing.TB, err error) {
+	t.Helper()
+	if os.Getenv("ARCAVM_REQUIRE_KVM") == "1" {
+		t.Fatalf("ARCAVM_REQUIRE_KVM=1, but: %v", err)
+	}
+	t.Skipf("%v; `arcavm doctor` says what to do", err)
+}
+
+// Boot starts a guest. cfg's Logger and Console, if nil, are collected for
+// [Guest.Log] and [Guest.Console]; its OnListen for [Guest.Addr].
+func Boot(t testing.TB, cfg vmm.Config) *Guest {
+	t.Helper()
+	g := &Guest{t: t, addrs: make(chan netip.AddrPort, 64), output: newJournal(), log: newJournal(), done: make(chan struct{})}
+	if cfg.Console == nil {
+		cfg.Console = g.output
+	} else {
+		cfg.Console = io.MultiWriter(cfg.Console, g.output)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.NewTextHandler(g.log, &slog.HandlerOptions{Level: hypercall.SlogTrace}))
+	}
+	if cfg.OnListen == nil {
+		cfg.OnListen = func(a netip.AddrPort) {
+			select {
+			case g.addrs <- a:
+			default:
+			}
+		}
+	}
+	vm, err := vmm.New(cfg)
+	var missing *kvm.UnavailableError
+	if errors.As(err, &missing) {
+		Unavailable(t, err)
+	}
+	if err != nil {
+		t.Fatalf("making the VM: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	g.VM, g.cancel = vm, cancel
+	go func() {
+		defer close(g.done)
+		defer g.output.close()
+		defer g.log.close()
+		g.code, g.err = vm.Run(ctx)
+	}()
+	t.Cleanup(g.stop)
+	return g
+}
+
+func (g *Guest) stop() {
+	g.cancel()
+	<-g.done
+	if n := g.VM.Stats().Pipes.Rescued; n > 0 {
+		g.t.Errorf("%d wake-ups were lost", n)
+	}
+	if g.t.Failed() {
+		g.t.Logf("guest's log:\n%s\nguest's console:\n%s", g.Log(), g.Console())
+	}
+}
+
+// Addr waits for the guest to listen and returns the address; each call returns the next one.
+func (g *Guest) Addr() netip.AddrPort {
+	g.t.Helper()
+	select {
+	case a := <-g.addrs:
+		return a
+	case <-g.done:
+		select {
+		case a := <-g.addrs:
+			return a
+		default:
+		}
+		g.t.Fatalf("the guest ended before it listened: code %d, %v", g.code, g.err)
+	case <-time.After(patience):
+		g.t.Fatal("the guest doesn't listen")
+	}
+	panic("unreachable")
+}
+
+// Wait waits for the guest's end and returns what [vmm.VM.Run] returned.
+func (g *Guest) Wait() (int, error) {
+	g.t.Helper()
+	select {
+	case <-g.done:
+	case <-time.After(patience):
+		g.t.Fatal("the guest doesn't end")
+	}
+	return g.code, g.err
+}
+
+// Cancel ends the guest at once, as cancelling the context of [vmm.VM.Run] does.
+func (g *Guest) Cancel() { g.cancel() }
+
+// Console returns what the guest has written to its debug console so far.
+func (g *Guest) Console() string { return g.output.String() }
+
+// Log returns the log so far, a line for each record.
+func (g *Guest) Log() string { return g.log.String() }
+
+// WaitLog waits until the log contains text.
+func (g *Guest) WaitLog(text string) {
+	g.t.Helper()
+	if !g.log.wait(text, patience) {
+		g.t.Fatalf("the guest's log never said %q", text)
+	}
+}
+
+// WaitConsole waits until the console's output contains text.
+func (g *Guest) WaitConsole(text string) {
+	g.t.Helper()
+	if !g.output.wait(text, patience) {
+		g.t.Fatalf("the guest's console never said %q", text)
+	}
+}
+
+// journal is a growing text that one can wait on.
+type journal struct {
+	mu      sync.Mutex
+	text    strings.Builder
+	changed chan struct{} // closed and replaced at each change
+	closed  bool
+}
+
+func newJournal() *journal { return &journal{changed: make(chan struct{})} }
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.text.Write(p)
+	j.announce()
+	return len(p), nil
+}
+
+func (j *journal) close() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.closed = true
+	j.announce()
+}
+
+func (j *journal) announce() {
+	close(j.changed)
+	j.changed = make(chan struct{})
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.String()
+}
+
+// wait reports whether text came within the time and before the journal was closed.
+func (j *journal) wait(text string, limit time.Duration) bool {
+	deadline := time.After(limit)
+	for {
+		j.mu.Lock()
+		found, closed, changed := strings.Contains(j.text.String(), text), j.closed, j.changed
+		j.mu.Unlock()
+		if found || closed {
+			return found
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			return false
+		}
+	}
+}
