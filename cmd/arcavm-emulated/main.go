@@ -1,0 +1,131 @@
+// Command arcavm-emulated runs static Linux programs, or the tests of Go
+// packages, on emulated hardware that has KVM (see package emulated).
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/signal"
+	"strings"
+	"time"
+
+	"github.com/fix-project/arcavm/emulated"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// Exit codes of <sysexits.h>.
+const (
+	exitUsage       = 64
+	exitUnavailable = 69
+	exitSoftware    = 70
+)
+
+// exitCode is an error that has been reported already.
+type exitCode int
+
+func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+func main() {
+	emulated.Init()
+	root := &cobra.Command{
+		Use:           "arcavm-emulated",
+		Short:         "Run Linux programs on emulated hardware that has KVM",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(runCommand(), testCommand())
+	err := root.Execute()
+	var code exitCode
+	switch {
+	case err == nil:
+	case errors.As(err, &code):
+		os.Exit(int(code))
+	case errors.Is(err, emulated.ErrUnavailable):
+		fmt.Fprintln(os.Stderr, "arcavm-emulated:", err)
+		os.Exit(exitUnavailable)
+	default:
+		fmt.Fprintln(os.Stderr, "arcavm-emulated:", err)
+		os.Exit(exitSoftware)
+	}
+}
+
+func runCommand() *cobra.Command {
+	var files, ports, env []string
+	var limit time.Duration
+	var outbound, timing bool
+	cmd := &cobra.Command{
+		Use:   "run [flags] PROGRAM [ARGS...]",
+		Short: "Run a static program; its exit code becomes this command's",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			cfg := emulated.Config{
+				Programs: []emulated.Program{{Path: args[0], Args: args[1:], Env: env}},
+				Outbound: outbound, Limit: limit,
+				Stdout: os.Stdout, Stderr: os.Stderr,
+				OnPublish: func(host netip.AddrPort, guest uint16) {
+					fmt.Fprintf(os.Stderr, "port %d is at %v\n", guest, host)
+				},
+			}
+			for _, f := range files {
+				name, source, ok := strings.Cut(f, "=")
+				if !ok {
+					return fmt.Errorf("--file %s: not of the form NAME=SOURCE", f)
+				}
+				cfg.Files = append(cfg.Files, emulated.File{Name: name, Source: source})
+			}
+			for _, p := range ports {
+				port, err := emulated.ParsePort(p)
+				if err != nil {
+					return fmt.Errorf("--publish %w", err)
+				}
+				cfg.Publish = append(cfg.Publish, port)
+			}
+			// The program gets Ctrl-C, and decides; the second one ends it all.
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			signals := make(chan os.Signal, 1)
+			cfg.Signals = passSignals(signals, cancel)
+			signal.Notify(signals, unix.SIGINT, unix.SIGTERM)
+
+			result, err := emulated.Run(ctx, cfg)
+			if errors.Is(err, context.Canceled) {
+				return exitCode(128 + int(unix.SIGINT))
+			}
+			if err != nil {
+				return err
+			}
+			if timing {
+				fmt.Fprintf(os.Stderr, "kernel %s, boot %v, total %v\n", result.Kernel, result.Boot.Round(time.Millisecond), result.Total.Round(time.Millisecond))
+			}
+			if code := result.Exits[0].Code; code != 0 {
+				fmt.Fprint(os.Stderr, result.Console)
+				return exitCode(code)
+			}
+			return nil
+		},
+	}
+	flags := cmd.Flags()
+	flags.SetInterspersed(false)
+	flags.StringArrayVar(&files, "file", nil, "pass in a file or folder, as NAME=SOURCE")
+	flags.StringArrayVar(&ports, "publish", nil, "make a TCP port reachable on the host, as [ADDRESS:]HOSTPORT:PORT (default address 127.0.0.1; HOSTPORT 0: any free one)")
+	flags.StringArrayVar(&env, "env", nil, "set an environment variable, as NAME=VALUE")
+	flags.BoolVar(&outbound, "outbound", false, "let the program connect out through the host")
+	flags.DurationVar(&limit, "limit", emulated.DefaultLimit, "end everything after this time")
+	flags.BoolVar(&timing, "timing", false, "say how long it took")
+	return cmd
+}
+
+// passSignals hands the first signal on, and cancels at the second.
+func passSignals(from <-chan os.Signal, cancel context.CancelFunc) <-chan os.Signal {
+	to := make(chan os.Signal, 1)
+	go func() {
+		to <- <-from
+		<-from
+		cancel()
+	}()
+	return to
+}

@@ -1,0 +1,129 @@
+package emulated
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"path"
+	"strings"
+)
+
+// archive writes a cpio archive in the "newc" format, the one the Linux
+// kernel unpacks as its initial RAM file system
+// (Documentation/driver-api/early-userspace/buffer-format.rst). Missing parent
+// folders are added. Not for concurrent use.
+type archive struct {
+	w      io.Writer
+	inode  uint32
+	known  map[string]bool
+	offset int64
+}
+
+const (
+	modeDirectory = 0o040000
+	modeRegular   = 0o100000
+	modeSymlink   = 0o120000
+)
+
+func newArchive(w io.Writer) *archive {
+	return &archive{w: w, known: map[string]bool{".": true}}
+}
+
+// directory adds a folder and its parents; one that is there already is left.
+func (a *archive) directory(name string) error {
+	name = clean(name)
+	if a.known[name] {
+		return nil
+	}
+	if err := a.parents(name); err != nil {
+		return err
+	}
+	a.known[name] = true
+	return a.entry(name, modeDirectory|0o755, 0, nil)
+}
+
+// file adds a regular file of exactly size bytes, 0 to 4 GiB-1, read from r.
+// A name that is there already is an error: the kernel would quietly take the
+// later one.
+func (a *archive) file(name string, perm uint32, size int64, r io.Reader) error {
+	name, err := a.add(name)
+	if err != nil {
+		return err
+	}
+	return a.entry(name, modeRegular|perm&0o7777, size, r)
+}
+
+func (a *archive) symlink(name, target string) error {
+	name, err := a.add(name)
+	if err != nil {
+		return err
+	}
+	return a.entry(name, modeSymlink|0o777, int64(len(target)), strings.NewReader(target))
+}
+
+// close writes the trailer. It does not close the underlying writer.
+func (a *archive) close() error {
+	return a.entry("TRAILER!!!", 0, 0, nil)
+}
+
+func (a *archive) add(name string) (string, error) {
+	name = clean(name)
+	if a.known[name] {
+		return "", fmt.Errorf("add %s to the initramfs: the name is taken", name)
+	}
+	a.known[name] = true
+	return name, a.parents(name)
+}
+
+func (a *archive) parents(name string) error {
+	return a.directory(path.Dir(name))
+}
+
+// clean makes a name relative to the archive's root; it cannot leave it.
+func clean(name string) string {
+	if name = strings.TrimPrefix(path.Clean("/"+name), "/"); name == "" {
+		return "."
+	}
+	return name
+}
+
+func (a *archive) entry(name string, mode uint32, size int64, r io.Reader) error {
+	if size < 0 || size > 1<<32-1 {
+		return fmt.Errorf("add %s to the initramfs: %d bytes do not fit its 32-bit size", name, size)
+	}
+	a.inode++
+	links := 1
+	if mode&0o170000 == modeDirectory {
+		links = 2
+	}
+	head := fmt.Sprintf("070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%s\x00",
+		a.inode, mode, 0, 0, links, 0, size, 0, 0, 0, 0, len(name)+1, 0, name)
+	if err := a.padded(int64(len(head)), strings.NewReader(head)); err != nil {
+		return fmt.Errorf("add %s to the initramfs: %w", name, err)
+	}
+	if size == 0 {
+		return nil
+	}
+	if err := a.padded(size, r); err != nil {
+		return fmt.Errorf("add %s to the initramfs: %w", name, err)
+	}
+	return nil
+}
+
+// padded copies size bytes and fills up to a multiple of 4.
+func (a *archive) padded(size int64, r io.Reader) error {
+	if _, err := io.CopyN(a.w, r, size); err != nil {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return err
+	}
+	a.offset += size
+	if rest := a.offset % 4; rest != 0 {
+		if _, err := a.w.Write(bytes.Repeat([]byte{0}, int(4-rest))); err != nil {
+			return err
+		}
+		a.offset += 4 - rest
+	}
+	return nil
+}

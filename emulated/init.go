@@ -1,0 +1,302 @@
+package emulated
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// initVariable tells init from a program that is process 1 of a container. The
+// kernel puts what it doesn't know on its command line into init's environment.
+const initVariable = "ARCAVM_EMULATED_INIT"
+
+// insideVariable is set for every program that runs in the emulated machine.
+const insideVariable = "ARCAVM_EMULATED"
+
+const planName = "/emulated.json"
+
+// plan is what init is to do; it lies in the initramfs as JSON.
+type plan struct {
+	Modules  []string // files, in the order to load them
+	Network  bool     // bring up the virtual network card
+	Programs []plannedProgram
+}
+
+type plannedProgram struct {
+	Path string
+	Args []string // without the program's name
+	Env  []string
+	Dir  string
+	Must bool
+}
+
+// QEMU's user networking: fixed addresses.
+const (
+	guestAddress = "10.0.2.15/24"
+	gateway      = "10.0.2.2"
+	nameServer   = "10.0.2.3"
+)
+
+// Inside reports whether this process runs in an emulated machine.
+func Inside() bool { return os.Getenv(insideVariable) == "1" }
+
+// Init does the work of process 1 if this process is process 1 of an emulated
+// machine, and then never returns; else it returns at once. A program that
+// calls Run calls Init first thing in main, because its own file is the init of
+// the machine that Run starts.
+func Init() {
+	if os.Getpid() != 1 || os.Getenv(initVariable) != "1" {
+		return
+	}
+	err := serve()
+	if err == nil {
+		// The host has read the last frame, or will; then it ends QEMU.
+		select {}
+	}
+	fmt.Fprintln(os.Stderr, "emulated init:", err)
+	// QEMU runs with -no-reboot: to restart is to end, without ACPI.
+	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART); err != nil {
+		fmt.Fprintln(os.Stderr, "emulated init: reboot:", err)
+	}
+	select {}
+}
+
+// serve prepares the machine and runs the programs. A failure after the link
+// is up is reported there as well.
+func serve() error {
+	if err := mountAll(); err != nil {
+		return err
+	}
+	p, err := readPlan()
+	if err != nil {
+		return err
+	}
+	for _, file := range p.Modules {
+		if err := loadModule(file); err != nil {
+			return err
+		}
+	}
+	port, err := openLink()
+	if err != nil {
+		return err
+	}
+	frames := &frameWriter{w: port}
+	fail := func(err error) error {
+		return errors.Join(err, frames.send(frameFailed, []byte(err.Error())))
+	}
+	if err := bringUpNetwork(p.Network); err != nil {
+		return fail(err)
+	}
+	if err := raiseLimits(); err != nil {
+		return fail(err)
+	}
+	if err := frames.send(frameReady, nil); err != nil {
+		return err
+	}
+	var current target
+	// Only after the first write: until the host end is open, a read says EOF.
+	go current.forwardSignals(port)
+	for i, program := range p.Programs {
+		report := runProgram(frames, &current, program)
+		report.Program = i
+		if err := frames.sendJSON(frameExit, report); err != nil {
+			return err
+		}
+		if program.Must && (report.Code != 0 || report.Error != "") {
+			break
+		}
+	}
+	return frames.send(frameDone, nil)
+}
+
+func mountAll() error {
+	for _, m := range []struct{ kind, at string }{
+		{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/tmp"},
+	} {
+		if err := os.MkdirAll(m.at, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(m.kind, m.at, m.kind, 0, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", m.at, err)
+		}
+	}
+	if err := os.Chmod("/tmp", 0o1777|os.ModeSticky); err != nil {
+		return err
+	}
+	// Programs expect these two, which devtmpfs does not make.
+	for name, target := range map[string]string{"fd": "/proc/self/fd", "shm": "/tmp"} {
+		if err := os.Symlink(target, filepath.Join("/dev", name)); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func readPlan() (plan, error) {
+	var p plan
+	data, err := os.ReadFile(planName)
+	if err != nil {
+		return p, fmt.Errorf("read the plan: %w", err)
+	}
+	if err := json.Unmarshal(data, &p); err != nil {
+		return p, fmt.Errorf("read the plan: %w", err)
+	}
+	return p, nil
+}
+
+func loadModule(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return fmt.Errorf("load module: %w", err)
+	}
+	defer f.Close()
+	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("load module %s: %w", filepath.Base(file), err)
+	}
+	return nil
+}
+
+// openLink finds the virtio-serial port by its name. The driver has probed the
+// device by the time its module is loaded, but the device announces its ports
+// by messages of its own: the port can come a moment later.
+func openLink() (*os.File, error) {
+	for range 500 {
+		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
+		for _, name := range names {
+			data, _ := os.ReadFile(name)
+			if strings.TrimSpace(string(data)) != portName {
+				continue
+			}
+			device := filepath.Join("/dev", filepath.Base(filepath.Dir(name)))
+			f, err := os.OpenFile(device, os.O_RDWR, 0)
+			if err != nil {
+				return nil, fmt.Errorf("open the link: %w", err)
+			}
+			return f, nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return nil, fmt.Errorf("open the link: no virtio-serial port named %s appeared within 5 s", portName)
+}
+
+func bringUpNetwork(card bool) error {
+	if err := bringUp("lo"); err != nil {
+		return err
+	}
+	if !card {
+		return nil
+	}
+	// Published ports arrive for 127.0.0.1 (see hostForward), so that they reach
+	// programs that listen on it; the kernel drops such packets by default.
+	if err := os.WriteFile("/proc/sys/net/ipv4/conf/eth0/route_localnet", []byte("1"), 0); err != nil {
+		return fmt.Errorf("let eth0 carry packets for 127.0.0.1: %w", err)
+	}
+	address, err := netlink.ParseAddr(guestAddress)
+	if err != nil {
+		return err
+	}
+	link, err := netlink.LinkByName("eth0")
+	if err != nil {
+		return fmt.Errorf("find eth0: %w", err)
+	}
+	if err := netlink.AddrAdd(link, address); err != nil {
+		return fmt.Errorf("give eth0 its address: %w", err)
+	}
+	if err := bringUp("eth0"); err != nil {
+		return err
+	}
+	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.ParseIP(gateway)}); err != nil {
+		return fmt.Errorf("route by eth0: %w", err)
+	}
+	return nil
+}
+
+func bringUp(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", name, err)
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("bring up %s: %w", name, err)
+	}
+	return nil
+}
+
+// raiseLimits lets programs open many files: the kernel gives init 4,096.
+func raiseLimits() error {
+	limit := syscall.Rlimit{Cur: 1 << 16, Max: 1 << 20}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("raise the limit of open files: %w", err)
+	}
+	return nil
+}
+
+func runProgram(frames *frameWriter, current *target, p plannedProgram) exitReport {
+	cmd := exec.CommandContext(context.Background(), p.Path, p.Args...)
+	cmd.Env = append([]string{"PATH=/bin", "HOME=/tmp", insideVariable + "=1"}, p.Env...)
+	cmd.Dir = p.Dir
+	cmd.Stdout = stream{frames, frameStdout}
+	cmd.Stderr = stream{frames, frameStderr}
+	// A process left behind may hold the output open for ever.
+	cmd.WaitDelay = 2 * time.Second
+	start := time.Now()
+	if err := cmd.Start(); err != nil {
+		return exitReport{Code: -1, Error: err.Error()}
+	}
+	current.set(cmd.Process)
+	err := cmd.Wait()
+	current.set(nil)
+	report := exitReport{Code: cmd.ProcessState.ExitCode(), Duration: time.Since(start)}
+	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		report.Signal = int(status.Signal())
+		report.Code = 128 + report.Signal
+	}
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) && !errors.Is(err, exec.ErrWaitDelay) {
+		report.Error = err.Error()
+	}
+	return report
+}
+
+// target is the program that runs now, if any.
+type target struct {
+	mu      sync.Mutex
+	process *os.Process
+}
+
+func (t *target) set(p *os.Process) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.process = p
+}
+
+func (t *target) forwardSignals(port *os.File) {
+	for {
+		kind, payload, err := readFrame(port)
+		if err != nil {
+			return
+		}
+		if kind != frameSignal || len(payload) != 1 {
+			continue
+		}
+		t.mu.Lock()
+		if t.process != nil {
+			// A program that has just ended needs no signal.
+			_ = t.process.Signal(syscall.Signal(payload[0]))
+		}
+		t.mu.Unlock()
+	}
+}

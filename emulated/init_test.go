@@ -1,0 +1,55 @@
+package emulated
+
+import (
+	"bytes"
+	"os"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
+)
+
+func TestRunProgram(t *testing.T) {
+	t.Parallel()
+	file, err := os.Executable()
+	must(t, err)
+	for _, test := range []struct {
+		program string
+		path    string
+		want    exitReport
+		out     string
+	}{
+		{"exit7", file, exitReport{Code: 7}, "to stdout: [x]\n"},
+		{"die", file, exitReport{Code: 128 + int(unix.SIGKILL), Signal: int(unix.SIGKILL)}, ""},
+		{"missing", "/no/such/program", exitReport{Code: -1, Error: "fork/exec /no/such/program: no such file or directory"}, ""},
+	} {
+		t.Run(test.program, func(t *testing.T) {
+			t.Parallel()
+			var link bytes.Buffer
+			var current target
+			report := runProgram(&frameWriter{w: &link}, &current, plannedProgram{
+				Path: test.path, Args: []string{"x"}, Dir: "/", Env: []string{programVariable + "=" + test.program},
+			})
+			if diff := cmp.Diff(test.want, report, cmpopts.IgnoreFields(exitReport{}, "Duration")); diff != "" {
+				t.Errorf("report (-want +got):\n%s", diff)
+			}
+			out := ""
+			for link.Len() > 0 {
+				kind, payload, err := readFrame(&link)
+				must(t, err)
+				if kind == frameStdout {
+					out += string(payload)
+				}
+			}
+			if out != test.out {
+				t.Errorf("stdout is %q, want %q", out, test.out)
+			}
+		})
+	}
+}
+
+func TestInitElsewhere(t *testing.T) {
+	t.Setenv(initVariable, "1")
+	Init() // returns: this is not process 1
+}

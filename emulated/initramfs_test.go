@@ -1,0 +1,203 @@
+package emulated
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+)
+
+// unpacked is one entry of a newc archive.
+type unpacked struct {
+	Name string
+	Mode uint32
+	Data string
+}
+
+// unpack reads a newc archive and checks what the kernel would.
+func unpack(archive []byte) ([]unpacked, error) {
+	var entries []unpacked
+	at := 0
+	take := func(n int) ([]byte, error) {
+		if at+n > len(archive) {
+			return nil, io.ErrUnexpectedEOF
+		}
+		b := archive[at : at+n]
+		at = min((at+n+3)&^3, len(archive))
+		return b, nil
+	}
+	for {
+		if at+110 > len(archive) {
+			return nil, io.ErrUnexpectedEOF
+		}
+		head := archive[at : at+110]
+		if string(head[:6]) != "070701" {
+			return nil, fmt.Errorf("bad magic %q at %d", head[:6], at)
+		}
+		var fields [13]uint32
+		for i := range fields {
+			n, err := strconv.ParseUint(string(head[6+8*i:14+8*i]), 16, 32)
+			if err != nil {
+				return nil, err
+			}
+			fields[i] = uint32(n)
+		}
+		name, err := take(110 + int(fields[11]))
+		if err != nil {
+			return nil, err
+		}
+		data, err := take(int(fields[6]))
+		if err != nil {
+			return nil, err
+		}
+		entry := unpacked{Name: strings.TrimSuffix(string(name[110:]), "\x00"), Mode: fields[1], Data: string(data)}
+		if entry.Name == "TRAILER!!!" {
+			if at != len(archive) {
+				return nil, fmt.Errorf("%d bytes after the trailer", len(archive)-at)
+			}
+			return entries, nil
+		}
+		entries = append(entries, entry)
+	}
+}
+
+func TestArchive(t *testing.T) {
+	t.Parallel()
+	var b bytes.Buffer
+	a := newArchive(&b)
+	must(t, a.file("/a/b/one", 0o4755, 3, strings.NewReader("one")))
+	must(t, a.file("../a/two", 0o600, 0, nil))
+	must(t, a.symlink("link", "/a/b/one"))
+	must(t, a.directory("a/b"))
+	must(t, a.directory("/empty/"))
+	if err := a.file("a/b/../b/one", 0o644, 0, nil); err == nil {
+		t.Error("a name was taken twice")
+	}
+	must(t, a.close())
+	got, err := unpack(b.Bytes())
+	must(t, err)
+	want := []unpacked{
+		{"a", 0o040755, ""},
+		{"a/b", 0o040755, ""},
+		{"a/b/one", 0o104755, "one"},
+		{"a/two", 0o100600, ""},
+		{"link", 0o120777, "/a/b/one"},
+		{"empty", 0o040755, ""},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("entries (-want +got):\n%s", diff)
+	}
+}
+
+func TestArchiveShortFile(t *testing.T) {
+	t.Parallel()
+	err := newArchive(io.Discard).file("short", 0o644, 10, strings.NewReader("four"))
+	if err == nil || !strings.Contains(err.Error(), "short") {
+		t.Errorf("a file shorter than its size was taken: %v", err)
+	}
+}
+
+func TestArchiveRoundTrip(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		files := rapid.MapOfN(rapid.StringMatching(`[a-z]{1,9}`), rapid.String(), 1, 8).Draw(t, "files")
+		var b bytes.Buffer
+		a := newArchive(&b)
+		for name, data := range files {
+			if err := a.file("d/"+name, 0o644, int64(len(data)), strings.NewReader(data)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := a.close(); err != nil {
+			t.Fatal(err)
+		}
+		entries, err := unpack(b.Bytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]string{}
+		for _, e := range entries[1:] {
+			got[strings.TrimPrefix(e.Name, "d/")] = e.Data
+		}
+		if diff := cmp.Diff(files, got); diff != "" {
+			t.Fatal(diff)
+		}
+	})
+}
+
+func TestInitramfs(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	program := filepath.Join(dir, "program")
+	must(t, os.WriteFile(program, makeELF(t, nil), 0o755))
+	must(t, os.Mkdir(filepath.Join(dir, "data"), 0o755))
+	must(t, os.WriteFile(filepath.Join(dir, "data", "file"), []byte("content"), 0o640))
+	cfg := Config{
+		Programs: []Program{{Path: program}, {Path: program, Name: "/opt/again", Dir: "/work"}},
+		Files:    []File{{Name: "/data", Source: filepath.Join(dir, "data")}},
+		Outbound: true,
+	}
+	modules := []module{{name: "kvm", data: []byte("module")}}
+	p, err := makePlan(modules, cfg)
+	must(t, err)
+	var b bytes.Buffer
+	must(t, writeInitramfs(&b, program, modules, p, cfg))
+	entries, err := unpack(b.Bytes())
+	must(t, err)
+	got := map[string]unpacked{}
+	for _, e := range entries {
+		got[e.Name] = e
+	}
+	for name, want := range map[string]string{
+		"init": string(makeELF(t, nil)), "bin/program": "/init", "opt/again": "/init",
+		"modules/kvm.ko": "module", "data/file": "content", "work": "", "etc/resolv.conf": "nameserver 10.0.2.3\n",
+	} {
+		if e, ok := got[name]; !ok || e.Data != want {
+			t.Errorf("%s holds %q, want %q", name, e.Data, want)
+		}
+	}
+	var read plan
+	must(t, json.Unmarshal([]byte(got["emulated.json"].Data), &read))
+	if diff := cmp.Diff(p, read); diff != "" {
+		t.Errorf("plan (-want +got):\n%s", diff)
+	}
+
+	cfg.Files = []File{{Name: "/x", Source: filepath.Join(dir, "missing")}}
+	if err := writeInitramfs(io.Discard, program, modules, p, cfg); !os.IsNotExist(unwrapAll(err)) {
+		t.Errorf("a missing file was taken: %v", err)
+	}
+}
+
+func TestCheckStatic(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	dynamic := filepath.Join(dir, "dynamic")
+	must(t, os.WriteFile(dynamic, makeELF(t, nil, withInterpreter), 0o755))
+	if err := checkStatic(dynamic); err == nil || !strings.Contains(err.Error(), "CGO_ENABLED=0") {
+		t.Errorf("a dynamically linked program was taken: %v", err)
+	}
+	text := filepath.Join(dir, "text")
+	must(t, os.WriteFile(text, []byte("#!/bin/sh\n"), 0o755))
+	if err := checkStatic(text); err == nil {
+		t.Error("a script was taken")
+	}
+}
+
+// unwrapAll returns the innermost error.
+func unwrapAll(err error) error {
+	for {
+		u, ok := err.(interface{ Unwrap() error })
+		if !ok {
+			return err
+		}
+		err = u.Unwrap()
+	}
+}

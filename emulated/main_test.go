@@ -1,0 +1,91 @@
+package emulated
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"testing"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+)
+
+// programVariable makes this test binary one of the programs below.
+const programVariable = "EMULATED_TEST_PROGRAM"
+
+// programs are what the tests run in the emulated machine, and as children.
+var programs = map[string]func() int{
+	"exit7": func() int {
+		fmt.Println("to stdout:", os.Args[1:])
+		fmt.Fprintln(os.Stderr, "to stderr: in", must2(os.Getwd()))
+		return 7
+	},
+	"check": func() int {
+		if !Inside() {
+			return 2
+		}
+		fmt.Print(string(must2(os.ReadFile("/data/sub/file"))))
+		if must2(os.Stat("/dev/kvm")).Mode()&os.ModeCharDevice == 0 {
+			return 3
+		}
+		return 0
+	},
+	"signal": func() int {
+		signals := make(chan os.Signal, 1)
+		signal.Notify(signals, unix.SIGINT)
+		fmt.Println("waiting")
+		<-signals
+		return 3
+	},
+	"serve": func() int {
+		listener := must2(net.Listen("tcp", "127.0.0.1:8080"))
+		fmt.Println("listening")
+		conn := must2(listener.Accept())
+		must2(io.Copy(conn, conn))
+		conn.Close()
+		return 0
+	},
+	"die": func() int {
+		if err := unix.Kill(os.Getpid(), unix.SIGKILL); err != nil {
+			return 1
+		}
+		select {}
+	},
+}
+
+func must2[T any](v T, err error) T {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(99)
+	}
+	return v
+}
+
+func TestMain(m *testing.M) {
+	Init()
+	if name := os.Getenv(programVariable); name != "" {
+		os.Exit(programs[name]())
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// self returns a static build of this test binary.
+func self(t *testing.T) string {
+	t.Helper()
+	file, err := os.Executable()
+	must(t, err)
+	if checkStatic(file) == nil {
+		return file
+	}
+	file = filepath.Join(t.TempDir(), "emulated.test")
+	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", file, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build a static test binary: %v\n%s", err, out)
+	}
+	return file
+}

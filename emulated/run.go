@@ -1,0 +1,323 @@
+// Package emulated runs static Linux programs on emulated hardware that has
+// KVM: QEMU without acceleration emulates an AMD processor with SVM, a stock
+// Debian kernel boots on it with kvm-amd loaded, and the programs find a
+// /dev/kvm with nested paging, SMAP, SMEP, FSGSBASE and 1 GiB pages. It needs no
+// privileges and no /dev/kvm of the host's. It is slow, some 20 times slower
+// than the host, and faithful.
+//
+// The machine has one processor: with several emulator threads QEMU loses
+// interrupts now and then.
+package emulated
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// ErrUnavailable is wrapped by errors that say what this machine lacks to run
+// an emulated one, and what to do about it.
+var ErrUnavailable = errors.New("emulated KVM is not available")
+
+// ErrLimit is wrapped when Config.Limit or the time to boot ran out.
+var ErrLimit = errors.New("out of time")
+
+// DefaultLimit is the time that a whole run may take if Config.Limit is 0.
+const DefaultLimit = 15 * time.Minute
+
+// bootLimit is the time from the start of QEMU until init is ready; it takes
+// some seconds on a machine that has a processor free.
+const bootLimit = 3 * time.Minute
+
+// baseMemory is what the machine has beside the space for its files.
+const baseMemory = 2 << 30
+
+// Program is a static Linux program to run.
+type Program struct {
+	Path string   // on the host; required
+	Name string   // inside, absolute; default "/bin/" and the base name of Path
+	Args []string // without the program's name
+	Env  []string // added to PATH, HOME, ARCAVM_EMULATED=1
+	Dir  string   // working folder inside; made if it is missing; default "/"
+	Must bool     // a non-zero exit code ends the run: later programs don't start
+}
+
+// File is a host file, or a folder with all that is in it, to pass in.
+type File struct {
+	Name   string // inside, absolute
+	Source string // on the host
+}
+
+// Port makes a TCP port of the machine reachable on the host.
+type Port struct {
+	Host  netip.AddrPort // IPv4; port 0 takes a free one
+	Guest uint16         // programs may listen on it at 0.0.0.0, [::] or 127.0.0.1
+}
+
+// Config says what to run and with what. The zero value of each field but
+// Programs is a usable default.
+type Config struct {
+	Programs []Program // run one after the other
+	Files    []File
+	Publish  []Port
+	// OnPublish, if set, is called once per port in Publish, from Run's
+	// goroutine, with the host address that it got.
+	OnPublish func(host netip.AddrPort, guest uint16)
+	// Outbound lets programs connect out through the host. Without it they reach
+	// nothing but the machine itself.
+	Outbound bool
+
+	Stdout, Stderr io.Writer        // of the programs, as it comes; default: dropped
+	Signals        <-chan os.Signal // passed on to the program that runs
+
+	// Init is a static program that calls Init first thing in main; default:
+	// this process's own file.
+	Init string
+	// Limit bounds the whole run; default DefaultLimit.
+	Limit time.Duration
+}
+
+// Exit says how a program ended.
+type Exit struct {
+	Code     int // 128 + signal if a signal ended it
+	Signal   syscall.Signal
+	Duration time.Duration // as measured inside
+}
+
+// Result says how a run went. Exits has an entry for each program that ran, in
+// order; after an error they are those that ended before it.
+type Result struct {
+	Exits   []Exit
+	Boot    time.Duration // from the start of QEMU until the first program could run
+	Total   time.Duration // with finding the kernel and packing the files
+	Kernel  string        // its version
+	Console string        // the last of what the kernel printed; usually empty
+}
+
+// Run boots a machine, runs the programs in it, and returns when it is off. It
+// returns an error if the machine could not run all of them to an end (or to a
+// failed Must); a program that fails is no error. An error wraps ErrUnavailable
+// if QEMU or a kernel is missing, ErrLimit if time ran out, and ctx's cause if
+// ctx was done, which ends QEMU at once. Run may be called concurrently; the
+// first call on a machine downloads a kernel into the user's cache folder.
+func Run(ctx context.Context, cfg Config) (Result, error) {
+	start := time.Now()
+	if cfg.Limit == 0 {
+		cfg.Limit = DefaultLimit
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, cfg.Limit,
+		fmt.Errorf("%w: the emulated machine was to be done within %v", ErrLimit, cfg.Limit))
+	defer cancel()
+
+	result, err := runMachine(ctx, cfg)
+	result.Total = time.Since(start)
+	if err != nil && ctx.Err() != nil {
+		// What broke because QEMU was ended is not the news.
+		err = context.Cause(ctx)
+	}
+	return result, err
+}
+
+func runMachine(ctx context.Context, cfg Config) (Result, error) {
+	qemu, err := findQEMU()
+	if err != nil {
+		return Result{}, err
+	}
+	kernel, err := findKernel(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	result := Result{Kernel: filepath.Base(kernel.modules)}
+	initramfs, size, err := buildInitramfs(kernel, cfg)
+	if err != nil {
+		return result, err
+	}
+	defer initramfs.Close()
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	booting := time.AfterFunc(bootLimit, func() {
+		cancel(fmt.Errorf("%w: the emulated machine did not boot within %v", ErrLimit, bootLimit))
+	})
+	defer booting.Stop()
+	started := time.Now()
+	m, err := startQEMU(ctx, qemu, initramfs, qemuArgs(kernel.image, baseMemory+3*size, cfg))
+	if err != nil {
+		return result, err
+	}
+	stopped := make(chan struct{})
+	defer func() { <-stopped }()
+	go func() {
+		defer close(stopped)
+		m.forwardSignals(ctx, cfg.Signals)
+	}()
+	defer cancel(nil)
+
+	err = m.publish(cfg)
+	if err == nil {
+		err = m.follow(cfg, &result, func() {
+			booting.Stop()
+			result.Boot = time.Since(started)
+		})
+	}
+	m.end(err == nil)
+	result.Console = m.console.String()
+	if err != nil && ctx.Err() != nil {
+		return result, context.Cause(ctx)
+	}
+	if err != nil {
+		return result, m.explain(err)
+	}
+	return result, nil
+}
+
+// buildInitramfs returns a file that has no name any more, so that nothing stays behind however this process ends, and its size.
+func buildInitramfs(k kernel, cfg Config) (*os.File, int64, error) {
+	init := cfg.Init
+	if init == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, 0, fmt.Errorf("find this program's own file: %w", err)
+		}
+		init = self
+	}
+	if err := checkStatic(init); err != nil {
+		return nil, 0, err
+	}
+	names := []string{"virtio_pci", "virtio_console", "kvm_amd"}
+	if cfg.network() {
+		names = append(names, "virtio_net")
+	}
+	modules, err := loadModules(k.modules, names)
+	if err != nil {
+		return nil, 0, err
+	}
+	p, err := makePlan(modules, cfg)
+	if err != nil {
+		return nil, 0, err
+	}
+	f, err := os.CreateTemp("", "arcavm-initramfs-")
+	if err != nil {
+		return nil, 0, fmt.Errorf("make the initramfs: %w", err)
+	}
+	err = os.Remove(f.Name())
+	if err == nil {
+		err = writeInitramfs(f, init, modules, p, cfg)
+	}
+	size, sizeErr := f.Seek(0, io.SeekEnd)
+	if err := errors.Join(err, sizeErr); err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, size, nil
+}
+
+func makePlan(modules []module, cfg Config) (plan, error) {
+	p := plan{Network: cfg.network()}
+	for _, m := range modules {
+		p.Modules = append(p.Modules, "/modules/"+m.name+".ko")
+	}
+	if len(cfg.Programs) == 0 {
+		return p, errors.New("there is no program to run")
+	}
+	for _, program := range cfg.Programs {
+		name := program.Name
+		if name == "" {
+			name = path.Join("/bin", filepath.Base(program.Path))
+		}
+		p.Programs = append(p.Programs, plannedProgram{
+			Path: path.Join("/", name),
+			Args: program.Args,
+			Env:  program.Env,
+			Dir:  path.Join("/", program.Dir),
+			Must: program.Must,
+		})
+	}
+	return p, nil
+}
+
+func (cfg Config) network() bool { return cfg.Outbound || len(cfg.Publish) > 0 }
+
+// follow reads what init sends until everything is done.
+func (m *machine) follow(cfg Config, result *Result, ready func()) error {
+	stdout, stderr := orDiscard(cfg.Stdout), orDiscard(cfg.Stderr)
+	for {
+		kind, payload, err := readFrame(m.link)
+		if err != nil {
+			return err
+		}
+		switch kind {
+		case frameReady:
+			ready()
+		case frameStdout:
+			_, err = stdout.Write(payload)
+		case frameStderr:
+			_, err = stderr.Write(payload)
+		case frameExit:
+			var report exitReport
+			if err := json.Unmarshal(payload, &report); err != nil {
+				return fmt.Errorf("read how a program ended: %w", err)
+			}
+			if report.Error != "" {
+				return fmt.Errorf("run %s in the emulated machine: %s", cfg.Programs[report.Program].Path, report.Error)
+			}
+			result.Exits = append(result.Exits, Exit{Code: report.Code, Signal: syscall.Signal(report.Signal), Duration: report.Duration})
+		case frameFailed:
+			err = fmt.Errorf("the emulated machine's init: %s", payload)
+		case frameDone:
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func orDiscard(w io.Writer) io.Writer {
+	if w == nil {
+		return io.Discard
+	}
+	return w
+}
+
+// explain adds what QEMU and the kernel printed last to an error.
+func (m *machine) explain(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = errors.New("the emulated machine went off before its programs ended")
+	}
+	for _, last := range []struct {
+		who  string
+		text *tail
+	}{{"qemu", &m.stderr}, {"kernel", &m.console}} {
+		if text := strings.TrimSpace(last.text.String()); text != "" {
+			err = fmt.Errorf("%w\n%s: %s", err, last.who, text)
+		}
+	}
+	return err
+}
+
+// tail keeps the last bytes written to it.
+type tail struct{ buf bytes.Buffer }
+
+const tailSize = 8 << 10
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.buf.Write(p)
+	if extra := t.buf.Len() - tailSize; extra > 0 {
+		t.buf.Next(extra)
+	}
+	return len(p), nil
+}
+
+// String may be called when nothing writes any more.
+func (t *tail) String() string { return t.buf.String() }

@@ -1,0 +1,212 @@
+package emulated
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+// on is a writer that calls f once the text has been written to it.
+type on struct {
+	bytes.Buffer
+	text string
+	f    func()
+}
+
+func (o *on) Write(p []byte) (int, error) {
+	n, err := o.Buffer.Write(p)
+	if o.f != nil && strings.Contains(o.String(), o.text) {
+		o.f()
+		o.f = nil
+	}
+	return n, err
+}
+
+// runHere runs a machine, or skips the test where there can be none.
+func runHere(ctx context.Context, t *testing.T, cfg Config) (Result, error) {
+	t.Helper()
+	if Inside() {
+		t.Skip("a machine in the emulated machine shows nothing more: run this test on the host")
+	}
+	cfg.Init = self(t)
+	for i := range cfg.Programs {
+		cfg.Programs[i].Path = cfg.Init
+	}
+	result, err := Run(ctx, cfg)
+	if errors.Is(err, ErrUnavailable) && os.Getenv("ARCAVM_REQUIRE_KVM") != "1" {
+		t.Skip(err)
+	}
+	return result, err
+}
+
+func program(name string, args ...string) Program {
+	return Program{Env: []string{programVariable + "=" + name}, Args: args}
+}
+
+func TestRun(t *testing.T) {
+	t.Parallel()
+	data := t.TempDir()
+	must(t, os.Mkdir(filepath.Join(data, "sub"), 0o755))
+	must(t, os.WriteFile(filepath.Join(data, "sub", "file"), []byte("from a file\n"), 0o644))
+
+	first := program("exit7", "a", "b c")
+	first.Dir = "/some/where"
+	last := program("exit7")
+	last.Must = true
+	signals := make(chan os.Signal, 1)
+	stdout := &on{text: "waiting", f: func() { signals <- unix.SIGINT }}
+	var stderr bytes.Buffer
+	result, err := runHere(t.Context(), t, Config{
+		Programs: []Program{first, program("check"), program("signal"), program("die"), last, program("check")},
+		Files:    []File{{Name: "/data", Source: data}},
+		Stdout:   stdout, Stderr: &stderr, Signals: signals,
+	})
+	must(t, err)
+	var codes []int
+	for _, exit := range result.Exits {
+		codes = append(codes, exit.Code)
+	}
+	if diff := cmp.Diff([]int{7, 0, 3, 128 + int(unix.SIGKILL), 7}, codes); diff != "" {
+		t.Errorf("exit codes (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff("to stdout: [a b c]\nfrom a file\nwaiting\nto stdout: []\n", stdout.String()); diff != "" {
+		t.Errorf("stdout (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff("to stderr: in /some/where\nto stderr: in /\n", stderr.String()); diff != "" {
+		t.Errorf("stderr (-want +got):\n%s", diff)
+	}
+	t.Logf("kernel %s, boot %v, total %v", result.Kernel, result.Boot, result.Total)
+}
+
+func TestPublish(t *testing.T) {
+	t.Parallel()
+	ready, echoed := make(chan struct{}), make(chan error, 1)
+	var address netip.AddrPort
+	exchange := func() error {
+		<-ready
+		conn, err := net.Dial("tcp", address.String())
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, "there and back"); err != nil {
+			return err
+		}
+		if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+			return err
+		}
+		got, err := io.ReadAll(conn)
+		if string(got) != "there and back" {
+			t.Errorf("the echo is %q", got)
+		}
+		return err
+	}
+	_, err := runHere(t.Context(), t, Config{
+		Programs:  []Program{program("serve")},
+		Publish:   []Port{{Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 8080}},
+		OnPublish: func(host netip.AddrPort, _ uint16) { address = host },
+		Stdout: &on{text: "listening", f: func() {
+			close(ready)
+			go func() { echoed <- exchange() }()
+		}},
+	})
+	must(t, err)
+	must(t, <-echoed)
+}
+
+func TestCancel(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	result, err := runHere(ctx, t, Config{
+		Programs: []Program{program("signal")},
+		Stdout:   &on{text: "waiting", f: cancel},
+	})
+	if !errors.Is(err, context.Canceled) || len(result.Exits) != 0 {
+		t.Errorf("Run returned %v with %d programs ended", err, len(result.Exits))
+	}
+}
+
+func TestLimit(t *testing.T) {
+	t.Parallel()
+	_, err := runHere(t.Context(), t, Config{Programs: []Program{program("signal")}, Limit: time.Millisecond})
+	if !errors.Is(err, ErrLimit) {
+		t.Errorf("Run returned %v", err)
+	}
+}
+
+func TestUnavailable(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	_, err := Run(t.Context(), Config{Programs: []Program{{Path: "/none"}}})
+	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "apt-get install") {
+		t.Errorf("without QEMU Run returned %v", err)
+	}
+}
+
+// What QEMU 7.2 answers to "info usernet".
+const usernet = "Hub -1 (net):\r\n" +
+	"  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n" +
+	"  TCP[HOST_FORWARD]  12       127.0.0.1 34567       127.0.0.1  8080     0     0\r\n" +
+	"  TCP[HOST_FORWARD]  13               * 40000       127.0.0.1  8080     0     0\r\n" +
+	"  UDP[236 sec]       14       10.0.2.15 34568        10.0.2.3    53     0     0\r\n"
+
+func TestMatchPorts(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name  string
+		ports []Port
+		want  []string
+	}{
+		{"free port", []Port{{netip.MustParseAddrPort("127.0.0.1:0"), 8080}}, []string{"127.0.0.1:34567"}},
+		{"two hosts, one port", []Port{
+			{netip.MustParseAddrPort("0.0.0.0:40000"), 8080}, {netip.MustParseAddrPort("127.0.0.1:0"), 8080},
+		}, []string{"0.0.0.0:40000", "127.0.0.1:34567"}},
+		{"other port", []Port{{netip.MustParseAddrPort("127.0.0.1:0"), 81}}, nil},
+		{"once each", []Port{
+			{netip.MustParseAddrPort("127.0.0.1:0"), 8080}, {netip.MustParseAddrPort("127.0.0.1:0"), 8080},
+		}, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			var got []string
+			err := matchPorts(usernet, test.ports, func(host netip.AddrPort, _ uint16) { got = append(got, host.String()) })
+			if test.want == nil {
+				if err == nil {
+					t.Errorf("found %v", got)
+				}
+				return
+			}
+			must(t, err)
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestTail(t *testing.T) {
+	t.Parallel()
+	var last tail
+	for range 3 {
+		if _, err := last.Write(bytes.Repeat([]byte{'a'}, tailSize)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := io.WriteString(&last, "end"); err != nil {
+		t.Fatal(err)
+	}
+	if s := last.String(); len(s) != tailSize || !strings.HasSuffix(s, "aend") {
+		t.Errorf("%d bytes, ending in %q", len(s), s[len(s)-8:])
+	}
+}
