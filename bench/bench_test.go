@@ -1,0 +1,236 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestSpread(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		values []float64
+		want   Spread
+	}{
+		{nil, Spread{}},
+		{[]float64{3}, Spread{3, 3, 3}},
+		{[]float64{9, 1, 2}, Spread{2, 1, 9}},
+		{[]float64{4, 1, 2, 3}, Spread{2.5, 1, 4}},
+	}
+	for _, c := range tests {
+		if got := spreadOf(c.values); got != c.want {
+			t.Errorf("%v: got %v, want %v", c.values, got, c.want)
+		}
+	}
+}
+
+func TestRatios(t *testing.T) {
+	t.Parallel()
+	got := ratios([]float64{1, 2, 3}, []float64{2, 0, 1})
+	if diff := cmp.Diff([]float64{0.5, 3}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestPercentile(t *testing.T) {
+	t.Parallel()
+	hundred := make([]int, 100)
+	for i := range hundred {
+		hundred[i] = i + 1
+	}
+	tests := []struct {
+		values []int
+		p      float64
+		want   int
+	}{
+		{[]int{7}, 0.5, 7},
+		{[]int{7}, 0, 7},
+		{hundred, 0.5, 50},
+		{hundred, 0.99, 99},
+		{hundred, 0.999, 100},
+		{hundred, 1, 100},
+	}
+	for _, c := range tests {
+		if got := percentile(c.values, c.p); got != c.want {
+			t.Errorf("%v of %d values: got %d, want %d", c.p, len(c.values), got, c.want)
+		}
+	}
+}
+
+func TestInterleave(t *testing.T) {
+	t.Parallel()
+	var order strings.Builder
+	side := func(name string) func() (string, error) {
+		return func() (string, error) { order.WriteString(name); return name, nil }
+	}
+	rows, err := interleave(t.Context(), 2, []func() (string, error){side("A"), side("B")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([][]string{{"A", "A"}, {"B", "B"}}, rows); diff != "" || order.String() != "ABABAB" {
+		t.Errorf("order %s\n%s", order.String(), diff)
+	}
+
+	broken := errors.New("broken")
+	_, err = interleave(t.Context(), 1, []func() (int, error){func() (int, error) { return 0, broken }})
+	if !errors.Is(err, broken) {
+		t.Errorf("got %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = interleave(ctx, 1, []func() (int, error){func() (int, error) { return 0, nil }})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestNumber(t *testing.T) {
+	t.Parallel()
+	for v, want := range map[float64]string{0: "0", 1234.6: "1235", 12.34: "12.3", 1.234: "1.23", 0.012: "0.01", 0.0012: "0.0012", -3: "-3.00"} {
+		if got := number(v); got != want {
+			t.Errorf("%v: got %s, want %s", v, got, want)
+		}
+	}
+}
+
+// sample has a figure of each kind.
+func sample() *Report {
+	fast := Figure{Group: "bulk", Name: "throughput", Unit: "MiB/s", Higher: true, Ours: spreadOf([]float64{90, 95, 100})}.
+		beside("plain", []float64{90, 95, 100}, []float64{100, 100, 100}).wantRatioAtLeast(0.95)
+	slow := Figure{Group: "bulk", Name: "signals", Unit: "/MiB", Ours: spreadOf([]float64{8, 9, 10})}.wantBelow(4)
+	alone := Figure{Group: "boot", Name: "<whole>", Unit: "ms", Ours: spreadOf([]float64{5})}
+	return &Report{
+		Machine: Machine{Processor: "a processor", CPUs: 2, Kernel: "6.1", KVM: "kvm_x", Lane: "/dev/kvm", Go: "go1", Version: "v1", Load: "0 0 0"},
+		Started: time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC), Seconds: 7, Rounds: 3,
+		Figures: []Figure{fast, slow, alone}, Missing: []Missing{{"floor", "no KVM"}},
+	}
+}
+
+func TestJSON(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "report.json")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sample().WriteJSON(f); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := ReadJSON(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(sample(), got); diff != "" {
+		t.Error(diff)
+	}
+	if err := os.WriteFile(path, []byte("[]"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadJSON(path); err == nil {
+		t.Error("no error for a file that is no report")
+	}
+}
+
+func wantAll(t *testing.T, text string, wants ...string) {
+	t.Helper()
+	for _, want := range wants {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is not in:\n%s", want, text)
+		}
+	}
+}
+
+func TestText(t *testing.T) {
+	t.Parallel()
+	var b strings.Builder
+	if err := sample().WriteText(&b); err != nil {
+		t.Fatal(err)
+	}
+	wantAll(t, b.String(), "2001-02-03 04:05 UTC", "kvm_x", "95.0", "90.0–100", "ratio ≥ 0.95: met", "< 4.00: not met", "floor: no KVM", "1 of 2 targets met")
+}
+
+func TestHTML(t *testing.T) {
+	t.Parallel()
+	var b bytes.Buffer
+	if err := sample().WriteHTML(&b); err != nil {
+		t.Fatal(err)
+	}
+	wantAll(t, b.String(), "<svg", "prefers-color-scheme: dark", "&lt;whole&gt;", "ratio ≥ 0.95: met", "1 of 2 targets")
+	if strings.Count(b.String(), "<svg") != 1 || strings.Contains(b.String(), "<?xml") {
+		t.Error("a plot for each group with ratios, and no XML declaration")
+	}
+	if regexp.MustCompile(`(src|href)=`).Match(b.Bytes()) {
+		t.Error("the page loads something")
+	}
+}
+
+func TestCompare(t *testing.T) {
+	t.Parallel()
+	newer := sample()
+	ratio := Spread{Median: 0.5, Min: 0.45, Max: 0.55}
+	newer.Figures[0].Ratio = &ratio
+	newer.Figures[1].Ours = Spread{Median: 5, Min: 4, Max: 6}
+	newer.Figures[2].Name = "part"
+	newer.Machine.Kernel = "6.2"
+	newer.Quick = true
+	var verdicts []string
+	for _, c := range Compare(sample(), newer) {
+		verdicts = append(verdicts, c.Figure+" "+c.What+" "+c.Verdict)
+	}
+	want := []string{"bulk: throughput ratio worse", "bulk: signals value better", "boot: part value new", "boot: <whole> value gone"}
+	if diff := cmp.Diff(want, verdicts); diff != "" {
+		t.Error(diff)
+	}
+	for _, c := range Compare(sample(), sample()) {
+		if c.Verdict != "within the noise" {
+			t.Errorf("the same twice: %+v", c)
+		}
+	}
+	var b strings.Builder
+	if err := WriteComparison(&b, sample(), newer); err != nil {
+		t.Fatal(err)
+	}
+	wantAll(t, b.String(), "worse", "-47 %", "noise ±5 %", "0.95 → 0.50", "another machine", "was quick", "0 figures within the noise")
+}
+
+func TestRun(t *testing.T) {
+	t.Parallel()
+	var ran []string
+	report, err := Run(t.Context(), Options{
+		Quick: true, Rounds: 1, Only: regexp.MustCompile("round trip, guest end in Go"), Version: "v1",
+		Progress: func(name string) { ran = append(ran, name) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(ran) != 1 || len(report.Figures) != 3 || report.Rounds != 1 || report.Machine.Version != "v1" {
+		t.Errorf("ran %q, report %+v", ran, report)
+	}
+	for _, f := range report.Figures {
+		if f.Ours.Median <= 0 || f.Ratio == nil || f.Ratio.Median <= 0 {
+			t.Errorf("%+v", f)
+		}
+	}
+	if _, err := Run(t.Context(), Options{Only: regexp.MustCompile("xyzzy")}); err == nil || !strings.Contains(err.Error(), "round trip") {
+		t.Errorf("nothing to run: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Run(ctx, Options{Quick: true}); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled: %v", err)
+	}
+}

@@ -1,0 +1,252 @@
+package bench
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/kvm"
+)
+
+// Where the pieces of the smallest guest are in its 2 MiB of memory, which starts at guest-physical 0 and is mapped to itself.
+const (
+	floorMemory  = 2 << 20
+	floorPML4    = 0x1000
+	floorPDPT    = 0x2000
+	floorPD      = 0x3000
+	floorIDT     = 0x4000
+	floorGDT     = 0x5000
+	floorHandler = 0xf000
+	floorCode    = 0x10000
+	floorStack   = 0x80000
+	floorVector  = 0x41
+)
+
+// The guests' code. callAndSleep calls once, when its local APIC is on, and then from the interrupt handler only.
+var (
+	callForEver = []byte{
+		0x31, 0xd2, // xor %edx,%edx
+		0xee,       // 1: out %al,%dx
+		0xeb, 0xfd, // jmp 1b
+	}
+	callAndSleep = []byte{
+		0xb9, 0x0f, 8, 0, 0, 0xb8, 0xff, 1, 0, 0, 0x31, 0xd2, 0x0f, 0x30, // mov $0x80f,%ecx; mov $0x1ff,%eax; xor %edx,%edx; wrmsr
+		0xee,                   // out %al,%dx
+		0xfb, 0xf4, 0xeb, 0xfd, // sti; 1: hlt; jmp 1b
+	}
+	// It saves nothing, since the code that it interrupts only sleeps.
+	callInHandler = []byte{
+		0xb9, 0x0b, 8, 0, 0, 0x31, 0xc0, 0x31, 0xd2, 0x0f, 0x30, // mov $0x80b,%ecx; xor %eax,%eax; xor %edx,%edx; wrmsr
+		0xee,       // out %al,%dx
+		0x48, 0xcf, // iretq
+	}
+)
+
+// floorGuest is a VM with a CPU in flat 64-bit mode.
+type floorGuest struct {
+	system *kvm.System
+	vm     *kvm.VM
+	cpu    *kvm.VCPU
+	memory []byte
+	event  int // eventfd of the interrupt
+	ctx    context.Context
+}
+
+func newFloorGuest(code []byte) (g *floorGuest, err error) {
+	g = &floorGuest{event: -1}
+	defer func() {
+		if err != nil {
+			g.close()
+		}
+	}()
+	if g.system, err = kvm.Open(""); err != nil {
+		return g, fmt.Errorf("%w: %w", errMissing, err)
+	}
+	features, err := g.system.Features()
+	if err != nil {
+		return g, err
+	}
+	if !features.X2APIC {
+		return g, fmt.Errorf("%w: no x2APIC", errMissing)
+	}
+	cpuid, err := g.system.SupportedCPUID()
+	if err != nil {
+		return g, err
+	}
+	if g.memory, err = unix.Mmap(-1, 0, floorMemory, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
+		return g, fmt.Errorf("map memory: %w", err)
+	}
+	g.fill(code)
+	if g.vm, err = g.system.CreateVM(); err != nil {
+		return g, err
+	}
+	if g.event, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return g, fmt.Errorf("eventfd: %w", err)
+	}
+	for _, step := range []func() error{
+		func() error { return g.vm.SetTSSAddr(0xfffb_d000) },
+		func() error { return g.vm.SetIdentityMapAddr(0xfffb_c000) },
+		g.vm.CreateIRQChip,
+		func() error { return g.vm.SetUserMemoryRegion(0, 0, 0, g.memory) },
+		func() error {
+			return g.vm.SetGSIRouting([]kvm.IRQRoute{{GSI: 1, MSI: kvm.FixedMSI(0, floorVector)}})
+		},
+		func() error { return g.vm.AssignIRQFD(g.event, 1) },
+		func() error { g.cpu, err = g.vm.CreateVCPU(0); return err },
+		func() error { return g.cpu.SetCPUID(cpuid) },
+		g.setRegisters,
+	} {
+		if err := step(); err != nil {
+			return g, err
+		}
+	}
+	return g, nil
+}
+
+// fill writes page tables, descriptor tables and code.
+func (g *floorGuest) fill(code []byte) {
+	put := func(at int, value uint64) { binary.LittleEndian.PutUint64(g.memory[at:], value) }
+	const present, large = 3, 1 << 7
+	put(floorPML4, floorPDPT|present)
+	put(floorPDPT, floorPD|present)
+	put(floorPD, present|large)
+	put(floorGDT+0x08, 0x00af_9b00_0000_ffff)
+	put(floorGDT+0x10, 0x00cf_9300_0000_ffff)
+	put(floorIDT+16*floorVector, floorHandler|0x08<<16|0x8e00<<32)
+	copy(g.memory[floorHandler:], callInHandler)
+	copy(g.memory[floorCode:], code)
+}
+
+func (g *floorGuest) setRegisters() error {
+	s, err := g.cpu.GetSregs()
+	if err != nil {
+		return err
+	}
+	s.CS = kvm.Segment{Limit: ^uint32(0), Selector: 0x08, Typ: 11, Present: 1, S: 1, L: 1, G: 1}
+	data := kvm.Segment{Limit: ^uint32(0), Selector: 0x10, Typ: 3, Present: 1, S: 1, DB: 1, G: 1}
+	s.DS, s.ES, s.FS, s.GS, s.SS = data, data, data, data, data
+	s.GDT = kvm.Descriptor{Base: floorGDT, Limit: 0x17}
+	s.IDT = kvm.Descriptor{Base: floorIDT, Limit: 0xfff}
+	s.CR0, s.CR3, s.CR4, s.EFER = 0x8001_0023, floorPML4, 0x20, 0x500
+	s.ApicBase |= 3 << 10
+	if err := g.cpu.SetSregs(s); err != nil {
+		return err
+	}
+	if err := g.cpu.SetRegs(kvm.Regs{RIP: floorCode, RFLAGS: 2, RSP: floorStack}); err != nil {
+		return err
+	}
+	return g.cpu.SetMPState(kvm.MPRunnable)
+}
+
+func (g *floorGuest) close() {
+	if g.cpu != nil {
+		g.cpu.Close()
+	}
+	if g.vm != nil {
+		g.vm.Close()
+	}
+	if g.system != nil {
+		g.system.Close()
+	}
+	if g.event >= 0 {
+		_ = unix.Close(g.event)
+	}
+	if g.memory != nil {
+		_ = unix.Munmap(g.memory)
+	}
+}
+
+// bind makes the calling thread the CPU's. When ctx ends, so does toExit.
+func (g *floorGuest) bind(ctx context.Context) (release func()) {
+	g.ctx = ctx
+	g.cpu.BindThread()
+	stop := context.AfterFunc(ctx, func() { _ = g.cpu.Kick() })
+	return func() {
+		stop()
+		g.cpu.UnbindThread()
+		g.close()
+	}
+}
+
+// toExit runs the guest to its next call.
+func (g *floorGuest) toExit() error {
+	for {
+		err := g.cpu.Run()
+		if errors.Is(err, kvm.ErrInterrupted) {
+			if err := g.ctx.Err(); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if reason := g.cpu.ExitReason(); reason != kvm.ExitIO {
+			return fmt.Errorf("exit %v instead of a call", reason)
+		}
+		return nil
+	}
+}
+
+// times does f n times and returns how long each took.
+func times(n int, f func() error) (trips, error) {
+	t := make(trips, n)
+	for i := range t {
+		start := time.Now()
+		if err := f(); err != nil {
+			return nil, err
+		}
+		t[i] = time.Since(start)
+	}
+	slices.Sort(t)
+	return t, nil
+}
+
+// floors measures what no hypercall and no interrupt can be faster than here.
+func floors(ctx context.Context, r *runner) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	caller, err := newFloorGuest(callForEver)
+	if err != nil {
+		return err
+	}
+	defer caller.bind(ctx)()
+	sleeper, err := newFloorGuest(callAndSleep)
+	if err != nil {
+		return err
+	}
+	defer sleeper.bind(ctx)()
+	// Before its local APIC is on, an interrupt is lost.
+	if err := sleeper.toExit(); err != nil {
+		return err
+	}
+	one := binary.NativeEndian.AppendUint64(nil, 1)
+	const n = 1000
+	rows, err := interleave(ctx, r.rounds, []func() (trips, error){
+		func() (trips, error) { return times(n, caller.toExit) },
+		func() (trips, error) {
+			return times(n, func() error {
+				if _, err := unix.Write(sleeper.event, one); err != nil {
+					return fmt.Errorf("write eventfd: %w", err)
+				}
+				return sleeper.toExit()
+			})
+		},
+	})
+	if err != nil {
+		return err
+	}
+	median := func(t trips) float64 { return t.micros(0.5) }
+	for i, name := range []string{"hypercall: a bare port exit", "interrupt: eventfd, handler in the guest, port exit"} {
+		f := Figure{Group: "floors", Name: name, Unit: "µs", Ours: spreadOf(pick(rows[i], median))}
+		r.floor += f.Ours.Median
+		r.add(f)
+	}
+	return nil
+}

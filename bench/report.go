@@ -1,0 +1,224 @@
+package bench
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"strconv"
+	"text/tabwriter"
+	"time"
+)
+
+// Report is what one run measured.
+type Report struct {
+	Machine Machine   `json:"machine"`
+	Started time.Time `json:"started"`
+	Seconds float64   `json:"seconds"`
+	Rounds  int       `json:"rounds"`
+	Quick   bool      `json:"quick"`
+	Figures []Figure  `json:"figures"`
+	Missing []Missing `json:"missing,omitempty"`
+}
+
+// Figure is one thing measured.
+type Figure struct {
+	Group  string `json:"group"`
+	Name   string `json:"name"`
+	Unit   string `json:"unit"`
+	Higher bool   `json:"higher_is_better"`
+	Ours   Spread `json:"ours"`
+	// Neighbour was measured in turn with Ours, and Ratio is Ours by it, pair by pair. nil: there is none.
+	Neighbour *Neighbour `json:"neighbour,omitempty"`
+	Ratio     *Spread    `json:"ratio,omitempty"`
+	Target    *Target    `json:"target,omitempty"`
+}
+
+// Neighbour is what a figure is compared with.
+type Neighbour struct {
+	Name  string `json:"name"`
+	Value Spread `json:"value"`
+}
+
+// Target is what a figure should reach, and whether it did in this run.
+type Target struct {
+	Text string `json:"text"`
+	Met  bool   `json:"met"`
+}
+
+// Missing is an item that couldn't be measured on this machine.
+type Missing struct {
+	Name   string `json:"name"`
+	Reason string `json:"reason"`
+}
+
+// key tells a figure from every other of its report.
+func (f *Figure) key() string { return f.Group + ": " + f.Name }
+
+// beside adds the neighbour.
+func (f Figure) beside(name string, ours, theirs []float64) Figure {
+	ratio := spreadOf(ratios(ours, theirs))
+	f.Neighbour, f.Ratio = &Neighbour{Name: name, Value: spreadOf(theirs)}, &ratio
+	return f
+}
+
+func (f Figure) wantRatioAtLeast(limit float64) Figure {
+	f.Target = &Target{Text: fmt.Sprintf("ratio ≥ %g", limit), Met: f.Ratio.Median >= limit}
+	return f
+}
+
+func (f Figure) wantRatioAtMost(limit float64) Figure {
+	f.Target = &Target{Text: fmt.Sprintf("ratio ≤ %g", limit), Met: f.Ratio.Median <= limit}
+	return f
+}
+
+func (f Figure) wantBelow(limit float64) Figure {
+	f.Target = &Target{Text: fmt.Sprintf("< %s", number(limit)), Met: f.Ours.Median < limit}
+	return f
+}
+
+func (f Figure) wantAtMost(limit float64) Figure {
+	f.Target = &Target{Text: fmt.Sprintf("≤ %s", number(limit)), Met: f.Ours.Median <= limit}
+	return f
+}
+
+func (t *Target) verdict() string {
+	if t.Met {
+		return "met"
+	}
+	return "not met"
+}
+
+// WriteJSON writes the report for [ReadJSON].
+func (r *Report) WriteJSON(w io.Writer) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	if err := e.Encode(r); err != nil {
+		return fmt.Errorf("write report: %w", err)
+	}
+	return nil
+}
+
+// ReadJSON reads what WriteJSON has written to a file.
+func ReadJSON(path string) (*Report, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read report: %w", err)
+	}
+	var r Report
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, fmt.Errorf("read report %s: %w", path, err)
+	}
+	return &r, nil
+}
+
+// WriteText writes the report for people: a table for each group.
+func (r *Report) WriteText(w io.Writer) error {
+	for _, line := range r.head() {
+		fmt.Fprintln(w, line)
+	}
+	for _, g := range r.groups() {
+		fmt.Fprintf(w, "\n%s\n", g.name)
+		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(t, "  \tours\tmin–max\tunit\tbeside it\t\tratio\tmin–max\ttarget\t")
+		for _, f := range g.figures {
+			fmt.Fprint(t, "  ")
+			for _, cell := range f.cells() {
+				fmt.Fprintf(t, "%s\t", cell)
+			}
+			fmt.Fprintln(t)
+		}
+		if err := t.Flush(); err != nil {
+			return fmt.Errorf("write report: %w", err)
+		}
+	}
+	if len(r.Missing) > 0 {
+		fmt.Fprintln(w, "\nNot measured")
+	}
+	for _, m := range r.Missing {
+		fmt.Fprintf(w, "  %s: %s\n", m.Name, m.Reason)
+	}
+	met, targets := r.score()
+	_, err := fmt.Fprintf(w, "\n%d of %d targets met in this run\n", met, targets)
+	return err
+}
+
+func (r *Report) head() []string {
+	m := r.Machine
+	run := fmt.Sprintf("%s, %d rounds, %.0f s", r.Started.Format("2006-01-02 15:04 UTC"), r.Rounds, r.Seconds)
+	if r.Quick {
+		run += ", quick"
+	}
+	return []string{
+		fmt.Sprintf("arcavm bench: %s", run),
+		fmt.Sprintf("%s, %d CPUs, Linux %s", m.Processor, m.CPUs, m.Kernel),
+		fmt.Sprintf("KVM: %s; lane: %s", m.KVM, m.Lane),
+		fmt.Sprintf("arcavm %s", m.Version),
+		fmt.Sprintf("load when it began: %s", m.Load),
+	}
+}
+
+type group struct {
+	name    string
+	figures []Figure
+}
+
+// groups returns the figures by group, in the order in which they came.
+func (r *Report) groups() []group {
+	var out []group
+	at := map[string]int{}
+	for _, f := range r.Figures {
+		i, ok := at[f.Group]
+		if !ok {
+			i = len(out)
+			at[f.Group] = i
+			out = append(out, group{name: f.Group})
+		}
+		out[i].figures = append(out[i].figures, f)
+	}
+	return out
+}
+
+func (r *Report) score() (met, targets int) {
+	for _, f := range r.Figures {
+		if f.Target != nil {
+			targets++
+			if f.Target.Met {
+				met++
+			}
+		}
+	}
+	return met, targets
+}
+
+// cells are a figure's row: name, ours, spread, unit, neighbour, its value, ratio, spread, target.
+func (f *Figure) cells() []string {
+	row := []string{f.Name, number(f.Ours.Median), f.Ours.span(), f.Unit, "", "", "", "", ""}
+	if f.Neighbour != nil {
+		row[4], row[5] = f.Neighbour.Name, number(f.Neighbour.Value.Median)
+		row[6], row[7] = number(f.Ratio.Median), f.Ratio.span()
+	}
+	if f.Target != nil {
+		row[8] = f.Target.Text + ": " + f.Target.verdict()
+	}
+	return row
+}
+
+func (s Spread) span() string { return number(s.Min) + "–" + number(s.Max) }
+
+// number shows three digits, or all of them before the point.
+func number(v float64) string {
+	size := math.Abs(v)
+	switch {
+	case size == 0:
+		return "0"
+	case size >= 100:
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	case size >= 10:
+		return strconv.FormatFloat(v, 'f', 1, 64)
+	case size >= 0.01:
+		return strconv.FormatFloat(v, 'f', 2, 64)
+	}
+	return strconv.FormatFloat(v, 'g', 2, 64)
+}
