@@ -1,0 +1,249 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/kvm"
+)
+
+// verdict is what doctor says of one thing.
+type verdict string
+
+const (
+	isOK      verdict = "ok"
+	isLimited verdict = "limited" // guests run, with less
+	isMissing verdict = "missing" // something doesn't work without it
+	isInfo    verdict = "info"
+)
+
+// finding is one line of doctor's report.
+type finding struct {
+	verdict verdict
+	what    string
+	detail  string
+	remedy  string // what to do, if there is something to do
+}
+
+func newDoctorCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "doctor",
+		Short: "Check what this machine offers, and say what to do",
+		Long: `Check the machine: KVM, the processor features that guests see, memory, how guests'
+connections leave the machine, and QEMU for the emulated test lane.
+
+Exit code 0 if guests can run, 69 if they can't.`,
+		Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			device, err := checkKVM(kvm.DefaultPath)
+			findings := append(device, checkMemory())
+			findings = append(findings, checkNetwork()...)
+			findings = append(findings, checkQEMU())
+			if writeErr := writeFindings(cmd.OutOrStdout(), findings); writeErr != nil {
+				return writeErr
+			}
+			if err != nil {
+				return &codeError{exitUnavailable, fmt.Errorf("guests can't run here: %w", err)}
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), "\nguests can run here")
+			return err
+		},
+	}
+}
+
+func writeFindings(w io.Writer, findings []finding) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, f := range findings {
+		fmt.Fprintf(t, "%s\t%s\t%s\n", f.verdict, f.what, f.detail)
+		if f.remedy != "" {
+			fmt.Fprintf(t, "\t\t→ %s\n", f.remedy)
+		}
+	}
+	return t.Flush()
+}
+
+// checkKVM looks at the device. The error is why no guest can run.
+func checkKVM(path string) ([]finding, error) {
+	system, err := kvm.Open(path)
+	if err != nil {
+		f := finding{verdict: isMissing, what: path, detail: oneLine(err.Error())}
+		if device := (*kvm.UnavailableError)(nil); errors.As(err, &device) {
+			f.detail, f.remedy = device.Problem, device.Remedy
+		}
+		return []finding{f}, err
+	}
+	defer system.Close()
+	findings := []finding{{verdict: isOK, what: path, detail: "opens, speaks API version 12, has every capability that arcavm needs"}}
+	features, err := system.Features()
+	if err != nil {
+		return append(findings, finding{verdict: isMissing, what: "features", detail: oneLine(err.Error())}), err
+	}
+	vm, err := system.CreateVM()
+	if err != nil {
+		return append(findings, finding{
+			verdict: isMissing, what: "a virtual machine", detail: oneLine(err.Error()),
+			remedy: "end another hypervisor that has the processor, or see the kernel's log",
+		}), err
+	}
+	if err := vm.Close(); err != nil {
+		return findings, err
+	}
+	return append(findings, describeFeatures(features)...), nil
+}
+
+func describeFeatures(f kvm.Features) []finding {
+	module := finding{verdict: isOK, what: "kernel module", detail: f.Module}
+	switch {
+	case f.Module == "":
+		module = finding{verdict: isInfo, what: "kernel module", detail: "can't be told"}
+	case f.Software():
+		module = finding{
+			verdict: isLimited, what: "kernel module", detail: f.Module + ": software KVM, guest kernel code is interpreted and slow",
+			remedy: "for speed, use a machine with hardware virtualisation",
+		}
+	}
+	findings := []finding{
+		module,
+		{verdict: isOK, what: "virtual CPUs", detail: fmt.Sprintf("up to %d in a machine", f.MaxVCPUs)},
+		{verdict: isOK, what: "physical addresses", detail: fmt.Sprintf("%d bits", f.PhysBits)},
+	}
+	if f.PhysBits < 39 {
+		findings[2].verdict = isLimited
+		findings[2].detail += fmt.Sprintf(": RAM and window must end below %d GiB", 1<<max(0, f.PhysBits-30))
+	}
+	optional := []struct {
+		name    string
+		has     bool
+		without string
+	}{
+		{"1 GiB pages", f.GiBPages, "guests get 2 MiB pages; images of the older ABI can't run"},
+		{"FSGSBASE", f.FSGSBASE, "images of the older ABI can't run"},
+		{"SMEP", f.SMEP, "guests run without this protection"},
+		{"SMAP", f.SMAP, "guests run without this protection; images of the older ABI can't run"},
+		{"RDTSCP", f.RDTSCP, "images of the older ABI can't run"},
+		{"x2APIC", f.X2APIC, "guests with interrupts can't run"},
+		{"TSC-deadline timer", f.TSCDeadline, "guests use the local APIC's older timer"},
+		{"invariant TSC", f.InvariantTSC, "a guest's clock may drift"},
+		{"registers in the run page", f.SyncRegs != 0, "each hypercall costs two more system calls"},
+	}
+	for _, o := range optional {
+		if o.has {
+			findings = append(findings, finding{verdict: isOK, what: o.name})
+		} else {
+			findings = append(findings, finding{verdict: isLimited, what: o.name, detail: "missing: " + o.without})
+		}
+	}
+	return findings
+}
+
+// checkMemory makes the kind of memory that guests get.
+func checkMemory() finding {
+	f := finding{verdict: isMissing, what: "shared memory", remedy: "use Linux 3.17 or later, and let the sandbox, if there is one, allow memfd_create"}
+	fd, err := unix.MemfdCreate("arcavm-doctor", unix.MFD_CLOEXEC)
+	if err != nil {
+		f.detail = "memfd_create: " + err.Error()
+		return f
+	}
+	defer unix.Close(fd)
+	detail := "memfd works"
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_AS, &limit); err == nil && limit.Cur != unix.RLIM_INFINITY {
+		return finding{
+			verdict: isLimited, what: "shared memory", detail: fmt.Sprintf("%s; address space limited to %d MiB", detail, limit.Cur>>20),
+			remedy: "ulimit -v unlimited, or choose --mem and --window below it",
+		}
+	}
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil {
+		detail += fmt.Sprintf("; up to %d files and sockets at once", limit.Max)
+	}
+	return finding{verdict: isOK, what: "shared memory", detail: detail}
+}
+
+// checkNetwork tells how guests' connections can leave: arcavm makes them as the user's own sockets.
+func checkNetwork() []finding {
+	return []finding{checkLoopback(), checkIPv6(), checkRoute("IPv4", netlink.FAMILY_V4), checkRoute("IPv6", netlink.FAMILY_V6)}
+}
+
+func checkLoopback() finding {
+	f := finding{verdict: isMissing, what: "loopback", remedy: "ip link set lo up"}
+	link, err := netlink.LinkByName("lo")
+	if err != nil {
+		f.detail = "lo: " + oneLine(err.Error())
+		return f
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		f.detail = "lo is down: guests can't be reached from this machine"
+		return f
+	}
+	return finding{verdict: isOK, what: "loopback", detail: "lo is up"}
+}
+
+func checkIPv6() finding {
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+		return finding{verdict: isLimited, what: "IPv6", detail: "not in this kernel: guests have IPv4 only"}
+	}
+	listener, err := net.Listen("tcp6", "[::1]:0")
+	if err != nil {
+		return finding{
+			verdict: isLimited, what: "IPv6", detail: "::1 can't be used: " + oneLine(err.Error()),
+			remedy: "sysctl net.ipv6.conf.lo.disable_ipv6=0",
+		}
+	}
+	listener.Close()
+	return finding{verdict: isOK, what: "IPv6", detail: "::1 works"}
+}
+
+func checkRoute(name string, family int) finding {
+	what := "way out, " + name
+	routes, err := netlink.RouteList(nil, family)
+	if err != nil {
+		return finding{verdict: isInfo, what: what, detail: "routes can't be read: " + oneLine(err.Error())}
+	}
+	for _, r := range routes {
+		if r.Dst != nil {
+			if ones, _ := r.Dst.Mask.Size(); ones != 0 {
+				continue
+			}
+		}
+		if r.Type != unix.RTN_UNICAST {
+			continue
+		}
+		return finding{verdict: isOK, what: what, detail: describeRoute(r)}
+	}
+	return finding{verdict: isInfo, what: what, detail: "no default route: guests reach this machine and its own networks only"}
+}
+
+func describeRoute(r netlink.Route) string {
+	var parts []string
+	if r.Gw != nil {
+		parts = append(parts, "by "+r.Gw.String())
+	}
+	if link, err := netlink.LinkByIndex(r.LinkIndex); err == nil {
+		parts = append(parts, "through "+link.Attrs().Name)
+	}
+	if r.Src != nil {
+		parts = append(parts, "from "+r.Src.String())
+	}
+	return "default route " + strings.Join(parts, " ")
+}
+
+func checkQEMU() finding {
+	path, err := exec.LookPath("qemu-system-x86_64")
+	if err != nil {
+		return finding{
+			verdict: isInfo, what: "QEMU", detail: "missing: only needed to test in emulated hardware KVM",
+			remedy: "apt-get install qemu-system-x86",
+		}
+	}
+	return finding{verdict: isOK, what: "QEMU", detail: path + ", for tests in emulated hardware KVM"}
+}

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/fix-project/arcavm/emulated"
+)
+
+// emulationLimit is no limit in practice: servers run for as long as their user likes.
+const emulationLimit = 365 * 24 * time.Hour
+
+// runEmulated runs this same command in an emulated machine, with the image and the shared folder copied into it.
+func runEmulated(flags *pflag.FlagSet, s streams, args []string, share string, publish []string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("finding this program's file: %w", err)
+	}
+	if _, err := os.Stat(args[0]); err != nil {
+		return inputError(err)
+	}
+	inside := "/image/" + filepath.Base(args[0])
+	cfg := emulated.Config{
+		Files:    []emulated.File{{Name: inside, Source: args[0]}},
+		Outbound: true,
+		Limit:    emulationLimit,
+		Stdout:   s.out, Stderr: s.err,
+		OnPublish: func(host netip.AddrPort, guest uint16) {
+			fmt.Fprintf(s.err, "arcavm: port %d of the guest is at %v\n", guest, host)
+		},
+	}
+	for _, p := range publish {
+		port, err := emulated.ParsePort(p)
+		if err != nil {
+			return usageError("--publish: %v", err)
+		}
+		cfg.Publish = append(cfg.Publish, port)
+	}
+	command := []string{"run"}
+	flags.Visit(func(f *pflag.Flag) {
+		switch f.Name {
+		case "emulated", "publish", "share":
+		default:
+			command = append(command, "--"+f.Name+"="+f.Value.String())
+		}
+	})
+	if share != "" {
+		dir, writable := shareFolder(share)
+		if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+			return &codeError{exitNoInput, fmt.Errorf("--share: %s is not a folder", dir)}
+		}
+		if writable {
+			return usageError("--share: with --emulated the folder is copied in, and what the guest writes would be lost; leave out :rw")
+		}
+		cfg.Files = append(cfg.Files, emulated.File{Name: "/share", Source: dir})
+		command = append(command, "--share=/share")
+	}
+	cfg.Programs = []emulated.Program{{Path: self, Args: append(append(command, inside), args[1:]...)}}
+
+	// The first signal goes to the program inside, the second ends the machine.
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	caught := make(chan os.Signal, 4)
+	signal.Notify(caught, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(caught)
+	passed := make(chan os.Signal, 1)
+	cfg.Signals = passed
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		select {
+		case first := <-caught:
+			passed <- first
+		case <-done:
+			return
+		}
+		select {
+		case <-caught:
+			cancel(&codeError{code: exitSignal + int(syscall.SIGINT)})
+		case <-done:
+		}
+	}()
+	result, err := emulated.Run(ctx, cfg)
+	if errors.Is(err, emulated.ErrUnavailable) {
+		return &codeError{exitUnavailable, err}
+	}
+	if err != nil {
+		return err
+	}
+	if code := result.Exits[0].Code; code != 0 {
+		return &codeError{code: code}
+	}
+	return nil
+}

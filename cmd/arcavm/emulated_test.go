@@ -1,0 +1,53 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fix-project/arcavm/emulated"
+)
+
+// The command runs itself in an emulated machine: the guest's exit code, console and log come back.
+func TestRunEmulated(t *testing.T) {
+	t.Parallel()
+	if emulated.Inside() {
+		t.Skip("this is the emulated machine already; run the test on the host")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	program := filepath.Join(t.TempDir(), "arcavm")
+	build := exec.CommandContext(ctx, "go", "build", "-o", program, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building the command: %v\n%s", err, out)
+	}
+	share := t.TempDir()
+	if err := os.WriteFile(filepath.Join(share, "file"), []byte("what the file holds"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	image := imageFile(t, "cat")
+	var stdout, stderr bytes.Buffer
+	run := exec.CommandContext(ctx, program, "run", "--emulated", "--share", share, "--log-format", "json", image, "file", "missing")
+	run.Stdout, run.Stderr = &stdout, &stderr
+	err := run.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() == exitUnavailable && os.Getenv("ARCAVM_REQUIRE_KVM") != "1" {
+		t.Skip(stderr.String())
+	}
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
+		t.Errorf("the command ended with %v, want the guest's exit code 1\n%s", err, &stderr)
+	}
+	if stdout.String() != "what the file holds" {
+		t.Errorf("the console says %q", &stdout)
+	}
+	if !strings.Contains(stderr.String(), `missing: error 2`) {
+		t.Errorf("the log is %q", &stderr)
+	}
+}

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/kvm"
+	"github.com/fix-project/arcavm/vmm"
+	"github.com/fix-project/arcavm/vmm/image"
+)
+
+// Exit codes for what isn't the guest's own end, from sysexits.h.
+const (
+	exitUsage       = 64 // the command line is wrong
+	exitData        = 65 // the image can't run
+	exitNoInput     = 66 // an input file or folder is missing
+	exitUnavailable = 69 // no KVM that is good enough
+	exitSoftware    = 70 // the guest died, or a fault of arcavm's
+	exitOS          = 71 // the system refused something
+	exitPermission  = 77 // not allowed
+	exitSignal      = 128
+)
+
+// codeError ends the process with a code. An err of nil prints nothing.
+type codeError struct {
+	code int
+	err  error
+}
+
+func (e *codeError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *codeError) Unwrap() error { return e.err }
+
+func usageError(format string, args ...any) error {
+	return &codeError{exitUsage, fmt.Errorf(format, args...)}
+}
+
+// flagNames are the flags behind the fields of vmm's configuration.
+var flagNames = map[string]string{"cpus": "--cpus", "memory": "--mem", "window": "--window"}
+
+// report prints err, if it is to be seen, as one line or as a crash report, and returns the exit code that belongs to it.
+func report(w io.Writer, err error) int {
+	if err == nil {
+		return 0
+	}
+	if crash := (*vmm.CrashError)(nil); errors.As(err, &crash) {
+		fmt.Fprint(w, "arcavm: ")
+		_ = crash.WriteReport(w)
+		return exitSoftware
+	}
+	code, text := exitSoftware, err.Error()
+	var (
+		coded   *codeError
+		config  *vmm.ConfigError
+		load    *image.LoadError
+		format  *image.FormatError
+		device  *kvm.UnavailableError
+		missing *vmm.MissingError
+		errno   unix.Errno
+	)
+	switch {
+	case errors.As(err, &coded):
+		code = coded.code
+		if coded.err == nil {
+			return code
+		}
+	case errors.As(err, &config) && config.Field == "image":
+		code, text = exitData, config.Reason
+	case errors.As(err, &config):
+		code = exitUsage
+		if name := flagNames[config.Field]; name != "" {
+			text = name + ": " + config.Reason
+		}
+	case errors.As(err, &load) && load.Need != 0:
+		code = exitUsage
+		text += "; give it more with --mem"
+	case errors.As(err, &load), errors.As(err, &format):
+		code = exitData
+	case errors.As(err, &missing):
+		code = exitUnavailable
+		text += "; arcavm run --emulated runs it in emulated hardware that has them"
+	case errors.As(err, &device):
+		code = exitUnavailable
+		if errors.Is(err, fs.ErrPermission) {
+			code = exitPermission
+		}
+		text += "; arcavm doctor says more"
+	case errors.Is(err, fs.ErrPermission):
+		code = exitPermission
+	case errors.As(err, &errno):
+		code = exitOS
+	}
+	fmt.Fprintf(w, "arcavm: %s\n", oneLine(text))
+	return code
+}
+
+// oneLine joins the lines of errors that belong together, and escapes other control characters.
+func oneLine(s string) string {
+	s = strings.ReplaceAll(strings.TrimSpace(s), "\n", "; ")
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7F {
+			return '\uFFFD'
+		}
+		return r
+	}, s)
+}
+
+// inputError gives the error of opening an input file or folder its exit code.
+func inputError(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		return &codeError{exitNoInput, err}
+	}
+	return err
+}

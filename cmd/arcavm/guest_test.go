@@ -1,0 +1,373 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/testdata/images"
+)
+
+func TestGuestsExitCode(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	hello := imageFile(t, "hello")
+	// What follows IMAGE is the guest's, even if arcavm has a flag of that name.
+	got := asProcess(t, "run", "--cpus", "1", "--mem", "64M", hello, "--cpus", "ada", "--exit", "7")
+	if got.code != 7 {
+		t.Errorf("code %d, want 7; stderr:\n%s", got.code, got.err)
+	}
+	for _, want := range []string{"hello, ada", "hello, --cpus", "level=INFO", "file=programs/hello.c", "line="} {
+		if !strings.Contains(got.err, want) {
+			t.Errorf("%q is not in:\n%s", want, got.err)
+		}
+	}
+	if got.out != "" {
+		t.Errorf("stdout is %q", got.out)
+	}
+}
+
+func TestLogFormats(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	hello := imageFile(t, "hello")
+	got := asProcess(t, "run", "--log-format", "json", hello, "ada")
+	var record struct {
+		Level, Msg, Target, File string
+		Line                     int
+	}
+	found := false
+	for line := range strings.Lines(got.err) {
+		if err := json.Unmarshal([]byte(line), &record); err != nil {
+			t.Fatalf("%v in %q", err, line)
+		}
+		if record.Msg == "hello, ada" {
+			found = true
+			if record.Level != "INFO" || record.File != "programs/hello.c" || record.Line == 0 || record.Target == "" {
+				t.Errorf("got %+v", record)
+			}
+		}
+	}
+	if got.code != 0 || !found {
+		t.Errorf("code %d, no record of the guest in:\n%s", got.code, got.err)
+	}
+	if got := asProcess(t, "run", "--log-level", "error", hello); got.code != 0 || got.err != "" {
+		t.Errorf("with --log-level error: code %d, stderr %q", got.code, got.err)
+	}
+}
+
+func TestTiming(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	got := asProcess(t, "run", "--timing", imageFile(t, "hello"), "--exit", "3")
+	if got.code != 3 {
+		t.Errorf("code %d", got.code)
+	}
+	for _, want := range []string{
+		`(?m)^ +\d+\.\d{3}  command line and image headers read$`, `(?m)^ +\d+\.\d{3}  first log record of the guest$`,
+		`(?m)^ +1  EXIT$`, `(?m)^ +1  LOG$`, `(?m)^ +\d+  KVM_EXIT_IO$`, `(?m)^ +\d+  interrupts raised for them$`, `(?m)^ +0  bytes relayed from the guest$`,
+	} {
+		if !regexp.MustCompile(want).MatchString(got.err) {
+			t.Errorf("%s is not in:\n%s", want, got.err)
+		}
+	}
+}
+
+func TestConsole(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	path := writeFile(t, "image", machineCode(1, slices.Concat(write("a\x00\xffb\n"), exit(4))))
+	if got := asProcess(t, "run", path); got.code != 4 || got.out != "a\x00\xffb\n" || got.err != "" {
+		t.Errorf("got %+v", got)
+	}
+}
+
+// A console that nobody reads any more neither kills the guest nor holds it up.
+func TestConsoleClosed(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader.Close()
+	defer writer.Close()
+	cmd := command(t, "run", writeFile(t, "image", machineCode(1, slices.Concat(write("abc"), exit(4)))))
+	cmd.Stdout = writer
+	_ = cmd.Run()
+	if code := cmd.ProcessState.ExitCode(); code != 4 {
+		t.Errorf("%v, want code 4", cmd.ProcessState)
+	}
+}
+
+// What the console can't take is lost, and somebody has to say so.
+func TestConsoleFull(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip("there is no /dev/full: mount a whole /dev")
+	}
+	defer full.Close()
+	var said strings.Builder
+	cmd := command(t, "run", writeFile(t, "image", machineCode(1, slices.Concat(write("abc"), exit(4)))))
+	cmd.Stdout, cmd.Stderr = full, &said
+	_ = cmd.Run()
+	if code := cmd.ProcessState.ExitCode(); code != 4 {
+		t.Errorf("%v, want code 4", cmd.ProcessState)
+	}
+	if got := said.String(); strings.Count(got, "the rest of the console's output is lost") != 1 || !strings.Contains(got, "no space left") {
+		t.Errorf("stderr is %q", got)
+	}
+}
+
+func TestABIByHand(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	path := writeFile(t, "image", machineCode(0, exit(9)))
+	if got := asProcess(t, "run", "--abi", "stream", path); got.code != 9 {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestTooLittle(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	far := machineCode(1, exit(0))
+	far[64+24+3] = 8 // p_paddr: 0x1_0810_0000, 129 MiB into RAM
+	far[24+3] = 8    // e_entry
+	got := asProcess(t, "run", "--mem", "64M", writeFile(t, "image", far))
+	if got.code != exitUsage {
+		t.Errorf("code %d, want %d", got.code, exitUsage)
+	}
+	wantLine(t, got.err, "too little memory, the image alone needs 130 MiB; give it more with --mem")
+
+	outside := machineCode(1, exit(0))
+	outside[64+24+4] = 0 // p_paddr: 0x10_0000, below RAM
+	outside[24+4] = 0
+	got = asProcess(t, "run", writeFile(t, "image", outside))
+	if got.code != exitData {
+		t.Errorf("code %d, want %d", got.code, exitData)
+	}
+	wantLine(t, got.err, "segment 0 (0x100000–0x10000a) lies outside RAM (0x100000000–")
+}
+
+func TestCrash(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	for _, how := range []string{"panic", "wild", "port"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			got := asProcess(t, "run", imageFile(t, "crash"), how)
+			if got.code != exitSoftware {
+				t.Errorf("code %d, want %d", got.code, exitSoftware)
+			}
+			for _, want := range []string{"arcavm: guest died on CPU 0: ", "rip ", "backtrace", "crashing by: " + how} {
+				if !strings.Contains(got.err, want) {
+					t.Errorf("%q is not in:\n%s", want, got.err)
+				}
+			}
+			if strings.Contains(got.err, "goroutine ") {
+				t.Errorf("a Go panic:\n%s", got.err)
+			}
+		})
+	}
+}
+
+// running is a command that has been started, and the lines of its output.
+type running struct {
+	*exec.Cmd
+	t      *testing.T
+	output *bufio.Scanner
+}
+
+// start starts a command and reads its standard error, or its standard output.
+func start(t *testing.T, stdout bool, args ...string) *running {
+	t.Helper()
+	cmd := command(t, args...)
+	pipe := cmd.StderrPipe
+	if stdout {
+		pipe = cmd.StdoutPipe
+	}
+	return startCommand(t, cmd, pipe)
+}
+
+func startCommand(t *testing.T, cmd *exec.Cmd, pipe func() (io.ReadCloser, error)) *running {
+	t.Helper()
+	output, err := pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return &running{cmd, t, bufio.NewScanner(output)}
+}
+
+// line reads up to a line that contains text, and returns it.
+func (r *running) line(text string) string {
+	r.t.Helper()
+	var all []string
+	for r.output.Scan() {
+		all = append(all, r.output.Text())
+		if strings.Contains(r.output.Text(), text) {
+			return r.output.Text()
+		}
+	}
+	r.t.Fatalf("the command ended without %q; it printed\n%s", text, strings.Join(all, "\n"))
+	return ""
+}
+
+func (r *running) signal(s syscall.Signal) {
+	r.t.Helper()
+	if err := r.Process.Signal(s); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// signalTwice sends the second signal when the first has been taken.
+func (r *running) signalTwice(s syscall.Signal) {
+	r.t.Helper()
+	r.line("guest started")
+	r.signal(s)
+	r.line("asking the guest to stop")
+	r.signal(s)
+}
+
+func (r *running) exitCode() int {
+	for r.output.Scan() {
+	}
+	_ = r.Wait()
+	return r.ProcessState.ExitCode()
+}
+
+func TestCtrlC(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	for _, s := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		t.Run(s.String(), func(t *testing.T) {
+			t.Parallel()
+			r := start(t, false, "run", imageFile(t, "idle"))
+			r.line("idle with")
+			r.signal(s)
+			r.line("asking the guest to stop")
+			r.line("asked to stop")
+			if code := r.exitCode(); code != 0 {
+				t.Errorf("code %d, want the guest's 0", code)
+			}
+		})
+	}
+}
+
+func TestCtrlCWithJSON(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	r := start(t, false, "run", "--log-format", "json", imageFile(t, "idle"))
+	r.line("idle with")
+	r.signal(syscall.SIGINT)
+	if line := r.line("asking the guest to stop"); !json.Valid([]byte(line)) {
+		t.Errorf("not JSON: %s", line)
+	}
+	if code := r.exitCode(); code != 0 {
+		t.Errorf("code %d, want 0", code)
+	}
+}
+
+func TestCtrlCTwice(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	r := start(t, false, "run", writeFile(t, "image", machineCode(1, slices.Concat(logStart(), spin))))
+	r.signalTwice(syscall.SIGINT)
+	if code := r.exitCode(); code != 130 {
+		t.Errorf("code %d, want 130", code)
+	}
+}
+
+// A CPU that waits for the console's reader can't be made to leave; the process ends all the same.
+func TestCtrlCTwiceWithBlockedConsole(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	cmd := command(t, "run", writeFile(t, "image", machineCode(1, slices.Concat(logStart(), write("blocked"), spin))))
+	cmd.Stdout = fullPipe(t)
+	r := startCommand(t, cmd, cmd.StderrPipe)
+	r.signalTwice(syscall.SIGINT)
+	if code := r.exitCode(); code != 130 {
+		t.Errorf("code %d, want 130", code)
+	}
+}
+
+// The same, if nobody reads what arcavm itself says.
+func TestCtrlCTwiceWithBlockedLog(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	cmd := command(t, "run", writeFile(t, "image", machineCode(1, slices.Concat(write("started\n"), spin))))
+	cmd.Stderr = fullPipe(t)
+	r := startCommand(t, cmd, cmd.StdoutPipe)
+	r.line("started")
+	// Two of a kind could be delivered as one, and there is no sign of the first.
+	r.signal(syscall.SIGINT)
+	r.signal(syscall.SIGTERM)
+	if code := r.exitCode(); code != 130 && code != 143 {
+		t.Errorf("code %d, want 130 or 143", code)
+	}
+}
+
+// fullPipe is the writing end of a pipe that nobody reads and that has no room.
+func fullPipe(t *testing.T) *os.File {
+	t.Helper()
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		reader.Close()
+		writer.Close()
+	})
+	if _, err := writer.Write(make([]byte, pipeSize(t, writer))); err != nil {
+		t.Fatal(err)
+	}
+	return writer
+}
+
+func pipeSize(t *testing.T, f *os.File) int {
+	t.Helper()
+	n, err := unix.FcntlInt(f.Fd(), unix.F_GETPIPE_SZ, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	if !slices.Contains(images.Names(), "httpd") {
+		t.Skip("there is no image httpd; build it with: make images")
+	}
+	r := start(t, true, "demo", "--cpus", "2")
+	line := r.line("http://127.0.0.1:")
+	url := regexp.MustCompile(`http://127\.0\.0\.1:\d+/`).FindString(line)
+	response, err := (&http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}).Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != 200 || len(body) == 0 {
+		t.Errorf("%v, status %d, %d bytes", err, response.StatusCode, len(body))
+	}
+	r.signal(syscall.SIGINT)
+	if code := r.exitCode(); code != 0 {
+		t.Errorf("code %d, want 0", code)
+	}
+}

@@ -1,0 +1,207 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/kvm"
+	"github.com/fix-project/arcavm/vmm"
+)
+
+// Each wrong input is one line on stderr, nothing on stdout, and a code of sysexits.h.
+func TestBadInput(t *testing.T) {
+	t.Parallel()
+	hello := imageFile(t, "hello")
+	text := writeFile(t, "text", []byte("#!/bin/sh\n"))
+	good := machineCode(1, exit(0))
+	edited := func(at int, value byte) string {
+		data := append([]byte(nil), good...)
+		data[at] = value
+		return writeFile(t, "image", data)
+	}
+	arm, small, dynamic := edited(18, 183), edited(4, 1), edited(16, 3)
+	later := writeFile(t, "later", machineCode(9, exit(0)))
+	cut := writeFile(t, "cut", good[:100])
+	folder := t.TempDir()
+
+	tests := []struct {
+		args string // separated by spaces
+		code int
+		want string
+	}{
+		{"", 64, "no command given"},
+		{"rnu k", 64, `unknown command "rnu": did you mean "run"?`},
+		{"instpect", 64, `did you mean "inspect"?`},
+		{hello, 64, "to boot this file: arcavm run " + hello},
+		{"zzzzzzzz", 64, "commands are"},
+		{"--verbose run", 64, "unknown flag --verbose"},
+		{"run", 64, "IMAGE is missing (usage: arcavm run [flags] IMAGE [ARGS…])"},
+		{"run --cpu 2 k", 64, "unknown flag --cpu: did you mean --cpus N? (usage: arcavm run [flags] IMAGE [ARGS…])"},
+		{"run --memory 2G k", 64, "unknown flag --memory: did you mean --mem SIZE?"},
+		{"run --sahre=. k", 64, "unknown flag --sahre: did you mean --share DIR?"},
+		{"run --timming k", 64, "did you mean --timing?"},
+		{"run -c 2 k", 64, "unknown flag -c"},
+		{"run --cpus two k", 64, `--cpus: "two" is not a number that this flag takes (usage: arcavm run`},
+		{"run --cpus", 64, "flag needs an argument: --cpus"},
+		{"run --mem 512 k", 64, "a unit is missing: write 512M for MiB or 512G for GiB"},
+		{"run --mem lots k", 64, "write a whole number with a unit, such as 512M or 2G"},
+		{"run --mem -1G k", 64, "write a whole number with a unit"},
+		{"run --mem 99999999999G k", 64, "write a whole number with a unit"},
+		{"run --abi streams k", 64, "must be one of auto, stream, rpc; did you mean stream?"},
+		{"run --log-level loud k", 64, "must be one of error, warn, info, debug, trace"},
+		{"run --log-format xml k", 64, "must be one of text, json"},
+		{"run --cpus 0 " + hello, 64, "--cpus: 0 is not in 1 to 64"},
+		{"run --cpus -3 " + hello, 64, "--cpus: -3 is not in 1 to 64"},
+		{"run --cpus 65 " + hello, 64, "--cpus: 65 is not in 1 to 64"},
+		{"run --mem 3M " + hello, 64, "--mem: "},
+		{"run --mem 4097K " + hello, 64, "--mem: "},
+		{"run --mem 1024G " + hello, 64, "--mem: "},
+		{"run --window 1M " + hello, 64, "--window: "},
+		{"run " + filepath.Join(folder, "none"), 66, "no such file or directory"},
+		{"run " + filepath.Join(hello, "none"), 66, "not a directory"},
+		{"run " + folder, 65, "is not a regular file"},
+		{"run " + text, 65, text + ": is not an ELF file"},
+		{"run " + arm, 65, "is an ELF file for aarch64, Arca images are x86-64"},
+		{"run " + small, 65, "is a 32-bit ELF file"},
+		{"run " + dynamic, 65, "position-independent"},
+		{"run " + cut, 65, "is cut off"},
+		{"run " + later, 65, "speaks the ABI of unknown version 9"},
+		{"run --publish 8080:80 " + hello, 64, "--publish: goes with --emulated"},
+		{"run --emulated --publish 80 " + hello, 64, "--publish: 80: not of the form [ADDRESS:]HOSTPORT:PORT"},
+		{"run --emulated " + filepath.Join(folder, "none"), 66, "no such file or directory"},
+		{"run --emulated --share " + hello + " " + hello, 66, "--share: " + hello + " is not a folder"},
+		{"run --emulated --share .:rw " + hello, 64, "--share: with --emulated"},
+		{"run --share " + filepath.Join(folder, "none") + " " + hello, 66, "--share: "},
+		{"run --share " + hello + " " + hello, 66, "--share: " + hello + " is not a folder"},
+		{"inspect", 64, "IMAGE is missing (usage: arcavm inspect [flags] IMAGE)"},
+		{"inspect a b", 64, `"b" is one argument too many`},
+		{"inspect " + text, 65, "is not an ELF file"},
+		{"inspect " + filepath.Join(folder, "none"), 66, "no such file or directory"},
+		{"demo hello", 64, `"hello" is one argument too many`},
+		{"demo --port 99999", 64, "--port: 99999 is out of range (usage: arcavm demo"},
+		{"demo --port -1", 64, `--port: "-1" is not a number that this flag takes`},
+		{"help nosuch", 64, `unknown command "nosuch"`},
+		{"completion nosuch", 64, `no completion for "nosuch"; shells are bash, fish, powershell, zsh`},
+		{"version 2", 64, "one argument too many"},
+	}
+	for _, test := range tests {
+		t.Run(test.args, func(t *testing.T) {
+			t.Parallel()
+			got := inProcess(strings.Fields(test.args)...)
+			if got.code != test.code || got.out != "" {
+				t.Errorf("code %d, stdout %q; want %d and nothing", got.code, got.out, test.code)
+			}
+			wantLine(t, got.err, test.want)
+		})
+	}
+}
+
+func TestNoPermission(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() == 0 {
+		t.Skip("root may read everything; run as another user")
+	}
+	path := imageFile(t, "hello")
+	if err := os.Chmod(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	got := inProcess("run", path)
+	if got.code != exitPermission {
+		t.Errorf("code %d, want %d", got.code, exitPermission)
+	}
+	wantLine(t, got.err, "permission denied")
+}
+
+func TestExitCodes(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		err  error
+		code int
+		want string
+	}{
+		{&kvm.UnavailableError{Path: "/dev/kvm", Problem: "doesn't exist", Remedy: "load the module", Err: unix.ENOENT}, exitUnavailable, "/dev/kvm doesn't exist"},
+		{&kvm.UnavailableError{Path: "/dev/kvm", Problem: "may not be opened", Remedy: "join the group", Err: unix.EACCES}, exitPermission, "join the group"},
+		{&kvm.IoctlError{Ioctl: "KVM_CREATE_VM", Err: unix.EBUSY}, exitOS, "KVM_CREATE_VM"},
+		{&vmm.ConfigError{Field: "cpus", Reason: "9 are more than 8"}, exitUsage, "--cpus: 9 are more than 8"},
+		{os.ErrPermission, exitPermission, "permission denied"},
+		{os.ErrDeadlineExceeded, exitSoftware, "timeout"},
+	}
+	for _, test := range tests {
+		var b strings.Builder
+		if code := report(&b, test.err); code != test.code {
+			t.Errorf("%v: code %d, want %d", test.err, code, test.code)
+		}
+		wantLine(t, b.String(), test.want)
+	}
+	var b strings.Builder
+	if code := report(&b, &codeError{code: 7}); code != 7 || b.Len() != 0 {
+		t.Errorf("a guest's exit code: got %d and %q", code, b.String())
+	}
+}
+
+func TestSize(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]struct {
+		bytes uint64
+		text  string
+	}{
+		"64K": {64 << 10, "64K"}, "512M": {512 << 20, "512M"}, "512MiB": {512 << 20, "512M"}, "2g": {2 << 30, "2G"},
+		" 1T ": {1 << 40, "1T"}, "1024M": {1 << 30, "1G"}, "1025M": {1025 << 20, "1025M"},
+	} {
+		var s size
+		if err := s.Set(text); err != nil || uint64(s) != want.bytes || s.String() != want.text {
+			t.Errorf("%q: %d, %q, %v", text, s, s.String(), err)
+		}
+	}
+	for _, text := range []string{"", "M", "12", "1.5G", "-1M", "1X", "0x1M", "16777216T"} {
+		var s size
+		if err := s.Set(text); err == nil {
+			t.Errorf("%q is %d", text, s)
+		}
+	}
+}
+
+func TestNearest(t *testing.T) {
+	t.Parallel()
+	names := []string{"cpus", "mem", "window", "share", "timing"}
+	for name, want := range map[string]string{
+		"cpu": "cpus", "memory": "mem", "shear": "share", "windo": "window", "tmiing": "timing", "x": "", "quite-other": "",
+	} {
+		if got := nearest(name, names); got != want {
+			t.Errorf("nearest(%q) = %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestOneLine(t *testing.T) {
+	t.Parallel()
+	if got, want := oneLine(" a\nb\x1b[1m\n"), "a; b\uFFFD[1m"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// An image without a note speaks the older ABI: where KVM lacks what such images need, one sentence says what is missing and how
+// to run it nonetheless.
+func TestOlderABI(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	system, err := kvm.Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer system.Close()
+	if f, err := system.Features(); err != nil {
+		t.Fatal(err)
+	} else if f.GiBPages && f.FSGSBASE && f.RDTSCP && f.SMAP {
+		t.Skip("this KVM lacks nothing; the test needs one that does, such as kvm_pvm")
+	}
+	got := inProcess("run", writeFile(t, "older", machineCode(0, exit(0))))
+	if got.code != exitUnavailable {
+		t.Errorf("code %d, want 69", got.code)
+	}
+	wantLine(t, got.err, "arcavm run --emulated runs it in emulated hardware")
+}

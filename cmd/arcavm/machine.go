@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fix-project/arcavm/vmm"
+	"github.com/fix-project/arcavm/vmm/image"
+)
+
+// machine is what run and demo have in common: a virtual machine's flags, and its run on a terminal.
+type machine struct {
+	streams  streams
+	cpus     int
+	memory   size
+	window   size
+	level    choice
+	format   choice
+	timing   bool
+	onListen func(netip.AddrPort)
+}
+
+func newMachine(s streams) *machine {
+	return &machine{
+		streams: s,
+		memory:  vmm.DefaultMemory,
+		window:  vmm.DefaultWindow,
+		level:   choice{value: "info", choices: logLevels},
+		format:  choice{value: "text", choices: logFormats},
+	}
+}
+
+func (m *machine) addFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.IntVar(&m.cpus, "cpus", 1, fmt.Sprintf("give the guest `N` virtual CPUs, 1 to %d", vmm.MaxCPUs))
+	f.Var(&m.memory, "mem", "RAM, a multiple of 2M")
+	f.Var(&m.window, "window", "memory shared with the guest for its streams, a multiple of 2M;\nit costs only what is in use")
+	f.Var(&m.level, "log-level", "least important log records to show")
+	f.Var(&m.format, "log-format", "how log records are written to stderr")
+	f.BoolVar(&m.timing, "timing", false, "at the end, print the time of each boot step, and counts of exits,\nhypercalls, interrupts and bytes")
+	complete(cmd, "log-level", logLevels)
+	complete(cmd, "log-format", logFormats)
+}
+
+// complete offers a flag's values to the shell. The flag exists, so registering can't fail.
+func complete(cmd *cobra.Command, flag string, values []string) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// boot runs the image to its end. A guest's exit code other than 0 is a codeError without a text.
+func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.Share) (err error) {
+	started := processStart()
+	if m.cpus < 1 {
+		return usageError("--cpus: %d is not in 1 to %d", m.cpus, vmm.MaxCPUs)
+	}
+	signals := catchSignals()
+	defer signals.release()
+
+	read := time.Now()
+	logger := newLogger(m.streams, m.level.value, m.format.value)
+	vm, err := vmm.New(vmm.Config{
+		Image: img, Args: args, CPUs: m.cpus, Memory: uint64(m.memory), Window: uint64(m.window), ABI: abi, Share: share,
+		Console: m.streams.out, Logger: logger, OnListen: m.onListen,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, vm.Close()) }()
+	if m.timing {
+		defer func() { writeTiming(m.streams.err, started, read, vm) }()
+	}
+
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	signals.attend(func() {
+		m.hint(logger, "asking the guest to stop; press Ctrl-C again to end it at once")
+		vm.Stop()
+	}, cancel)
+	code, err := vm.Run(ctx)
+	if err != nil {
+		return err
+	}
+	if code != 0 {
+		return &codeError{code: code}
+	}
+	return nil
+}
+
+// hint tells the user something: as a line for people, or as a record where programs read.
+func (m *machine) hint(logger *slog.Logger, text string) {
+	if m.format.value == "json" {
+		logger.Warn(text)
+		return
+	}
+	fmt.Fprintf(m.streams.err, "arcavm: %s\n", text)
+}

@@ -1,0 +1,210 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+const rootLong = `arcavm boots Arca kernel images on KVM. A guest has no network driver and no file
+system: arcavm does its sockets and its file reading, over rings in shared memory.
+
+Try it:
+  arcavm doctor                  can this machine run guests?
+  arcavm demo                    boot the built-in web server and open its page
+  arcavm run kernel.elf a b c    boot your own image with three arguments
+
+Exit codes of run and demo: the guest's own code; 70 if the guest died; 64 to 78
+if it didn't start, as in sysexits.h: 64 wrong command line, 65 image can't run,
+66 file missing, 69 no usable KVM, 71 the system refused, 77 not allowed;
+130 after a second Ctrl-C.`
+
+const usageTemplate = `Usage:
+  {{if .HasAvailableSubCommands}}{{.CommandPath}} COMMAND{{else}}{{.UseLine}}{{end}}{{if .HasExample}}
+
+Examples:
+{{.Example}}{{end}}{{if .HasAvailableSubCommands}}
+
+Commands:{{range .Commands}}{{if .IsAvailableCommand}}
+  {{rpad .Name .NamePadding}}  {{.Short}}{{end}}{{end}}{{end}}{{if .HasAvailableLocalFlags}}
+
+Flags:
+{{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}{{if .HasAvailableSubCommands}}
+
+"{{.CommandPath}} COMMAND --help" says more about a command.{{end}}
+`
+
+func newRootCommand(s streams) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "arcavm",
+		Short:         "Boot Arca kernel images on KVM",
+		Long:          rootLong,
+		Version:       version(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usageError("no command given; commands are %s; try: arcavm --help", strings.Join(commandNames(cmd), ", "))
+			}
+			return unknownCommand(cmd, args[0])
+		},
+	}
+	root.SetOut(s.out)
+	root.SetErr(s.err)
+	root.SetVersionTemplate("arcavm {{.Version}}\n")
+	root.SetFlagErrorFunc(flagError)
+	root.SetUsageTemplate(usageTemplate)
+	root.AddCommand(newRunCommand(s), newDemoCommand(s), newDoctorCommand(), newBenchCommand(), newInspectCommand(), newVersionCommand())
+	root.SetHelpCommand(newHelpCommand(root))
+	root.InitDefaultCompletionCmd()
+	strictCompletion(root)
+	return root
+}
+
+func newHelpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Say more about a command",
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return unknownCommand(root, args[0])
+			}
+			return cmd.Help()
+		},
+	}
+}
+
+// strictCompletion makes the completion command, which cobra adds, refuse shells that it doesn't know.
+func strictCompletion(root *cobra.Command) {
+	cmd, _, err := root.Find([]string{"completion"})
+	if err != nil {
+		return
+	}
+	cmd.Short = "Print a completion script for a shell"
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		return usageError("no completion for %q; shells are %s", args[0], strings.Join(commandNames(cmd), ", "))
+	}
+}
+
+func commandNames(root *cobra.Command) []string {
+	var names []string
+	for _, c := range root.Commands() {
+		if c.IsAvailableCommand() {
+			names = append(names, c.Name())
+		}
+	}
+	return names
+}
+
+func unknownCommand(root *cobra.Command, name string) error {
+	if near := nearest(name, commandNames(root)); near != "" {
+		return usageError("unknown command %q: did you mean %q? Try: arcavm %s --help", name, near, near)
+	}
+	if info, err := os.Stat(name); err == nil && info.Mode().IsRegular() {
+		return usageError("unknown command %q; to boot this file: arcavm run %s", name, name)
+	}
+	return usageError("unknown command %q; commands are %s", name, strings.Join(commandNames(root), ", "))
+}
+
+// flagError makes one line of what pflag says: which flag, which one may be meant, and the right form.
+func flagError(cmd *cobra.Command, err error) error {
+	if errors.Is(err, pflag.ErrHelp) {
+		return err
+	}
+	text := err.Error()
+	var unknown *pflag.NotExistError
+	var invalid *pflag.InvalidValueError
+	var number *strconv.NumError
+	switch {
+	case errors.As(err, &invalid) && errors.As(err, &number):
+		text = fmt.Sprintf("--%s: %q is not a number that this flag takes", invalid.GetFlag().Name, number.Num)
+		if errors.Is(err, strconv.ErrRange) {
+			text = fmt.Sprintf("--%s: %s is out of range", invalid.GetFlag().Name, number.Num)
+		}
+	case errors.As(err, &unknown):
+		name := unknown.GetSpecifiedName()
+		text = "unknown flag --" + name
+		if unknown.GetSpecifiedShortnames() != "" {
+			text = "unknown flag -" + name
+		}
+		var names []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+		if near := nearest(name, names); near != "" {
+			text += ": did you mean " + flagForm(cmd.Flags().Lookup(near)) + "?"
+		}
+	}
+	return usageError("%s (usage: %s)", strings.TrimSuffix(text, "."), cmd.UseLine())
+}
+
+// flagForm is how a flag is written on the command line.
+func flagForm(f *pflag.Flag) string {
+	if f.NoOptDefVal != "" {
+		return "--" + f.Name
+	}
+	value, _ := pflag.UnquoteUsage(f)
+	return "--" + f.Name + " " + value
+}
+
+// nearest returns the candidate that name is probably a misspelling of, or "".
+func nearest(name string, candidates []string) string {
+	best, least := "", 1+max(1, (len(name)+1)/3)
+	for _, c := range candidates {
+		distance := editDistance(name, c)
+		if len(name) >= 2 && (strings.HasPrefix(c, name) || strings.HasPrefix(name, c)) {
+			distance = 1
+		}
+		if distance < least {
+			best, least = c, distance
+		}
+	}
+	return best
+}
+
+// editDistance counts the bytes to insert, delete, replace or swap with their neighbour to make b of a.
+func editDistance(a, b string) int {
+	rows := make([][]int, len(a)+1)
+	for i := range rows {
+		rows[i] = make([]int, len(b)+1)
+		rows[i][0] = i
+	}
+	for j := range rows[0] {
+		rows[0][j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		for j := 1; j <= len(b); j++ {
+			replace := rows[i-1][j-1]
+			if a[i-1] != b[j-1] {
+				replace++
+			}
+			rows[i][j] = min(rows[i-1][j]+1, rows[i][j-1]+1, replace)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
+			}
+		}
+	}
+	return rows[len(a)][len(b)]
+}
+
+// exactly refuses any number of arguments but those named, in one line.
+func exactly(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < len(names):
+			return usageError("%s is missing (usage: %s)", names[len(args)], cmd.UseLine())
+		case len(args) > len(names):
+			return usageError("%q is one argument too many (usage: %s)", args[len(names)], cmd.UseLine())
+		}
+		return nil
+	}
+}

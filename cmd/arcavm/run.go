@@ -1,0 +1,104 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fix-project/arcavm/rpc"
+	"github.com/fix-project/arcavm/vmm"
+	"github.com/fix-project/arcavm/vmm/image"
+)
+
+var abiNames = []string{"auto", "stream", "rpc"}
+
+func newRunCommand(s streams) *cobra.Command {
+	m := newMachine(s)
+	abi := choice{value: "auto", choices: abiNames}
+	var share string
+	var inEmulation bool
+	var publish []string
+	cmd := &cobra.Command{
+		Use:   "run [flags] IMAGE [ARGS…]",
+		Short: "Boot a kernel image",
+		Long: `Boot a kernel image and wait for its end. Everything after IMAGE goes to the guest,
+words that look like flags too: arcavm's own flags come before IMAGE.
+
+The guest's console goes to stdout. Log records, the guest's and arcavm's, go to
+stderr. The exit code is the guest's. If the guest dies, a report goes to stderr and
+the exit code is 70.
+
+The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once.`,
+		Example: `  arcavm run kernel.elf
+  arcavm run --cpus 4 --mem 1G kernel.elf --listen 127.0.0.1:8080
+  arcavm run --share ./www httpd.elf
+  arcavm run --log-level debug --log-format json kernel.elf 2>log.json
+  arcavm run --timing kernel.elf
+  arcavm run --emulated --publish 8080:80 kernel.elf 0.0.0.0 80`,
+		DisableFlagsInUseLine: true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usageError("IMAGE is missing (usage: %s)", cmd.UseLine())
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if inEmulation {
+				return runEmulated(cmd.Flags(), s, args, share, publish)
+			}
+			if len(publish) > 0 {
+				return usageError("--publish: goes with --emulated; without it the guest listens on this machine itself")
+			}
+			img, err := image.Open(args[0])
+			if err != nil {
+				return inputError(err)
+			}
+			defer img.Close()
+			shared, err := openShare(share)
+			if err != nil {
+				return err
+			}
+			defer shared.Close()
+			return m.boot(img, args[1:], abis[abi.value], shared)
+		},
+	}
+	m.addFlags(cmd)
+	f := cmd.Flags()
+	f.SetInterspersed(false)
+	f.Var(&abi, "abi", "how the guest talks: stream (PROTOCOL.md), rpc (Arca's older\nrequest/response), auto (what the image's note says)")
+	f.StringVar(&share, "share", "", "let the guest read the files below `DIR`; without it, none. DIR:rw lets\nit write, too, if it speaks the rpc ABI; /:rw is the whole host")
+	f.BoolVar(&inEmulation, "emulated", false, "run in hardware with KVM that QEMU emulates: slow, but it needs\nno /dev/kvm, and has what rpc images need; DIR is copied in")
+	f.StringArrayVar(&publish, "publish", nil, "with --emulated: make the guest's TCP port reachable from here;\n`HOSTPORT:PORT`, or ADDR:HOSTPORT:PORT; HOSTPORT 0 is a free one")
+	complete(cmd, "abi", abiNames)
+	_ = cmd.MarkFlagDirname("share")
+	return cmd
+}
+
+// abis are the values of --abi.
+var abis = map[string]vmm.ABI{"auto": vmm.ABIOfImage, "stream": vmm.ABIStream, "rpc": vmm.ABIRequestResponse}
+
+// openShare opens what the guest may reach: DIR, DIR:ro or DIR:rw. The empty string is nothing.
+func openShare(text string) (vmm.Share, error) {
+	if text == "" {
+		return vmm.Share{}, nil
+	}
+	dir, writable := shareFolder(text)
+	share, err := rpc.OpenShare(dir, writable)
+	if err == nil {
+		return share, nil
+	}
+	if info, statErr := os.Stat(dir); statErr == nil && !info.IsDir() {
+		return share, &codeError{exitNoInput, fmt.Errorf("--share: %s is not a folder", dir)}
+	}
+	return share, inputError(fmt.Errorf("--share: %w", err))
+}
+
+// shareFolder splits the value of --share.
+func shareFolder(text string) (dir string, writable bool) {
+	if dir, ok := strings.CutSuffix(text, ":rw"); ok {
+		return dir, true
+	}
+	return strings.TrimSuffix(text, ":ro"), false
+}

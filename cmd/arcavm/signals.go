@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// stopPatience is how long the VM has to end once it is cancelled, before the process ends without it: a console
+// whose reader doesn't read can hold up a virtual CPU.
+const stopPatience = time.Second
+
+// signals turns the user's first SIGINT or SIGTERM into a request to the guest, and the second into the end.
+type signals struct {
+	caught chan os.Signal
+	done   chan struct{}
+	wg     sync.WaitGroup
+}
+
+// catchSignals starts to keep signals from ending the process. They wait until attend. From here on a write to a pipe
+// that nobody reads fails with EPIPE instead of ending the process: a guest outlives the reader of its console.
+func catchSignals() *signals {
+	s := &signals{caught: make(chan os.Signal, 4), done: make(chan struct{})}
+	signal.Ignore(syscall.SIGPIPE)
+	signal.Notify(s.caught, os.Interrupt, syscall.SIGTERM)
+	return s
+}
+
+// attend calls stop at the first signal and cancel at the second. A stop that blocks, because nobody reads what it
+// prints, doesn't hold up the second.
+func (s *signals) attend(stop func(), cancel context.CancelCauseFunc) {
+	s.wg.Go(func() {
+		select {
+		case <-s.done:
+			return
+		case <-s.caught:
+		}
+		go stop()
+		select {
+		case <-s.done:
+			return
+		case second := <-s.caught:
+			code := exitSignal + int(syscall.SIGINT)
+			if number, ok := second.(syscall.Signal); ok {
+				code = exitSignal + int(number)
+			}
+			cancel(&codeError{code: code})
+			select {
+			case <-s.done:
+			case <-s.caught:
+				os.Exit(code)
+			case <-time.After(stopPatience):
+				os.Exit(code)
+			}
+		}
+	})
+}
+
+// release gives signals their usual effect back.
+func (s *signals) release() {
+	signal.Stop(s.caught)
+	signal.Reset(syscall.SIGPIPE)
+	close(s.done)
+	s.wg.Wait()
+}

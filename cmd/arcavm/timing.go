@@ -1,0 +1,114 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/pipes"
+	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/rpc"
+	"github.com/fix-project/arcavm/vmm"
+)
+
+// processStart estimates when the process started: now, less the processor time that it has used. The kernel's own
+// record counts in hundredths of a second, which is too coarse; up to main a process does nothing but compute, so
+// what is missing is only time spent waiting for a processor or for the program's file. Call it early.
+func processStart() time.Time {
+	var used unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &used); err != nil {
+		return time.Now()
+	}
+	return time.Now().Add(-time.Duration(used.Nano()))
+}
+
+// writeTiming prints when each step of the boot was done, and what the run cost.
+func writeTiming(w io.Writer, started, read time.Time, vm *vmm.VM) {
+	var b strings.Builder
+	step := func(name string, at time.Time) {
+		fmt.Fprintf(&b, "  %9.3f  %s\n", float64(at.Sub(started).Microseconds())/1000, name)
+	}
+	fmt.Fprintln(&b, "timing: milliseconds since the process started")
+	step("command line and image headers read", read)
+	_, steps := vm.Timing()
+	for _, s := range steps {
+		step(s.Name, s.At)
+	}
+	step("end", time.Now())
+
+	s := vm.Stats()
+	writeCounts(&b, "exits by reason", s.Exits)
+	writeCounts(&b, "hypercalls", s.Hypercalls)
+	if s.Refused != 0 {
+		count(&b, "refused", s.Refused)
+	}
+	if s.RPC.Opened != 0 {
+		writeRPC(&b, s.RPC)
+	} else {
+		writeStreams(&b, s.Pipes, s.Relay)
+	}
+	_, _ = io.WriteString(w, b.String())
+}
+
+// count prints one counter.
+func count(w io.Writer, name string, n uint64) { fmt.Fprintf(w, "  %12d  %s\n", n, name) }
+
+func writeStreams(w io.Writer, p pipes.Stats, r relay.Stats) {
+	out, in := p.Pipes.Read, p.Pipes.Write
+	fmt.Fprintln(w, "streams")
+	count(w, "opened", p.Opened)
+	count(w, "connections accepted", r.Accepted)
+	count(w, "connections out that failed", r.ConnectsFailed)
+	count(w, "reset because of a broken ring", p.Broken)
+	count(w, "reset because of a malformed message", r.ProtocolErrors)
+	count(w, "bytes relayed from the guest", r.FromGuest)
+	count(w, "bytes relayed to the guest", r.ToGuest)
+	count(w, "chunks from the guest", out.Chunks)
+	count(w, "chunks to the guest", in.Chunks)
+	count(w, "signals from the guest", out.Wakes+in.Wakes)
+	count(w, "signals to the guest", out.Signals+in.Signals)
+	count(w, "signals not needed, because the guest was awake", out.Suppressed+in.Suppressed)
+	count(w, "wake-ups lost and rescued", p.Rescued)
+	count(w, "interrupts raised for them", p.Doorbells)
+}
+
+func writeRPC(w io.Writer, s rpc.Stats) {
+	fmt.Fprintln(w, "pipes of the request/response ABI")
+	count(w, "opened", s.Opened)
+	count(w, "requests", s.Requests)
+	count(w, "connections accepted", s.Accepted)
+	count(w, "connections out that failed", s.ConnectsFailed)
+	count(w, "files refused", s.FilesRefused)
+	count(w, "ended because the guest broke them", s.Broken)
+	count(w, "bytes from the guest", s.FromGuest)
+	count(w, "bytes to the guest", s.ToGuest)
+	count(w, "looks for a request", s.Looks)
+	count(w, "looks that found one", s.Wakes)
+	count(w, "sleeps between looks", s.Sleeps)
+	count(w, "interrupts raised", s.Signals)
+}
+
+// writeCounts prints counters, the largest first.
+func writeCounts(w io.Writer, title string, counts map[string]uint64) {
+	fmt.Fprintln(w, title)
+	if len(counts) == 0 {
+		fmt.Fprintln(w, "  none")
+	}
+	names := slices.SortedFunc(maps.Keys(counts), func(a, b string) int {
+		if counts[a] != counts[b] {
+			if counts[a] > counts[b] {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(a, b)
+	})
+	for _, name := range names {
+		fmt.Fprintf(w, "  %12d  %s\n", counts[name], name)
+	}
+}
