@@ -1,0 +1,85 @@
+# arcavm: build, test and check. `make help` lists the targets.
+
+export CGO_ENABLED := 0
+
+# Go's ./... skips testdata folders; the package with the embedded guest
+# images lives in one.
+PACKAGES := ./... ./testdata/images
+# Packages whose tests use /dev/kvm: the emulated lane runs these.
+KVM_PACKAGES := ./kvm ./vmm/... ./cmd/arcavm
+# Packages that touch neither KVM nor guest memory mapped by it.
+RACE_PACKAGES := ./pipes/... ./rpc/... ./wire/... ./relay/... ./hypercall/... ./emulated/...
+
+TESTFLAGS ?=
+
+.DEFAULT_GOAL := build
+
+## build: the command, as a static binary in bin/
+.PHONY: build
+build:
+	go build -trimpath -o bin/arcavm ./cmd/arcavm
+
+## test: unit tests and guest tests in both lanes of KVM
+.PHONY: test
+test: test-kvm test-emulated
+
+## test-kvm: every test, on this machine's /dev/kvm where there is one
+.PHONY: test-kvm
+test-kvm:
+	@test -w /dev/kvm || echo 'lane /dev/kvm: skipped where a test needs it: there is no /dev/kvm that can be opened for writing'
+	go test -timeout 10m $(TESTFLAGS) $(PACKAGES)
+
+## test-emulated: the tests that need KVM, in emulated hardware KVM
+.PHONY: test-emulated
+test-emulated: tools
+	go run ./cmd/arcavm-emulated test $(KVM_PACKAGES)
+
+## race: the pure packages under the race detector (needs gcc)
+.PHONY: race
+race:
+	CGO_ENABLED=1 go test -race -timeout 10m $(TESTFLAGS) $(RACE_PACKAGES)
+
+## lint: gofmt, go vet and golangci-lint with staticcheck, pinned in tools/go.mod
+.PHONY: lint
+lint:
+	go vet $(PACKAGES)
+	go tool -modfile=tools/go.mod golangci-lint run $(PACKAGES)
+
+## images: rebuild the guest images from testdata/guest
+.PHONY: images
+images:
+	$(MAKE) -C testdata/guest images
+
+## check-images: rebuild the guest images and compare with the committed ones
+.PHONY: check-images
+check-images:
+	$(MAKE) -C testdata/guest check-images
+
+## bench: measure streams beside plain sockets; bench.html and bench.json
+.PHONY: bench
+bench: build
+	bin/arcavm bench --html bench.html --json bench.json
+
+## demo: boot the embedded HTTP server guest and print its URL
+.PHONY: demo
+demo: build
+	bin/arcavm demo
+
+## tools: install QEMU for the emulated lane, where that is possible
+.PHONY: tools
+tools:
+	@if command -v qemu-system-x86_64 >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		apt-get -qq update && \
+		DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends qemu-system-x86 >/dev/null; then :; \
+	else echo 'QEMU is missing and could not be installed: as root, apt-get install --no-install-recommends qemu-system-x86'; fi
+
+## clean: remove what was built
+.PHONY: clean
+clean:
+	rm -rf bin
+
+## help: this list
+.PHONY: help
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
