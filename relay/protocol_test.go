@@ -219,6 +219,7 @@ func TestLogFlood(t *testing.T) {
 		c.Close()
 	}
 	m.wait("not counted", func() bool { return m.server.Stats().ProtocolErrors == n })
+	m.stop() // returns after the last stream's warning
 	if warnings := m.log.count("guest broke the stream protocol"); warnings < 10 || warnings > n/2 {
 		t.Errorf("%d warnings about %d errors", warnings, n)
 	}

@@ -40,7 +40,7 @@ type Server struct {
 	handler  Handler
 	onListen func(netip.AddrPort)
 	log      *slog.Logger
-	warn     rate.Sometimes // about protocol errors
+	warnings *rate.Limiter // of protocol errors
 
 	count counters
 
@@ -61,7 +61,7 @@ func New(table *pipes.Table, control *pipes.Pipe, handler Handler, o Options) *S
 		handler:  handler,
 		onListen: o.OnListen,
 		log:      o.Logger,
-		warn:     rate.Sometimes{First: 10, Interval: time.Second},
+		warnings: rate.NewLimiter(rate.Every(time.Second), 10),
 		streams:  make(map[pipes.ID]*Stream),
 	}
 	if s.log == nil {
@@ -278,9 +278,9 @@ func (s *Server) end(p *pipes.Pipe, msg string, err error, attrs ...slog.Attr) {
 	case errors.Is(err, unix.EPROTO):
 		s.count.protocolErrors.Add(1)
 		_ = p.Reset(unix.EPROTO)
-		s.warn.Do(func() {
+		if s.warnings.Allow() {
 			s.log.LogAttrs(context.Background(), slog.LevelWarn, "guest broke the stream protocol", attrs...)
-		})
+		}
 		return
 	case s.ctx.Err() != nil:
 		// The virtual machine ends: what is open is reset, however far its handler came.
