@@ -217,7 +217,7 @@ func (t *Table) keep(b block) {
 	t.hotSize += b.bytes()
 	t.hot = append(t.hot, b)
 	if t.hotSize > hotBytes && !t.trimming {
-		t.trim(hotBytes / 2)
+		t.trim(hotBytes / 4)
 	}
 }
 
@@ -243,7 +243,7 @@ func (t *Table) trim(target int64) {
 		t.restore(blocks)
 		t.trimming = false
 		if t.hotSize > hotBytes {
-			t.trim(hotBytes / 2)
+			t.trim(hotBytes / 4)
 		}
 		t.settled.Broadcast()
 	}()
