@@ -96,6 +96,7 @@ type setup struct {
 	root     *os.Root
 	onListen func(netip.AddrPort)
 	handlers map[uint16]relay.Handler
+	network  relay.Network
 	streams  int
 	window   int
 	quiet    bool // no log to wait on
@@ -133,7 +134,7 @@ func start(t testing.TB, o setup) *machine {
 	for protocol, h := range o.handlers {
 		mux.Handle(protocol, h)
 	}
-	options := relay.Options{Logger: slog.New(m.log), OnListen: o.onListen}
+	options := relay.Options{Logger: slog.New(m.log), OnListen: o.onListen, Network: o.network}
 	if o.quiet {
 		options.Logger = nil
 	}

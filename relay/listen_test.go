@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -18,14 +19,14 @@ import (
 func TestBacklog(t *testing.T) {
 	t.Parallel()
 	for _, want := range []uint32{1, 7, 100} {
-		ln, err := listen(t.Context(), wire.Listen{
+		ln, err := listen(t.Context(), Host{}, wire.Listen{
 			Endpoint: wire.Endpoint{Addr: netip.MustParseAddr("127.0.0.1")}, Backlog: want,
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer ln.Close()
-		raw, err := ln.SyscallConn()
+		raw, err := ln.(syscall.Conn).SyscallConn()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -31,6 +31,8 @@ type Options struct {
 	Logger *slog.Logger
 	// OnListen is called with the bound address of each listener that the guest opens, before the guest learns of it.
 	OnListen func(netip.AddrPort)
+	// Network is where sockets and addresses come from. nil is [Host].
+	Network Network
 }
 
 // Server serves the pipes of one virtual machine.
@@ -39,6 +41,7 @@ type Server struct {
 	control  *pipes.Pipe
 	handler  Handler
 	onListen func(netip.AddrPort)
+	network  Network
 	log      *slog.Logger
 	warnings *rate.Limiter // of protocol errors
 
@@ -60,12 +63,16 @@ func New(table *pipes.Table, control *pipes.Pipe, handler Handler, o Options) *S
 		control:  control,
 		handler:  handler,
 		onListen: o.OnListen,
+		network:  o.Network,
 		log:      o.Logger,
 		warnings: rate.NewLimiter(rate.Every(time.Second), 10),
 		streams:  make(map[pipes.ID]*Stream),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.network == nil {
+		s.network = Host{}
 	}
 	s.count.opened = make(map[uint16]uint64)
 	s.ended.L = &s.mu

@@ -10,6 +10,7 @@ type Stats struct {
 	Opened         map[uint16]uint64 // streams opened, by protocol
 	Accepted       uint64            // connections accepted
 	ConnectsFailed uint64            // connections refused, timed out, not found
+	Denied         uint64            // connects, listens and datagrams that the policy refused
 	ProtocolErrors uint64            // pipes reset with EPROTO
 	ToGuest        uint64            // bytes relayed from sockets and files
 	FromGuest      uint64            // bytes relayed to sockets
@@ -20,6 +21,7 @@ type counters struct {
 	opened         map[uint16]uint64 // guarded by Server.mu
 	accepted       atomic.Uint64
 	connectsFailed atomic.Uint64
+	denied         atomic.Uint64
 	protocolErrors atomic.Uint64
 }
 
@@ -43,6 +45,7 @@ func (s *Server) Stats() Stats {
 		Opened:         maps.Clone(s.count.opened),
 		Accepted:       s.count.accepted.Load(),
 		ConnectsFailed: s.count.connectsFailed.Load(),
+		Denied:         s.count.denied.Load(),
 		ProtocolErrors: s.count.protocolErrors.Load(),
 		ToGuest:        bytes.toGuest,
 		FromGuest:      bytes.fromGuest,

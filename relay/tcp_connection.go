@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strconv"
 
 	"github.com/fix-project/arcavm/wire"
@@ -22,7 +23,7 @@ func serveTCPConnection(ctx context.Context, s *Stream) error {
 	conn, err := dial(ctx, s, m)
 	if err != nil {
 		s.server.count.connectsFailed.Add(1)
-		s.log(slog.LevelDebug, "connect failed", slog.Any("err", err))
+		s.failed("connect failed", err)
 		return s.Opened(errnoOf(err), nil)
 	}
 	s.log(slog.LevelDebug, "connected", slog.Any("peer", conn.RemoteAddr()))
@@ -32,11 +33,11 @@ func serveTCPConnection(ctx context.Context, s *Stream) error {
 		abandon(conn)
 		return err
 	}
-	return relayTCP(ctx, s, conn)
+	return relayConn(ctx, s, conn)
 }
 
 // dial connects. A guest that can't be told the result any more ends the attempt.
-func dial(ctx context.Context, s *Stream, m wire.Connect) (*net.TCPConn, error) {
+func dial(ctx context.Context, s *Stream, m wire.Connect) (Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s.Pipe.OnWriteError(cancel)
@@ -44,34 +45,23 @@ func dial(ctx context.Context, s *Stream, m wire.Connect) (*net.TCPConn, error) 
 	if len(m.Name) > 0 {
 		target = net.JoinHostPort(string(m.Name), strconv.Itoa(int(m.Endpoint.Port)))
 	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", target)
-	if err != nil {
-		return nil, err
-	}
-	return conn.(*net.TCPConn), nil
+	return asConn(s.Network().DialContext(ctx, "tcp", target))
 }
 
-// endpoint is a TCP address as the wire carries it. Its zone becomes an interface index.
+// endpoint is a TCP or UDP address as the wire carries it, and family 0 for others. Its zone becomes an interface index.
 func endpoint(a net.Addr) wire.Endpoint {
-	tcp, ok := a.(*net.TCPAddr)
+	tcp, ok := a.(interface{ AddrPort() netip.AddrPort })
 	if !ok {
 		return wire.Endpoint{}
 	}
 	ap := tcp.AddrPort()
 	e := wire.Endpoint{Addr: ap.Addr().WithZone("").Unmap(), Port: ap.Port()}
-	if tcp.Zone != "" {
-		if index, err := strconv.ParseUint(tcp.Zone, 10, 32); err == nil {
+	if zone := ap.Addr().Zone(); zone != "" {
+		if index, err := strconv.ParseUint(zone, 10, 32); err == nil {
 			e.Scope = uint32(index)
-		} else if i, err := net.InterfaceByName(tcp.Zone); err == nil {
+		} else if i, err := net.InterfaceByName(zone); err == nil {
 			e.Scope = uint32(i.Index)
 		}
 	}
 	return e
-}
-
-// abandon closes a connection that nobody takes with a reset, as the kernel does with those left in a backlog.
-func abandon(conn *net.TCPConn) {
-	_ = conn.SetLinger(0)
-	_ = conn.Close()
 }

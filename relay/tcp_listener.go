@@ -9,6 +9,7 @@ import (
 	"math"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,15 +35,15 @@ func serveTCPListener(ctx context.Context, s *Stream) error {
 	if err != nil {
 		return protocolError(err)
 	}
-	ln, err := listen(ctx, m)
+	ln, err := listen(ctx, s.Network(), m)
 	if err != nil {
-		s.log(slog.LevelDebug, "listen failed", slog.Any("err", err))
+		s.failed("listen failed", err)
 		return s.Opened(errnoOf(err), nil)
 	}
 	defer ln.Close()
 	s.log(slog.LevelDebug, "listening", slog.Any("local", ln.Addr()))
 	if s.server.onListen != nil {
-		s.server.onListen(ln.Addr().(*net.TCPAddr).AddrPort())
+		s.server.onListen(endpoint(ln.Addr()).AddrPort())
 	}
 	if err := s.Opened(0, wire.AppendEndpoint(nil, endpoint(ln.Addr()))); err != nil {
 		return err
@@ -71,22 +72,18 @@ func serveTCPListener(ctx context.Context, s *Stream) error {
 }
 
 // listen binds and listens. An IPv6 address takes IPv6 connections only, whatever the host's settings.
-func listen(ctx context.Context, m wire.Listen) (*net.TCPListener, error) {
+func listen(ctx context.Context, from Network, m wire.Listen) (net.Listener, error) {
 	m.Endpoint.Addr = m.Endpoint.Addr.Unmap()
 	network := "tcp4"
 	if m.Endpoint.Addr.Is6() {
 		network = "tcp6"
 	}
-	var lc net.ListenConfig
-	// Go's default is MPTCP, which resets and half-closes differently.
-	lc.SetMultipathTCP(false)
-	l, err := lc.Listen(ctx, network, m.Endpoint.AddrPort().String())
+	ln, err := from.Listen(ctx, network, m.Endpoint.AddrPort().String())
 	if err != nil {
 		return nil, err
 	}
-	ln := l.(*net.TCPListener)
-	if m.Backlog != 0 {
-		if err := setBacklog(ln, m.Backlog); err != nil {
+	if socket, ok := ln.(syscall.Conn); ok && m.Backlog != 0 {
+		if err := setBacklog(socket, m.Backlog); err != nil {
 			ln.Close()
 			return nil, err
 		}
@@ -95,7 +92,7 @@ func listen(ctx context.Context, m wire.Listen) (*net.TCPListener, error) {
 }
 
 // setBacklog listens once more: Linux then takes the new backlog, cut at net.core.somaxconn.
-func setBacklog(ln *net.TCPListener, backlog uint32) error {
+func setBacklog(ln syscall.Conn, backlog uint32) error {
 	raw, err := ln.SyscallConn()
 	if err != nil {
 		return err
@@ -115,7 +112,7 @@ func setBacklog(ln *net.TCPListener, backlog uint32) error {
 // listener is a listening socket and the accepts that wait at it.
 type listener struct {
 	stream *Stream
-	ln     *net.TCPListener
+	ln     net.Listener
 	ctx    context.Context
 	asked  chan struct{} // holds a token when waiting may have become longer
 
@@ -222,12 +219,12 @@ func (l *listener) await() bool {
 
 // accept pairs connections with accepts. A connection whose accept was withdrawn in between is kept for the next one.
 func (l *listener) accept() {
-	var conn *net.TCPConn
+	var conn Conn
 	backoff := minBackoff
 	for l.await() {
 		if conn == nil {
 			var err error
-			if conn, err = l.ln.AcceptTCP(); err != nil {
+			if conn, err = asConn(l.ln.Accept()); err != nil {
 				if errors.Is(err, net.ErrClosed) {
 					break
 				}
@@ -249,7 +246,7 @@ func (l *listener) accept() {
 }
 
 // serve announces a connection and relays it.
-func (l *listener) serve(a *accept, conn *net.TCPConn) {
+func (l *listener) serve(a *accept, conn Conn) {
 	server := l.stream.server
 	server.count.accepted.Add(1)
 	l.stream.log(slog.LevelDebug, "accepted", slog.Any("peer", conn.RemoteAddr()), slog.Any("on", a.stream.Pipe.ID()))
@@ -259,7 +256,7 @@ func (l *listener) serve(a *accept, conn *net.TCPConn) {
 	})
 	if err == nil && server.start(func() {
 		a.stream.Protocol = wire.ProtocolTCPConnection
-		server.run(a.stream, func(ctx context.Context, st *Stream) error { return relayTCP(ctx, st, conn) })
+		server.run(a.stream, func(ctx context.Context, st *Stream) error { return relayConn(ctx, st, conn) })
 	}) {
 		return
 	}

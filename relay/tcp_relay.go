@@ -3,7 +3,6 @@ package relay
 import (
 	"context"
 	"errors"
-	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -19,7 +18,7 @@ var past = time.Unix(1, 0)
 // alone. A reset, wherever it comes from, ends both.
 type link struct {
 	stream *Stream
-	conn   *net.TCPConn
+	conn   Conn
 	to     sending
 	from   receiving
 
@@ -28,8 +27,8 @@ type link struct {
 	aborted chan struct{} // closed by the abort
 }
 
-// relayTCP relays until both directions have ended, and closes conn. It returns an error if the link was reset.
-func relayTCP(ctx context.Context, s *Stream, conn *net.TCPConn) error {
+// relayConn relays until both directions have ended, and closes conn. It returns an error if the link was reset.
+func relayConn(ctx context.Context, s *Stream, conn Conn) error {
 	l := &link{stream: s, conn: conn, aborted: make(chan struct{})}
 	l.to = sending{socket{conn: conn, moved: &s.fromGuest}}
 	l.from = receiving{socket{conn: conn, moved: &s.toGuest}}
@@ -64,7 +63,7 @@ func (l *link) abort(cause error) {
 		return
 	}
 	_ = l.stream.Pipe.Reset(errnoOf(cause))
-	_ = l.conn.SetLinger(0)
+	resetOnClose(l.conn)
 	_ = l.conn.SetDeadline(past)
 	close(l.aborted)
 }
@@ -134,7 +133,7 @@ func resetBy(err error) error {
 // socket is what one direction needs of a connection, and nothing else: so nobody finds a detour through a buffer. The kernel tells a reset's
 // errno to one caller only, whichever comes first; the others see an end of file or EPIPE. So each direction keeps what it was told.
 type socket struct {
-	conn  *net.TCPConn
+	conn  Conn
 	moved *atomic.Uint64
 
 	mu  sync.Mutex // held during a system call
@@ -177,9 +176,13 @@ func isErrno(err error) bool {
 	return errors.As(err, &errno)
 }
 
-// isClosed reports whether the connection has ended in both directions, by FINs or by a reset.
-func isClosed(conn *net.TCPConn) bool {
-	raw, err := conn.SyscallConn()
+// isClosed reports whether a TCP connection has ended in both directions, by FINs or by a reset.
+func isClosed(conn Conn) bool {
+	tcp := asTCP(conn)
+	if tcp == nil {
+		return false
+	}
+	raw, err := tcp.SyscallConn()
 	if err != nil {
 		return false
 	}

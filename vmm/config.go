@@ -6,8 +6,10 @@ import (
 	"log/slog"
 	"net/netip"
 
+	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/rpc"
 	"github.com/fix-project/arcavm/vmm/image"
+	"github.com/fix-project/arcavm/wire"
 )
 
 // Defaults and limits of a [Config].
@@ -64,6 +66,11 @@ type Config struct {
 	// OnListen, if not nil, is called once for each address on which the guest
 	// has begun to listen, before the guest learns of it. It must not block.
 	OnListen func(netip.AddrPort)
+
+	// Network is where the guest's sockets and addresses come from. Default: [relay.Host].
+	Network relay.Network
+	// Handlers serve protocols of the embedding program, numbered from 0x8000, of guests of the stream ABI.
+	Handlers map[uint16]relay.Handler
 
 	// Device is the path of the KVM device. Default /dev/kvm.
 	Device string
@@ -129,6 +136,14 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.CPUs < 1 || c.CPUs > MaxCPUs {
 		return c, &ConfigError{"cpus", fmt.Sprintf("%d is not in 1 to %d", c.CPUs, MaxCPUs)}
+	}
+	for protocol, h := range c.Handlers {
+		if protocol < wire.ProtocolPrivate {
+			return c, &ConfigError{"handlers", fmt.Sprintf("protocol %#x is below %#x", protocol, wire.ProtocolPrivate)}
+		}
+		if h == nil {
+			return c, &ConfigError{"handlers", fmt.Sprintf("none for protocol %#x", protocol)}
+		}
 	}
 	if err := checkSize("memory", c.Memory, MinMemory, MaxMemory); err != nil {
 		return c, err

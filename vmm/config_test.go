@@ -4,6 +4,7 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/vmm/image"
 )
 
@@ -27,6 +28,8 @@ func TestConfigRefused(t *testing.T) {
 		{"negative stream limit", Config{Image: img, StreamLimit: -1}, "stream limit"},
 		{"too high a stream limit", Config{Image: img, StreamLimit: MaxStreamLimit + 1}, "stream limit"},
 		{"too many arguments", Config{Image: img, Args: make([]string, MaxArgs)}, "arguments"},
+		{"a handler of a reserved protocol", Config{Image: img, Handlers: map[uint16]relay.Handler{0x7fff: new(relay.Mux)}}, "handlers"},
+		{"no handler", Config{Image: img, Handlers: map[uint16]relay.Handler{0x8000: nil}}, "handlers"},
 	} {
 		_, err := c.cfg.withDefaults()
 		var bad *ConfigError

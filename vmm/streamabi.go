@@ -62,9 +62,13 @@ func (a *streamABI) connect() (err error) {
 	mux.Handle(wire.ProtocolFileSystem, relay.FileSystem(v.cfg.Share.Root))
 	mux.Handle(wire.ProtocolTCPListener, relay.TCPListener())
 	mux.Handle(wire.ProtocolTCPConnection, relay.TCPConnection())
+	for protocol, h := range v.cfg.Handlers {
+		mux.Handle(protocol, h)
+	}
 	a.server = relay.New(a.table, a.control, mux, relay.Options{
 		Logger:   v.cfg.Logger,
 		OnListen: v.cfg.OnListen,
+		Network:  v.cfg.Network,
 	})
 	return nil
 }

@@ -1,0 +1,144 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// Network is where protocols get their sockets and addresses from. [Host] is this machine's; a test may give a guest one in memory. Its methods
+// may be called concurrently. Their arguments and errors are those of package net; a guest is told the errno in an error, or the one
+// that fits best.
+type Network interface {
+	// DialContext connects. The network is "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6" or "unix". A connection to relay
+	// a byte stream on is a [Conn]. *[net.TCPConn] is relayed without a copy, and with the errno of each end.
+	DialContext(ctx context.Context, network, address string) (net.Conn, error)
+	// Listen listens on "tcp4", "tcp6" or "unix". The connections that it accepts are each a [Conn].
+	Listen(ctx context.Context, network, address string) (net.Listener, error)
+	// ListenPacket binds "udp4" or "udp6".
+	ListenPacket(ctx context.Context, network, address string) (PacketConn, error)
+	// LookupNetIP returns the addresses of a host on "ip", "ip4" or "ip6".
+	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
+	// LookupAddr returns the names of an address.
+	LookupAddr(ctx context.Context, address string) ([]string, error)
+}
+
+// Conn is a connection each of whose directions ends by itself.
+type Conn interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// PacketConn is a datagram socket. *[net.UDPConn] is one.
+type PacketConn interface {
+	net.PacketConn
+	ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error)
+	WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error)
+}
+
+// Host is this machine's network, all of it. See [Policy] for less.
+type Host struct{}
+
+// DialContext is [net.Dialer.DialContext].
+func (Host) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, network, address)
+}
+
+// Listen is [net.ListenConfig.Listen], with address reuse as Go sets it.
+func (Host) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	var lc net.ListenConfig
+	// Go's default is MPTCP, which resets and half-closes differently.
+	lc.SetMultipathTCP(false)
+	return lc.Listen(ctx, network, address)
+}
+
+// ListenPacket is [net.ListenConfig.ListenPacket].
+func (Host) ListenPacket(ctx context.Context, network, address string) (PacketConn, error) {
+	var lc net.ListenConfig
+	c, err := lc.ListenPacket(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.UDPConn), nil
+}
+
+// LookupNetIP is [net.Resolver.LookupNetIP].
+func (Host) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
+	return net.DefaultResolver.LookupNetIP(ctx, network, host)
+}
+
+// LookupAddr is [net.Resolver.LookupAddr].
+func (Host) LookupAddr(ctx context.Context, address string) ([]string, error) {
+	return net.DefaultResolver.LookupAddr(ctx, address)
+}
+
+// asConn refuses what can't be half-closed: a network of an embedding program that breaks its contract.
+func asConn(conn net.Conn, err error) (Conn, error) {
+	if err != nil {
+		return nil, err
+	}
+	c, ok := conn.(Conn)
+	if !ok {
+		_ = conn.Close()
+		return nil, unix.EOPNOTSUPP
+	}
+	return c, nil
+}
+
+// asTCP returns the TCP connection below c, nil if there is none.
+func asTCP(c net.Conn) *net.TCPConn {
+	for {
+		switch x := c.(type) {
+		case *net.TCPConn:
+			return x
+		case interface{ NetConn() net.Conn }:
+			c = x.NetConn()
+		default:
+			return nil
+		}
+	}
+}
+
+// resetOnClose makes Close send an RST, where that is possible.
+func resetOnClose(c net.Conn) {
+	if tcp := asTCP(c); tcp != nil {
+		_ = tcp.SetLinger(0)
+	}
+}
+
+// abandon closes a connection that nobody takes with a reset, as the kernel does with those left in a backlog.
+func abandon(conn net.Conn) {
+	resetOnClose(conn)
+	_ = conn.Close()
+}
+
+// DeniedError is what a guest asked for and may not have. It is an EACCES.
+type DeniedError struct {
+	What string // such as "out:tcp:127.0.0.1:22"
+}
+
+func (e *DeniedError) Error() string { return e.What + " is denied by policy" }
+
+// Unwrap makes it the errno.
+func (e *DeniedError) Unwrap() error { return unix.EACCES }
+
+// Network is the server's, for handlers.
+func (s *Stream) Network() Network { return s.server.network }
+
+// failed logs what the guest couldn't have, and counts what it may not.
+func (s *Stream) failed(msg string, err error) {
+	level := slog.LevelDebug
+	var denied *DeniedError
+	if errors.As(err, &denied) {
+		s.server.count.denied.Add(1)
+		if s.server.warnings.Allow() {
+			level = slog.LevelWarn
+		}
+	}
+	s.log(level, msg, slog.Any("err", err))
+}
