@@ -39,6 +39,18 @@ test-emulated: tools
 race:
 	CGO_ENABLED=1 go test -race -timeout 10m $(TESTFLAGS) $(RACE_PACKAGES)
 
+# How long make fuzz runs each target.
+FUZZTIME ?= 10s
+
+## fuzz: run each fuzz target for FUZZTIME; go test runs only their seeds
+.PHONY: fuzz
+fuzz:
+	@grep -rno --include='*_test.go' '^func Fuzz[A-Za-z]*' . | sed 's|/[^/]*:[0-9]*:func | |' | sort | \
+	while read -r folder target; do \
+		echo "$$folder $$target"; \
+		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$folder" || exit 1; \
+	done
+
 ## lint: gofmt, go vet and golangci-lint with staticcheck, pinned in tools/go.mod
 .PHONY: lint
 lint:

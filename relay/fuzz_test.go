@@ -2,9 +2,11 @@ package relay_test
 
 import (
 	"io"
+	"net/netip"
 	"sync"
 	"testing"
 
+	"github.com/fix-project/arcavm/pipes/pipestest"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -24,22 +26,89 @@ func FuzzDataPipe(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var writing sync.WaitGroup
-		writing.Go(func() {
-			c.Write(b)
-			c.CloseWrite()
-		})
-		// An end of file, or an error: anything but a deadline.
-		if _, err := io.Copy(io.Discard, c); isTimeout(err) {
-			t.Error(err)
-		}
+		sendAll(t, c, b)
 		c.Close()
-		writing.Wait()
 		m.wantFree()
 	})
+}
+
+// sendAll sends b and closes its writer, and takes what comes until the monitor has closed or reset its own: it must not wait for more.
+func sendAll(t *testing.T, c *pipestest.GuestConn, b []byte) {
+	t.Helper()
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		c.Write(b)
+		c.CloseWrite()
+	})
+	if _, err := io.Copy(io.Discard, c); isTimeout(err) {
+		t.Error(err)
+	}
+	writing.Wait()
 }
 
 func isTimeout(err error) bool {
 	timeout, ok := err.(interface{ Timeout() bool })
 	return ok && timeout.Timeout()
+}
+
+// Whatever a guest sends on the control pipe, a pipe that it has already goes on, and everything ends with the server.
+func FuzzControlPipe(f *testing.F) {
+	request := wire.AppendNewStreamRequest(nil, 1, wire.NewStreamRequest{OutgoingSize: 4096, IncomingSize: 4096})
+	f.Add(request)
+	f.Add(append(request, request[:20]...))
+	f.Add(wire.AppendNewStreamRequest(nil, 1, wire.NewStreamRequest{OutgoingSize: 5000, IncomingSize: 1 << 31, HomeCPU: 64}))
+	f.Add(wire.AppendHeader(nil, wire.Header{Kind: wire.KindNewStreamRequest, Length: 17}))
+	root := shareBytes(f, 10_000)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m := start(t, setup{root: root, noNetwork: true, streams: 8, window: 1 << 20})
+		c, err := m.tryPipe(4096, 4096, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sendAll(t, m.control, b)
+		if _, err := open(c, wire.ProtocolFileSystem, nil); err != nil {
+			t.Error(err)
+		}
+		m.stop()
+		if n := m.server.Stats().Streams; n != 0 {
+			t.Errorf("%d streams after the end", n)
+		}
+	})
+}
+
+// Whatever a guest sends to a listener, the listener ends when the guest closes it. There are a pipe that waits to be named in an accept, and a
+// connection that waits for one.
+func FuzzListenerPipe(f *testing.F) {
+	accept := func(pipe uint64) []byte {
+		return wire.AppendAcceptConnection(nil, 1, wire.AcceptConnection{Pipe: pipe})
+	}
+	f.Add(accept(2))
+	f.Add(append(accept(2), accept(2)...))
+	f.Add(append(accept(0), accept(1)...))
+	f.Add(append(accept(1<<32|2), accept(2)[:20]...))
+	listen := wire.AppendListen(nil, wire.Listen{Endpoint: at(netip.MustParseAddrPort("127.0.0.1:0"))})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m := start(t, setup{streams: 4, window: 1 << 20})
+		l, err := m.tryPipe(4096, 4096, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		spare, err := m.tryPipe(4096, 4096, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := open(l, wire.ProtocolTCPListener, listen)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := wire.DecodeEndpoint(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dialed(t, e.AddrPort())
+		sendAll(t, l, b)
+		l.Close()
+		spare.Close()
+		m.wantFree()
+	})
 }
