@@ -51,6 +51,15 @@ fuzz:
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$folder" || exit 1; \
 	done
 
+HOSTILE_OPERATIONS ?= 100000000
+HOSTILE_SEED ?= 1
+
+## hostile: the attack on the monitor that the tests make, HOSTILE_OPERATIONS long
+.PHONY: hostile
+hostile:
+	ARCAVM_HOSTILE_OPERATIONS=$(HOSTILE_OPERATIONS) ARCAVM_HOSTILE_SEED=$(HOSTILE_SEED) \
+		go test -count=1 -v -timeout 0 -run '^TestHostileGuest$$' ./relay
+
 ## lint: gofmt, go vet and golangci-lint with staticcheck, pinned in tools/go.mod
 .PHONY: lint
 lint:

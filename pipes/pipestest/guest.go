@@ -99,12 +99,16 @@ func (g *Guest) run(cpu int) {
 	}
 }
 
-// interrupt is the guest's handler of the stream vector.
+// interrupt is the guest's handler of the stream vector. A program in the guest may have set any bit.
 func (g *Guest) interrupt(base uint64) {
+	leaves := uint64(2*g.limit+63) / 64
 	for top := word(g.Window, base).Swap(0); top != 0; top &= top - 1 {
 		m := uint64(bits.TrailingZeros64(top))
 		for mid := word(g.Window, base+64+8*m).Swap(0); mid != 0; mid &= mid - 1 {
 			l := 64*m + uint64(bits.TrailingZeros64(mid))
+			if l >= leaves {
+				continue
+			}
 			for leaf := word(g.Window, base+576+8*l).Swap(0); leaf != 0; leaf &= leaf - 1 {
 				g.event(64*l + uint64(bits.TrailingZeros64(leaf)))
 			}
@@ -114,6 +118,10 @@ func (g *Guest) interrupt(base uint64) {
 
 func (g *Guest) event(e uint64) {
 	g.events.Add(1)
+	if e/2 >= uint64(g.limit) {
+		g.stray.Add(1)
+		return
+	}
 	c := g.conns[e/2].Load()
 	switch {
 	case c == nil:

@@ -1,0 +1,512 @@
+package relay_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/pipes"
+	"github.com/fix-project/arcavm/pipes/pipestest"
+	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/wire"
+)
+
+const (
+	attackers   = 4
+	targetsEach = 6
+	hostileRing = 4096
+)
+
+// A guest writes whatever it likes over the headers and rings of some pipes, calls with whatever it likes, and sets pending bits, on several
+// CPUs at once. The monitor doesn't panic, hang or leak, and the streams of the same guest that behave carry their bytes. make hostile
+// sets ARCAVM_HOSTILE_OPERATIONS and ARCAVM_HOSTILE_SEED for a long run. Not parallel: it counts what the process has.
+func TestHostileGuest(t *testing.T) {
+	operations := number(t, "ARCAVM_HOSTILE_OPERATIONS", 100_000)
+	seed := number(t, "ARCAVM_HOSTILE_SEED", 1)
+	goroutines := runtime.NumGoroutine()
+	h := newHostile(t)
+	fds := descriptors(t)
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	good := []behaved{&fileReader{h.m.files(hostileRing), 0}}
+	for i := range 3 {
+		good = append(good, &echoed{conn: h.m.connect(h.echo), content: pattern(i, 100_000)})
+	}
+	stop := make(chan struct{})
+	var behaving, attacking sync.WaitGroup
+	for i, g := range good {
+		behaving.Go(func() {
+			for round := 1; ; round++ {
+				if err := g.round(); err != nil {
+					t.Errorf("good stream %d, round %d: %v", i, round, err)
+					return
+				}
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+	}
+	for i := range attackers {
+		a := &attacker{hostile: h, own: h.targets[i*targetsEach:][:targetsEach], rng: rand.New(rand.NewPCG(seed, uint64(i)))}
+		attacking.Go(func() {
+			for range operations / attackers {
+				a.step()
+			}
+		})
+	}
+	attacking.Wait()
+	close(stop)
+	behaving.Wait()
+	h.ruinControl()
+	for i, g := range good {
+		if err := g.round(); err != nil {
+			t.Errorf("good stream %d after the attack: %v", i, err)
+		}
+	}
+	p, s := h.m.guest.Table.Stats(), h.m.server.Stats()
+	t.Logf("%d operations, seed %d: %d pipes, %d broken rings, %d protocol errors, opened %v",
+		operations, seed, p.Opened, p.Broken, s.ProtocolErrors, s.Opened)
+	if p.Broken == 0 || s.ProtocolErrors == 0 || s.Opened[wire.ProtocolFileSystem] < 2 {
+		t.Error("this was no attack")
+	}
+
+	h.end()
+	if p := h.m.guest.Table.Stats(); p.Open != 0 || p.RingBytes != 0 {
+		t.Errorf("after the end: %+v", p)
+	}
+	settled(t, "descriptors", fds, func() int { return descriptors(t) })
+	settled(t, "goroutines", goroutines, runtime.NumGoroutine)
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 32<<20 {
+		t.Errorf("the heap has grown by %d bytes", grown)
+	}
+}
+
+func number(t *testing.T, variable string, otherwise uint64) uint64 {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatalf("%s: %v", variable, err)
+	}
+	return n
+}
+
+// hostile is a machine whose guest attacks it.
+type hostile struct {
+	m             *machine
+	listener      net.Listener
+	serving       sync.WaitGroup
+	echo, refused netip.AddrPort
+	targets       []*target
+}
+
+// target is a pipe under attack. Its owner makes it, behaves for a while, and lets everybody loose on it then.
+type target struct {
+	mu   sync.RWMutex
+	d    *pipes.Descriptor // nil: none
+	wild bool
+
+	// The owner's:
+	left     int // steps that it still behaves for
+	protocol uint16
+	cursor   uint64
+}
+
+func newHostile(t *testing.T) *hostile {
+	t.Helper()
+	h := &hostile{m: &machine{t: t, log: &journal{changed: make(chan struct{})}}}
+	for range attackers * targetsEach {
+		h.targets = append(h.targets, &target{})
+	}
+	l, to := hostListener(t, "127.0.0.1:0")
+	closed, refused := hostListener(t, "127.0.0.1:0")
+	closed.Close()
+	h.refused = refused
+	h.listener, h.echo = l, to
+	if err := l.SetDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	h.serving.Go(func() {
+		for {
+			c, err := l.AcceptTCP()
+			if err != nil {
+				return
+			}
+			h.serving.Go(func() {
+				defer c.Close()
+				io.Copy(c, c)
+			})
+		}
+	})
+
+	var err error
+	if h.m.guest, err = pipestest.NewGuest(4<<20, pipes.Options{CPUs: 2, StreamLimit: 64}); err != nil {
+		t.Fatal(err)
+	}
+	host, control, err := h.m.guest.Pair(64<<10, 64<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.m.control = control
+	var mux relay.Mux
+	mux.Handle(wire.ProtocolFileSystem, relay.FileSystem(shareBytes(t, fileSize)))
+	mux.Handle(wire.ProtocolTCPConnection, relay.HandlerFunc(h.connect))
+	mux.Handle(wire.ProtocolTCPListener, relay.HandlerFunc(h.listen))
+	h.m.server = relay.New(h.m.guest.Table, host, &mux, relay.Options{})
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- h.m.server.Serve(ctx) }()
+	h.m.stop = func() {
+		cancel()
+		select {
+		case err := <-served:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(patience):
+			panic("Serve doesn't return")
+		}
+	}
+	return h
+}
+
+// connect lets nothing out but what this test expects.
+func (h *hostile) connect(ctx context.Context, s *relay.Stream) error {
+	m, err := wire.DecodeConnect(s.Payload)
+	if to := m.Endpoint.AddrPort(); err == nil && to != h.echo && to != h.refused {
+		return s.Opened(unix.EACCES, nil)
+	}
+	return relay.TCPConnection().Serve(ctx, s)
+}
+
+func (h *hostile) listen(ctx context.Context, s *relay.Stream) error {
+	m, err := wire.DecodeListen(s.Payload)
+	if at := m.Endpoint.AddrPort(); err == nil && (!at.Addr().IsLoopback() || at.Port() != 0 && at != h.echo) {
+		return s.Opened(unix.EACCES, nil)
+	}
+	return relay.TCPListener().Serve(ctx, s)
+}
+
+// end ends everything and waits for it.
+func (h *hostile) end() {
+	t := h.m.t
+	h.m.stop()
+	for _, c := range append(h.m.conns, h.m.control) {
+		c.SetDeadline(time.Time{})
+	}
+	// A guest that owes wake-ups is no news here.
+	_ = h.m.guest.Close()
+	waited := make(chan struct{})
+	go func() {
+		h.m.guest.Table.Wait()
+		close(waited)
+	}()
+	select {
+	case <-waited:
+	case <-time.After(patience):
+		panic("the table's Wait doesn't return")
+	}
+	if err := h.listener.Close(); err != nil {
+		t.Error(err)
+	}
+	h.serving.Wait()
+}
+
+// ruinControl breaks the control pipe.
+func (h *hostile) ruinControl() {
+	d := h.m.control.Descriptor()
+	h.m.guest.Store(d.Header, 1<<60)
+	if err := h.m.guest.Table.NotifyRead(d.ID); err != nil {
+		h.m.t.Error(err)
+	}
+}
+
+// behaved is a stream whose every byte is checked, a round at a time.
+type behaved interface{ round() error }
+
+type echoed struct {
+	conn    *pipestest.GuestConn
+	content []byte
+	at      int
+}
+
+func (e *echoed) round() error {
+	if err := e.conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	n := min(1+e.at*7919%5000, len(e.content)-e.at)
+	part := e.content[e.at:][:n]
+	if e.at += n; e.at == len(e.content) {
+		e.at = 0
+	}
+	if _, err := e.conn.Write(part); err != nil {
+		return err
+	}
+	got := make([]byte, n)
+	if _, err := io.ReadFull(e.conn, got); err != nil {
+		return err
+	}
+	if !bytes.Equal(got, part) {
+		return errors.New("the bytes differ")
+	}
+	return nil
+}
+
+const fileSize = 10_000
+
+type fileReader struct {
+	conn *pipestest.GuestConn
+	n    uint64
+}
+
+func (f *fileReader) round() error {
+	if err := f.conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	f.n++
+	offset := f.n * 977 % fileSize
+	got, _, err := readFile(f.conn, "file", offset, wire.ToEnd)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(got, pattern(11, fileSize)[offset:]) {
+		return fmt.Errorf("%d bytes that are not the file's", len(got))
+	}
+	return nil
+}
+
+// attacker is one of the guest's CPUs.
+type attacker struct {
+	*hostile
+	own []*target
+	rng *rand.Rand
+}
+
+// step is one operation.
+func (a *attacker) step() {
+	if a.rng.IntN(2) == 0 && a.join(a.targets[a.rng.IntN(len(a.targets))]) {
+		return
+	}
+	t := a.own[a.rng.IntN(len(a.own))]
+	switch {
+	case t.d == nil:
+		a.renew(t)
+	case t.left > 0:
+		a.behave(t)
+	case !t.wild:
+		t.mu.Lock()
+		t.wild = true
+		t.mu.Unlock()
+	case a.rng.IntN(100) == 0:
+		a.abandon(t)
+	default:
+		a.attack(t.d)
+	}
+}
+
+// join attacks a pipe, whosever it is, if its owner has let it loose.
+func (a *attacker) join(t *target) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if t.wild {
+		a.attack(t.d)
+	}
+	return t.wild
+}
+
+// renew makes a pipe, if the monitor has one.
+func (a *attacker) renew(t *target) {
+	a.m.mu.Lock()
+	info, err := a.newPipe()
+	a.m.mu.Unlock()
+	if err != nil {
+		a.m.t.Error(err)
+		return
+	}
+	if info.Status != 0 {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := info.Pipe
+	t.d = &pipes.Descriptor{
+		ID: pipes.ID(p.ID), Header: p.Header, Outgoing: p.Outgoing, Incoming: p.Incoming,
+		OutgoingSize: p.OutgoingSize, IncomingSize: p.IncomingSize,
+	}
+	t.wild, t.cursor, t.left = false, 0, a.rng.IntN(50)
+	t.protocol = wire.ProtocolFileSystem
+	switch n := a.rng.IntN(100); {
+	case n == 0: // few: each takes a port of the host
+		t.protocol = wire.ProtocolTCPConnection
+	case n == 1:
+		t.protocol = wire.ProtocolTCPListener
+	case n < 30:
+		t.protocol = uint16(3 + a.rng.IntN(0x10000-3))
+	}
+}
+
+func (a *attacker) newPipe() (wire.DataStreamInfo, error) {
+	if err := a.m.control.SetDeadline(time.Now().Add(patience)); err != nil {
+		return wire.DataStreamInfo{}, err
+	}
+	request := wire.NewStreamRequest{OutgoingSize: hostileRing, IncomingSize: hostileRing, HomeCPU: 1}
+	if a.rng.IntN(50) == 0 {
+		request.OutgoingSize = uint32(a.value())
+	}
+	if _, err := a.m.control.Write(wire.AppendNewStreamRequest(nil, 1, request)); err != nil {
+		return wire.DataStreamInfo{}, err
+	}
+	_, p, err := receive(a.m.control)
+	if err != nil {
+		return wire.DataStreamInfo{}, err
+	}
+	return wire.DecodeDataStreamInfo(p)
+}
+
+// behave takes the pipe a step further, as a guest would that means well, or nearly.
+func (a *attacker) behave(t *target) {
+	t.left--
+	runtime.Gosched()
+	if a.rng.IntN(4) == 0 { // what came is read
+		a.m.guest.Store(t.d.Header+128+64, a.m.guest.Load(t.d.Header+128))
+		_ = a.m.guest.Table.NotifyWrite(t.d.ID)
+		return
+	}
+	frame := a.frame(t)
+	room := hostileRing - (t.cursor - a.m.guest.Load(t.d.Header+64))
+	if uint64(len(frame)) > room {
+		return
+	}
+	ring := a.m.guest.Window[t.d.Outgoing:][:t.d.OutgoingSize]
+	at := t.cursor % hostileRing
+	scribble(ring, frame[scribble(ring[at:], frame):])
+	t.cursor += uint64(len(frame))
+	a.m.guest.Store(t.d.Header, t.cursor)
+	_ = a.m.guest.Table.NotifyRead(t.d.ID)
+}
+
+func (a *attacker) frame(t *target) []byte {
+	var b []byte
+	if t.cursor == 0 {
+		open := wire.Open{Protocol: t.protocol, Payload: make([]byte, a.rng.IntN(40))}
+		switch t.protocol {
+		case wire.ProtocolFileSystem:
+			open.Payload = nil
+		case wire.ProtocolTCPConnection:
+			open.Payload = connectTo([]netip.AddrPort{a.echo, a.refused}[a.rng.IntN(2)])
+		case wire.ProtocolTCPListener:
+			open.Payload = wire.AppendListen(nil, wire.Listen{
+				Endpoint: at([]netip.AddrPort{a.echo, netip.MustParseAddrPort("127.0.0.1:0")}[a.rng.IntN(2)]), Backlog: a.rng.Uint32(),
+			})
+		}
+		b = wire.AppendOpen(nil, a.rng.Uint64(), open)
+	} else if t.protocol == wire.ProtocolTCPListener {
+		b = wire.AppendAcceptConnection(nil, a.rng.Uint64(), wire.AcceptConnection{Pipe: uint64(a.id())})
+	} else {
+		path := []string{"file", "/", "../file", "none", "file/file", "\x00", "\xff"}[a.rng.IntN(7)]
+		b = wire.AppendReadFileRequest(nil, a.rng.Uint64(), wire.ReadFileRequest{Offset: a.value(), Length: a.value(), Path: []byte(path)})
+	}
+	if a.rng.IntN(8) == 0 {
+		b[a.rng.IntN(wire.HeaderSize)] ^= 1 << a.rng.IntN(8)
+	}
+	return b
+}
+
+// abandon closes both directions for good, whatever was written there before.
+func (a *attacker) abandon(t *target) {
+	t.mu.Lock()
+	d := t.d
+	t.d, t.wild = nil, false
+	t.mu.Unlock()
+	const closed = 1
+	a.m.guest.Store(d.Header+8, closed)
+	_ = a.m.guest.Table.NotifyRead(d.ID)
+	a.m.guest.Store(d.Header+128+72, closed)
+	_ = a.m.guest.Table.NotifyWrite(d.ID)
+}
+
+// attack does one bad thing to a pipe, or beside it.
+func (a *attacker) attack(d *pipes.Descriptor) {
+	g := a.m.guest
+	switch n := a.rng.IntN(16); {
+	case n < 8:
+		word := d.Header + []uint64{0, 8, 64, 72, 128, 136, 192, 200}[n]
+		value := a.value()
+		if a.rng.IntN(2) == 0 { // near what is there
+			value = g.Load(word) + uint64(a.rng.IntN(5)) - 2
+		}
+		g.Store(word, value)
+	case n < 10:
+		_ = g.Table.NotifyRead(d.ID)
+	case n < 12:
+		_ = g.Table.NotifyWrite(d.ID)
+	case n == 12:
+		_ = g.Table.NotifyRead(a.id())
+	case n == 13:
+		_ = g.Table.NotifyWrite(a.id())
+	case n == 14: // the bitmap of the CPU that no good stream lives on
+		g.Store(g.Table.PendingOffset()+g.Table.PendingStride()+8*uint64(a.rng.IntN(74)), a.value())
+	default:
+		ring := []uint64{d.Outgoing, d.Incoming}[a.rng.IntN(2)]
+		scribble(g.Window[ring+uint64(a.rng.IntN(hostileRing)):], []byte{0xff})
+	}
+}
+
+// scribble is copy, but the race detector doesn't see it: a guest may write what the monitor reads at the same time.
+//
+//go:norace
+func scribble(to, from []byte) int {
+	n := min(len(to), len(from))
+	for i := range n {
+		to[i] = from[i]
+	}
+	return n
+}
+
+// id is a pipe's, or nearly.
+func (a *attacker) id() pipes.ID {
+	id := pipes.ID(a.rng.IntN(66))
+	if a.rng.IntN(2) == 0 {
+		return id | pipes.ID(a.value())<<32
+	}
+	// The current generation: the good streams' and the control pipe's too.
+	if p, err := a.m.guest.Table.Pipe(id); err == nil {
+		return p.ID()
+	}
+	return id
+}
+
+// value is a number at which checks go wrong, or any other.
+func (a *attacker) value() uint64 {
+	switch a.rng.IntN(4) {
+	case 0:
+		return uint64(a.rng.IntN(5)) - 2
+	case 1:
+		return 1<<a.rng.IntN(64) + uint64(a.rng.IntN(3)) - 1
+	case 2: // a state and a waiting flag
+		return uint64(a.rng.IntN(4)) | uint64(a.rng.IntN(3)*a.rng.IntN(200))<<16 | uint64(a.rng.IntN(2))<<32
+	}
+	return a.rng.Uint64()
+}
