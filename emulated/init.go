@@ -50,6 +50,9 @@ const (
 	nameServer   = "10.0.2.3"
 )
 
+// Network is the machine's own network. Its other hosts are QEMU's: 10.0.2.2 leads to the loopback addresses of the machine that QEMU runs on.
+const Network = "10.0.2.0/24"
+
 // Inside reports whether this process runs in an emulated machine.
 func Inside() bool { return os.Getenv(insideVariable) == "1" }
 

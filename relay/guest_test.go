@@ -93,13 +93,14 @@ func (m *machine) wait(otherwise string, ok func() bool) {
 }
 
 type setup struct {
-	root     *os.Root
-	onListen func(netip.AddrPort)
-	handlers map[uint16]relay.Handler
-	network  relay.Network
-	streams  int
-	window   int
-	quiet    bool // no log to wait on
+	root           *os.Root
+	onListen       func(netip.AddrPort)
+	handlers       map[uint16]relay.Handler
+	network        relay.Network
+	connectTimeout time.Duration
+	streams        int
+	window         int
+	quiet          bool // no log to wait on
 
 	noNetwork bool
 }
@@ -134,7 +135,7 @@ func start(t testing.TB, o setup) *machine {
 	for protocol, h := range o.handlers {
 		mux.Handle(protocol, h)
 	}
-	options := relay.Options{Logger: slog.New(m.log), OnListen: o.onListen, Network: o.network}
+	options := relay.Options{Logger: slog.New(m.log), OnListen: o.onListen, Network: o.network, ConnectTimeout: o.connectTimeout}
 	if o.quiet {
 		options.Logger = nil
 	}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -77,6 +78,20 @@ func (Host) LookupAddr(ctx context.Context, address string) ([]string, error) {
 	return net.DefaultResolver.LookupAddr(ctx, address)
 }
 
+// InterfaceAddrs returns the addresses of this machine's interfaces.
+func (Host) InterfaceAddrs() ([]netip.Addr, error) {
+	list, err := net.InterfaceAddrs()
+	addrs := make([]netip.Addr, 0, len(list))
+	for _, a := range list {
+		if network, ok := a.(*net.IPNet); ok {
+			if addr, ok := netip.AddrFromSlice(network.IP); ok {
+				addrs = append(addrs, addr)
+			}
+		}
+	}
+	return addrs, err
+}
+
 // asConn refuses what can't be half-closed: a network of an embedding program that breaks its contract.
 func asConn(conn net.Conn, err error) (Conn, error) {
 	if err != nil {
@@ -98,6 +113,20 @@ func asTCP(c net.Conn) *net.TCPConn {
 			return x
 		case interface{ NetConn() net.Conn }:
 			c = x.NetConn()
+		default:
+			return nil
+		}
+	}
+}
+
+// asSocket returns the socket below ln, nil if there is none.
+func asSocket(ln net.Listener) syscall.Conn {
+	for {
+		switch x := ln.(type) {
+		case syscall.Conn:
+			return x
+		case interface{ NetListener() net.Listener }:
+			ln = x.NetListener()
 		default:
 			return nil
 		}

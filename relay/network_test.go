@@ -3,9 +3,13 @@ package relay_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
+	"net/netip"
 	"os"
+	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -104,4 +108,97 @@ func TestConnWithoutHalfClose(t *testing.T) {
 		t.Errorf("got %v, want EOPNOTSUPP", err)
 	}
 	wantEOF(t, outside)
+}
+
+// A refusal is EACCES for the guest, a record that names the stream, and a number.
+func TestDenied(t *testing.T) {
+	t.Parallel()
+	rule, err := relay.ParseRule(false, "in:*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := start(t, setup{network: relay.NewPolicy(relay.Host{}, []relay.Rule{rule}, nil)})
+	loopback := netip.MustParseAddrPort("127.0.0.1:1")
+	for protocol, payload := range map[uint16][]byte{
+		wire.ProtocolTCPConnection: connectTo(loopback),
+		wire.ProtocolTCPListener:   wire.AppendListen(nil, wire.Listen{Endpoint: at(loopback)}),
+	} {
+		g := m.pipe()
+		if _, err := open(g, protocol, payload); !errors.Is(err, unix.EACCES) {
+			t.Errorf("protocol %d: %v, want EACCES", protocol, err)
+		}
+		wantEOF(t, g)
+		g.Close()
+	}
+	m.wantFree()
+	if s := m.server.Stats(); s.Denied != 2 {
+		t.Errorf("%+v", s)
+	}
+	m.log.mu.Lock()
+	defer m.log.mu.Unlock()
+	warnings := 0
+	for _, r := range m.log.records {
+		if r.Level != slog.LevelWarn {
+			continue
+		}
+		warnings++
+		r.Attrs(func(a slog.Attr) bool {
+			if a.Key == "err" && !strings.Contains(a.Value.String(), "tcp:127.0.0.1:1 is denied by policy") {
+				t.Errorf("the record says %v", a)
+			}
+			return true
+		})
+	}
+	if warnings != 2 {
+		t.Errorf("%d warnings, want 2", warnings)
+	}
+}
+
+// A guest may listen where its port is published, whatever the rules, and believes in its own address.
+func TestPublished(t *testing.T) {
+	t.Parallel()
+	rule, err := relay.ParseRule(false, "*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	heard := make(chan netip.AddrPort, 1)
+	m := start(t, setup{
+		onListen: func(a netip.AddrPort) { heard <- a },
+		network: relay.NewPolicy(relay.Host{}, []relay.Rule{rule}, []relay.Publish{
+			{Protocol: "tcp", Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 80},
+		}),
+	})
+	l := m.listen("0.0.0.0:80", 7)
+	if l.at != netip.MustParseAddrPort("0.0.0.0:80") {
+		t.Errorf("the guest is told %v", l.at)
+	}
+	g := m.pipe()
+	l.ask(1, g.ID())
+	peer := dialed(t, <-heard)
+	if _, a := l.answer(); a.Status != 0 {
+		t.Fatalf("%+v", a)
+	}
+	echo(t, g, peer)
+	l.Close()
+	m.wantFree()
+}
+
+// An address that never answers is ETIMEDOUT.
+func TestConnectTimeout(t *testing.T) {
+	t.Parallel()
+	m := start(t, setup{network: silent{}, connectTimeout: time.Millisecond})
+	g := m.pipe()
+	if _, err := open(g, wire.ProtocolTCPConnection, connectTo(netip.MustParseAddrPort("192.0.2.1:1"))); !errors.Is(err, unix.ETIMEDOUT) {
+		t.Errorf("got %v, want ETIMEDOUT", err)
+	}
+	g.Close()
+	m.wantFree()
+}
+
+// silent is a network where nobody answers.
+type silent struct{ relay.Host }
+
+func (silent) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
 }

@@ -9,6 +9,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -31,9 +32,14 @@ type Options struct {
 	Logger *slog.Logger
 	// OnListen is called with the bound address of each listener that the guest opens, before the guest learns of it.
 	OnListen func(netip.AddrPort)
+	// ConnectTimeout is how long a connection may take to come about, names and all. 0 is [DefaultConnectTimeout].
+	ConnectTimeout time.Duration
 	// Network is where sockets and addresses come from. nil is [Host].
 	Network Network
 }
+
+// DefaultConnectTimeout bounds an attempt to connect; the guest is told ETIMEDOUT.
+const DefaultConnectTimeout = 30 * time.Second
 
 // Server serves the pipes of one virtual machine.
 type Server struct {
@@ -42,6 +48,7 @@ type Server struct {
 	handler  Handler
 	onListen func(netip.AddrPort)
 	network  Network
+	patience time.Duration // for connecting
 	log      *slog.Logger
 	warnings *rate.Limiter // of protocol errors
 
@@ -64,6 +71,7 @@ func New(table *pipes.Table, control *pipes.Pipe, handler Handler, o Options) *S
 		handler:  handler,
 		onListen: o.OnListen,
 		network:  o.Network,
+		patience: cmp.Or(o.ConnectTimeout, DefaultConnectTimeout),
 		log:      o.Logger,
 		warnings: rate.NewLimiter(rate.Every(time.Second), 10),
 		streams:  make(map[pipes.ID]*Stream),

@@ -38,7 +38,7 @@ func serveTCPConnection(ctx context.Context, s *Stream) error {
 
 // dial connects. A guest that can't be told the result any more ends the attempt.
 func dial(ctx context.Context, s *Stream, m wire.Connect) (Conn, error) {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithTimeout(ctx, s.server.patience)
 	defer cancel()
 	s.Pipe.OnWriteError(cancel)
 	target := m.Endpoint.AddrPort().String()

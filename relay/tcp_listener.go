@@ -45,7 +45,11 @@ func serveTCPListener(ctx context.Context, s *Stream) error {
 	if s.server.onListen != nil {
 		s.server.onListen(endpoint(ln.Addr()).AddrPort())
 	}
-	if err := s.Opened(0, wire.AppendEndpoint(nil, endpoint(ln.Addr()))); err != nil {
+	bound := ln.Addr()
+	if published, ok := ln.(interface{ GuestAddr() net.Addr }); ok {
+		bound = published.GuestAddr()
+	}
+	if err := s.Opened(0, wire.AppendEndpoint(nil, endpoint(bound))); err != nil {
 		return err
 	}
 
@@ -82,7 +86,7 @@ func listen(ctx context.Context, from Network, m wire.Listen) (net.Listener, err
 	if err != nil {
 		return nil, err
 	}
-	if socket, ok := ln.(syscall.Conn); ok && m.Backlog != 0 {
+	if socket := asSocket(ln); socket != nil && m.Backlog != 0 {
 		if err := setBacklog(socket, m.Backlog); err != nil {
 			ln.Close()
 			return nil, err

@@ -3,7 +3,6 @@ package rpc
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
@@ -106,7 +105,7 @@ func (s *Server) listen(ctx context.Context, control *pipe, m message.Listen) {
 		return
 	}
 	l := &listener{server: s}
-	if l.ln, err = listenTCP(ctx, address); err != nil {
+	if l.ln, err = s.o.Network.Listen(ctx, "tcp4", address.String()); err != nil {
 		s.warn("listen failed; nobody will arrive at this listener", "address", address, "error", err)
 	} else {
 		bound := l.ln.Addr().(*net.TCPAddr).AddrPort()
@@ -129,20 +128,4 @@ func (s *Server) connect(ctx context.Context, control *pipe, m message.Connect) 
 	}
 	st := &stream{server: s, address: address}
 	s.hand(ctx, control, "stream", p, st.serve)
-}
-
-// listenTCP binds and listens.
-func listenTCP(ctx context.Context, address netip.AddrPort) (*net.TCPListener, error) {
-	var lc net.ListenConfig
-	// Go's default is MPTCP, which resets and half-closes differently.
-	lc.SetMultipathTCP(false)
-	l, err := lc.Listen(ctx, "tcp4", address.String())
-	if err != nil {
-		return nil, err
-	}
-	ln, ok := l.(*net.TCPListener)
-	if !ok {
-		return nil, fmt.Errorf("listening on %v gave a %T", address, l)
-	}
-	return ln, nil
 }

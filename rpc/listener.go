@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"time"
@@ -20,7 +21,7 @@ const (
 // backlog holds the others.
 type listener struct {
 	server *Server
-	ln     *net.TCPListener // nil if listening has failed
+	ln     net.Listener // nil if listening has failed
 }
 
 func (l *listener) serve(ctx context.Context, p *pipe) error {
@@ -58,7 +59,7 @@ func (l *listener) accept(ctx context.Context, p *pipe) error {
 		return errStopped
 	}
 	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
-		conn, err := l.ln.AcceptTCP()
+		conn, err := asTCP(l.ln.Accept())
 		if err == nil {
 			if err = l.hand(ctx, p, conn); err == nil || err == io.EOF {
 				return err
@@ -93,6 +94,19 @@ func (l *listener) hand(ctx context.Context, p *pipe, conn *net.TCPConn) error {
 	st := &stream{server: s, conn: conn}
 	s.start(ctx, "stream", sp, st.serve)
 	return nil
+}
+
+// asTCP refuses connections of a network that gives others.
+func asTCP(conn net.Conn, err error) (*net.TCPConn, error) {
+	if err != nil {
+		return nil, err
+	}
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		_ = conn.Close()
+		return nil, fmt.Errorf("a connection that is a %T", conn)
+	}
+	return tcp, nil
 }
 
 func (l *listener) close() {

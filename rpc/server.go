@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
+	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/rpc/message"
 )
 
@@ -48,6 +50,9 @@ type Options struct {
 	// OnListen is called with the bound address of each listener that the guest opens, before the guest learns of it. It must not wait.
 	OnListen func(netip.AddrPort)
 
+	// Network is where sockets come from; its connections are *net.TCPConn. nil is the host's.
+	Network Network
+
 	// OnExit is called when the guest asks to exit. It must not wait.
 	OnExit func(code int32)
 
@@ -57,6 +62,12 @@ type Options struct {
 
 	// Signal raises GSI 0. It is called only after the guest has shown by a notification that it knows this interrupt. It must not wait.
 	Signal func()
+}
+
+// Network connects and listens as package net does.
+type Network interface {
+	DialContext(ctx context.Context, network, address string) (net.Conn, error)
+	Listen(ctx context.Context, network, address string) (net.Listener, error)
 }
 
 // Entry is what the guest is given in its registers at its start. Offsets count from the start of RAM.
@@ -89,6 +100,9 @@ type Server struct {
 func New(o Options) (*Server, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Network == nil {
+		o.Network = relay.Host{}
 	}
 	s := &Server{o: o, log: o.Logger, limit: rate.NewLimiter(rate.Every(time.Second), 10), watcher: newWatcher()}
 	var err error

@@ -52,8 +52,7 @@ func (st *stream) serve(ctx context.Context, p *pipe) error {
 }
 
 func (st *stream) dial(ctx context.Context) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", st.address)
+	conn, err := asTCP(st.server.o.Network.DialContext(ctx, "tcp", st.address))
 	if err != nil {
 		st.server.connectsFailed.Add(1)
 		if ctx.Err() == nil {
@@ -61,7 +60,7 @@ func (st *stream) dial(ctx context.Context) {
 		}
 		return
 	}
-	st.conn = conn.(*net.TCPConn)
+	st.conn = conn
 }
 
 // send answers with the length of what was to be sent, also if the peer is gone: guests try again until all is sent.

@@ -67,7 +67,8 @@ type Config struct {
 	// has begun to listen, before the guest learns of it. It must not block.
 	OnListen func(netip.AddrPort)
 
-	// Network is where the guest's sockets and addresses come from. Default: [relay.Host].
+	// Network is where the guest's sockets and addresses come from. Default: the host's with a [relay.Policy] without rules, which
+	// keeps the guest from the host's own addresses. Guests of the older ABI need one that gives *[net.TCPConn].
 	Network relay.Network
 	// Handlers serve protocols of the embedding program, numbered from 0x8000, of guests of the stream ABI.
 	Handlers map[uint16]relay.Handler
@@ -130,6 +131,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Console == nil {
 		c.Console = io.Discard
+	}
+	if c.Network == nil {
+		c.Network = relay.NewPolicy(relay.Host{}, nil, nil)
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

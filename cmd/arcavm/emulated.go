@@ -20,7 +20,7 @@ import (
 const emulationLimit = 365 * 24 * time.Hour
 
 // runEmulated runs this same command in an emulated machine, with the image and the shared folder copied into it.
-func runEmulated(flags *pflag.FlagSet, s streams, args []string, share string, publish []string) error {
+func runEmulated(flags *pflag.FlagSet, s streams, args []string, share string, network networkFlags) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("finding this program's file: %w", err)
@@ -38,21 +38,26 @@ func runEmulated(flags *pflag.FlagSet, s streams, args []string, share string, p
 			fmt.Fprintf(s.err, "arcavm: port %d of the guest is at %v\n", guest, host)
 		},
 	}
-	for _, p := range publish {
-		port, err := emulated.ParsePort(p)
-		if err != nil {
-			return usageError("--publish: %v", err)
-		}
-		cfg.Publish = append(cfg.Publish, port)
-	}
 	command := []string{"run"}
+	for _, p := range network.publish {
+		if p.Protocol != "tcp" {
+			return usageError("--publish: with --emulated only TCP ports are published")
+		}
+		cfg.Publish = append(cfg.Publish, emulated.Port{Host: p.Host, Guest: p.Guest})
+		command = append(command, fmt.Sprintf("--publish=127.0.0.1:%d:%d", p.Guest, p.Guest))
+	}
 	flags.Visit(func(f *pflag.Flag) {
 		switch f.Name {
-		case "emulated", "publish", "share":
+		case "emulated", "publish", "share", "allow", "deny":
 		default:
 			command = append(command, "--"+f.Name+"="+f.Value.String())
 		}
 	})
+	for _, r := range network.rules {
+		command = append(command, r.flag())
+	}
+	// From inside, this machine's own addresses are this network's.
+	command = append(command, "--deny=out:"+emulated.Network)
 	if share != "" {
 		dir, writable := shareFolder(share)
 		if info, err := os.Stat(dir); err != nil || !info.IsDir() {

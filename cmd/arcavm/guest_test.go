@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -63,6 +64,46 @@ func TestLogFormats(t *testing.T) {
 	}
 	if got := asProcess(t, "run", "--log-level", "error", hello); got.code != 0 || got.err != "" {
 		t.Errorf("with --log-level error: code %d, stderr %q", got.code, got.err)
+	}
+}
+
+// Without a rule, a guest doesn't reach what listens on this machine only.
+func TestPolicy(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(c, "from outside")
+			c.Close()
+		}
+	}()
+	for _, c := range []struct {
+		flags []string
+		code  int
+		out   string
+	}{
+		{nil, 1, ""},
+		{[]string{"--allow", "localhost"}, 0, "from outside"},
+		{[]string{"--allow", "out:tcp:127.0.0.0/8:1-65535", "--deny", "*"}, 0, "from outside"},
+		{[]string{"--deny", "*", "--allow", "localhost"}, 1, ""},
+	} {
+		args := slices.Concat([]string{"run"}, c.flags, []string{imageFile(t, "connect"), l.Addr().String()})
+		got := asProcess(t, args...)
+		if got.code != c.code || got.out != c.out {
+			t.Errorf("%q: code %d, stdout %q, want %d and %q; stderr:\n%s", c.flags, got.code, got.out, c.code, c.out, got.err)
+		}
+		if want := "is denied by policy"; strings.Contains(got.err, want) != (c.code != 0) {
+			t.Errorf("%q: stderr:\n%s", c.flags, got.err)
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/image"
 )
@@ -23,6 +24,7 @@ type machine struct {
 	level    choice
 	format   choice
 	timing   bool
+	network  relay.Network // nil: a policy without rules
 	onListen func(netip.AddrPort)
 }
 
@@ -65,7 +67,7 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 	read := time.Now()
 	logger := newLogger(m.streams, m.level.value, m.format.value)
 	vm, err := vmm.New(vmm.Config{
-		Image: img, Args: args, CPUs: m.cpus, Memory: uint64(m.memory), Window: uint64(m.window), ABI: abi, Share: share,
+		Image: img, Args: args, CPUs: m.cpus, Memory: uint64(m.memory), Window: uint64(m.window), ABI: abi, Share: share, Network: m.network,
 		Console: m.streams.out, Logger: logger, OnListen: m.onListen,
 	})
 	if err != nil {

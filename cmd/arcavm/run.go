@@ -19,12 +19,20 @@ func newRunCommand(s streams) *cobra.Command {
 	abi := choice{value: "auto", choices: abiNames}
 	var share string
 	var inEmulation bool
-	var publish []string
+	var network networkFlags
 	cmd := &cobra.Command{
 		Use:   "run [flags] IMAGE [ARGS…]",
 		Short: "Boot a kernel image",
 		Long: `Boot a kernel image and wait for its end. Everything after IMAGE goes to the guest,
 words that look like flags too: arcavm's own flags come before IMAGE.
+
+By default the guest may connect to every address but this machine's own and
+link-local ones (169.254.0.0/16, fe80::/10), and listen on every address. --allow and
+--deny change that: the first rule that matches decides, in the order of the command
+line. RULE is [in:|out:][tcp:|udp:]HOST[:PORT[-PORT]], where HOST is *, an address, a
+range such as 10.0.0.0/8 or [fd00::/8], a name, *.NAME for all names below it, or
+localhost. A name counts only for a guest that connects by that name, and doesn't
+allow addresses that are denied by default.
 
 The guest's console goes to stdout. Log records, the guest's and arcavm's, go to
 stderr. The exit code is the guest's. If the guest dies, a report goes to stderr and
@@ -36,6 +44,8 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
   arcavm run --share ./www httpd.elf
   arcavm run --log-level debug --log-format json kernel.elf 2>log.json
   arcavm run --timing kernel.elf
+  arcavm run --publish 8080:80 --deny out:* httpd.elf 0.0.0.0:80
+  arcavm run --allow localhost:5432 --deny 10.0.0.0/8 kernel.elf
   arcavm run --emulated --publish 8080:80 kernel.elf 0.0.0.0 80`,
 		DisableFlagsInUseLine: true,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -46,11 +56,9 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if inEmulation {
-				return runEmulated(cmd.Flags(), s, args, share, publish)
+				return runEmulated(cmd.Flags(), s, args, share, network)
 			}
-			if len(publish) > 0 {
-				return usageError("--publish: goes with --emulated; without it the guest listens on this machine itself")
-			}
+			m.network = network.policy()
 			img, err := image.Open(args[0])
 			if err != nil {
 				return inputError(err)
@@ -70,7 +78,7 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 	f.Var(&abi, "abi", "how the guest talks: stream (PROTOCOL.md), rpc (Arca's older\nrequest/response), auto (what the image's note says)")
 	f.StringVar(&share, "share", "", "let the guest read the files below `DIR`; without it, none. DIR:rw lets\nit write, too, if it speaks the rpc ABI; /:rw is the whole host")
 	f.BoolVar(&inEmulation, "emulated", false, "run in hardware with KVM that QEMU emulates: slow, but it needs\nno /dev/kvm, and has what rpc images need; DIR is copied in")
-	f.StringArrayVar(&publish, "publish", nil, "with --emulated: make the guest's TCP port reachable from here;\n`HOSTPORT:PORT`, or ADDR:HOSTPORT:PORT; HOSTPORT 0 is a free one")
+	network.add(f)
 	complete(cmd, "abi", abiNames)
 	_ = cmd.MarkFlagDirname("share")
 	return cmd

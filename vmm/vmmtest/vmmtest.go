@@ -21,6 +21,7 @@ import (
 
 	"github.com/fix-project/arcavm/hypercall"
 	"github.com/fix-project/arcavm/kvm"
+	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/testdata/images"
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/image"
@@ -66,7 +67,8 @@ func Unavailable(t testing.TB, err error) {
 }
 
 // Boot starts a guest. cfg's Logger and Console, if nil, are collected for
-// [Guest.Log] and [Guest.Console]; its OnListen for [Guest.Addr].
+// [Guest.Log] and [Guest.Console]; its OnListen for [Guest.Addr]. Its Network, if nil,
+// is [relay.Host]: a guest in a test may connect to this machine.
 func Boot(t testing.TB, cfg vmm.Config) *Guest {
 	t.Helper()
 	g := &Guest{t: t, addrs: make(chan netip.AddrPort, 64), output: newJournal(), log: newJournal(), done: make(chan struct{})}
@@ -77,6 +79,9 @@ func Boot(t testing.TB, cfg vmm.Config) *Guest {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.NewTextHandler(g.log, &slog.HandlerOptions{Level: hypercall.SlogTrace}))
+	}
+	if cfg.Network == nil {
+		cfg.Network = relay.Host{}
 	}
 	if cfg.OnListen == nil {
 		cfg.OnListen = func(a netip.AddrPort) {

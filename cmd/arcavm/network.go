@@ -1,0 +1,83 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/fix-project/arcavm/relay"
+)
+
+// networkFlags say what of the network a guest may reach.
+type networkFlags struct {
+	rules   []ruleText
+	publish []relay.Publish
+}
+
+// ruleText is a rule with its text.
+type ruleText struct {
+	relay.Rule
+	text string
+}
+
+// flag is the rule as a word of the command line.
+func (r ruleText) flag() string {
+	if r.Allow {
+		return "--allow=" + r.text
+	}
+	return "--deny=" + r.text
+}
+
+func (n *networkFlags) add(f *pflag.FlagSet) {
+	f.Var(&ruleFlag{n, true}, "allow", "let the guest connect to, or listen on, what matches")
+	f.Var(&ruleFlag{n, false}, "deny", "keep the guest from it: EACCES")
+	f.Var(&publishFlag{n}, "publish", "bind what the guest listens on at PORT to HOSTPORT of this machine;\n0 is a free one; the address is 127.0.0.1 unless given")
+}
+
+func (n *networkFlags) policy() relay.Network {
+	rules := make([]relay.Rule, 0, len(n.rules))
+	for _, r := range n.rules {
+		rules = append(rules, r.Rule)
+	}
+	return relay.NewPolicy(relay.Host{}, rules, n.publish)
+}
+
+// ruleFlag appends a rule to the list that --allow and --deny share, whose order counts.
+type ruleFlag struct {
+	to    *networkFlags
+	allow bool
+}
+
+func (r *ruleFlag) Set(text string) error {
+	rule, err := relay.ParseRule(r.allow, text)
+	if err == nil {
+		r.to.rules = append(r.to.rules, ruleText{rule, text})
+	}
+	return err
+}
+
+func (r *ruleFlag) String() string { return "" }
+func (r *ruleFlag) Type() string   { return "RULE" }
+
+// publishFlag appends a published port.
+type publishFlag struct{ to *networkFlags }
+
+func (p *publishFlag) Set(text string) error {
+	m, err := relay.ParsePublish(text)
+	if err != nil {
+		return err
+	}
+	for _, other := range p.to.publish {
+		if other.Guest == m.Guest && other.Protocol == m.Protocol {
+			return fmt.Errorf("port %d of the guest is published twice", m.Guest)
+		}
+	}
+	p.to.publish = append(p.to.publish, m)
+	return nil
+}
+
+func (p *publishFlag) String() string { return "" }
+func (p *publishFlag) Type() string {
+	return strings.ReplaceAll(relay.PublishForm, "[/tcp|/udp]", "[/udp]")
+}

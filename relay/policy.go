@@ -1,0 +1,391 @@
+package relay
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Policy is a [Network] that lets a guest have what rules allow of another one. The first rule that matches decides. If none does:
+//
+//   - a guest may connect and send to every address but the host's own and those that are its link's: loopback, unspecified, link-local
+//     (169.254.0.0/16 and fe80::/10, where clouds keep their metadata), limited broadcast, and the addresses of the host's interfaces;
+//   - it may listen on every address.
+//
+// A name is looked up first. The rules then judge each address that it has, and only these addresses are connected to: a name that changes its
+// address in between gains nothing. A rule that allows a name doesn't allow the addresses that are denied above. A refusal is a [DeniedError].
+//
+// Datagrams to who has sent one to the same socket are allowed.
+type Policy struct {
+	network   Network
+	rules     []Rule
+	published map[publication]netip.AddrPort
+
+	mu        sync.Mutex
+	own       map[netip.Addr]bool // addresses of the host's interfaces
+	ownLooked time.Time
+}
+
+// Publish says that what a guest listens on at a port is bound at another address and port of the host. Rules don't matter to it: it is allowed.
+type Publish struct {
+	Protocol string         // "tcp" or "udp"
+	Host     netip.AddrPort // port 0: a free one
+	Guest    uint16
+}
+
+type publication struct {
+	protocol string
+	port     uint16
+}
+
+// NewPolicy returns a policy for network.
+func NewPolicy(network Network, rules []Rule, published []Publish) *Policy {
+	p := &Policy{network: network, rules: rules, published: make(map[publication]netip.AddrPort)}
+	for _, m := range published {
+		p.published[publication{m.Protocol, m.Guest}] = m.Host
+	}
+	return p
+}
+
+// PublishForm is the text that [ParsePublish] reads.
+const PublishForm = "[ADDRESS:]HOSTPORT:PORT[/tcp|/udp]"
+
+// ParsePublish reads a [Publish] in [PublishForm]. Without an address it is 127.0.0.1.
+func ParsePublish(text string) (Publish, error) {
+	bad := fmt.Errorf("%s: not of the form %s", text, PublishForm)
+	rest, protocol, ok := strings.Cut(text, "/")
+	if !ok {
+		protocol = "tcp"
+	}
+	colon := strings.LastIndexByte(rest, ':')
+	if colon < 0 || protocol != "tcp" && protocol != "udp" {
+		return Publish{}, bad
+	}
+	host := rest[:colon]
+	if !strings.Contains(host, ":") {
+		host = "127.0.0.1:" + host
+	}
+	at, err := netip.ParseAddrPort(host)
+	guest, err2 := strconv.ParseUint(rest[colon+1:], 10, 16)
+	if err != nil || err2 != nil || guest == 0 {
+		return Publish{}, bad
+	}
+	return Publish{Protocol: protocol, Host: at, Guest: uint16(guest)}, nil
+}
+
+// check decides. The address in q isn't IPv4-mapped.
+func (p *Policy) check(q request) error {
+	special := q.direction == Out && p.special(q.at.Addr())
+	for i := range p.rules {
+		if r := &p.rules[i]; r.matches(q, special) {
+			if r.Allow {
+				return nil
+			}
+			return &DeniedError{q.String()}
+		}
+	}
+	if special {
+		return &DeniedError{q.String()}
+	}
+	return nil
+}
+
+// special reports whether nobody may connect to a without a rule for it.
+func (p *Policy) special(a netip.Addr) bool {
+	return a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsLinkLocalMulticast() || a.IsInterfaceLocalMulticast() ||
+		a.Is4() && (a.As4()[0] == 0 || a == netip.AddrFrom4([4]byte{255, 255, 255, 255})) || p.isOwn(a)
+}
+
+// ownAge is how old the knowledge of the host's addresses may be.
+const ownAge = time.Second
+
+// isOwn reports whether a is an address of this machine, if the network below can tell.
+func (p *Policy) isOwn(a netip.Addr) bool {
+	host, ok := p.network.(interface{ InterfaceAddrs() ([]netip.Addr, error) })
+	if !ok {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.own == nil || time.Since(p.ownLooked) > ownAge {
+		// After an error what was known stays; without any, everything is taken for the host's own.
+		addrs, err := host.InterfaceAddrs()
+		if err == nil {
+			p.own, p.ownLooked = make(map[netip.Addr]bool), time.Now()
+			for _, a := range addrs {
+				p.own[a.Unmap().WithZone("")] = true
+			}
+		}
+		if p.own == nil {
+			return true
+		}
+	}
+	return p.own[a.WithZone("")]
+}
+
+// checkLookup refuses to look up what every connection to would be refused by the same rule: looking up tells the name to others.
+func (p *Policy) checkLookup(name string, addr netip.Addr) error {
+	for i := range p.rules {
+		r := &p.rules[i]
+		switch {
+		case r.Direction == In:
+		case r.Name != "" && !r.matchesName(name):
+		case len(r.Prefixes) > 0 && addr.IsValid() && !r.matchesAddr(request{direction: Out, at: netip.AddrPortFrom(addr, 0)}):
+		case r.Allow:
+			return nil
+		case r.Protocol == "" && r.Last == 0 && (len(r.Prefixes) == 0 || addr.IsValid()):
+			if addr.IsValid() {
+				name = addr.String()
+			}
+			return &DeniedError{fmt.Sprintf("lookup of %.100q", name)}
+		}
+	}
+	return nil
+}
+
+// LookupNetIP looks a name up, if the guest may connect to any address that it might have.
+func (p *Policy) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
+	if _, err := netip.ParseAddr(host); err != nil {
+		if err := p.checkLookup(canonicalName(host), netip.Addr{}); err != nil {
+			return nil, err
+		}
+	}
+	return p.network.LookupNetIP(ctx, network, host)
+}
+
+// LookupAddr looks an address up, if the rules let the guest connect to it.
+func (p *Policy) LookupAddr(ctx context.Context, address string) ([]string, error) {
+	if addr, err := netip.ParseAddr(address); err == nil {
+		if err := p.checkLookup("", addr.Unmap()); err != nil {
+			return nil, err
+		}
+	}
+	return p.network.LookupAddr(ctx, address)
+}
+
+// DialContext connects to the first address that answers of those that are allowed. It refuses networks whose addresses the rules can't judge, but for
+// UNIX sockets, which are files and as such not its business.
+func (p *Policy) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	if network == "unix" {
+		return p.network.DialContext(ctx, network, address)
+	}
+	protocol, version, err := splitNetwork(network)
+	if err != nil {
+		return nil, err
+	}
+	host, portText, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	port, err := strconv.ParseUint(portText, 10, 16)
+	if err != nil {
+		return nil, &net.AddrError{Err: "invalid port", Addr: portText}
+	}
+	name := ""
+	var addrs []netip.Addr
+	if a, err := netip.ParseAddr(host); err == nil {
+		addrs = []netip.Addr{a}
+	} else {
+		name = canonicalName(host)
+		if addrs, err = p.LookupNetIP(ctx, "ip"+version, host); err != nil {
+			return nil, err
+		}
+	}
+	allowed, err := p.allowed(request{direction: Out, protocol: protocol, name: name}, addrs, uint16(port))
+	if err != nil {
+		return nil, err
+	}
+	return dialFirst(ctx, p.network, network, allowed)
+}
+
+// allowed returns what q may reach of addrs, or why there is nothing.
+func (p *Policy) allowed(q request, addrs []netip.Addr, port uint16) (allowed []netip.AddrPort, err error) {
+	err = &net.DNSError{Err: "no addresses", Name: q.name, IsNotFound: true}
+	for i, a := range addrs {
+		q.at = netip.AddrPortFrom(a.Unmap(), port)
+		denied := p.check(q)
+		if denied == nil {
+			allowed = append(allowed, q.at)
+		} else if i == 0 {
+			err = denied
+		}
+	}
+	if len(allowed) > 0 {
+		return allowed, nil
+	}
+	return nil, err
+}
+
+// Listen listens, at the published address if there is one.
+func (p *Policy) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	if network == "unix" {
+		return p.network.Listen(ctx, network, address)
+	}
+	to, at, err := p.bind(network, address)
+	if err != nil {
+		return nil, err
+	}
+	ln, err := p.network.Listen(ctx, networkOf("tcp", to), to.String())
+	if err != nil {
+		return nil, err
+	}
+	if to == at {
+		if err := p.checkBound("tcp", at, ln.Addr()); err != nil {
+			_ = ln.Close()
+			return nil, err
+		}
+		return ln, nil
+	}
+	return publishedListener{ln, net.TCPAddrFromAddrPort(at)}, nil
+}
+
+// ListenPacket binds, at the published address if there is one.
+func (p *Policy) ListenPacket(ctx context.Context, network, address string) (PacketConn, error) {
+	to, at, err := p.bind(network, address)
+	if err != nil {
+		return nil, err
+	}
+	c, err := p.network.ListenPacket(ctx, networkOf("udp", to), to.String())
+	if err != nil {
+		return nil, err
+	}
+	bound := c.LocalAddr()
+	if to != at {
+		bound = net.UDPAddrFromAddrPort(at)
+	} else if err := p.checkBound("udp", at, bound); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return &policedPacketConn{PacketConn: c, policy: p, bound: bound}, nil
+}
+
+// bind returns where the host binds what the guest asks for.
+func (p *Policy) bind(network, address string) (to, at netip.AddrPort, err error) {
+	protocol, _, err := splitNetwork(network)
+	if err != nil {
+		return to, at, err
+	}
+	if at, err = netip.ParseAddrPort(address); err != nil {
+		return to, at, &net.AddrError{Err: "invalid address", Addr: address}
+	}
+	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+	if to, ok := p.published[publication{protocol, at.Port()}]; ok {
+		return to, at, nil
+	}
+	return at, at, p.check(request{direction: In, protocol: protocol, at: at})
+}
+
+// checkBound judges the port that the host chose, if it did.
+func (p *Policy) checkBound(protocol string, asked netip.AddrPort, bound net.Addr) error {
+	at := endpoint(bound)
+	if asked.Port() != 0 || at.Port == 0 {
+		return nil
+	}
+	return p.check(request{direction: In, protocol: protocol, at: netip.AddrPortFrom(asked.Addr(), at.Port)})
+}
+
+// splitNetwork splits "tcp4" into "tcp" and "4".
+func splitNetwork(network string) (protocol, version string, err error) {
+	switch network {
+	case "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6":
+		return network[:3], network[3:], nil
+	}
+	return "", "", &net.OpError{Op: "policy", Net: network, Err: net.UnknownNetworkError(network)}
+}
+
+func networkOf(protocol string, at netip.AddrPort) string {
+	if at.Addr().Is4() {
+		return protocol + "4"
+	}
+	return protocol + "6"
+}
+
+// publishedListener is bound elsewhere than where the guest believes.
+type publishedListener struct {
+	net.Listener
+	guest net.Addr
+}
+
+// GuestAddr is where the guest listens, as it sees it.
+func (l publishedListener) GuestAddr() net.Addr { return l.guest }
+
+// NetListener returns the listener that l was made of.
+func (l publishedListener) NetListener() net.Listener { return l.Listener }
+
+// policedPacketConn lets datagrams go where the policy does, and to peers that have sent some.
+type policedPacketConn struct {
+	PacketConn
+	policy *Policy
+	bound  net.Addr
+
+	mu    sync.Mutex
+	peers map[netip.AddrPort]struct{} // that the policy wouldn't let through; at most maxPeers
+}
+
+const maxPeers = 1024
+
+// LocalAddr is where the guest is bound, as it sees it.
+func (c *policedPacketConn) LocalAddr() net.Addr { return c.bound }
+
+func (c *policedPacketConn) check(to netip.AddrPort) error {
+	return c.policy.check(request{direction: Out, protocol: "udp", at: netip.AddrPortFrom(to.Addr().Unmap(), to.Port())})
+}
+
+func (c *policedPacketConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
+	n, from, err := c.PacketConn.ReadFromUDPAddrPort(b)
+	if err == nil && c.check(from) != nil {
+		c.remember(from)
+	}
+	return n, from, err
+}
+
+func (c *policedPacketConn) ReadFrom(b []byte) (int, net.Addr, error) {
+	n, from, err := c.ReadFromUDPAddrPort(b)
+	if err != nil {
+		return n, nil, err
+	}
+	return n, net.UDPAddrFromAddrPort(from), nil
+}
+
+// remember forgets some other peer when there are too many.
+func (c *policedPacketConn) remember(peer netip.AddrPort) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.peers == nil {
+		c.peers = make(map[netip.AddrPort]struct{})
+	}
+	if _, known := c.peers[peer]; !known && len(c.peers) == maxPeers {
+		for other := range c.peers {
+			delete(c.peers, other)
+			break
+		}
+	}
+	c.peers[peer] = struct{}{}
+}
+
+func (c *policedPacketConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
+	if err := c.check(to); err != nil {
+		c.mu.Lock()
+		_, known := c.peers[to]
+		c.mu.Unlock()
+		if !known {
+			return 0, err
+		}
+	}
+	return c.PacketConn.WriteToUDPAddrPort(b, to)
+}
+
+func (c *policedPacketConn) WriteTo(b []byte, to net.Addr) (int, error) {
+	udp, ok := to.(*net.UDPAddr)
+	if !ok {
+		return 0, unix.EINVAL
+	}
+	return c.WriteToUDPAddrPort(b, udp.AddrPort())
+}

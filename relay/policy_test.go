@@ -1,0 +1,468 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func rules(t testing.TB, lines ...string) []Rule {
+	t.Helper()
+	var list []Rule
+	for _, line := range lines {
+		verb, text, _ := strings.Cut(line, " ")
+		r, err := ParseRule(verb == "allow", text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, r)
+	}
+	return list
+}
+
+func TestParseRule(t *testing.T) {
+	t.Parallel()
+	prefixes := func(texts ...string) (list []netip.Prefix) {
+		for _, s := range texts {
+			list = append(list, netip.MustParsePrefix(s))
+		}
+		return list
+	}
+	for text, want := range map[string]Rule{
+		"*":                           {},
+		"in:*":                        {Direction: In},
+		"out:*:25":                    {Direction: Out, First: 25, Last: 25},
+		"udp:*":                       {Protocol: "udp"},
+		"in:tcp:127.0.0.1:8000-9000":  {Direction: In, Protocol: "tcp", Prefixes: prefixes("127.0.0.1/32"), First: 8000, Last: 9000},
+		"10.1.2.3/8":                  {Prefixes: prefixes("10.0.0.0/8")},
+		"10.0.0.0/8:*":                {Prefixes: prefixes("10.0.0.0/8")},
+		"[::1]:80":                    {Prefixes: prefixes("::1/128"), First: 80, Last: 80},
+		"[fd00::/8]":                  {Prefixes: prefixes("fd00::/8")},
+		"localhost:5432":              {Prefixes: loopback, First: 5432, Last: 5432},
+		"Example.COM.":                {Direction: Out, Name: "example.com"},
+		"out:tcp:*.example.com:1-443": {Direction: Out, Protocol: "tcp", Name: "*.example.com", First: 1, Last: 443},
+		"4.example":                   {Direction: Out, Name: "4.example"},
+	} {
+		got, err := ParseRule(false, text)
+		if err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("%s: %+v, %v; want %+v", text, got, err, want)
+		}
+	}
+	for _, text := range []string{
+		"", ":80", "*:", "*:0", "*:70000", "*:9-8", "*:http", "*:1-2-3", "::1", "::1:80", "[::1", "[::1]80", "[127.0.0.1]", "[::ffff:127.0.0.1]:80", "[x]",
+		"10.0.0", "10.0.0.0/33", "10.0.0.0/8/9", "1.2.3.4.5", "a..b", "*", "*.", "a*b", "*.*.x", "in:example.com", "tcp:in:*", "out:in:*", "a b", "tcp:80",
+	} {
+		if text == "*" {
+			continue
+		}
+		if r, err := ParseRule(true, text); err == nil || !strings.Contains(err.Error(), RuleForm) {
+			t.Errorf("%q is %+v, %v", text, r, err)
+		}
+	}
+}
+
+func TestParsePublish(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]Publish{
+		"8080:80":               {"tcp", netip.MustParseAddrPort("127.0.0.1:8080"), 80},
+		"0.0.0.0:0:80/tcp":      {"tcp", netip.MustParseAddrPort("0.0.0.0:0"), 80},
+		"[::1]:5353:53/udp":     {"udp", netip.MustParseAddrPort("[::1]:5353"), 53},
+		"192.0.2.1:65535:65535": {"tcp", netip.MustParseAddrPort("192.0.2.1:65535"), 65535},
+	} {
+		if got, err := ParsePublish(text); err != nil || got != want {
+			t.Errorf("%s: %+v, %v; want %+v", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"", "80", "80:", ":80", "80:0", "80:65536", "65536:80", "80:80/sctp", "80:80/", "host:80:80", "::1:80:80", "1.2.3:80:80"} {
+		if got, err := ParsePublish(text); err == nil {
+			t.Errorf("%q is %+v", text, got)
+		}
+	}
+}
+
+// fakeNetwork knows names and remembers what it is asked to do.
+type fakeNetwork struct {
+	names map[string][]string
+	own   []string
+	dial  func(ctx context.Context, address string) error
+
+	mu    sync.Mutex
+	calls []string
+}
+
+func (n *fakeNetwork) call(format string, args ...any) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.calls = append(n.calls, fmt.Sprintf(format, args...))
+}
+
+func (n *fakeNetwork) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	n.call("dial %s", address)
+	if n.dial != nil {
+		if err := n.dial(ctx, address); err != nil {
+			return nil, err
+		}
+	}
+	conn, other := net.Pipe()
+	_ = other.Close()
+	return conn, nil
+}
+
+func (n *fakeNetwork) Listen(_ context.Context, network, address string) (net.Listener, error) {
+	n.call("listen %s %s", network, address)
+	at := netip.MustParseAddrPort(address)
+	if at.Port() == 0 {
+		at = netip.AddrPortFrom(at.Addr(), 40000)
+	}
+	return fakeListener{at: at}, nil
+}
+
+type fakeListener struct {
+	net.Listener
+	at netip.AddrPort
+}
+
+func (l fakeListener) Addr() net.Addr { return net.TCPAddrFromAddrPort(l.at) }
+func (l fakeListener) Close() error   { return nil }
+
+func (n *fakeNetwork) ListenPacket(ctx context.Context, network, address string) (PacketConn, error) {
+	n.call("listen %s %s", network, address)
+	return Host{}.ListenPacket(ctx, network, address)
+}
+
+func (n *fakeNetwork) LookupNetIP(_ context.Context, _, host string) (addrs []netip.Addr, err error) {
+	n.call("lookup %s", host)
+	for _, a := range n.names[host] {
+		addrs = append(addrs, netip.MustParseAddr(a))
+	}
+	if addrs == nil {
+		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+	}
+	return addrs, nil
+}
+
+func (n *fakeNetwork) LookupAddr(_ context.Context, address string) ([]string, error) {
+	n.call("reverse %s", address)
+	return nil, nil
+}
+
+func (n *fakeNetwork) InterfaceAddrs() (addrs []netip.Addr, err error) {
+	for _, a := range n.own {
+		addrs = append(addrs, netip.MustParseAddr(a))
+	}
+	return addrs, nil
+}
+
+func newFake() *fakeNetwork {
+	return &fakeNetwork{
+		own: []string{"198.51.100.7", "fe80::7%eth0"},
+		names: map[string][]string{
+			"good.example":     {"192.0.2.1"},
+			"www.good.example": {"192.0.2.2"},
+			"rebound.example":  {"127.0.0.1", "::ffff:127.0.0.1", "::1", "169.254.169.254", "198.51.100.7"},
+			"mixed.example":    {"127.0.0.1", "192.0.2.3"},
+			"localhost":        {"127.0.0.1"},
+		},
+	}
+}
+
+func TestPolicyOut(t *testing.T) {
+	t.Parallel()
+	const denied = "denied"
+	for _, c := range []struct {
+		rules string // separated by semicolons
+		to    string
+		want  string // calls
+	}{
+		{"", "192.0.2.1:80", "dial 192.0.2.1:80"},
+		{"", "[2001:db8::1]:80", "dial [2001:db8::1]:80"},
+		{"", "[::ffff:192.0.2.1]:80", "dial 192.0.2.1:80"},
+		{"", "127.0.0.1:80", denied},
+		{"", "127.255.255.254:80", denied},
+		{"", "[::1]:80", denied},
+		{"", "[::ffff:127.0.0.1]:80", denied},
+		{"", "0.0.0.0:80", denied},
+		{"", "0.1.2.3:80", denied},
+		{"", "[::]:80", denied},
+		{"", "[::ffff:0.0.0.0]:80", denied},
+		{"", "169.254.169.254:80", denied},
+		{"", "[fe80::1%1]:80", denied},
+		{"", "[ff02::1]:80", denied},
+		{"", "224.0.0.1:80", denied},
+		{"", "255.255.255.255:80", denied},
+		{"", "198.51.100.7:80", denied},
+		{"", "[fe80::7]:80", denied},
+		{"", "good.example:80", "lookup good.example, dial 192.0.2.1:80"},
+		{"", "rebound.example:80", "lookup rebound.example, " + denied},
+		{"", "mixed.example:80", "lookup mixed.example, dial 192.0.2.3:80"},
+
+		{"allow 127.0.0.1", "127.0.0.1:80", "dial 127.0.0.1:80"},
+		{"allow 127.0.0.1", "[::ffff:127.0.0.1]:80", "dial 127.0.0.1:80"},
+		{"allow 127.0.0.1", "127.0.0.2:80", denied},
+		{"allow 127.0.0.1", "[::1]:80", denied},
+		{"allow 127.0.0.1:81-90", "127.0.0.1:80", denied},
+		{"allow udp:127.0.0.1", "127.0.0.1:80", denied},
+		{"allow in:127.0.0.1", "127.0.0.1:80", denied},
+		{"allow [fe80::/10]", "[fe80::1%1]:80", "dial [fe80::1%1]:80"},
+		{"allow localhost:80", "127.9.9.9:80", "dial 127.9.9.9:80"},
+		{"allow localhost:80", "[::1]:80", "dial [::1]:80"},
+		{"allow localhost:80", "localhost:80", "lookup localhost, dial 127.0.0.1:80"},
+		{"allow localhost:80", "rebound.example:80", "lookup rebound.example, dial 127.0.0.1:80"},
+		{"allow *", "169.254.169.254:80", "dial 169.254.169.254:80"},
+
+		{"allow rebound.example", "rebound.example:80", "lookup rebound.example, " + denied},
+		{"allow *.example;allow out:127.0.0.0/8:81", "rebound.example:80", "lookup rebound.example, " + denied},
+		{"allow good.example;deny *", "good.example:80", "lookup good.example, dial 192.0.2.1:80"},
+		{"allow good.example;deny *", "GOOD.example.:80", "lookup GOOD.example., denied"}, // unknown to the resolver here
+		{"allow good.example;deny *", "www.good.example:80", denied},
+		{"allow *.good.example;deny *", "www.good.example:80", "lookup www.good.example, dial 192.0.2.2:80"},
+		{"allow *.good.example;deny *", "good.example:80", denied},
+		{"allow good.example:443;deny *", "good.example:80", "lookup good.example, " + denied},
+		{"allow 192.0.2.0/24;deny *", "good.example:80", "lookup good.example, dial 192.0.2.1:80"},
+		{"allow good.example;deny *", "192.0.2.1:80", denied},
+		{"deny good.example", "good.example:80", denied},
+		{"deny good.example", "192.0.2.1:80", "dial 192.0.2.1:80"},
+		{"deny 192.0.2.0/24", "good.example:80", "lookup good.example, " + denied},
+		{"deny *:80", "good.example:80", "lookup good.example, " + denied},
+		{"deny *:80", "192.0.2.1:81", "dial 192.0.2.1:81"},
+		{"allow 192.0.2.1;deny 192.0.2.0/24", "192.0.2.1:80", "dial 192.0.2.1:80"},
+		{"deny 192.0.2.0/24;allow 192.0.2.1", "192.0.2.1:80", denied},
+		{"deny in:*", "192.0.2.1:80", "dial 192.0.2.1:80"},
+	} {
+		name := c.rules + " → " + c.to
+		n := newFake()
+		var list []Rule
+		if c.rules != "" {
+			list = rules(t, strings.Split(c.rules, ";")...)
+		}
+		conn, err := NewPolicy(n, list, nil).DialContext(t.Context(), "tcp", c.to)
+		if err == nil {
+			conn.Close()
+		} else if lookup := (*net.DNSError)(nil); errors.Is(err, unix.EACCES) || errors.As(err, &lookup) {
+			n.call(denied)
+		}
+		if got := strings.Join(n.calls, ", "); got != c.want {
+			t.Errorf("%s: %s, %v; want %s", name, got, err, c.want)
+		}
+	}
+}
+
+func TestPolicyIn(t *testing.T) {
+	t.Parallel()
+	publish := []Publish{
+		{"tcp", netip.MustParseAddrPort("127.0.0.1:8080"), 80},
+		{"udp", netip.MustParseAddrPort("127.0.0.1:5353"), 53},
+	}
+	for _, c := range []struct {
+		rules string
+		at    string
+		want  string // address, or nothing if denied
+	}{
+		{"", "127.0.0.1:81", "127.0.0.1:81"},
+		{"", "0.0.0.0:0", "0.0.0.0:40000"},
+		{"", "[::]:81", "[::]:81"},
+		{"deny out:*", "127.0.0.1:81", "127.0.0.1:81"},
+		{"deny udp:*", "127.0.0.1:81", "127.0.0.1:81"},
+		{"deny in:*", "127.0.0.1:81", ""},
+		{"deny *", "127.0.0.1:81", ""},
+		{"allow in:localhost;deny in:*", "127.0.0.1:81", "127.0.0.1:81"},
+		{"allow in:localhost;deny in:*", "0.0.0.0:81", ""},
+		{"deny in:10.0.0.0/8", "0.0.0.0:81", ""},
+		{"deny in:10.0.0.0/8", "[::]:81", "[::]:81"},
+		{"deny in:*:1-1023", "0.0.0.0:0", "0.0.0.0:40000"},
+		{"deny in:*:1024-65535", "0.0.0.0:0", ""},
+		{"allow in:*:40000;deny in:*:1024-65535", "0.0.0.0:0", "0.0.0.0:40000"},
+		{"", "0.0.0.0:80", "127.0.0.1:8080"},
+		{"deny *", "192.0.2.1:80", "127.0.0.1:8080"},
+		{"deny *", "[::]:80", "127.0.0.1:8080"},
+		{"deny *", "0.0.0.0:53", ""},
+	} {
+		var list []Rule
+		if c.rules != "" {
+			list = rules(t, strings.Split(c.rules, ";")...)
+		}
+		got := ""
+		ln, err := NewPolicy(newFake(), list, publish).Listen(t.Context(), "tcp", c.at)
+		if err == nil {
+			got = ln.Addr().String()
+			if p, ok := ln.(interface{ GuestAddr() net.Addr }); ok && p.GuestAddr().String() != c.at {
+				t.Errorf("the guest is told %v, asked for %v", p.GuestAddr(), c.at)
+			}
+		} else if !errors.Is(err, unix.EACCES) {
+			t.Error(err)
+		}
+		if got != c.want {
+			t.Errorf("%s, listening at %s: %q, want %q", c.rules, c.at, got, c.want)
+		}
+	}
+}
+
+// Datagrams are judged one by one; a peer that the rules forbid gets only answers.
+func TestPolicyDatagrams(t *testing.T) {
+	t.Parallel()
+	p := NewPolicy(newFake(), nil, nil)
+	c, err := p.ListenPacket(t.Context(), "udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	peer, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	for _, s := range []interface{ SetDeadline(time.Time) error }{c, peer} {
+		if err := s.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	to := peer.LocalAddr().(*net.UDPAddr).AddrPort()
+	if _, err := c.WriteToUDPAddrPort([]byte("first"), to); !errors.Is(err, unix.EACCES) {
+		t.Fatalf("unasked: %v", err)
+	}
+	if _, err := peer.WriteTo([]byte("question"), c.LocalAddr()); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 100)
+	n, from, err := c.ReadFromUDPAddrPort(b)
+	if err != nil || string(b[:n]) != "question" || from != to {
+		t.Fatalf("%q from %v, %v", b[:n], from, err)
+	}
+	if _, err := c.WriteTo([]byte("answer"), net.UDPAddrFromAddrPort(from)); err != nil {
+		t.Fatal(err)
+	}
+	if n, _, err := peer.ReadFrom(b); err != nil || string(b[:n]) != "answer" {
+		t.Fatalf("%q, %v", b[:n], err)
+	}
+	if _, err := p.ListenPacket(t.Context(), "udp", "example.com:80"); err == nil {
+		t.Error("bound to a name")
+	}
+}
+
+// What a guest may not connect to isn't looked up either: a lookup tells others what the guest puts into the name.
+func TestPolicyLookups(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		rules, what string
+		allowed     bool
+	}{
+		{"", "secret.example", true},
+		{"deny *", "secret.example", false},
+		{"deny out:*", "secret.example", false},
+		{"deny in:*", "secret.example", true},
+		{"deny tcp:*", "secret.example", true},
+		{"deny *.example", "secret.example", false},
+		{"allow good.example;deny *", "secret.example", false},
+		{"allow good.example;deny *", "good.example", true},
+		{"allow 10.0.0.0/8;deny *", "good.example", true},
+		{"", "192.0.2.1", true},
+		{"deny 192.0.2.0/24", "192.0.2.1", false},
+		{"deny 192.0.2.0/24", "192.0.3.1", true},
+		{"allow 192.0.2.1;deny *", "192.0.2.1", true},
+		{"allow 192.0.2.1;deny *", "192.0.2.2", false},
+	} {
+		var list []Rule
+		if c.rules != "" {
+			list = rules(t, strings.Split(c.rules, ";")...)
+		}
+		n := newFake()
+		p := NewPolicy(n, list, nil)
+		var err error
+		if _, perr := netip.ParseAddr(c.what); perr == nil {
+			_, err = p.LookupAddr(t.Context(), c.what)
+		} else {
+			_, err = p.LookupNetIP(t.Context(), "ip", c.what)
+		}
+		if allowed := !errors.Is(err, unix.EACCES); allowed != c.allowed || len(n.calls) > 0 != c.allowed {
+			t.Errorf("%s, %s: %v, %v; want allowed %v", c.rules, c.what, err, n.calls, c.allowed)
+		}
+	}
+}
+
+func TestInterleave(t *testing.T) {
+	t.Parallel()
+	parse := func(s string) (list []netip.AddrPort) {
+		for f := range strings.FieldsSeq(s) {
+			list = append(list, netip.MustParseAddrPort(f))
+		}
+		return list
+	}
+	got := interleave(parse("[::1]:1 [::2]:1 [::3]:1 1.1.1.1:1 1.1.1.2:1"))
+	if want := parse("[::1]:1 1.1.1.1:1 [::2]:1 1.1.1.2:1 [::3]:1"); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// Happy eyeballs, on a clock that tests move.
+func TestDialFirst(t *testing.T) {
+	hang := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+	for name, c := range map[string]struct {
+		dial  func(ctx context.Context, address string) error
+		calls int
+		after time.Duration
+		err   error
+	}{
+		"the first answers": {func(context.Context, string) error { return nil }, 1, 0, nil},
+		"the first hangs": {func(ctx context.Context, a string) error {
+			if a == "[2001:db8::1]:80" {
+				return hang(ctx)
+			}
+			return nil
+		}, 2, attemptDelay, nil},
+		"the first refuses": {func(_ context.Context, a string) error {
+			if a == "[2001:db8::1]:80" {
+				return unix.ECONNREFUSED
+			}
+			return nil
+		}, 2, 0, nil},
+		"only the third answers": {func(ctx context.Context, a string) error {
+			if a != "[2001:db8::2]:80" {
+				return hang(ctx)
+			}
+			return nil
+		}, 3, 2 * attemptDelay, nil},
+		"all refuse": {func(_ context.Context, a string) error {
+			if a == "[2001:db8::1]:80" {
+				return unix.ECONNREFUSED
+			}
+			return unix.EHOSTUNREACH
+		}, 3, 0, unix.ECONNREFUSED},
+		"all hang":        {func(ctx context.Context, _ string) error { return hang(ctx) }, 3, 10 * time.Second, context.DeadlineExceeded},
+		"two answer at once": {func(ctx context.Context, a string) error {
+			if a == "[2001:db8::1]:80" {
+				time.Sleep(attemptDelay)
+			}
+			time.Sleep(attemptDelay / 2)
+			return ctx.Err()
+		}, 2, 3 * attemptDelay / 2, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := &fakeNetwork{dial: c.dial, names: map[string][]string{"many.example": {"2001:db8::1", "2001:db8::2", "192.0.2.1"}}}
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				start := time.Now()
+				conn, err := NewPolicy(n, nil, nil).DialContext(ctx, "tcp", "many.example:80")
+				if !errors.Is(err, c.err) || (err == nil) != (conn != nil) {
+					t.Errorf("%v, want %v", err, c.err)
+				}
+				if took := time.Since(start); took != c.after {
+					t.Errorf("after %v, want %v", took, c.after)
+				}
+				if dials := len(n.calls) - 1; dials < c.calls || dials > c.calls+1 {
+					t.Errorf("%d connects, want %d: %v", dials, c.calls, n.calls)
+				}
+			})
+		})
+	}
+}

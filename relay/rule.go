@@ -1,0 +1,211 @@
+package relay
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// Direction is which way a [Rule] looks: at what a guest connects and sends to, or at what it listens on.
+type Direction uint8
+
+// The directions. The zero value is both.
+const (
+	Both Direction = iota
+	Out
+	In
+)
+
+func (d Direction) String() string { return [...]string{"", "out:", "in:"}[d] }
+
+// RuleForm is the text that [ParseRule] reads.
+const RuleForm = "[in:|out:][tcp:|udp:]HOST[:PORT[-PORT]]"
+
+// Rule allows or denies what it matches. A field's zero value matches everything.
+type Rule struct {
+	Allow     bool
+	Direction Direction
+	Protocol  string // "tcp" or "udp"
+	// Prefixes are ranges of addresses: of the peer for what goes out, of the listening socket for what comes in.
+	Prefixes []netip.Prefix
+	// Name is the name of a host that the guest connects to, or *.NAME for all below it. It matches only what the guest asked for by name.
+	Name string
+	// Ports from First to Last match; both 0 is all of them.
+	First, Last uint16
+}
+
+var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
+
+// ParseRule reads a rule in [RuleForm]. HOST is * (any), an address, a range of addresses such as 10.0.0.0/8, an IPv6 address or range in brackets,
+// a name, *.NAME, or localhost, which is every loopback address. What is left out matches everything.
+func ParseRule(allow bool, text string) (Rule, error) {
+	r := Rule{Allow: allow}
+	rest := text
+	for direction, prefix := range map[Direction]string{Out: "out:", In: "in:"} {
+		if after, ok := strings.CutPrefix(rest, prefix); ok {
+			r.Direction, rest = direction, after
+			break
+		}
+	}
+	for _, protocol := range []string{"tcp", "udp"} {
+		if after, ok := strings.CutPrefix(rest, protocol+":"); ok {
+			r.Protocol, rest = protocol, after
+			break
+		}
+	}
+	host, ports := splitPorts(rest)
+	if err := r.setHost(host); err != nil {
+		return Rule{}, fmt.Errorf("%q: %w; the form is %s", text, err, RuleForm)
+	}
+	if err := r.setPorts(ports); err != nil {
+		return Rule{}, fmt.Errorf("%q: %w; the form is %s", text, err, RuleForm)
+	}
+	return r, nil
+}
+
+// splitPorts cuts at the colon after the host, which for IPv6 is in brackets.
+func splitPorts(s string) (host, ports string) {
+	if end := strings.LastIndexByte(s, ']'); end >= 0 {
+		if rest, ok := strings.CutPrefix(s[end+1:], ":"); ok {
+			return s[:end+1], rest
+		}
+		return s, "*"
+	}
+	if host, ports, ok := strings.Cut(s, ":"); ok {
+		return host, ports
+	}
+	return s, "*"
+}
+
+func (r *Rule) setHost(host string) error {
+	inner, bracketed := strings.CutPrefix(host, "[")
+	if bracketed {
+		inner, bracketed = strings.CutSuffix(inner, "]")
+		if !bracketed {
+			return fmt.Errorf("%q lacks a bracket", host)
+		}
+	}
+	prefix, perr := netip.ParsePrefix(inner)
+	if addr, err := netip.ParseAddr(inner); err == nil {
+		prefix, perr = netip.PrefixFrom(addr.WithZone(""), addr.BitLen()), nil
+	}
+	switch {
+	case host == "in", host == "out", host == "tcp", host == "udp":
+		return fmt.Errorf("%q comes too late", host+":")
+	case perr == nil && prefix.Addr().Is4In6():
+		return fmt.Errorf("write %q as an IPv4 address", host)
+	case perr == nil && prefix.Addr().Is4() == bracketed:
+		return fmt.Errorf("brackets are for IPv6 addresses")
+	case perr == nil:
+		r.Prefixes = []netip.Prefix{prefix.Masked()}
+		return nil
+	case bracketed:
+		return fmt.Errorf("%q is no IPv6 address or range", inner)
+	case host == "*":
+		return nil
+	case strings.EqualFold(host, "localhost"):
+		r.Prefixes = loopback
+		return nil
+	}
+	name := canonicalName(host)
+	if !validName(strings.TrimPrefix(name, "*.")) {
+		return fmt.Errorf("%q is no address, range of addresses or name", host)
+	}
+	if r.Direction == In {
+		return fmt.Errorf("a guest listens on addresses, not on names")
+	}
+	r.Direction, r.Name = Out, name
+	return nil
+}
+
+// validName takes what can be a host's name, and no mistyped address: not every label is a number.
+func validName(name string) bool {
+	letters := false
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || len(label) > 63 {
+			return false
+		}
+		for _, c := range label {
+			switch {
+			case 'a' <= c && c <= 'z' || c == '-' || c == '_' || c > 0x7F:
+				letters = true
+			case c < '0' || c > '9':
+				return false
+			}
+		}
+	}
+	return letters
+}
+
+// canonicalName is a name as names are compared.
+func canonicalName(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }
+
+func (r *Rule) setPorts(text string) error {
+	if text == "*" {
+		return nil
+	}
+	first, last, isRange := strings.Cut(text, "-")
+	if !isRange {
+		last = first
+	}
+	a, err1 := strconv.ParseUint(first, 10, 16)
+	b, err2 := strconv.ParseUint(last, 10, 16)
+	if err1 != nil || err2 != nil || a > b || b == 0 {
+		return fmt.Errorf("%q is no port from 1 to 65535 and no range of ports", text)
+	}
+	r.First, r.Last = uint16(a), uint16(b)
+	return nil
+}
+
+// request is what a guest wants of the network.
+type request struct {
+	direction Direction
+	protocol  string
+	name      string // that the guest gave, in canonical form, or ""
+	at        netip.AddrPort
+}
+
+func (q request) String() string {
+	text := q.direction.String() + q.protocol + ":" + q.at.String()
+	if q.name != "" {
+		text += fmt.Sprintf(" (%.100q)", q.name)
+	}
+	return text
+}
+
+// matches reports whether r decides about q, whose address isn't IPv4-mapped. special says that the defaults deny it: a name, which
+// somebody else can give any address, is no reason to allow it.
+func (r *Rule) matches(q request, special bool) bool {
+	switch {
+	case r.Direction != Both && r.Direction != q.direction,
+		r.Protocol != "" && r.Protocol != q.protocol,
+		r.Last != 0 && (q.at.Port() < r.First || q.at.Port() > r.Last):
+		return false
+	case r.Name != "":
+		return r.matchesName(q.name) && !(r.Allow && special)
+	}
+	return r.matchesAddr(q)
+}
+
+func (r *Rule) matchesAddr(q request) bool {
+	if len(r.Prefixes) == 0 {
+		return true
+	}
+	addr := q.at.Addr().WithZone("")
+	// Who listens on all addresses listens on those that are denied, too.
+	all := q.direction == In && addr.IsUnspecified() && !r.Allow
+	for _, p := range r.Prefixes {
+		if p.Contains(addr) || all && p.Addr().Is4() == addr.Is4() {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *Rule) matchesName(name string) bool {
+	if below, ok := strings.CutPrefix(r.Name, "*"); ok {
+		return len(name) > len(below) && strings.HasSuffix(name, below)
+	}
+	return name != "" && name == r.Name
+}
