@@ -131,6 +131,7 @@ func start(t testing.TB, o setup) *machine {
 	if !o.noNetwork {
 		mux.Handle(wire.ProtocolTCPListener, relay.TCPListener())
 		mux.Handle(wire.ProtocolTCPConnection, relay.TCPConnection())
+		mux.Handle(wire.ProtocolUDP, relay.UDP())
 	}
 	for protocol, h := range o.handlers {
 		mux.Handle(protocol, h)

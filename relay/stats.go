@@ -7,22 +7,24 @@ import (
 
 // Stats is a snapshot of what a Server has done so far.
 type Stats struct {
-	Opened         map[uint16]uint64 // streams opened, by protocol
-	Accepted       uint64            // connections accepted
-	ConnectsFailed uint64            // connections refused, timed out, not found
-	Denied         uint64            // connects, listens and datagrams that the policy refused
-	ProtocolErrors uint64            // pipes reset with EPROTO
-	ToGuest        uint64            // bytes relayed from sockets and files
-	FromGuest      uint64            // bytes relayed to sockets
-	Streams        int               // pipes that the monitor has not closed yet, the control pipe not counted
+	Opened           map[uint16]uint64 // streams opened, by protocol
+	Accepted         uint64            // connections accepted
+	ConnectsFailed   uint64            // connections refused, timed out, not found
+	Denied           uint64            // connects, listens and datagrams that the policy refused
+	DatagramsDropped uint64            // UDP datagrams lost because a guest didn't read
+	ProtocolErrors   uint64            // pipes reset with EPROTO
+	ToGuest          uint64            // bytes relayed from sockets and files
+	FromGuest        uint64            // bytes relayed to sockets
+	Streams          int               // pipes that the monitor has not closed yet, the control pipe not counted
 }
 
 type counters struct {
-	opened         map[uint16]uint64 // guarded by Server.mu
-	accepted       atomic.Uint64
-	connectsFailed atomic.Uint64
-	denied         atomic.Uint64
-	protocolErrors atomic.Uint64
+	opened           map[uint16]uint64 // guarded by Server.mu
+	accepted         atomic.Uint64
+	connectsFailed   atomic.Uint64
+	denied           atomic.Uint64
+	datagramsDropped atomic.Uint64
+	protocolErrors   atomic.Uint64
 }
 
 // traffic counts bytes each way.
@@ -42,13 +44,14 @@ func (s *Server) Stats() Stats {
 		bytes.add(st)
 	}
 	return Stats{
-		Opened:         maps.Clone(s.count.opened),
-		Accepted:       s.count.accepted.Load(),
-		ConnectsFailed: s.count.connectsFailed.Load(),
-		Denied:         s.count.denied.Load(),
-		ProtocolErrors: s.count.protocolErrors.Load(),
-		ToGuest:        bytes.toGuest,
-		FromGuest:      bytes.fromGuest,
-		Streams:        len(s.streams),
+		Opened:           maps.Clone(s.count.opened),
+		Accepted:         s.count.accepted.Load(),
+		ConnectsFailed:   s.count.connectsFailed.Load(),
+		Denied:           s.count.denied.Load(),
+		DatagramsDropped: s.count.datagramsDropped.Load(),
+		ProtocolErrors:   s.count.protocolErrors.Load(),
+		ToGuest:          bytes.toGuest,
+		FromGuest:        bytes.fromGuest,
+		Streams:          len(s.streams),
 	}
 }

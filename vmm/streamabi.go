@@ -62,6 +62,7 @@ func (a *streamABI) connect() (err error) {
 	mux.Handle(wire.ProtocolFileSystem, relay.FileSystem(v.cfg.Share.Root))
 	mux.Handle(wire.ProtocolTCPListener, relay.TCPListener())
 	mux.Handle(wire.ProtocolTCPConnection, relay.TCPConnection())
+	mux.Handle(wire.ProtocolUDP, relay.UDP())
 	for protocol, h := range v.cfg.Handlers {
 		mux.Handle(protocol, h)
 	}

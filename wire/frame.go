@@ -40,6 +40,9 @@ const (
 	KindFileData           Kind = 0x11
 	KindAcceptConnection   Kind = 0x20
 	KindIncomingConnection Kind = 0x21
+	KindSendDatagram       Kind = 0x30
+	KindReceivedDatagram   Kind = 0x31
+	KindDatagramError      Kind = 0x32
 )
 
 // Protocol numbers, as Open carries them.
@@ -47,6 +50,7 @@ const (
 	ProtocolFileSystem    uint16 = 0
 	ProtocolTCPListener   uint16 = 1
 	ProtocolTCPConnection uint16 = 2
+	ProtocolUDP           uint16 = 3
 	// ProtocolPrivate is the first of the numbers that embedding programs may give out.
 	ProtocolPrivate uint16 = 0x8000
 )
@@ -70,6 +74,12 @@ func (k Kind) String() string {
 		return "AcceptConnection"
 	case KindIncomingConnection:
 		return "IncomingConnection"
+	case KindSendDatagram:
+		return "SendDatagram"
+	case KindReceivedDatagram:
+		return "ReceivedDatagram"
+	case KindDatagramError:
+		return "DatagramError"
 	default:
 		return fmt.Sprintf("kind %#x", uint16(k))
 	}
@@ -94,6 +104,12 @@ func (k Kind) bounds() (least, most uint32, ok bool) {
 		return acceptConnectionSize, acceptConnectionSize, true
 	case KindIncomingConnection:
 		return statusSize, incomingConnectionSize, true
+	case KindSendDatagram:
+		return EndpointSize, EndpointSize + MaxDatagram, true
+	case KindReceivedDatagram:
+		return ReceivedDatagramPrefixSize, ReceivedDatagramPrefixSize + MaxDatagram, true
+	case KindDatagramError:
+		return datagramErrorSize, datagramErrorSize, true
 	default:
 		return 0, 0, false
 	}

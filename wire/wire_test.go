@@ -53,6 +53,12 @@ func decode(frame []byte) (message, error) {
 		m.Body, err = DecodeAcceptConnection(p)
 	case KindIncomingConnection:
 		m.Body, err = DecodeIncomingConnection(p)
+	case KindSendDatagram:
+		m.Body, err = DecodeSendDatagram(p)
+	case KindReceivedDatagram:
+		m.Body, err = DecodeReceivedDatagram(p)
+	case KindDatagramError:
+		m.Body, err = DecodeDatagramError(p)
 	}
 	return m, err
 }
@@ -76,6 +82,12 @@ func encode(b []byte, m message) []byte {
 		return AppendAcceptConnection(b, m.Request, body)
 	case IncomingConnection:
 		return AppendIncomingConnection(b, m.Request, body)
+	case SendDatagram:
+		return AppendSendDatagram(b, m.Request, body)
+	case ReceivedDatagram:
+		return AppendReceivedDatagram(b, body)
+	case DatagramError:
+		return AppendDatagramError(b, m.Request, body)
 	}
 	panic("no such message")
 }
@@ -130,6 +142,26 @@ var golden = []struct {
 			"06 00 bb01 03000000 fe800000000000000000000000000001"},
 	{"IncomingConnection EBUSY", message{Request: 16, Body: IncomingConnection{Status: 16}},
 		"08000000 2100 0000 1000000000000000" + "10000000 00000000"},
+	{"Open UDP bound", message{Request: 17, Body: Open{Protocol: ProtocolUDP,
+		Payload: AppendUDPSocket(nil, UDPSocket{Local: v4})}},
+		"38000000 0300 0000 1100000000000000" + "0300 0000 00000000" +
+			"04 00 901f 00000000 7f000001 000000000000000000000000" +
+			"00 00 0000 00000000 00000000000000000000000000000000"},
+	{"Open UDP connected", message{Request: 18, Body: Open{Protocol: ProtocolUDP,
+		Payload: AppendUDPSocket(nil, UDPSocket{Peer: v6})}},
+		"38000000 0300 0000 1200000000000000" + "0300 0000 00000000" +
+			"00 00 0000 00000000 00000000000000000000000000000000" +
+			"06 00 bb01 03000000 fe800000000000000000000000000001"},
+	{"SendDatagram", message{Request: 19, Body: SendDatagram{To: v4, Data: []byte("abc")}},
+		"1b000000 3000 0000 1300000000000000" + "04 00 901f 00000000 7f000001 000000000000000000000000" + "616263"},
+	{"SendDatagram empty, to the peer", message{Request: 20, Body: SendDatagram{}},
+		"18000000 3000 0000 1400000000000000" + "00 00 0000 00000000 00000000000000000000000000000000"},
+	{"ReceivedDatagram", message{Body: ReceivedDatagram{From: v6, Size: 9000, Dropped: 2, Data: []byte("xy")}},
+		"22000000 3100 0000 0000000000000000" + "06 00 bb01 03000000 fe800000000000000000000000000001" +
+			"28230000 02000000 7879"},
+	{"DatagramError EMSGSIZE", message{Request: 21, Body: DatagramError{Status: 90, To: v4}},
+		"20000000 3200 0000 1500000000000000" + "5a000000 00000000" +
+			"04 00 901f 00000000 7f000001 000000000000000000000000"},
 }
 
 func unhex(t testing.TB, s string) []byte {
@@ -195,6 +227,14 @@ func TestMalformed(t *testing.T) {
 		{"IncomingConnection short", "10000000 2100 0000 0000000000000000 00000000 00000000 0000000000000000", ErrLength},
 		{"IncomingConnection no family", "40000000 2100 0000 0000000000000000 00000000 00000000 0000000000000000" + ep4 + long(0) +
 			"00 00 901f 00000000 00000000000000000000000000000000", ErrFamily},
+		{"SendDatagram short", "17000000 3000 0000 0000000000000000 04 00 901f 00000000 7f000001 0000000000000000000000", ErrLength},
+		{"SendDatagram long", "18000100 3000 0000 0000000000000000", ErrLength},
+		{"SendDatagram port without address", "18000000 3000 0000 0000000000000000 00 00 901f 00000000 00000000000000000000000000000000", ErrAddress},
+		{"ReceivedDatagram from nowhere", "20000000 3100 0000 0000000000000000 00 00 0000 00000000 00000000000000000000000000000000" +
+			"00000000 00000000", ErrFamily},
+		{"ReceivedDatagram longer than its size", "22000000 3100 0000 0000000000000000" + ep4 + "01000000 00000000 6161", ErrLength},
+		{"DatagramError short", "08000000 3200 0000 0000000000000000 5a000000 00000000", ErrLength},
+		{"DatagramError reserved", "20000000 3200 0000 0000000000000000 5a000000 01000000" + ep4, ErrReserved},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -209,6 +249,7 @@ func TestMalformedOpenPayload(t *testing.T) {
 	t.Parallel()
 	listen := func(p []byte) error { _, err := DecodeListen(p); return err }
 	connect := func(p []byte) error { _, err := DecodeConnect(p); return err }
+	udp := func(p []byte) error { _, err := DecodeUDPSocket(p); return err }
 	ep4 := "04 00 901f 00000000 7f000001 000000000000000000000000"
 	none := "00 00 901f 00000000 00000000 000000000000000000000000"
 	for _, c := range []struct {
@@ -225,6 +266,9 @@ func TestMalformedOpenPayload(t *testing.T) {
 		{"endpoint scope with IPv4", connect, "04 00 901f 01000000 7f000001 000000000000000000000000", ErrAddress},
 		{"endpoint rest with IPv4", connect, "04 00 901f 00000000 7f000001 000000000000000000000001", ErrAddress},
 		{"endpoint address without family", connect, "00 00 901f 00000000 7f000001 000000000000000000000000 61", ErrAddress},
+		{"UDP short", udp, ep4, ErrLength},
+		{"UDP without addresses", udp, strings.Repeat("00", 48), ErrFamily},
+		{"UDP with a port of no address", udp, ep4 + none, ErrAddress},
 		{"connect short", connect, "04 00 901f", ErrLength},
 		{"connect address and name", connect, ep4 + "61", ErrLength},
 		{"connect neither", connect, none, ErrLength},
@@ -344,4 +388,14 @@ func FuzzAcceptConnection(f *testing.F) {
 	fuzzPayload(f, DecodeAcceptConnection, func(b []byte, m AcceptConnection) []byte {
 		return append(b, AppendAcceptConnection(nil, 0, m)[HeaderSize:]...)
 	}, AcceptConnection{Pipe: 1<<32 | 9})
+}
+
+func FuzzUDPSocket(f *testing.F) {
+	fuzzPayload(f, DecodeUDPSocket, AppendUDPSocket, UDPSocket{Local: v4}, UDPSocket{Local: v6, Peer: v6})
+}
+
+func FuzzSendDatagram(f *testing.F) {
+	fuzzPayload(f, DecodeSendDatagram, func(b []byte, m SendDatagram) []byte {
+		return append(b, AppendSendDatagram(nil, 0, m)[HeaderSize:]...)
+	}, SendDatagram{To: v4, Data: []byte("x")}, SendDatagram{})
 }

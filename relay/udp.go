@@ -1,0 +1,355 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/wire"
+)
+
+const receivedPrefix = wire.HeaderSize + wire.ReceivedDatagramPrefixSize
+
+// UDP returns the handler of protocol 3: a UDP socket, bound or connected. Each frame is a datagram. While the guest's ring has no room for the next
+// one, the kernel's socket buffer holds it and those that follow, and drops and counts what that has no room for either.
+func UDP() Handler {
+	return HandlerFunc(serveUDP)
+}
+
+func serveUDP(ctx context.Context, s *Stream) error {
+	m, err := wire.DecodeUDPSocket(s.Payload)
+	if err != nil {
+		return protocolError(err)
+	}
+	u := &udp{stream: s, connected: m.Peer.Addr.IsValid()}
+	conn, err := u.open(ctx, m)
+	if conn != nil {
+		defer conn.Close()
+	}
+	if err != nil {
+		s.failed("UDP socket failed", err)
+		return s.Opened(errnoOf(err), nil)
+	}
+	m.Local, m.Peer = endpoint(conn.LocalAddr()), u.peer
+	s.log(slog.LevelDebug, "UDP socket open", slog.Any("local", conn.LocalAddr()))
+	if err := s.Opened(0, wire.AppendUDPSocket(nil, m)); err != nil {
+		return err
+	}
+
+	woken := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = conn.SetDeadline(past)
+		close(woken)
+	})
+	received := make(chan error, 1)
+	go func() {
+		err := u.receive()
+		if !s.Pipe.Caused(err) {
+			_ = s.Pipe.SetReadDeadline(past)
+		}
+		received <- err
+	}()
+	err = u.send()
+	if !stop() {
+		<-woken
+	}
+	// What has been sent is sent; what hasn't been received isn't wanted.
+	_ = conn.SetReadDeadline(past)
+	_ = s.Pipe.SetWriteDeadline(past)
+	rerr := <-received
+	switch {
+	case ctx.Err() != nil:
+		return unix.ECONNRESET
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return rerr
+	default:
+		return err
+	}
+}
+
+// udp is a guest's socket. A goroutine for each direction moves datagrams; only reports come from both.
+type udp struct {
+	stream    *Stream
+	socket    datagrams
+	connected bool
+	peer      wire.Endpoint // zero if not connected
+
+	head  [wire.HeaderSize + wire.EndpointSize]byte // of the frame that the guest sends
+	large []byte                                    // the data of one that its ring is too small for
+
+	dropped uint32 // as the guest was last told
+}
+
+// datagrams is a socket for udp's two directions.
+type datagrams interface {
+	// receive waits for a datagram or for news of those that were sent, and puts that into the guest's ring. An error ends the direction.
+	receive() error
+	// send sends x and y as one datagram; without an address in to, to the peer.
+	send(to wire.Endpoint, x, y []byte) error
+}
+
+// packetSocket is what net.Conn and net.PacketConn have in common.
+type packetSocket interface {
+	io.Closer
+	LocalAddr() net.Addr
+	SetDeadline(t time.Time) error
+	SetReadDeadline(t time.Time) error
+}
+
+// open binds, or connects. An IPv6 socket is for IPv6 only, whatever the host's settings.
+func (u *udp) open(ctx context.Context, m wire.UDPSocket) (packetSocket, error) {
+	if u.connected && m.Local.Addr.IsValid() {
+		return nil, unix.EINVAL
+	}
+	at := m.Local
+	if u.connected {
+		at = m.Peer
+	}
+	at.Addr = at.Addr.Unmap()
+	network := "udp4"
+	if at.Addr.Is6() {
+		network = "udp6"
+	}
+	if u.connected {
+		conn, err := u.stream.Network().DialContext(ctx, network, at.AddrPort().String())
+		if err != nil {
+			return nil, err
+		}
+		u.peer = endpoint(conn.RemoteAddr())
+		return conn, u.useConnected(conn)
+	}
+	conn, err := u.stream.Network().ListenPacket(ctx, network, at.AddrPort().String())
+	if err != nil {
+		return nil, err
+	}
+	return conn, u.useBound(conn)
+}
+
+// receive moves datagrams to the guest. It returns why there will be no more.
+func (u *udp) receive() error {
+	for {
+		if err := u.socket.receive(); err != nil {
+			return err
+		}
+	}
+}
+
+// reserve waits for room for the frame of a datagram of size bytes, or as much of it as the ring has room for. It returns the whole frame's place.
+func (u *udp) reserve(size int) (a, b []byte, err error) {
+	n := min(receivedPrefix+size, int(u.stream.Pipe.Descriptor().IncomingSize))
+	a, b, err = u.stream.Pipe.ReserveWrite(n)
+	if err != nil {
+		return nil, nil, err
+	}
+	a, b = part(a, b, 0, n)
+	return a, b, nil
+}
+
+// commit sends the frame in a and b, whose data is in place: n bytes.
+func (u *udp) commit(a, b []byte, m wire.ReceivedDatagram, n int) {
+	u.stream.server.count.datagramsDropped.Add(uint64(m.Dropped - u.dropped))
+	u.dropped = m.Dropped
+	var prefix [receivedPrefix]byte
+	wire.AppendReceivedDatagramPrefix(prefix[:0], m, n)
+	x, y := part(a, b, 0, receivedPrefix)
+	copy(y, prefix[copy(x, prefix[:]):])
+	u.stream.Pipe.CommitWrite(receivedPrefix + n)
+	u.stream.toGuest.Add(uint64(n))
+}
+
+// report tells the guest about a datagram that didn't go, or, with request 0, of one that came back.
+func (u *udp) report(request uint64, status unix.Errno, to wire.Endpoint) error {
+	return u.stream.write(func(b []byte) []byte {
+		return wire.AppendDatagramError(b, request, wire.DatagramError{Status: uint32(status), To: to})
+	})
+}
+
+// send sends the guest's datagrams until it closes its end.
+func (u *udp) send() error {
+	pipe := u.stream.Pipe
+	for {
+		if _, err := io.ReadFull(pipe, u.head[:wire.HeaderSize]); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return truncated(err)
+		}
+		h, err := wire.DecodeHeader(u.head[:wire.HeaderSize])
+		if err == nil && h.Kind != wire.KindSendDatagram {
+			err = errors.New("unexpected " + h.Kind.String())
+		}
+		if err != nil {
+			return protocolError(err)
+		}
+		if _, err := io.ReadFull(pipe, u.head[wire.HeaderSize:]); err != nil {
+			return inFrame(err)
+		}
+		to, err := wire.DecodeDestination(u.head[wire.HeaderSize:])
+		if err != nil {
+			return protocolError(err)
+		}
+		err, fatal := u.sendData(to, int(h.Length)-wire.EndpointSize)
+		if fatal != nil {
+			return fatal
+		}
+		if err != nil {
+			u.stream.failed("datagram not sent", err)
+			// A guest that has closed its reader doesn't want to know.
+			if err := u.report(h.RequestID, errnoOf(err), to); err != nil && !errors.Is(err, unix.EPIPE) {
+				return err
+			}
+		}
+	}
+}
+
+// inFrame is truncated for an error after a frame has begun.
+func inFrame(err error) error {
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return truncated(err)
+}
+
+// sendData sends the next n bytes of the ring as one datagram, from where they are. failed is the datagram's own error, fatal the stream's.
+func (u *udp) sendData(to wire.Endpoint, n int) (failed, fatal error) {
+	pipe := u.stream.Pipe
+	var x, y []byte
+	inRing := n > 0 && n <= int(pipe.Descriptor().OutgoingSize)
+	if inRing {
+		a, b, err := pipe.ReserveRead(n)
+		if err != nil {
+			return nil, inFrame(err)
+		}
+		x, y = part(a, b, 0, n)
+	} else if n > 0 {
+		if len(u.large) < n {
+			u.large = make([]byte, n)
+		}
+		x = u.large[:n]
+		if _, err := io.ReadFull(pipe, x); err != nil {
+			return nil, inFrame(err)
+		}
+	}
+	failed = u.sendTo(to, x, y)
+	if inRing {
+		pipe.CommitRead(n)
+	}
+	if errors.Is(failed, os.ErrDeadlineExceeded) || errors.Is(failed, net.ErrClosed) {
+		return nil, failed
+	}
+	if failed == nil {
+		u.stream.fromGuest.Add(uint64(n))
+	}
+	return failed, nil
+}
+
+func (u *udp) sendTo(to wire.Endpoint, x, y []byte) error {
+	to.Addr = to.Addr.Unmap()
+	switch {
+	case u.connected && to.Addr.IsValid():
+		return unix.EISCONN
+	case !u.connected && !to.Addr.IsValid():
+		return unix.EDESTADDRREQ
+	}
+	return u.socket.send(to, x, y)
+}
+
+// A packetFilter is a [PacketConn] that does nothing but judge what goes through another one. With these methods it lets datagrams be moved
+// between ring and *[net.UDPConn] without passing through its own.
+type packetFilter interface {
+	// NetPacketConn returns the PacketConn below.
+	NetPacketConn() PacketConn
+	// MaySend says whether a datagram may go to an address: nil, or why not.
+	MaySend(to netip.AddrPort) error
+	// Received is told where each datagram came from.
+	Received(from netip.AddrPort)
+}
+
+func (u *udp) useBound(conn PacketConn) (err error) {
+	filter, _ := conn.(packetFilter)
+	below := conn
+	if filter != nil {
+		below = filter.NetPacketConn()
+	}
+	if socket, ok := below.(*net.UDPConn); ok {
+		u.socket, err = newKernelDatagrams(u, socket, filter)
+		return err
+	}
+	u.socket = &otherDatagrams{
+		udp: u, in: make([]byte, wire.MaxDatagram),
+		read:  conn.ReadFromUDPAddrPort,
+		write: func(b []byte, to wire.Endpoint) (int, error) { return conn.WriteToUDPAddrPort(b, to.AddrPort()) },
+	}
+	return nil
+}
+
+func (u *udp) useConnected(conn net.Conn) (err error) {
+	if socket := asUDP(conn); socket != nil {
+		u.socket, err = newKernelDatagrams(u, socket, nil)
+		return err
+	}
+	from := u.peer.AddrPort()
+	u.socket = &otherDatagrams{
+		udp: u, in: make([]byte, wire.MaxDatagram),
+		read: func(b []byte) (int, netip.AddrPort, error) {
+			n, err := conn.Read(b)
+			return n, from, err
+		},
+		write: func(b []byte, _ wire.Endpoint) (int, error) { return conn.Write(b) },
+	}
+	return nil
+}
+
+// asUDP returns the UDP socket below c, nil if there is none.
+func asUDP(c net.Conn) *net.UDPConn {
+	for {
+		switch x := c.(type) {
+		case *net.UDPConn:
+			return x
+		case interface{ NetConn() net.Conn }:
+			c = x.NetConn()
+		default:
+			return nil
+		}
+	}
+}
+
+// otherDatagrams is a socket of a network that isn't the kernel's: a datagram is copied once.
+type otherDatagrams struct {
+	udp   *udp
+	in    []byte
+	out   []byte // for datagrams that wrap in the ring
+	read  func(b []byte) (int, netip.AddrPort, error)
+	write func(b []byte, to wire.Endpoint) (int, error)
+}
+
+func (d *otherDatagrams) receive() error {
+	n, from, err := d.read(d.in)
+	if err != nil {
+		return err
+	}
+	a, b, err := d.udp.reserve(n)
+	if err != nil {
+		return err
+	}
+	stored := min(n, len(a)+len(b)-receivedPrefix)
+	x, y := part(a, b, receivedPrefix, receivedPrefix+stored)
+	copy(y, d.in[copy(x, d.in[:stored]):stored])
+	d.udp.commit(a, b, wire.ReceivedDatagram{From: endpoint(net.UDPAddrFromAddrPort(from)), Size: uint32(n)}, stored)
+	return nil
+}
+
+func (d *otherDatagrams) send(to wire.Endpoint, x, y []byte) error {
+	if len(y) > 0 {
+		d.out = append(append(d.out[:0], x...), y...)
+		x = d.out
+	}
+	_, err := d.write(x, to)
+	return err
+}

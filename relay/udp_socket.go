@@ -1,0 +1,201 @@
+package relay
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/wire"
+)
+
+// kernelDatagrams is a kernel's UDP socket. Datagrams go from it into the ring, and from the ring into it, in one system call each, wrapped or not.
+type kernelDatagrams struct {
+	udp    *udp
+	raw    syscall.RawConn
+	filter packetFilter // nil: none
+	ipv6   bool
+
+	in         message
+	tryReceive func(fd uintptr) bool
+	receiveErr error
+
+	out     message
+	trySend func(fd uintptr) bool
+	sendErr unix.Errno
+}
+
+// newKernelDatagrams has the kernel count what it drops, and keep what the network reports about datagrams that were sent.
+func newKernelDatagrams(u *udp, socket *net.UDPConn, filter packetFilter) (*kernelDatagrams, error) {
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	ipv6 := endpoint(socket.LocalAddr()).Addr.Is6()
+	var serr error
+	if err := raw.Control(func(fd uintptr) { serr = setOptions(int(fd), ipv6) }); err != nil {
+		return nil, err
+	}
+	if serr != nil {
+		return nil, serr
+	}
+	d := &kernelDatagrams{udp: u, raw: raw, filter: filter, ipv6: ipv6}
+	d.tryReceive = d.receiveNow
+	d.trySend = d.sendNow
+	return d, nil
+}
+
+func setOptions(fd int, ipv6 bool) error {
+	level, option := unix.SOL_IP, unix.IP_RECVERR
+	if ipv6 {
+		level, option = unix.SOL_IPV6, unix.IPV6_RECVERR
+	}
+	if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
+		return fmt.Errorf("ask for errors of datagrams: %w", err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1); err != nil {
+		return fmt.Errorf("ask for a count of lost datagrams: %w", err)
+	}
+	return nil
+}
+
+func (d *kernelDatagrams) receive() error {
+	if err := d.raw.Read(d.tryReceive); err != nil {
+		return err
+	}
+	return d.receiveErr
+}
+
+// receiveNow reports false if there is nothing.
+func (d *kernelDatagrams) receiveNow(fd uintptr) bool {
+	// The size first: the ring must have room before the datagram leaves the kernel's buffer, or a guest that is slow for a moment would lose it.
+	size, errno := d.in.receive(fd, nil, nil, unix.MSG_PEEK|unix.MSG_TRUNC)
+	switch errno {
+	case unix.EAGAIN:
+		return false
+	case 0:
+		d.receiveErr = d.deliver(fd, size)
+	default:
+		d.receiveErr = d.reportErrors(fd, errno)
+	}
+	return true
+}
+
+// deliver moves the next datagram, of size bytes, into the ring.
+func (d *kernelDatagrams) deliver(fd uintptr, size int) error {
+	a, b, err := d.udp.reserve(size)
+	if err != nil {
+		return err
+	}
+	x, y := part(a, b, receivedPrefix, len(a)+len(b))
+	size, errno := d.in.receive(fd, x, y, unix.MSG_TRUNC)
+	if errno != 0 {
+		d.udp.stream.Pipe.CommitWrite(0)
+		if errno == unix.EAGAIN {
+			return nil
+		}
+		return d.reportErrors(fd, errno)
+	}
+	from := d.in.from()
+	if d.filter != nil {
+		d.filter.Received(from.AddrPort())
+	}
+	d.udp.commit(a, b, wire.ReceivedDatagram{From: from, Size: uint32(size), Dropped: d.in.dropped(d.udp.dropped)}, min(size, len(x)+len(y)))
+	return nil
+}
+
+// reportErrors tells the guest what the network said about datagrams that were sent. errno is what a system call said of that; it says no more
+// than the queue of errors, unless that is empty.
+func (d *kernelDatagrams) reportErrors(fd uintptr, errno unix.Errno) error {
+	n, err := d.drainErrors(fd)
+	if err == nil && n == 0 {
+		err = d.udp.report(0, errno, wire.Endpoint{})
+	}
+	return err
+}
+
+// drainErrors reports the errors in the socket's queue and returns how many these were.
+func (d *kernelDatagrams) drainErrors(fd uintptr) (n int, err error) {
+	var control [128]byte
+	for {
+		_, length, _, to, err := unix.Recvmsg(int(fd), nil, control[:], unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+		if err != nil {
+			return n, nil
+		}
+		errno, ok := networkError(control[:length])
+		if !ok {
+			continue
+		}
+		if err := d.udp.report(0, errno, destination(to)); err != nil {
+			return n, err
+		}
+		n++
+	}
+}
+
+// networkError returns the errno in the control messages of a queued error. The kernel's own errors don't count: the call that failed has said so.
+func networkError(control []byte) (unix.Errno, bool) {
+	messages, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return 0, false
+	}
+	for _, m := range messages {
+		extended := m.Header.Level == unix.SOL_IP && m.Header.Type == unix.IP_RECVERR ||
+			m.Header.Level == unix.SOL_IPV6 && m.Header.Type == unix.IPV6_RECVERR
+		if extended && len(m.Data) >= 5 && m.Data[4] != unix.SO_EE_ORIGIN_LOCAL {
+			return unix.Errno(binary.LittleEndian.Uint32(m.Data)), true
+		}
+	}
+	return 0, false
+}
+
+func destination(a unix.Sockaddr) wire.Endpoint {
+	switch a := a.(type) {
+	case *unix.SockaddrInet4:
+		return wire.Endpoint{Addr: netip.AddrFrom4(a.Addr), Port: uint16(a.Port)}
+	case *unix.SockaddrInet6:
+		return wire.Endpoint{Addr: netip.AddrFrom16(a.Addr), Port: uint16(a.Port), Scope: a.ZoneId}
+	default:
+		return wire.Endpoint{}
+	}
+}
+
+func (d *kernelDatagrams) send(to wire.Endpoint, x, y []byte) error {
+	if to.Addr.IsValid() && to.Addr.Is6() != d.ipv6 {
+		return unix.EAFNOSUPPORT
+	}
+	if d.filter != nil {
+		if err := d.filter.MaySend(to.AddrPort()); err != nil {
+			return err
+		}
+	}
+	d.out.address(to)
+	d.out.data(x, y)
+	if err := d.raw.Write(d.trySend); err != nil {
+		return err
+	}
+	if d.sendErr != 0 {
+		return d.sendErr
+	}
+	return nil
+}
+
+// sendNow reports false if the socket's buffer is full.
+func (d *kernelDatagrams) sendNow(fd uintptr) bool {
+	// The error may be that of an earlier datagram, which came back. Then this one is still to be sent.
+	for range 2 {
+		d.sendErr = d.out.send(fd)
+		switch d.sendErr {
+		case unix.EAGAIN:
+			return false
+		case 0:
+			return true
+		}
+		// Whoever doesn't take these reports doesn't take that of this datagram either.
+		_, _ = d.drainErrors(fd)
+	}
+	return true
+}

@@ -1,0 +1,86 @@
+/*
+ * udp echo ADDR:PORT
+ *
+ * Sends every datagram back to where it came from. Logs "bound to ADDR:PORT", and each error of a datagram that it sent. Exits with 0 when asked to stop.
+ *
+ * udp send ADDR:PORT TEXT…
+ *
+ * Sends each text as a datagram to this peer, one after the answer to the other, and prints the answers to the console, a line each. Exit code 0, or 1 and
+ * a log record if something fails.
+ */
+#include "../proto/udp.h"
+
+static struct udp_socket s;
+static u8 data[UDP_DATAGRAM_MAX];
+
+static int fail(const char *doing, i64 error) {
+	log(LOG_ERROR, "%s: error %d", doing, -error);
+	return 1;
+}
+
+static void echo(void *unused) {
+	struct udp_datagram d;
+	char to[ENDPOINT_TEXT];
+
+	(void)unused;
+	for (;;) {
+		i64 n = udp_receive(&s, &d, data, sizeof data);
+		if (n == -EPIPE)
+			return;
+		if (n < 0) {
+			struct text name = {to, endpoint_format(to, &d.from)};
+			log(LOG_WARNING, "to %t: error %d", &name, -n);
+		} else if (udp_send(&s, 1, &d.from, data, n))
+			return;
+		thread_yield();
+	}
+}
+
+static int serve(const struct endpoint *where) {
+	char name[ENDPOINT_TEXT];
+	int error = udp_bind(&s, where);
+
+	if (error)
+		return fail("bind", error);
+	struct text bound = {name, endpoint_format(name, &s.local)};
+	log(LOG_INFO, "bound to %t", &bound);
+	error = thread_start(0, echo, NULL);
+	if (error)
+		return fail("thread", error);
+	wait_for_stop();
+	return 0;
+}
+
+static int send(const struct endpoint *peer) {
+	struct udp_datagram d;
+	int error = udp_connect(&s, peer);
+
+	if (error)
+		return fail("connect", error);
+	for (u32 i = 3; i < boot->arg_count; i++) {
+		struct text t = arg(i);
+		error = udp_send(&s, i, NULL, t.data, t.length);
+		if (error)
+			return fail("send", error);
+		i64 n = udp_receive(&s, &d, data, sizeof data);
+		if (n < 0)
+			return fail("receive", n);
+		console_write(data, n);
+		console_write("\n", 1);
+	}
+	udp_close(&s);
+	return 0;
+}
+
+int program_main(void) {
+	struct endpoint where;
+
+	if (boot->arg_count >= 3 && !endpoint_parse(arg(2), &where, NULL)) {
+		if (text_equal(arg(1), "echo") && boot->arg_count == 3)
+			return serve(&where);
+		if (text_equal(arg(1), "send"))
+			return send(&where);
+	}
+	log(LOG_ERROR, "usage: udp echo ADDR:PORT | udp send ADDR:PORT TEXT...");
+	return 64;
+}

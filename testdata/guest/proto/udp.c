@@ -1,0 +1,86 @@
+#include "udp.h"
+#include "open.h"
+
+enum { KIND_SEND_DATAGRAM = 0x30, KIND_RECEIVED_DATAGRAM, KIND_DATAGRAM_ERROR };
+
+static int udp_open(struct udp_socket *s, const struct endpoint ends[2]) {
+	struct endpoint bound[2];
+	int error = stream_open(&s->stream, UDP_RING_SIZE, UDP_RING_SIZE);
+
+	if (error)
+		return error;
+	error = protocol_open(s->stream, PROTOCOL_UDP, ends, 2 * sizeof *ends, bound, sizeof bound);
+	if (error) {
+		stream_close(s->stream);
+		return error;
+	}
+	s->local = bound[0];
+	s->peer = bound[1];
+	return 0;
+}
+
+int udp_bind(struct udp_socket *s, const struct endpoint *local) {
+	struct endpoint ends[2] = {*local};
+	return udp_open(s, ends);
+}
+
+int udp_connect(struct udp_socket *s, const struct endpoint *peer) {
+	struct endpoint ends[2] = {{0}, *peer};
+	return udp_open(s, ends);
+}
+
+int udp_send(struct udp_socket *s, u64 request, const struct endpoint *to, const void *data, u64 n) {
+	struct {
+		struct frame_header header;
+		struct endpoint to;
+	} frame = {.header = {sizeof frame.to + n, KIND_SEND_DATAGRAM, 0, request}};
+
+	if (n > UDP_DATAGRAM_MAX)
+		return -EINVAL;
+	if (to)
+		frame.to = *to;
+	int error = stream_write(s->stream, &frame, sizeof frame);
+	return error ? error : stream_write(s->stream, data, n);
+}
+
+/* The payload of a DatagramError. */
+static i64 receive_error(struct udp_socket *s, struct udp_datagram *d) {
+	u32 status[2];
+	int error = stream_read_full(s->stream, status, sizeof status);
+
+	if (!error)
+		error = stream_read_full(s->stream, &d->from, sizeof d->from);
+	return error ? error : -(i64)status[0];
+}
+
+i64 udp_receive(struct udp_socket *s, struct udp_datagram *d, void *to, u64 cap) {
+	struct frame_header h;
+	struct {
+		struct endpoint from;
+		u32 size, dropped;
+	} fixed;
+
+	if (stream_read_full(s->stream, &h, sizeof h))
+		return -EPIPE;
+	d->request = h.request_id;
+	if (h.kind == KIND_DATAGRAM_ERROR && h.length == 8 + sizeof d->from)
+		return receive_error(s, d);
+	if (h.kind != KIND_RECEIVED_DATAGRAM || h.length < sizeof fixed)
+		return -EPIPE;
+	int error = stream_read_full(s->stream, &fixed, sizeof fixed);
+	u64 length = h.length - sizeof fixed, n = MIN(length, cap);
+	if (!error)
+		error = stream_read_full(s->stream, to, n);
+	if (!error)
+		error = stream_skip(s->stream, length - n);
+	if (error)
+		return -EPIPE;
+	d->from = fixed.from;
+	d->size = fixed.size;
+	d->dropped = fixed.dropped;
+	return n;
+}
+
+void udp_close(struct udp_socket *s) {
+	stream_close(s->stream);
+}
