@@ -340,8 +340,8 @@ func (c *policedPacketConn) check(to netip.AddrPort) error {
 
 func (c *policedPacketConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
 	n, from, err := c.PacketConn.ReadFromUDPAddrPort(b)
-	if err == nil && c.check(from) != nil {
-		c.remember(from)
+	if err == nil {
+		c.Received(from)
 	}
 	return n, from, err
 }
@@ -352,6 +352,30 @@ func (c *policedPacketConn) ReadFrom(b []byte) (int, net.Addr, error) {
 		return n, nil, err
 	}
 	return n, net.UDPAddrFromAddrPort(from), nil
+}
+
+// NetPacketConn returns the PacketConn that c was made of.
+func (c *policedPacketConn) NetPacketConn() PacketConn { return c.PacketConn }
+
+// Received remembers where a datagram came from, if the policy wouldn't let one go there.
+func (c *policedPacketConn) Received(from netip.AddrPort) {
+	if c.check(from) != nil {
+		c.remember(from)
+	}
+}
+
+// MaySend is nil if the policy lets a datagram go to an address, or one has come from there.
+func (c *policedPacketConn) MaySend(to netip.AddrPort) error {
+	err := c.check(to)
+	if err == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, known := c.peers[to]; known {
+		return nil
+	}
+	return err
 }
 
 // remember forgets some other peer when there are too many.
@@ -371,13 +395,8 @@ func (c *policedPacketConn) remember(peer netip.AddrPort) {
 }
 
 func (c *policedPacketConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
-	if err := c.check(to); err != nil {
-		c.mu.Lock()
-		_, known := c.peers[to]
-		c.mu.Unlock()
-		if !known {
-			return 0, err
-		}
+	if err := c.MaySend(to); err != nil {
+		return 0, err
 	}
 	return c.PacketConn.WriteToUDPAddrPort(b, to)
 }

@@ -486,6 +486,31 @@ func TestUDPProtocolErrors(t *testing.T) {
 	}
 }
 
+// A policy judges each datagram, and is in the way of nothing else.
+func TestUDPPolicy(t *testing.T) {
+	t.Parallel()
+	m := start(t, setup{network: relay.NewPolicy(relay.Host{}, nil, nil)})
+	host, to := hostUDP(t, "127.0.0.1:0")
+	_, stranger := hostUDP(t, "127.0.0.1:0")
+	u := m.udpBound(4096, "127.0.0.1:0")
+	u.send(5, to, []byte("first"))
+	u.wantError(5, unix.EACCES, to)
+	sendTo(t, host, u.local, make([]byte, 9000))
+	if d := u.receive(); d.Size != 9000 || len(d.Data) >= 4096 {
+		t.Errorf("%d of %d bytes", len(d.Data), d.Size)
+	}
+	u.send(6, to, []byte("answer"))
+	wantReceived(t, host, []byte("answer"))
+	u.send(7, stranger, []byte("hello"))
+	u.wantError(7, unix.EACCES, stranger)
+	if _, err := m.tryUDP(4096, 4096, wire.UDPSocket{Peer: at(to)}); !errors.Is(err, unix.EACCES) {
+		t.Errorf("connect: %v", err)
+	}
+	if n := m.server.Stats().Denied; n != 3 {
+		t.Errorf("%d counted", n)
+	}
+}
+
 // memoryNetwork is a network whose sockets aren't the kernel's to see, for all that the handlers can tell.
 type memoryNetwork struct{ relay.Host }
 
