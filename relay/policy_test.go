@@ -437,7 +437,7 @@ func TestDialFirst(t *testing.T) {
 			}
 			return unix.EHOSTUNREACH
 		}, 3, 0, unix.ECONNREFUSED},
-		"all hang":        {func(ctx context.Context, _ string) error { return hang(ctx) }, 3, 10 * time.Second, context.DeadlineExceeded},
+		"all hang": {func(ctx context.Context, _ string) error { return hang(ctx) }, 3, 10 * time.Second, context.DeadlineExceeded},
 		"two answer at once": {func(ctx context.Context, a string) error {
 			if a == "[2001:db8::1]:80" {
 				time.Sleep(attemptDelay)
