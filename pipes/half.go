@@ -20,6 +20,7 @@ type half struct {
 	pipe     *Pipe
 	producer bool
 	size     uint64
+	reserve  uint64 // a consumer with more than this to read keeps signals back
 	data     []byte
 	bias     uint64
 	mine     *line
@@ -52,9 +53,14 @@ type half struct {
 	stats DirectionStats
 }
 
+// maxReserve is how many bytes a consumer leaves itself at most, to be busy with while the producer it signals wakes up: a third of a millisecond's
+// worth at 3 GB/s. What a large ring holds beyond that is filled at one go.
+const maxReserve = 1 << 20
+
 func (h *half) init(p *Pipe, producer bool, start uint64, data []byte, mine, theirs *line) {
 	h.pipe, h.producer, h.data, h.mine, h.theirs = p, producer, data, mine, theirs
 	h.size = uint64(len(data))
+	h.reserve = min(h.size/2, maxReserve)
 	if producer {
 		h.bias = h.size
 	}
@@ -177,7 +183,7 @@ func (h *half) await(min int) (a, b []byte, err error) {
 			break
 		}
 		// A consumer that kept signals back must not sleep on them.
-		if !h.producer && uint64(n) > h.size/2 && h.claim() {
+		if !h.producer && uint64(n) > h.reserve && h.claim() {
 			h.mu.Unlock()
 			h.pipe.signal(h)
 			h.mu.Lock()
@@ -222,7 +228,7 @@ func (h *half) move(n int) {
 	h.mine.cursor.Store(h.own)
 	h.stats.Bytes += uint64(n)
 	h.stats.Chunks++
-	if !h.producer && h.limit-h.own > h.size/2 || !h.claim() {
+	if !h.producer && h.limit-h.own > h.reserve || !h.claim() {
 		h.stats.Suppressed++
 	} else {
 		// busy keeps the pipe alive meanwhile.

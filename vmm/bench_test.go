@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"testing"
 	"time"
 
@@ -115,28 +114,36 @@ func exitCount(g *vmmtest.Guest) (n uint64) {
 }
 
 // BenchmarkBulk measures GET /bytes of a guest that moves cursors, and how
-// often guest and monitor signal each other for it.
+// often guest and monitor signal each other for it. One operation is 256 MiB.
 func BenchmarkBulk(b *testing.B) {
 	const size = 256 << 20
-	g := vmmtest.Boot(b, vmm.Config{Image: vmmtest.Image(b, "httpd"), Args: []string{"127.0.0.1:0"}})
-	url := fmt.Sprint("http://", g.Addr(), "/bytes/", size)
-	before := g.VM.Stats()
-	b.SetBytes(size)
-	b.ReportAllocs()
-	for b.Loop() {
-		resp, err := http.Get(url)
-		if err != nil {
-			b.Fatal(err)
-		}
-		if n, err := io.Copy(io.Discard, resp.Body); n != size || err != nil {
-			b.Fatal(n, err)
-		}
-		resp.Body.Close()
+	for _, ring := range []int{512 << 10, 4 << 20, 16 << 20, 64 << 20} {
+		b.Run(fmt.Sprintf("ring=%dKiB", ring>>10), func(b *testing.B) {
+			g := vmmtest.Boot(b, vmm.Config{Image: vmmtest.Image(b, "httpd"), Args: []string{"127.0.0.1:0", fmt.Sprint(ring)}, Window: 8 << 30})
+			client, addr := newClient(b), g.Addr()
+			get := func(n int64) {
+				resp, err := client.Get(fmt.Sprint("http://", addr, "/bytes/", n))
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer resp.Body.Close()
+				if got, err := io.Copy(io.Discard, resp.Body); got != n || err != nil {
+					b.Fatal(got, err)
+				}
+			}
+			get(1)
+			before := g.VM.Stats().Pipes.Pipes.Read
+			b.SetBytes(size)
+			b.ReportAllocs()
+			for b.Loop() {
+				get(size)
+			}
+			after := g.VM.Stats().Pipes.Pipes.Read
+			chunks := float64(after.Chunks - before.Chunks)
+			signals := float64(after.Wakes - before.Wakes + after.Signals - before.Signals)
+			b.ReportMetric(chunks/float64(b.N), "chunks/op")
+			b.ReportMetric(signals/float64(b.N), "signals/op")
+			b.ReportMetric(chunks/signals, "chunks/signal")
+		})
 	}
-	http.DefaultClient.CloseIdleConnections()
-	after := g.VM.Stats()
-	mib := float64(b.N) * size / (1 << 20)
-	read, was := after.Pipes.Pipes.Read, before.Pipes.Pipes.Read
-	b.ReportMetric(float64(read.Chunks-was.Chunks)/mib, "chunks/MiB")
-	b.ReportMetric(float64(read.Wakes-was.Wakes+read.Signals-was.Signals)/mib, "signals/MiB")
 }

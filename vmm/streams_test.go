@@ -63,7 +63,7 @@ func dial(t *testing.T, addr string) *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
-func newClient(t *testing.T) *http.Client {
+func newClient(t testing.TB) *http.Client {
 	t.Helper()
 	transport := &http.Transport{MaxIdleConnsPerHost: 16}
 	t.Cleanup(transport.CloseIdleConnections)
@@ -276,8 +276,8 @@ func TestBulkWithFewSignals(t *testing.T) {
 	out := s.Pipes.Pipes.Read
 	t.Logf("%d MiB: %d host reads, %d signals from the guest, %d to it, exits %v, hypercalls %v, %d interrupts",
 		size>>20, out.Chunks, out.Wakes, out.Signals, s.Exits, s.Hypercalls, s.Pipes.Doorbells)
-	// A ring has room for eight host reads, and a signal comes about once for half a ring. In its first lap the guest fills the ring
-	// with bytes, so slowly that the monitor sleeps in between: that is most of a short transfer.
+	// This ring has room for eight host reads, and each end sleeps about once a lap. BenchmarkBulk shows larger ones. In its first lap the
+	// guest fills the ring with bytes, so slowly that the monitor sleeps in between: that is most of a short transfer.
 	if signals := out.Wakes + out.Signals; signals > out.Chunks/2 && !testing.Short() {
 		t.Errorf("%d signals for %d chunks: one for each chunk, or nearly", signals, out.Chunks)
 	}

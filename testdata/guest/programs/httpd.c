@@ -380,7 +380,7 @@ static void fill(u8 *to, u64 phase, u64 n) {
 
 /*
  * The period divides every ring's size: after one lap the ring already holds what comes next, and only the cursor moves. The first lap goes in
- * eighths of the ring, so that the monitor isn't signalled for each page.
+ * quarters of the ring, so that the monitor isn't signalled for each page.
  */
 static int answer_bytes(struct connection *c, const struct request *r) {
 	struct stream *s = c->stream;
@@ -399,7 +399,7 @@ static int answer_bytes(struct connection *c, const struct request *r) {
 			return n;
 		n = MIN((u64)n, left);
 		if (filled < s->out_size) {
-			n = MIN((u64)n, s->out_size / 8);
+			n = MIN((u64)n, s->out_size / 4);
 			fill(to, filled % PATTERN, n);
 			filled += n;
 		}
@@ -531,8 +531,8 @@ static int serve(struct stream *s, const struct endpoint *peer) {
 }
 
 /* The larger the ring, the fewer signals; but some 1,800 connections should find room in the window. */
-static u32 outgoing_size(void) {
-	u32 size = TCP_RING_SIZE;
+static u64 default_ring(void) {
+	u64 size = TCP_RING_SIZE;
 	while (size < 16 << 20 && size < boot->window_size / 2048)
 		size *= 2;
 	return size;
@@ -542,14 +542,15 @@ int program_main(void) {
 	static struct tcp_listener listener;
 	struct endpoint where;
 	struct text address = boot->arg_count > 1 ? arg(1) : (struct text){"127.0.0.1:0", 11};
+	u64 ring = default_ring();
 	char name[ENDPOINT_TEXT];
 
 	start_tsc = rdtsc();
-	if (boot->arg_count > 2 || endpoint_parse(address, &where, NULL)) {
-		log(LOG_ERROR, "usage: httpd [ADDR:PORT]");
+	if (boot->arg_count > 3 || endpoint_parse(address, &where, NULL) || (boot->arg_count > 2 && (parse_number(arg(2), &ring) || ring > ~0u))) {
+		log(LOG_ERROR, "usage: httpd [ADDR:PORT [BYTES OF AN OUTGOING RING]]");
 		return 64;
 	}
-	int error = tcp_listen(&listener, &where, outgoing_size(), TCP_RING_SIZE);
+	int error = tcp_listen(&listener, &where, ring, TCP_RING_SIZE);
 	if (!error)
 		error = tcp_serve(&listener, serve);
 	if (error) {
