@@ -69,12 +69,12 @@ lint:
 ## images: rebuild the guest images from testdata/guest
 .PHONY: images
 images:
-	$(MAKE) -C testdata/guest images
+	$(MAKE) -s -C testdata/guest images
 
 ## check-images: rebuild the guest images and compare with the committed ones
 .PHONY: check-images
 check-images:
-	$(MAKE) -C testdata/guest check-images
+	$(MAKE) -s -C testdata/guest check-images
 
 ## bench: measure streams beside plain sockets; bench.html and bench.json
 .PHONY: bench
