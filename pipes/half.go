@@ -108,8 +108,12 @@ func (h *half) usable() error {
 	return nil
 }
 
-// begin takes the half for one operation and waits until min bytes can be used. If there is no error, end must follow.
-func (h *half) begin(min int) (a, b []byte, err error) {
+// errLater says that an operation has ended because it would have to wait: its later function is called instead.
+var errLater = errors.New("pipes: nothing there yet")
+
+// begin takes the half for one operation and waits until min bytes can be used. If there is no error, end must follow. Unless later is nil it waits
+// only for its turn: later becomes onReady then, and the error is errLater.
+func (h *half) begin(min int, later func()) (a, b []byte, err error) {
 	h.mu.Lock()
 	for {
 		if err = h.usable(); err != nil {
@@ -122,14 +126,14 @@ func (h *half) begin(min int) (a, b []byte, err error) {
 		h.turn.Wait()
 	}
 	h.busy = true
-	return h.await(min)
+	return h.await(min, later)
 }
 
-// next moves the cursor by n bytes and waits until min more can be used. After an error the operation has ended.
-func (h *half) next(n, min int) (a, b []byte, err error) {
+// next moves the cursor by n bytes and waits until min more can be used, or as begin does with later. After an error the operation has ended.
+func (h *half) next(n, min int, later func()) (a, b []byte, err error) {
 	h.mu.Lock()
 	h.move(n)
-	return h.await(min)
+	return h.await(min, later)
 }
 
 // end moves the cursor by n bytes and ends the operation. It fails if this end was closed meanwhile: the bytes don't count.
@@ -159,7 +163,7 @@ func (h *half) unlock() {
 }
 
 // await is called with mu held by the owner and releases mu.
-func (h *half) await(min int) (a, b []byte, err error) {
+func (h *half) await(min int, later func()) (a, b []byte, err error) {
 	n := 0
 	slept := false
 	for {
@@ -188,6 +192,11 @@ func (h *half) await(min int) (a, b []byte, err error) {
 			h.pipe.signal(h)
 			h.mu.Lock()
 			continue
+		}
+		if later != nil {
+			h.onReady, h.suspect = later, false
+			err = errLater
+			break
 		}
 		h.awaited, h.suspect = min, false
 		h.moved.Wait()

@@ -133,7 +133,7 @@ func (p *Pipe) WritableLen() int { return p.wr.available() }
 
 // fail wraps an error of this pipe, once.
 func (p *Pipe) fail(op string, err error) error {
-	if err == nil || err == io.EOF {
+	if err == nil || err == io.EOF || err == errLater {
 		return err
 	}
 	return &net.OpError{Op: op, Net: "pipe", Source: p.local, Addr: p.remote, Err: err}
@@ -151,7 +151,7 @@ func (p *Pipe) Read(b []byte) (int, error) {
 	if len(b) == 0 {
 		return 0, nil
 	}
-	x, y, err := p.rd.begin(1)
+	x, y, err := p.rd.begin(1, nil)
 	if err != nil {
 		return 0, p.fail("read", err)
 	}
@@ -167,7 +167,7 @@ func (p *Pipe) Write(b []byte) (int, error) {
 		return 0, nil
 	}
 	total := 0
-	x, y, err := p.wr.begin(1)
+	x, y, err := p.wr.begin(1, nil)
 	for err == nil {
 		n := copy(x, b[total:])
 		n += copy(y, b[total+n:])
@@ -178,7 +178,7 @@ func (p *Pipe) Write(b []byte) (int, error) {
 			break
 		}
 		total += n
-		x, y, err = p.wr.next(n, 1)
+		x, y, err = p.wr.next(n, 1, nil)
 	}
 	return total, p.fail("write", err)
 }
@@ -200,7 +200,7 @@ func (h *half) chunk() int { return int(min(maxChunk, max(minChunk, h.size/8))) 
 // noticed: see [Pipe.OnWriteError] for how to get r.Read to return.
 func (p *Pipe) ReadFrom(r io.Reader) (int64, error) {
 	var total int64
-	x, _, err := p.wr.begin(1)
+	x, _, err := p.wr.begin(1, nil)
 	for empty := 0; err == nil; {
 		x = x[:min(len(x), p.wr.chunk())]
 		n, rerr := r.Read(x)
@@ -224,7 +224,7 @@ func (p *Pipe) ReadFrom(r io.Reader) (int64, error) {
 			return total + int64(n), rerr
 		}
 		total += int64(n)
-		x, _, err = p.wr.next(n, 1)
+		x, _, err = p.wr.next(n, 1, nil)
 	}
 	return total, p.fail("write", err)
 }
@@ -235,8 +235,27 @@ func (p *Pipe) ReadFrom(r io.Reader) (int64, error) {
 // An error of w is returned as it is; one of this pipe as a *net.OpError that [Pipe.Caused] knows. While w.Write waits, a reset by the other end isn't
 // noticed: see [Pipe.OnReadError] for how to get w.Write to return.
 func (p *Pipe) WriteTo(w io.Writer) (int64, error) {
+	n, err := p.writeTo(w, nil)
+	if err == io.EOF {
+		err = nil
+	}
+	return n, err
+}
+
+// WriteAvailable is [Pipe.WriteTo] for an end that needs no goroutine while nothing is there. Where WriteTo would wait for bytes, WriteAvailable has f
+// called later, as [Pipe.OnReadable] does, and returns nil: f may be running by then, and it is f's turn to go on. Unlike
+// WriteTo it returns [io.EOF] when the other end has closed its writer and all bytes are written.
+func (p *Pipe) WriteAvailable(w io.Writer, f func()) (int64, error) {
+	n, err := p.writeTo(w, f)
+	if err == errLater {
+		err = nil
+	}
+	return n, err
+}
+
+func (p *Pipe) writeTo(w io.Writer, later func()) (int64, error) {
 	var total int64
-	x, _, err := p.rd.begin(1)
+	x, _, err := p.rd.begin(1, later)
 	for err == nil {
 		x = x[:min(len(x), p.rd.chunk())]
 		n, werr := w.Write(x)
@@ -251,10 +270,7 @@ func (p *Pipe) WriteTo(w io.Writer) (int64, error) {
 			_ = p.rd.end(n) // closed meanwhile or not, w's error is what ended this
 			return total, werr
 		}
-		x, _, err = p.rd.next(n, 1)
-	}
-	if err == io.EOF {
-		err = nil
+		x, _, err = p.rd.next(n, 1, later)
 	}
 	return total, p.fail("read", err)
 }
@@ -288,7 +304,7 @@ func (p *Pipe) reserve(h *half, op string, min int) (a, b []byte, err error) {
 	if min < 1 || uint64(min) > h.size {
 		return nil, nil, p.fail(op, unix.EINVAL)
 	}
-	a, b, err = h.begin(min)
+	a, b, err = h.begin(min, nil)
 	return a, b, p.fail(op, err)
 }
 

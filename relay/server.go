@@ -171,7 +171,7 @@ func (s *Server) pump() {
 			}
 		}
 		if err != nil {
-			s.end(s.control, "control pipe ended", err)
+			s.end(s.control, "control pipe ended", err, nil)
 			return
 		}
 	}
@@ -209,7 +209,7 @@ func (s *Server) await(st *Stream) {
 	st.Pipe.OnReadable(func() {
 		s.start(func() {
 			if st.claimed.CompareAndSwap(false, true) {
-				s.run(st, s.open)
+				s.run(st)
 			}
 		})
 	})
@@ -239,12 +239,16 @@ func (s *Server) unclaim(st *Stream) {
 	s.await(st)
 }
 
-// run serves a claimed stream with f to its end. f's context ends with the server's, or with the guest's reset.
-func (s *Server) run(st *Stream, f func(context.Context, *Stream) error) {
+// run serves a claimed stream to its end, or until its handler hands it over to a link. The handler's context ends with the server's, or with the
+// guest's reset.
+func (s *Server) run(st *Stream) {
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
 	st.Pipe.OnReadError(cancel)
-	s.finish(st, f(ctx, st))
+	err := s.open(ctx, st)
+	if !st.relayed {
+		s.finish(st, err)
+	}
 }
 
 // open reads a stream's Open and hands the stream to its handler.
@@ -279,24 +283,20 @@ func (s *Server) finish(st *Stream, err error) {
 	st.Pipe.OnReadable(nil)
 	st.Pipe.OnReadError(nil)
 	st.Pipe.OnWriteError(nil)
-	s.end(st.Pipe, "stream ended", err, slog.Uint64("protocol", uint64(st.Protocol)),
-		slog.Uint64("to_guest", st.toGuest.Load()), slog.Uint64("from_guest", st.fromGuest.Load()))
+	s.end(st.Pipe, "stream ended", err, st)
 }
 
-// end closes p in good order, or resets it if err is more than the news that the guest has ended it.
-func (s *Server) end(p *pipes.Pipe, msg string, err error, attrs ...slog.Attr) {
-	attrs = append(attrs, slog.Any("stream", p.ID()))
-	if err != nil && err != io.EOF {
-		attrs = append(attrs, slog.Any("err", err))
-	}
+// end closes p in good order, or resets it if err is more than the news that the guest has ended it. st is nil for the control pipe.
+func (s *Server) end(p *pipes.Pipe, msg string, err error, st *Stream) {
+	level := slog.LevelDebug
 	switch {
 	case errors.Is(err, unix.EPROTO):
 		s.count.protocolErrors.Add(1)
 		_ = p.Reset(unix.EPROTO)
-		if s.warnings.Allow() {
-			s.log.LogAttrs(context.Background(), slog.LevelWarn, "guest broke the stream protocol", attrs...)
+		if !s.warnings.Allow() {
+			return
 		}
-		return
+		level, msg = slog.LevelWarn, "guest broke the stream protocol"
 	case s.ctx.Err() != nil:
 		// The virtual machine ends: what is open is reset, however far its handler came.
 		_ = p.Reset(unix.ECONNRESET)
@@ -305,5 +305,16 @@ func (s *Server) end(p *pipes.Pipe, msg string, err error, attrs ...slog.Attr) {
 	default:
 		_ = p.Reset(errnoOf(err))
 	}
-	s.log.LogAttrs(context.Background(), slog.LevelDebug, msg, attrs...)
+	if !s.log.Enabled(context.Background(), level) {
+		return
+	}
+	attrs := []slog.Attr{slog.Any("stream", p.ID())}
+	if st != nil {
+		attrs = append(attrs, slog.Uint64("protocol", uint64(st.Protocol)),
+			slog.Uint64("to_guest", st.toGuest.Load()), slog.Uint64("from_guest", st.fromGuest.Load()))
+	}
+	if err != nil && err != io.EOF {
+		attrs = append(attrs, slog.Any("err", err))
+	}
+	s.log.LogAttrs(context.Background(), level, msg, attrs...)
 }

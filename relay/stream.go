@@ -27,6 +27,8 @@ type Stream struct {
 	request uint64      // of the Open
 	claimed atomic.Bool // by the first frame or by an accept, whichever came first
 
+	relayed bool // handed over to a link; its handler's goroutine alone looks at it
+
 	toGuest, fromGuest atomic.Uint64 // bytes relayed
 
 	writing sync.Mutex // one whole frame at a time

@@ -33,7 +33,8 @@ func serveTCPConnection(ctx context.Context, s *Stream) error {
 		abandon(conn)
 		return err
 	}
-	return relayConn(ctx, s, conn)
+	relayConn(s, conn)
+	return nil
 }
 
 // dial connects. A guest that can't be told the result any more ends the attempt.

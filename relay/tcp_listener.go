@@ -258,14 +258,13 @@ func (l *listener) serve(a *accept, conn Conn) {
 		Pipe: uint64(a.stream.Pipe.ID()),
 		Peer: endpoint(conn.RemoteAddr()), Local: endpoint(conn.LocalAddr()),
 	})
-	if err == nil && server.start(func() {
-		a.stream.Protocol = wire.ProtocolTCPConnection
-		server.run(a.stream, func(ctx context.Context, st *Stream) error { return relayConn(ctx, st, conn) })
-	}) {
+	if err != nil {
+		abandon(conn)
+		l.giveBack(a)
 		return
 	}
-	abandon(conn)
-	l.giveBack(a)
+	a.stream.Protocol = wire.ProtocolTCPConnection
+	relayConn(a.stream, conn)
 }
 
 // refuse answers the oldest accept with why the kernel gave no connection.

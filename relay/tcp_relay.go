@@ -1,11 +1,13 @@
 package relay
 
 import (
-	"context"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,64 +16,138 @@ import (
 // past is a deadline that wakes who waits in a socket.
 var past = time.Unix(1, 0)
 
-// link is a ring pair and a socket that map one to one. A goroutine for each direction moves bytes; the end of one direction leaves the other
-// alone. A reset, wherever it comes from, ends both.
+// link is a ring pair and a socket that map one to one. The end of one direction leaves the other alone. A reset, wherever it comes from, ends
+// both.
+//
+// The direction from the peer is a goroutine that waits in the socket. The other one has none while the guest's ring is empty: readable, the ring's
+// hook, sends a little by itself and leaves to the goroutine send what is more or would wait. Of hook and goroutine there is one at a time.
 type link struct {
 	stream *Stream
 	conn   Conn
 	to     sending
 	from   receiving
+	eager  *eager // nil if conn is no socket
 
-	mu      sync.Mutex
-	cause   error         // of the abort, nil before
-	aborted chan struct{} // closed by the abort
+	onReadable, onMore func() // readable and send, made once
+
+	mu    sync.Mutex
+	cause error // of the abort, nil before
+	parts int   // which have not ended: directions, and an abort under way
 }
 
-// relayConn relays until both directions have ended, and closes conn. It returns an error if the link was reset.
-func relayConn(ctx context.Context, s *Stream, conn Conn) error {
-	l := &link{stream: s, conn: conn, aborted: make(chan struct{})}
+// relayConn relays s and conn until both directions have ended. Then it closes conn and ends the stream. It returns at once, and whatever the handler
+// returns after it counts for nothing.
+func relayConn(s *Stream, conn Conn) {
+	l := &link{stream: s, conn: conn, parts: 2}
 	l.to = sending{socket{conn: conn, moved: &s.fromGuest}}
 	l.from = receiving{socket{conn: conn, moved: &s.toGuest}}
-	stop := context.AfterFunc(ctx, func() { l.abort(unix.ECONNRESET) })
-	// The goroutine in the socket's Read isn't looking at the ring.
-	s.Pipe.OnWriteError(func() { _ = conn.SetReadDeadline(past) })
+	l.eager = newEager(conn, &l.to)
+	l.onReadable, l.onMore = l.readable, l.send
 
-	var outgoing sync.WaitGroup
-	outgoing.Go(l.relayOutgoing)
-	l.relayIncoming()
-	outgoing.Wait()
-
-	if !stop() {
-		<-l.aborted
-	}
-	_ = conn.Close()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.cause
+	s.relayed = true
+	s.Payload, s.frame = nil, nil
+	s.server.running.Add(1) // the caller's goroutine is counted there too
+	s.Pipe.OnReadError(l.guestReset)
+	s.Pipe.OnWriteError(l.guestTakesNoMore)
+	go l.receive()
+	s.Pipe.OnReadable(l.onReadable)
 }
+
+// guestReset is a hook. Server.Serve calls it too, by resetting the pipe.
+func (l *link) guestReset() {
+	if l.beginAbort(unix.ECONNRESET) {
+		go l.finishAbort()
+	}
+}
+
+// guestTakesNoMore is a hook. The goroutine in the socket's Read isn't looking at the ring.
+func (l *link) guestTakesNoMore() { _ = l.conn.SetReadDeadline(past) }
 
 // abort resets both sides. The guest gets the errno in cause, the peer an RST when both directions have ended and the socket is closed.
 func (l *link) abort(cause error) {
+	if l.beginAbort(cause) {
+		l.finishAbort()
+	}
+}
+
+// beginAbort reports whether finishAbort has to follow.
+func (l *link) beginAbort(cause error) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.parts == 0 {
+		return false
+	}
 	first := l.cause == nil
 	// A broken ring may be heard of as a reset first.
 	if first || errors.Is(cause, unix.EPROTO) {
 		l.cause = cause
 	}
-	if !first {
-		return
+	if first {
+		l.parts++
 	}
+	return first
+}
+
+// finishAbort runs the pipe's hooks: mu is not held meanwhile.
+func (l *link) finishAbort() {
+	l.mu.Lock()
+	cause := l.cause
+	l.mu.Unlock()
 	_ = l.stream.Pipe.Reset(errnoOf(cause))
 	resetOnClose(l.conn)
 	_ = l.conn.SetDeadline(past)
-	close(l.aborted)
+	if l.leave() {
+		l.close()
+	}
 }
 
-// relayOutgoing moves bytes from the guest to the peer.
-func (l *link) relayOutgoing() {
+// leave ends a part of the link. After the last one the link must be closed.
+func (l *link) leave() (last bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.parts--
+	return l.parts == 0
+}
+
+func (l *link) close() {
+	_ = l.conn.Close()
+	server := l.stream.server
+	server.finish(l.stream, l.cause)
+	server.running.Done()
+}
+
+// readable is called by whoever brings the news that the guest's ring isn't empty any more, or has ended: often a virtual CPU's thread, so it must not wait.
+func (l *link) readable() {
+	if l.eager == nil {
+		go l.onMore()
+		return
+	}
+	l.eager.left = maxEager
+	switch _, err := l.stream.Pipe.WriteAvailable(l.eager, l.onReadable); err {
+	case nil:
+	case errNotNow:
+		go l.onMore()
+	case io.EOF:
+		// After a reset by the peer this fails; the other direction has the errno.
+		_ = l.conn.CloseWrite()
+		if l.leave() {
+			go l.close()
+		}
+	default:
+		go l.endOutgoing(err)
+	}
+}
+
+// send moves bytes from the guest to the peer until the ring is empty.
+func (l *link) send() {
+	if _, err := l.stream.Pipe.WriteAvailable(&l.to, l.onReadable); err != nil {
+		l.endOutgoing(err)
+	}
+}
+
+// endOutgoing ends the direction to the peer, which was ended by err.
+func (l *link) endOutgoing(err error) {
 	pipe := l.stream.Pipe
-	_, err := pipe.WriteTo(&l.to)
 	if errors.Is(err, unix.EPIPE) && !pipe.Caused(err) {
 		// The peer's reset came after its FIN, or the other direction has taken its errno.
 		if other := l.from.failure(); isErrno(other) {
@@ -79,7 +155,7 @@ func (l *link) relayOutgoing() {
 		}
 	}
 	switch {
-	case err == nil:
+	case err == io.EOF:
 		// After a reset by the peer this fails; the other direction has the errno.
 		_ = l.conn.CloseWrite()
 	case pipe.Caused(err):
@@ -94,12 +170,20 @@ func (l *link) relayOutgoing() {
 	default:
 		l.abort(err)
 	}
+	if l.leave() {
+		l.close()
+	}
 }
 
-// relayIncoming moves bytes from the peer to the guest.
-func (l *link) relayIncoming() {
+// receive moves bytes from the peer to the guest, until that direction ends.
+func (l *link) receive() {
+	_, err := l.stream.Pipe.ReadFrom(&l.from)
+	l.endIncoming(err)
+}
+
+// endIncoming ends the direction to the guest, which was ended by err, or by the peer's end of file if that is nil.
+func (l *link) endIncoming(err error) {
 	pipe := l.stream.Pipe
-	_, err := pipe.ReadFrom(&l.from)
 	if err == nil && isClosed(l.conn) {
 		// That was the peer's FIN, or a reset whose errno the other direction has taken. Its Write, if it is in one, returns soon.
 		if other := l.to.failure(); isErrno(other) && !errors.Is(other, unix.EPIPE) {
@@ -119,6 +203,9 @@ func (l *link) relayIncoming() {
 		l.abort(resetBy(err))
 	default:
 		l.abort(err)
+	}
+	if l.leave() {
+		l.close()
 	}
 }
 
@@ -161,6 +248,72 @@ func (s *sending) Write(b []byte) (int, error) {
 	s.moved.Add(uint64(n))
 	s.err = err
 	return n, err
+}
+
+// maxEager is how many bytes a hook sends before it leaves the rest to a goroutine: what a socket takes in about the time that waking one costs.
+const maxEager = 16 << 10
+
+var errNotNow = errors.New("relay: the socket takes no more at once")
+
+// eager sends what a socket takes at once. The error errNotNow says that the rest needs a goroutine.
+type eager struct {
+	to   *sending
+	raw  syscall.RawConn
+	left int // bytes that it may send yet
+
+	try  func(fd uintptr) bool // write, made once
+	b    []byte
+	sent int
+	err  error
+}
+
+// newEager returns nil for what isn't a socket itself, but a layer above one for instance.
+func newEager(conn Conn, to *sending) *eager {
+	var raw syscall.RawConn
+	var err error
+	switch c := conn.(type) {
+	case *net.TCPConn:
+		raw, err = c.SyscallConn()
+	case *net.UnixConn:
+		raw, err = c.SyscallConn()
+	}
+	if raw == nil || err != nil {
+		return nil
+	}
+	e := &eager{to: to, raw: raw}
+	e.try = e.write
+	return e
+}
+
+func (e *eager) Write(b []byte) (int, error) {
+	if len(b) > e.left {
+		return 0, errNotNow
+	}
+	e.left -= len(b)
+	e.to.mu.Lock()
+	defer e.to.mu.Unlock()
+	e.b = b
+	err := e.raw.Write(e.try)
+	e.b = nil
+	switch {
+	case err != nil || e.err == unix.EAGAIN || e.err == unix.EINTR:
+		// A closed socket, or one whose deadline is past, is send's to deal with.
+		return 0, errNotNow
+	case e.err != nil:
+		e.to.err = os.NewSyscallError("write", e.err)
+		return 0, e.to.err
+	}
+	e.to.moved.Add(uint64(e.sent))
+	if e.sent < len(b) {
+		return e.sent, errNotNow
+	}
+	return e.sent, nil
+}
+
+// write returns true: RawConn is not to wait until there is room.
+func (e *eager) write(fd uintptr) bool {
+	e.sent, e.err = unix.Write(int(fd), e.b)
+	return true
 }
 
 // failure returns the error of the last Read or Write. It waits for one that is under way: for use on a closed socket only, where none
