@@ -59,6 +59,8 @@ func TestHostileGuest(t *testing.T) {
 				case <-stop:
 					return
 				default:
+					// On one processor the scheduler would leave it to those who wake each other, and forget the attackers.
+					runtime.Gosched()
 				}
 			}
 		})
