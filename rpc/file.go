@@ -44,9 +44,7 @@ func (f *file) ringSizes(m message.Mode) (requests, responses uint64) {
 
 func (f *file) serve(ctx context.Context, p *pipe) error {
 	f.server = p.server
-	defer f.close()
-	stop := context.AfterFunc(ctx, f.close)
-	defer stop()
+	defer closeWith(ctx, f.close)()
 	for {
 		head, size, err := p.head()
 		if err != nil {

@@ -25,9 +25,7 @@ type listener struct {
 }
 
 func (l *listener) serve(ctx context.Context, p *pipe) error {
-	defer l.close()
-	stop := context.AfterFunc(ctx, l.close)
-	defer stop()
+	defer closeWith(ctx, l.close)()
 	for {
 		head, size, err := p.head()
 		if err != nil {

@@ -178,6 +178,23 @@ func (s *Server) Serve(ctx context.Context) error {
 	return nil
 }
 
+// closeWith has shut called when ctx is done, and by the function that it returns, which comes back when the descriptor is closed: a second Close
+// of a socket or a file returns while the first still has it open.
+func closeWith(ctx context.Context, shut func()) (end func()) {
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		shut()
+		close(closed)
+	})
+	return func() {
+		if stop() {
+			shut()
+			return
+		}
+		<-closed
+	}
+}
+
 // newPipe makes a pipe whose rings have blocks of these sizes, or of less where memory is scarce. The guest has not heard of it.
 func (s *Server) newPipe(requests, responses, share uint64) (*pipe, error) {
 	s.mu.Lock()

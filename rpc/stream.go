@@ -23,9 +23,7 @@ func (st *stream) serve(ctx context.Context, p *pipe) error {
 	if st.conn == nil {
 		st.dial(ctx)
 	}
-	stop := context.AfterFunc(ctx, st.abandon)
-	defer stop()
-	defer st.abandon()
+	defer closeWith(ctx, st.abandon)()
 	for {
 		head, size, err := p.head()
 		if err != nil {
