@@ -54,11 +54,12 @@ fuzz:
 HOSTILE_OPERATIONS ?= 100000000
 HOSTILE_SEED ?= 1
 
-## hostile: the attack on the monitor that the tests make, HOSTILE_OPERATIONS long
+## hostile: the attacks on the monitor that the tests make, HOSTILE_OPERATIONS from a guest end in Go and a hundredth of that from a booted guest
 .PHONY: hostile
 hostile:
 	ARCAVM_HOSTILE_OPERATIONS=$(HOSTILE_OPERATIONS) ARCAVM_HOSTILE_SEED=$(HOSTILE_SEED) \
-		go test -count=1 -v -timeout 0 -run '^TestHostileGuest$$' ./relay
+		ARCAVM_HOSTILE_GUEST_OPERATIONS=$$(($(HOSTILE_OPERATIONS) / 200)) \
+		go test -count=1 -v -timeout 0 -run '^TestHostileGuest$$' ./relay ./vmm
 
 ## lint: gofmt, go vet and golangci-lint with staticcheck, pinned in tools/go.mod
 .PHONY: lint

@@ -49,6 +49,9 @@ func TestUnknownProtocol(t *testing.T) {
 	wantEOF(t, c)
 	c.Close()
 	m.wantFree()
+	if s := m.server.Stats(); s.Refused != 1 || len(s.Opened) != 0 {
+		t.Errorf("%d refused, opened %v: a guest makes the counters grow", s.Refused, s.Opened)
+	}
 }
 
 func TestPrivateProtocol(t *testing.T) {

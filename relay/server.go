@@ -266,11 +266,19 @@ func (s *Server) open(ctx context.Context, st *Stream) error {
 		return protocolError(err)
 	}
 	st.request, st.Protocol, st.Payload = request, m.Protocol, m.Payload
-	s.mu.Lock()
-	s.count.opened[m.Protocol]++
-	s.mu.Unlock()
 	st.log(slog.LevelDebug, "stream opened")
 	return s.handler.Serve(ctx, st)
+}
+
+// opened counts. A guest can name any protocol, so only those that somebody handles are told apart.
+func (s *Server) opened(protocol uint16, status unix.Errno) {
+	if status != 0 {
+		s.count.refused.Add(1)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.count.opened[protocol]++
 }
 
 // finish closes the monitor's end of a stream. The pipe is free as soon as the guest has closed its own.

@@ -7,7 +7,8 @@ import (
 
 // Stats is a snapshot of what a Server has done so far.
 type Stats struct {
-	Opened           map[uint16]uint64 // streams opened, by protocol
+	Opened           map[uint16]uint64 // streams that handlers took, by protocol
+	Refused          uint64            // streams whose Open was answered with an errno
 	Accepted         uint64            // connections accepted
 	ConnectsFailed   uint64            // connections refused, timed out, not found
 	Denied           uint64            // connects, listens and datagrams that the policy refused
@@ -20,6 +21,7 @@ type Stats struct {
 
 type counters struct {
 	opened           map[uint16]uint64 // guarded by Server.mu
+	refused          atomic.Uint64
 	accepted         atomic.Uint64
 	connectsFailed   atomic.Uint64
 	denied           atomic.Uint64
@@ -45,6 +47,7 @@ func (s *Server) Stats() Stats {
 	}
 	return Stats{
 		Opened:           maps.Clone(s.count.opened),
+		Refused:          s.count.refused.Load(),
 		Accepted:         s.count.accepted.Load(),
 		ConnectsFailed:   s.count.connectsFailed.Load(),
 		Denied:           s.count.denied.Load(),

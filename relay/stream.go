@@ -37,6 +37,7 @@ type Stream struct {
 
 // Opened answers the stream's Open. It blocks while the pipe has no room.
 func (s *Stream) Opened(status unix.Errno, payload []byte) error {
+	s.server.opened(s.Protocol, status)
 	return s.write(func(b []byte) []byte {
 		return wire.AppendOpened(b, s.request, wire.Opened{Status: uint32(status), Payload: payload})
 	})

@@ -62,8 +62,11 @@ func writeStreams(w io.Writer, p pipes.Stats, r relay.Stats) {
 	out, in := p.Pipes.Read, p.Pipes.Write
 	fmt.Fprintln(w, "streams")
 	count(w, "opened", p.Opened)
+	count(w, "refused with an errno", r.Refused)
 	count(w, "connections accepted", r.Accepted)
 	count(w, "connections out that failed", r.ConnectsFailed)
+	count(w, "denied by policy", r.Denied)
+	count(w, "datagrams dropped", r.DatagramsDropped)
 	count(w, "reset because of a broken ring", p.Broken)
 	count(w, "reset because of a malformed message", r.ProtocolErrors)
 	count(w, "bytes relayed from the guest", r.FromGuest)

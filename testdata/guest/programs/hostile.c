@@ -1,0 +1,300 @@
+/*
+ * hostile SEED OPERATIONS ADDR:PORT
+ *
+ * Attacks the monitor. One thread on each CPU but the first, or on the only one, makes pipes, writes random and crafted values over
+ * their headers, rings and its own pending bitmap, sends frames that are nearly right, and makes hypercalls with wild arguments: so many operations
+ * each. CPU 0 meanwhile keeps an echo stream to ADDR:PORT going and checks every byte; at the end it breaks the control pipe and goes on a little. Exit code 0, or 1
+ * with a log record if the good stream suffered or a hypercall gave what no hypercall may give.
+ */
+#include "../proto/open.h"
+#include "../proto/tcp.h"
+
+enum { TARGETS = 4, RING = 4096, CHUNK = 1024, LAST_ROUNDS = 8 };
+enum { CALL_LOG = 1, CALL_SYMNAME, CALL_MEMSET, CALL_MEMCLR, CALL_NOTIFY_READ = 16, CALL_NOTIFY_WRITE };
+enum { KIND_READ_FILE = 0x10, KIND_ACCEPT = 0x20 };
+
+static u64 seed, operations;
+static struct endpoint peer;
+static u32 attackers, done, failed;
+/* What hypercalls may read and write: nobody else uses it. */
+static u8 scratch[MAX_CPUS][4096] __attribute__((aligned(4096)));
+static struct stream *targets[MAX_CPUS][TARGETS];
+
+struct dice {
+	u64 state;
+};
+
+static u64 roll(struct dice *d) {
+	d->state ^= d->state >> 12;
+	d->state ^= d->state << 25;
+	d->state ^= d->state >> 27;
+	return d->state * 0x2545F4914F6CDD1Dul;
+}
+
+/* A number at which checks go wrong, or any other. */
+static u64 value(struct dice *d) {
+	u64 r = roll(d);
+
+	switch (r & 3) {
+	case 0:
+		return (r >> 8 & 7) - 3;
+	case 1:
+		return (1ul << (r >> 8 & 63)) + (r >> 16 & 3) - 1;
+	case 2: /* a state and a waiting flag */
+		return (r >> 8 & 3) | (r >> 16 & 1) << 32 | (r & 1ul << 60 ? (r >> 24 & 0xFF) << 16 : 0);
+	default:
+		return roll(d);
+	}
+}
+
+/* Its results are 0 and negative errnos. */
+static void call(u64 number, u64 a, u64 b, u64 c) {
+	i64 result = number;
+
+	asm volatile("outb %%al, %%dx" : "+a"(result) : "d"(0), "D"(a), "S"(b), "c"(c) : "memory");
+	if (result > 0 || result < -4095) {
+		log(LOG_ERROR, "hypercall %u gave %d", number, result);
+		__atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+	}
+}
+
+/* An address where hypercalls must not write more than the scratch page, whatever the length. */
+static u64 address(struct dice *d, u8 *page) {
+	u64 r = roll(d);
+
+	switch (r & 7) {
+	case 0:
+		return 0;
+	case 1:
+		return boot->ram_base - 1 - (r >> 8 & 15);
+	case 2:
+		return -1 - (r >> 8 & 15);
+	case 3:
+		return roll(d) | 1ul << 45;
+	default:
+		return physical(page) + (r >> 8 & 2047);
+	}
+}
+
+/* Numbers that end the VM are left out. */
+static void wild_call(struct dice *d, u8 *page) {
+	u64 r = roll(d);
+	u64 *record = (u64 *)(page + (r >> 16 & 0x780));
+	u64 length = r & 1ul << 40 ? value(d) : r >> 48 & 1023;
+
+	switch (r & 7) {
+	case 0:
+		record[0] = r >> 8 & 7;
+		record[1] = address(d, page);
+		record[2] = length & 0x3FF;
+		record[3] = r >> 12 & 1;
+		record[4] = address(d, page);
+		record[5] = value(d);
+		record[10] = address(d, page);
+		record[11] = length;
+		call(CALL_LOG, r & 1ul << 32 ? physical(record) : address(d, page), 0, 0);
+		return;
+	case 1:
+		record[0] = DIRECT_MAP + boot->ram_base + (r >> 8 & 0xFFFF);
+		record[3] = address(d, page);
+		record[4] = r >> 24 & 1023; /* the name stays in the page */
+		call(CALL_SYMNAME, physical(record), 0, 0);
+		return;
+	case 2:
+		call(CALL_SYMNAME, boot->ram_base - 8 - (r >> 8 & 63), 0, 0);
+		return;
+	case 3:
+		call(CALL_MEMSET, address(d, page), r >> 8, r >> 48 & 1023);
+		return;
+	case 4:
+		call(CALL_MEMCLR, address(d, page) | 1ul << 45, length, 0);
+		return;
+	case 5:
+		call(CALL_MEMSET, boot->ram_base + boot->ram_size - 8, 0, 9 + (r >> 8 & 0xFFFF));
+		return;
+	case 6:
+		call(CALL_NOTIFY_READ + (r >> 8 & 1), value(d), 0, 0);
+		return;
+	default:
+		call(r & 256 ? 6 + value(d) % 10 : 1ul << 63 | value(d), value(d), value(d), value(d));
+	}
+}
+
+/* Only bits of events that exist: what lies behind the bitmap belongs to others. CPU 0's are the good stream's. */
+static void wild_bits(struct dice *d) {
+	struct pending *p = this_cpu()->pending;
+	if (!this_cpu()->index)
+		return;
+	u64 event = roll(d) % (2 * boot->stream_limit), leaf = event / 64, mid = leaf / 64;
+	u64 r = roll(d);
+
+	if (r & 1)
+		__atomic_fetch_or(&p->leaf[leaf], 1ul << (event & 63), __ATOMIC_SEQ_CST);
+	if (r & 2)
+		__atomic_fetch_or(&p->mid[mid], 1ul << (leaf & 63), __ATOMIC_SEQ_CST);
+	if (r & 4)
+		__atomic_fetch_or(&p->top, 1ul << mid, __ATOMIC_SEQ_CST);
+	if ((r & 0x38) == 0)
+		__atomic_store_n(&p->leaf[leaf], 0, __ATOMIC_SEQ_CST);
+}
+
+/* Opens a new pipe with a protocol and sends a request or two, nearly right. What is sent fits into the ring, so nothing waits. */
+static struct stream *renew(struct dice *d) {
+	struct {
+		struct frame_header header;
+		u16 protocol, reserved0;
+		u32 reserved1;
+		struct endpoint where;
+	} open = {.header = {8, 3, 0, 7}};
+	struct {
+		struct frame_header header;
+		u64 a, b;
+		char path[8];
+	} request = {.header = {24, KIND_READ_FILE, 0, 8}, .a = value(d), .b = value(d), .path = "a/../b/c"};
+	struct stream *s;
+	u64 r = roll(d);
+
+	if (stream_open(&s, RING, RING))
+		return NULL;
+	switch (r & 15) {
+	case 0: /* few: a connection takes a port of the host */
+		open.protocol = PROTOCOL_TCP_CONNECTION;
+		open.where = peer;
+		open.header.length += sizeof open.where;
+		break;
+	case 1:
+	case 2:
+		open.protocol = 0x4000 + (r >> 16 & 0xFFF);
+		break;
+	case 3:
+		open.header.kind = r >> 16;
+		break;
+	case 4:
+		open.header.length = r >> 16;
+		break;
+	case 5: /* silent */
+		return s;
+	}
+	if (stream_write(s, &open, sizeof open.header + 8 + (open.protocol == PROTOCOL_TCP_CONNECTION ? sizeof open.where : 0)))
+		return s;
+	for (u32 n = r >> 32 & 7; n; n--)
+		if (stream_write(s, &request, sizeof request))
+			break;
+	return s;
+}
+
+static void give_up(struct stream *s) {
+	__atomic_store_n((u64 *)&s->out->writer_state, 1, __ATOMIC_SEQ_CST);
+	call(CALL_NOTIFY_READ, s->id, 0, 0);
+	__atomic_store_n((u64 *)&s->in->reader_state, 1, __ATOMIC_SEQ_CST);
+	call(CALL_NOTIFY_WRITE, s->id, 0, 0);
+}
+
+static void attack(struct dice *d, struct stream *s, u8 *page) {
+	u64 r = roll(d);
+	u64 *words[] = {
+		&s->out->write_cursor, (u64 *)&s->out->writer_state, &s->out->read_cursor, (u64 *)&s->out->reader_state,
+		&s->in->write_cursor, (u64 *)&s->in->writer_state, &s->in->read_cursor, (u64 *)&s->in->reader_state,
+	};
+
+	switch (r & 15) {
+	case 0 ... 6:
+		__atomic_store_n(words[r >> 8 & 7], r & 16 ? value(d) : *words[r >> 8 & 7] + (r >> 16 & 7) - 3, __ATOMIC_SEQ_CST);
+		return;
+	case 7 ... 8:
+		call(CALL_NOTIFY_READ, s->id, 0, 0);
+		return;
+	case 9 ... 10:
+		call(CALL_NOTIFY_WRITE, s->id, 0, 0);
+		return;
+	case 11: /* pipes of others, the good one too */
+		call(CALL_NOTIFY_READ + (r >> 8 & 1), (r >> 16 & 63) | (r & 512 ? value(d) << 32 : 0), 0, 0);
+		return;
+	case 12:
+		wild_bits(d);
+		return;
+	case 13:
+		memset((r & 16 ? s->out_data : s->in_data) + (r >> 8 & (RING / 2 - 1)), 0xFF, r >> 24 & 63);
+		return;
+	default:
+		wild_call(d, page);
+	}
+}
+
+static void attacker(void *argument) {
+	u64 index = (u64)argument;
+	struct dice d = {(seed * MAX_CPUS + index) * 0x9E3779B97F4A7C15ul + 1};
+	struct stream **own = targets[index];
+
+	for (u64 i = 0; i < operations; i++) {
+		u64 r = roll(&d);
+		struct stream **s = &own[r >> 32 & (TARGETS - 1)];
+		if (!*s) {
+			*s = renew(&d);
+		} else if ((r & 127) == 0) {
+			give_up(*s);
+			*s = NULL;
+		} else {
+			attack(&d, *s, scratch[this_cpu()->index]);
+		}
+		thread_yield();
+	}
+	for (u32 i = 0; i < TARGETS; i++)
+		if (own[i])
+			give_up(own[i]);
+	__atomic_add_fetch(&done, 1, __ATOMIC_RELEASE);
+}
+
+static int echo(struct stream *s, struct dice *d) {
+	static u8 sent[CHUNK], got[CHUNK];
+	u64 n = 1 + roll(d) % CHUNK;
+
+	for (u64 i = 0; i < 8; i++)
+		((u64 *)sent)[i] = roll(d);
+	memmove(sent + 64, sent, CHUNK - 64);
+	if (stream_write(s, sent, n) || stream_read_full(s, got, n)) {
+		log(LOG_ERROR, "the good stream has ended");
+		return 1;
+	}
+	if (memcmp(sent, got, n)) {
+		log(LOG_ERROR, "the good stream's bytes are not what was sent");
+		return 1;
+	}
+	thread_yield();
+	return 0;
+}
+
+int program_main(void) {
+	u64 rounds = 0;
+	struct stream *good;
+
+	if (boot->arg_count != 4 || parse_number(arg(1), &seed) || parse_number(arg(2), &operations) || endpoint_parse(arg(3), &peer, NULL)) {
+		log(LOG_ERROR, "usage: hostile SEED OPERATIONS ADDR:PORT");
+		return 64;
+	}
+	struct dice d = {seed * 2 + 1};
+	int error = tcp_connect(&good, &peer, (struct text){"", 0});
+	if (error) {
+		log(LOG_ERROR, "connect: error %d", -(i64)error);
+		return 1;
+	}
+	attackers = MAX(boot->cpu_count - 1, 1);
+	for (u64 i = 0; i < attackers; i++)
+		if (thread_start((i + 1) % boot->cpu_count, attacker, (void *)i))
+			panic("no memory for a thread");
+	while (__atomic_load_n(&done, __ATOMIC_ACQUIRE) != attackers) {
+		if (echo(good, &d))
+			return 1;
+		rounds++;
+	}
+	const struct pipe_descriptor *control = &boot->control_pipe;
+	struct ring_header *out = virtual(boot->window_base + control->header);
+	__atomic_store_n(&out->write_cursor, 1ul << 60, __ATOMIC_SEQ_CST);
+	call(CALL_NOTIFY_READ, control->id, 0, 0);
+	for (u32 i = 0; i < LAST_ROUNDS; i++)
+		if (echo(good, &d))
+			return 1;
+	stream_close(good);
+	log(LOG_INFO, "%u operations, %u good rounds", attackers * operations, rounds);
+	return __atomic_load_n(&failed, __ATOMIC_RELAXED);
+}
