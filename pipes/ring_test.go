@@ -379,6 +379,10 @@ func send(p *pipes.Pipe, content []byte, how int) error {
 	return nil
 }
 
+type discard struct{}
+
+func (discard) Write(b []byte) (int, error) { return len(b), nil }
+
 // The way of a byte, and of a wake-up, takes no memory.
 func TestNoAllocations(t *testing.T) {
 	host, guest := pipestest.NewPair(t, 4096)
@@ -397,6 +401,11 @@ func TestNoAllocations(t *testing.T) {
 		"notifications": func() { tab.NotifyRead(id); tab.NotifyWrite(id) },
 		"hooks":         func() { host.OnReadable(hook); tab.NotifyRead(id); host.OnWriteError(hook) },
 		"lengths":       func() { host.ReadableLen(); host.WritableLen() },
+		"write what is available": func() {
+			guest.Write(buf)
+			host.WriteAvailable(discard{}, hook)
+			host.OnReadable(nil)
+		},
 	} {
 		if n := testing.AllocsPerRun(200, f); n != 0 {
 			t.Errorf("%s: %v allocations", what, n)

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"testing"
 
@@ -297,4 +298,49 @@ func TestAcceptWithdrawn(t *testing.T) {
 			m.wantFree()
 		})
 	}
+}
+
+// A guest that writes small pieces to a peer that reads late isn't held up before the ring is full, and loses nothing.
+func TestSmallPieces(t *testing.T) {
+	t.Parallel()
+	m := start(t, setup{})
+	g, p := m.connected()
+	sent := pattern(11, 16<<20)
+	wrote := make(chan int, 1)
+	full := make(chan struct{})
+	go func() {
+		n := 0
+		for ; n < len(sent); n += 700 {
+			if g.WritableLen() < 700 && full != nil {
+				close(full)
+				full = nil
+			}
+			if _, err := g.Write(sent[n:min(n+700, len(sent))]); err != nil {
+				t.Error(err)
+				break
+			}
+		}
+		g.CloseWrite()
+		wrote <- n
+	}()
+	<-full
+	wantAll(t, p, sent)
+	<-wrote
+	g.Close()
+	m.wantFree()
+}
+
+// A connection on which nothing happens has one goroutine, which waits for the peer. Not parallel: it counts the process's.
+func TestIdleGoroutines(t *testing.T) {
+	const streams = 20
+	m := start(t, setup{})
+	before := runtime.NumGoroutine()
+	for range streams {
+		g, p := m.connected()
+		g.Write([]byte("request"))
+		wantBytes(t, p, []byte("request"))
+		p.Write([]byte("answer"))
+		wantBytes(t, g, []byte("answer"))
+	}
+	settled(t, "goroutines", before+streams, runtime.NumGoroutine)
 }

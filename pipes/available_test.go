@@ -1,0 +1,134 @@
+package pipes_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/pipes"
+	"github.com/fix-project/arcavm/pipes/pipestest"
+)
+
+// collector takes what a pipe brings by WriteAvailable, without a goroutine of its own while there is nothing.
+type collector struct {
+	pipe *pipes.Pipe
+	got  bytes.Buffer
+	runs int // whoever runs hands over to the next by the pipe
+	end  chan error
+}
+
+func (c *collector) collect() {
+	c.runs++
+	if _, err := c.pipe.WriteAvailable(&c.got, c.collect); err != nil {
+		c.end <- err
+	}
+}
+
+// All bytes arrive, each once, whoever the collector's turns fall to: the guest's goroutine, or the one that the guest's writes race with.
+func TestWriteAvailable(t *testing.T) {
+	t.Parallel()
+	for name, goes := range map[string]func(func()){
+		"on the waker's goroutine": func(f func()) { f() },
+		"on one of its own":        func(f func()) { go f() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			host, guest := pipestest.NewPair(t, 4096)
+			sent := make([]byte, 1<<20)
+			for i := range sent {
+				sent[i] = byte(rand.Uint32())
+			}
+			c := &collector{pipe: host, end: make(chan error, 1)}
+			var next func()
+			next = func() {
+				goes(func() {
+					if _, err := host.WriteAvailable(&c.got, next); err != nil {
+						c.end <- err
+					}
+				})
+			}
+			next()
+			for left := sent; len(left) > 0; {
+				n := min(len(left), 1+rand.IntN(3000))
+				if _, err := guest.Write(left[:n]); err != nil {
+					t.Fatal(err)
+				}
+				left = left[n:]
+			}
+			guest.CloseWrite()
+			if err := <-c.end; err != io.EOF {
+				t.Fatalf("got %v, want end of file", err)
+			}
+			if !bytes.Equal(c.got.Bytes(), sent) {
+				t.Errorf("%d bytes arrived that differ from the %d sent", c.got.Len(), len(sent))
+			}
+		})
+	}
+}
+
+// What ends a pipe is told at once where something waits for it, and by the next call otherwise.
+func TestWriteAvailableEnds(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		end  func(host *pipes.Pipe, guest *pipestest.GuestConn)
+		want error
+	}{
+		"guest closes":  {func(_ *pipes.Pipe, g *pipestest.GuestConn) { g.Close() }, io.EOF},
+		"guest resets":  {func(_ *pipes.Pipe, g *pipestest.GuestConn) { g.Reset(unix.ETIMEDOUT) }, unix.ETIMEDOUT},
+		"guest breaks":  {func(_ *pipes.Pipe, g *pipestest.GuestConn) { g.Poke(pipestest.Outgoing, 1<<40, 0) }, unix.EPROTO},
+		"monitor ends":  {func(h *pipes.Pipe, _ *pipestest.GuestConn) { h.Close() }, net.ErrClosed},
+		"guest is gone": {func(h *pipes.Pipe, _ *pipestest.GuestConn) { h.Table().EndGuest() }, io.EOF},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			host, guest := pipestest.NewPair(t, 4096)
+			col := &collector{pipe: host, end: make(chan error, 1)}
+			col.collect()
+			c.end(host, guest)
+			select {
+			case err := <-col.end:
+				if !errors.Is(err, c.want) {
+					t.Errorf("got %v, want %v", err, c.want)
+				}
+			default:
+				t.Fatal("not told")
+			}
+			if _, err := host.WriteAvailable(io.Discard, func() { t.Error("called again") }); err == nil {
+				t.Error("no error after the end")
+			}
+			if col.runs != 2 {
+				t.Errorf("ran %d times, want 2", col.runs)
+			}
+		})
+	}
+}
+
+// A writer that takes no more leaves the rest where it is, for another.
+func TestWriteAvailableStops(t *testing.T) {
+	t.Parallel()
+	host, guest := pipestest.NewPair(t, 4096)
+	if _, err := guest.Write([]byte("abcdef")); err != nil {
+		t.Fatal(err)
+	}
+	enough := errors.New("enough")
+	n, err := host.WriteAvailable(writerFunc(func([]byte) (int, error) { return 2, enough }), func() { t.Error("called though there is more") })
+	if n != 2 || err != enough {
+		t.Errorf("%d, %v", n, err)
+	}
+	var rest bytes.Buffer
+	called := make(chan struct{})
+	if _, err := host.WriteAvailable(&rest, func() { close(called) }); err != nil || rest.String() != "cdef" {
+		t.Errorf("%q, %v", rest.String(), err)
+	}
+	guest.Close()
+	<-called
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
