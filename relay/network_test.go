@@ -202,3 +202,93 @@ func (silent) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
 	<-ctx.Done()
 	return nil, ctx.Err()
 }
+
+// late is a connection whose every write waits until it may go on.
+type late struct {
+	*net.UnixConn
+	goOn chan struct{}
+}
+
+func (c late) Write(b []byte) (int, error) {
+	<-c.goOn
+	return c.UnixConn.Write(b)
+}
+
+// fill sends zeros until c takes no more, and returns how many.
+func fill(t testing.TB, c *net.UnixConn) (n int) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	zeros := make([]byte, 512)
+	if err := raw.Control(func(fd uintptr) {
+		for err == nil {
+			var sent int
+			sent, err = unix.SendmsgN(int(fd), zeros, nil, nil, unix.MSG_DONTWAIT)
+			n += max(sent, 0)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err != unix.EAGAIN {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// A notification never waits for the network, whatever kind of connection an embedding program has made: it may be a virtual CPU's.
+func TestNotificationDoesNotWait(t *testing.T) {
+	t.Parallel()
+	for name, prepare := range map[string]func(t *testing.T, c *net.UnixConn, goOn chan struct{}) net.Conn{
+		"a connection that waits": func(_ *testing.T, c *net.UnixConn, goOn chan struct{}) net.Conn { return late{c, goOn} },
+		"a full socket":           func(_ *testing.T, c *net.UnixConn, _ chan struct{}) net.Conn { return c },
+		"a full blocking socket": func(t *testing.T, c *net.UnixConn, _ chan struct{}) net.Conn {
+			raw, err := c.SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var set error
+			if err := raw.Control(func(fd uintptr) { set = unix.SetNonblock(int(fd), false) }); err != nil || set != nil {
+				t.Fatal(err, set)
+			}
+			return c
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			inside, outside := socketPair(t)
+			goOn := make(chan struct{})
+			m := start(t, setup{network: oneConn{conn: prepare(t, inside, goOn), address: make(chan string, 1)}})
+			g := m.pipe()
+			to := wire.Connect{Endpoint: wire.Endpoint{Port: 80}, Name: []byte("server.test")}
+			if _, err := open(g, wire.ProtocolTCPConnection, wire.AppendConnect(nil, to)); err != nil {
+				t.Fatal(err)
+			}
+			ahead := fill(t, inside)
+			ringFull := make(chan int, 1)
+			content := pattern(3, 128<<10)
+			const piece = 512
+			go func() {
+				n := 0
+				for ; n+piece <= len(content) && g.WritableLen() >= piece; n += piece {
+					g.Write(content[n : n+piece])
+				}
+				ringFull <- n
+			}()
+			var n int
+			select {
+			case n = <-ringFull:
+			case <-time.After(patience):
+				outside.Close()
+				t.Fatal("the guest is held up")
+			}
+			close(goOn)
+			g.CloseWrite()
+			wantAll(t, outside, append(make([]byte, ahead), content[:n]...))
+			outside.CloseWrite()
+			g.Close()
+			m.wantFree()
+		})
+	}
+}

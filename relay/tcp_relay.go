@@ -300,7 +300,7 @@ func (e *eager) Write(b []byte) (int, error) {
 		// A closed socket, or one whose deadline is past, is send's to deal with.
 		return 0, errNotNow
 	case e.err != nil:
-		e.to.err = os.NewSyscallError("write", e.err)
+		e.to.err = os.NewSyscallError("sendmsg", e.err)
 		return 0, e.to.err
 	}
 	e.to.moved.Add(uint64(e.sent))
@@ -310,9 +310,9 @@ func (e *eager) Write(b []byte) (int, error) {
 	return e.sent, nil
 }
 
-// write returns true: RawConn is not to wait until there is room.
+// write returns true: RawConn is not to wait until there is room. Nor is the kernel, even if someone has made the descriptor a blocking one.
 func (e *eager) write(fd uintptr) bool {
-	e.sent, e.err = unix.Write(int(fd), e.b)
+	e.sent, e.err = unix.SendmsgN(int(fd), e.b, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	return true
 }
 

@@ -308,12 +308,12 @@ func TestSmallPieces(t *testing.T) {
 	sent := pattern(11, 16<<20)
 	wrote := make(chan int, 1)
 	full := make(chan struct{})
+	var fill sync.Once
 	go func() {
 		n := 0
 		for ; n < len(sent); n += 700 {
-			if g.WritableLen() < 700 && full != nil {
-				close(full)
-				full = nil
+			if g.WritableLen() < 700 {
+				fill.Do(func() { close(full) })
 			}
 			if _, err := g.Write(sent[n:min(n+700, len(sent))]); err != nil {
 				t.Error(err)
@@ -334,6 +334,7 @@ func TestSmallPieces(t *testing.T) {
 func TestIdleGoroutines(t *testing.T) {
 	const streams = 20
 	m := start(t, setup{})
+	m.pipe() // the server's own goroutines run by now
 	before := runtime.NumGoroutine()
 	for range streams {
 		g, p := m.connected()
