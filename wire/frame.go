@@ -17,12 +17,22 @@ const (
 	HeaderSize = 16
 	// MaxProtocolPayload is the most that a protocol may add to Open and to Opened.
 	MaxProtocolPayload = 4096
-	// MaxPath is the longest path in a ReadFileRequest.
+	// MaxPath is the longest path of a file.
 	MaxPath = 4095
-	// MaxFileData is the most data in one FileData frame.
+	// MaxPathBytes is how long the paths and names in a request may be together: room for two paths, and for saying which one is too long.
+	MaxPathBytes = 8192
+	// MaxFileName is the longest name in a folder.
+	MaxFileName = 255
+	// MaxFileData is the most data in one FileData frame or WriteRequest.
 	MaxFileData = 65536
 	// FileDataPrefixSize is the size of a FileData payload without its data.
 	FileDataPrefixSize = 16
+	// WritePrefixSize is the size of a WriteRequest's payload without its data.
+	WritePrefixSize = 16
+	// MaxFileList is the most bytes of entries in a FileList.
+	MaxFileList = 65536
+	// FileEntryPrefixSize is the size of an entry of a FileList without its name.
+	FileEntryPrefixSize = 2
 	// MaxName is the longest host name in a Connect payload.
 	MaxName = 253
 )
@@ -38,6 +48,20 @@ const (
 	KindOpened             Kind = 0x04
 	KindReadFileRequest    Kind = 0x10
 	KindFileData           Kind = 0x11
+	KindFileDone           Kind = 0x12
+	KindFileInfo           Kind = 0x13
+	KindFileList           Kind = 0x14
+	KindOpenFileRequest    Kind = 0x15
+	KindReadRequest        Kind = 0x16
+	KindWriteRequest       Kind = 0x17
+	KindStatRequest        Kind = 0x18
+	KindListRequest        Kind = 0x19
+	KindMkdirRequest       Kind = 0x1a
+	KindRemoveRequest      Kind = 0x1b
+	KindRenameRequest      Kind = 0x1c
+	KindTruncateRequest    Kind = 0x1d
+	KindSyncRequest        Kind = 0x1e
+	KindCloseRequest       Kind = 0x1f
 	KindAcceptConnection   Kind = 0x20
 	KindIncomingConnection Kind = 0x21
 	KindSendDatagram       Kind = 0x30
@@ -70,6 +94,34 @@ func (k Kind) String() string {
 		return "ReadFileRequest"
 	case KindFileData:
 		return "FileData"
+	case KindFileDone:
+		return "FileDone"
+	case KindFileInfo:
+		return "FileInfo"
+	case KindFileList:
+		return "FileList"
+	case KindOpenFileRequest:
+		return "OpenFileRequest"
+	case KindReadRequest:
+		return "ReadRequest"
+	case KindWriteRequest:
+		return "WriteRequest"
+	case KindStatRequest:
+		return "StatRequest"
+	case KindListRequest:
+		return "ListRequest"
+	case KindMkdirRequest:
+		return "MkdirRequest"
+	case KindRemoveRequest:
+		return "RemoveRequest"
+	case KindRenameRequest:
+		return "RenameRequest"
+	case KindTruncateRequest:
+		return "TruncateRequest"
+	case KindSyncRequest:
+		return "SyncRequest"
+	case KindCloseRequest:
+		return "CloseRequest"
 	case KindAcceptConnection:
 		return "AcceptConnection"
 	case KindIncomingConnection:
@@ -97,9 +149,35 @@ func (k Kind) bounds() (least, most uint32, ok bool) {
 	case KindOpened:
 		return statusSize, statusSize + MaxProtocolPayload, true
 	case KindReadFileRequest:
-		return readFilePrefixSize + 1, readFilePrefixSize + MaxPath, true
+		return readFilePrefixSize + 1, readFilePrefixSize + MaxPathBytes, true
 	case KindFileData:
 		return statusSize, FileDataPrefixSize + MaxFileData, true
+	case KindFileDone:
+		return statusSize, fileDoneSize, true
+	case KindFileInfo:
+		return statusSize, fileInfoSize, true
+	case KindFileList:
+		return statusSize, statusSize + MaxFileList, true
+	case KindOpenFileRequest:
+		return openFilePrefixSize + 1, openFilePrefixSize + MaxPathBytes, true
+	case KindReadRequest:
+		return readRequestSize, readRequestSize, true
+	case KindWriteRequest:
+		return WritePrefixSize, WritePrefixSize + MaxFileData, true
+	case KindStatRequest:
+		return statPrefixSize, statPrefixSize + MaxPathBytes, true
+	case KindListRequest:
+		return listPrefixSize + 1, listPrefixSize + MaxPathBytes, true
+	case KindMkdirRequest:
+		return mkdirPrefixSize + 1, mkdirPrefixSize + MaxPathBytes, true
+	case KindRemoveRequest:
+		return 1, MaxPathBytes, true
+	case KindRenameRequest:
+		return renamePrefixSize + 2, renamePrefixSize + MaxPathBytes, true
+	case KindTruncateRequest:
+		return truncateRequestSize, truncateRequestSize, true
+	case KindSyncRequest, KindCloseRequest:
+		return handleRequestSize, handleRequestSize, true
 	case KindAcceptConnection:
 		return acceptConnectionSize, acceptConnectionSize, true
 	case KindIncomingConnection:
@@ -131,7 +209,6 @@ var (
 	ErrFamily   = errors.New("unknown address family")
 	ErrAddress  = errors.New("address bytes beyond the family's")
 	ErrName     = errors.New("host name with a NUL byte")
-	ErrPath     = errors.New("path with a NUL byte")
 )
 
 func malformed(k Kind, err error) error {
