@@ -37,6 +37,8 @@ type half struct {
 	stored   uint32 // own state as the other end can see it
 	cause    error  // what operations fail with when local isn't open
 	busy     bool
+	queued   int  // how many wait for their turn
+	given    bool // busy is held for one of them
 	notified bool // a signal came since the owner last looked
 	awaited  int  // how many bytes the owner sleeps for; 0 if it doesn't, or is being woken
 	suspect  bool // the watchdog's last look found that a notification is missing
@@ -115,18 +117,35 @@ var errLater = errors.New("pipes: nothing there yet")
 // only for its turn: later becomes onReady then, and the error is errLater.
 func (h *half) begin(min int, later func()) (a, b []byte, err error) {
 	h.mu.Lock()
-	for {
-		if err = h.usable(); err != nil {
-			h.unlock()
-			return nil, nil, err
-		}
-		if !h.busy {
-			break
-		}
-		h.turn.Wait()
+	if err = h.usable(); err == nil && h.busy {
+		err = h.queue()
+	}
+	if err != nil {
+		h.unlock()
+		return nil, nil, err
 	}
 	h.busy = true
 	return h.await(min, later)
+}
+
+// queue waits for its turn, after those that came before. mu is held.
+func (h *half) queue() (err error) {
+	h.queued++
+	for {
+		// At least once: what is given now is for who waits already.
+		h.turn.Wait()
+		if err = h.usable(); err != nil || h.given {
+			break
+		}
+	}
+	h.queued--
+	switch {
+	case err == nil:
+		h.given = false
+	case h.given:
+		h.release()
+	}
+	return err
 }
 
 // next moves the cursor by n bytes and waits until min more can be used, or as begin does with later. After an error the operation has ended.
@@ -148,8 +167,10 @@ func (h *half) end(n int) (err error) {
 	return err
 }
 
+// release gives the half to who has waited longest: who comes back at once waits behind the others.
 func (h *half) release() {
-	h.busy = false
+	h.given = h.queued > 0
+	h.busy = h.given
 	h.turn.Signal()
 }
 

@@ -314,6 +314,36 @@ func TestWritersTakeTurns(t *testing.T) {
 	})
 }
 
+// Who writes again and again doesn't keep out who has waited.
+func TestTurnsAreFair(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, a, b *pipes.Pipe) {
+		var order []byte
+		write := func(who byte, times int) {
+			for range times {
+				if _, _, err := a.ReserveWrite(1); err != nil {
+					t.Error(err)
+					return
+				}
+				order = append(order, who) // the reservation is the lock
+				a.CommitWrite(0)
+			}
+		}
+		if _, _, err := a.ReserveWrite(1); err != nil {
+			t.Fatal(err)
+		}
+		for who := range byte(3) {
+			go write('a'+who, 4)
+			synctest.Wait()
+		}
+		a.CommitWrite(0)
+		synctest.Wait()
+		if string(order) != "abcabcabcabc" {
+			t.Errorf("the turns were %s", order)
+		}
+	})
+}
+
 // Many pipes at once, each with its own content both ways, in pieces of all sizes.
 func TestManyPipes(t *testing.T) {
 	t.Parallel()

@@ -2,162 +2,333 @@ package relay
 
 import (
 	"context"
-	"errors"
 	"io"
-	"io/fs"
-	"math"
+	"log/slog"
 	"os"
-	"strings"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/wire"
 )
 
-const fileDataPrefix = wire.HeaderSize + wire.FileDataPrefixSize
+// Bounds of the file system protocol.
+const (
+	// maxFileRequests are at work on a stream at once. Then it isn't read until one is answered.
+	maxFileRequests = 32
+	// maxFurtherRequests bounds what is at work on all streams of a virtual machine, beyond one request on each.
+	maxFurtherRequests = 1024
+	// maxStreamFiles may be open on a stream: EMFILE.
+	maxStreamFiles = 256
+	// maxFiles may be open on all streams of a virtual machine: ENFILE.
+	maxFiles = 4096
+	// keepWorkers may wait for work on a stream, so that a request seldom needs a new goroutine.
+	keepWorkers = 2
+)
 
-// FileSystem returns the handler of protocol 0: it reads regular files below root, which stays the caller's to close. No path and
-// no symbolic link leads outside: EACCES. With a nil root nothing is shared, and every path is ENOENT.
-func FileSystem(root *os.Root) Handler {
-	return HandlerFunc(func(ctx context.Context, s *Stream) error {
-		if err := s.Opened(0, nil); err != nil {
-			return err
-		}
-		in := frames{pipe: s.Pipe}
-		for {
-			request, payload, err := in.next(wire.KindReadFileRequest)
-			if err == io.EOF {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			m, err := wire.DecodeReadFileRequest(payload)
-			if err != nil {
-				return protocolError(err)
-			}
-			if err := readFile(s, root, request, m); err != nil {
-				return err
-			}
-		}
-	})
+// FileSystem returns the handler of protocol 0: files of what is shared, which stays the caller's to close. No path and
+// no symbolic link leads outside: EACCES. Where nothing is shared every path is ENOENT. The handler serves one virtual machine.
+func FileSystem(s share.Share) Handler { return &fileSystem{share: s} }
+
+type fileSystem struct {
+	share   share.Share
+	further atomic.Int64
+	files   atomic.Int64
 }
 
-// readFile answers one request. Its error is the pipe's: those of the file go to the guest.
-func readFile(s *Stream, root *os.Root, request uint64, m wire.ReadFileRequest) error {
-	f, size, err := openFile(root, string(m.Path))
-	if err != nil {
-		return sendFileError(s, request, m.Offset, err)
+// Serve answers requests until the guest closes the pipe, several at once.
+func (fs *fileSystem) Serve(ctx context.Context, s *Stream) error {
+	if err := s.Opened(0, nil); err != nil {
+		return err
 	}
-	defer f.Close()
-	left := uint64(0)
-	if m.Offset < size {
-		left = min(m.Length, size-m.Offset)
-	}
-	for offset := m.Offset; ; {
-		n, more, err := sendFileData(s, f, request, offset, left)
+	f := &fileStream{fileSystem: fs, stream: s, ctx: ctx, open: make(map[uint64]*openFile)}
+	f.work()
+	f.workers.Wait()
+	f.closeAll()
+	return f.err
+}
+
+// fileStream is a stream of the file system protocol. A worker reads a request, lets another one read the next, does what was asked, and answers.
+type fileStream struct {
+	*fileSystem
+	stream *Stream
+	ctx    context.Context
+
+	workers sync.WaitGroup // but the first, which is Serve itself
+	count   atomic.Int32   // of these
+	waiting atomic.Int32   // workers that want to read
+
+	reading sync.Mutex // held while a request is read, whole
+
+	failing sync.Once
+	err     error // what ended the stream
+
+	mu   sync.Mutex
+	last uint64 // handle
+	open map[uint64]*openFile
+}
+
+// fileRequest is a request, as it was read.
+type fileRequest struct {
+	wire.Header
+	payload []byte
+
+	// Of a WriteRequest, which is done as it is read: straight from the ring.
+	written uint64
+	failure error
+}
+
+func (f *fileStream) work() {
+	in := frames{pipe: f.stream.Pipe}
+	for f.wait() {
+		f.reading.Lock()
+		r, err := f.next(&in)
+		f.waiting.Add(-1)
+		if err == nil {
+			f.follow()
+		}
+		f.reading.Unlock()
+		if err == nil {
+			err = f.answer(&r)
+		}
 		if err != nil {
-			return err
+			f.fail(err)
+			return
 		}
-		if !more {
-			return nil
+	}
+}
+
+// wait counts a worker in that wants to read, unless enough others do.
+func (f *fileStream) wait() bool {
+	for {
+		n := f.waiting.Load()
+		if n > keepWorkers {
+			return false
 		}
-		offset += n
-		left -= n
+		if f.waiting.CompareAndSwap(n, n+1) {
+			return true
+		}
 	}
 }
 
-// openFile opens a regular file. Opening anything else might wait, or do something.
-func openFile(root *os.Root, path string) (f *os.File, size uint64, err error) {
-	if root == nil {
-		return nil, 0, unix.ENOENT
+// follow sees to it that a worker reads the next request.
+func (f *fileStream) follow() {
+	if f.waiting.Load() > 0 || f.count.Load() == maxFileRequests-1 {
+		return
 	}
-	path = strings.TrimLeft(path, "/")
-	if path == "" {
-		return nil, 0, unix.EISDIR
+	if f.further.Add(1) > maxFurtherRequests {
+		f.further.Add(-1)
+		return
 	}
-	f, err = root.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
-	if err != nil {
-		return nil, 0, err
-	}
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-	case info.IsDir():
-		err = unix.EISDIR
-	case !info.Mode().IsRegular():
-		err = unix.EINVAL
-	default:
-		return f, uint64(info.Size()), nil
-	}
-	f.Close()
-	return nil, 0, err
-}
-
-// sendFileData reads up to left bytes of f straight into the ring and sends them as one frame. It returns how many these were, and
-// whether the frame promised more: not if the file has shrunk meanwhile, nor after an error.
-func sendFileData(s *Stream, f *os.File, request, offset, left uint64) (n uint64, more bool, err error) {
-	// Half a ring at least, so that a slow reader doesn't make for small frames.
-	half := uint64(s.Pipe.Descriptor().IncomingSize / 2)
-	least := fileDataPrefix + min(left, wire.MaxFileData, half-fileDataPrefix)
-	a, b, err := s.Pipe.ReserveWrite(int(least))
-	if err != nil {
-		return 0, false, err
-	}
-	want := min(left, wire.MaxFileData, uint64(len(a)+len(b)-fileDataPrefix))
-	x, y := part(a, b, fileDataPrefix, fileDataPrefix+int(want))
-	got, rerr := readAt(f, x, y, offset)
-	n = uint64(got)
-
-	var flags wire.Flags
-	var status uint32
-	if rerr != nil && rerr != io.EOF {
-		n, status = 0, uint32(fileErrno(rerr))
-	} else if rerr == nil && n < left {
-		flags, more = wire.More, true
-	}
-	var prefix [fileDataPrefix]byte
-	wire.AppendFileDataPrefix(prefix[:0], request, flags, status, offset, int(n))
-	x, y = part(a, b, 0, fileDataPrefix)
-	copy(y, prefix[copy(x, prefix[:]):])
-	s.Pipe.CommitWrite(fileDataPrefix + int(n))
-	s.toGuest.Add(n)
-	return n, more, nil
-}
-
-func sendFileError(s *Stream, request, offset uint64, err error) error {
-	return s.write(func(b []byte) []byte {
-		return wire.AppendFileData(b, request, 0, wire.FileData{Status: uint32(fileErrno(err)), Offset: offset})
+	f.count.Add(1)
+	f.workers.Go(func() {
+		f.work()
+		f.count.Add(-1)
+		f.further.Add(-1)
 	})
 }
 
-// readAt fills x, then y. io.EOF says that the file ended before.
-func readAt(f *os.File, x, y []byte, offset uint64) (int, error) {
-	if offset > math.MaxInt64 {
-		return 0, io.EOF
-	}
-	n, err := f.ReadAt(x, int64(offset))
-	if err != nil || len(y) == 0 {
-		return n, err
-	}
-	m, err := f.ReadAt(y, int64(offset)+int64(n))
-	return n + m, err
+// fail ends the stream: the other workers find the pipe closed. After an end of file they go on to answer what was asked.
+func (f *fileStream) fail(err error) {
+	f.failing.Do(func() {
+		f.err = err
+		switch {
+		case err == io.EOF:
+		case f.stream.Pipe.Caused(err):
+			_ = f.stream.Pipe.Close()
+		default:
+			_ = f.stream.Pipe.Reset(errnoOf(err))
+		}
+	})
 }
 
-// part returns bytes from to to of a and b taken together.
-func part(a, b []byte, from, to int) (x, y []byte) {
-	cut := func(i int) (int, int) { return min(i, len(a)), max(i-len(a), 0) }
-	af, bf := cut(from)
-	at, bt := cut(to)
-	return a[af:at], b[bf:bt]
+// next reads a request. reading is held.
+func (f *fileStream) next(in *frames) (r fileRequest, err error) {
+	if r.Header, err = in.header(); err != nil {
+		return r, err
+	}
+	switch r.Kind {
+	case wire.KindWriteRequest:
+		return r, f.write(in, &r)
+	case wire.KindReadFileRequest, wire.KindOpenFileRequest, wire.KindReadRequest, wire.KindStatRequest, wire.KindListRequest, wire.KindMkdirRequest,
+		wire.KindRemoveRequest, wire.KindRenameRequest, wire.KindTruncateRequest, wire.KindSyncRequest, wire.KindCloseRequest:
+		r.payload, err = in.payload(int(r.Length))
+		return r, err
+	default:
+		return r, unexpected(r.Kind)
+	}
 }
 
-// fileErrno is errnoOf for files. An os.Root names no errno for a path that leads outside.
-func fileErrno(err error) unix.Errno {
-	var path *fs.PathError
-	var errno unix.Errno
-	if errors.As(err, &path) && !errors.As(err, &errno) {
-		return unix.EACCES
+// answer does what was asked and sends the answer. Its error is the pipe's, or EPROTO: those of files go to the guest.
+func (f *fileStream) answer(r *fileRequest) error {
+	switch r.Kind {
+	case wire.KindWriteRequest:
+		return f.done(r, r.written, r.failure)
+	case wire.KindReadFileRequest:
+		m, err := wire.DecodeReadFileRequest(r.payload)
+		if err != nil {
+			return protocolError(err)
+		}
+		return f.readFile(r, m)
+	case wire.KindReadRequest:
+		m, err := wire.DecodeReadRequest(r.payload)
+		if err != nil {
+			return protocolError(err)
+		}
+		return f.read(r, m)
+	case wire.KindStatRequest:
+		m, err := wire.DecodeStatRequest(r.payload)
+		if err != nil {
+			return protocolError(err)
+		}
+		return f.stat(r, m)
+	case wire.KindListRequest:
+		m, err := wire.DecodeListRequest(r.payload)
+		if err != nil {
+			return protocolError(err)
+		}
+		return f.list(r, m)
+	default:
+		value, failure, err := f.change(r)
+		if err != nil {
+			return protocolError(err)
+		}
+		return f.done(r, value, failure)
 	}
-	return errnoOf(err)
+}
+
+// change does what a FileDone answers. failure is for the guest; err means a malformed request.
+func (f *fileStream) change(r *fileRequest) (value uint64, failure, err error) {
+	switch r.Kind {
+	case wire.KindOpenFileRequest:
+		var m wire.OpenFileRequest
+		if m, err = wire.DecodeOpenFileRequest(r.payload); err == nil {
+			value, failure = f.openHandle(m)
+		}
+	case wire.KindMkdirRequest:
+		var m wire.MkdirRequest
+		if m, err = wire.DecodeMkdirRequest(r.payload); err == nil {
+			failure = makeFolder(f.share, string(m.Path), m.Flags&wire.MkdirParents != 0)
+		}
+	case wire.KindRemoveRequest:
+		var m wire.RemoveRequest
+		if m, err = wire.DecodeRemoveRequest(r.payload); err == nil {
+			failure = remove(f.share, string(m.Path))
+		}
+	case wire.KindRenameRequest:
+		var m wire.RenameRequest
+		if m, err = wire.DecodeRenameRequest(r.payload); err == nil {
+			failure = rename(f.share, string(m.Old), string(m.New))
+		}
+	case wire.KindTruncateRequest:
+		var m wire.TruncateRequest
+		if m, err = wire.DecodeTruncateRequest(r.payload); err == nil {
+			failure = f.withFile(m.Handle, func(o *openFile) error { return o.truncate(m.Size) })
+		}
+	case wire.KindSyncRequest:
+		var m wire.SyncRequest
+		if m, err = wire.DecodeSyncRequest(r.payload); err == nil {
+			failure = f.withFile(m.Handle, func(o *openFile) error { return o.file.Sync() })
+		}
+	case wire.KindCloseRequest:
+		var m wire.CloseRequest
+		if m, err = wire.DecodeCloseRequest(r.payload); err == nil {
+			failure = f.closeHandle(m.Handle)
+		}
+	}
+	return value, failure, err
+}
+
+func (f *fileStream) done(r *fileRequest, value uint64, failure error) error {
+	m := wire.FileDone{Status: f.status(r, failure), Value: value}
+	return f.stream.write(func(b []byte) []byte { return wire.AppendFileDone(b, r.RequestID, m) })
+}
+
+// status is the errno that tells the guest about a failure; 0 for nil.
+func (f *fileStream) status(r *fileRequest, failure error) uint32 {
+	if failure == nil {
+		return 0
+	}
+	f.stream.server.count.fileErrors.Add(1)
+	f.stream.log(slog.LevelDebug, "request about a file failed", slog.String("request", r.Kind.String()), slog.Any("err", failure))
+	return uint32(fileErrno(failure))
+}
+
+// openHandle opens a file for the guest.
+func (f *fileStream) openHandle(m wire.OpenFileRequest) (handle uint64, err error) {
+	f.mu.Lock()
+	full := len(f.open) >= maxStreamFiles
+	f.mu.Unlock()
+	if full {
+		return 0, unix.EMFILE
+	}
+	if f.files.Add(1) > maxFiles {
+		f.files.Add(-1)
+		return 0, unix.ENFILE
+	}
+	o, err := openShared(f.share, string(m.Path), m.Flags)
+	if err != nil {
+		f.files.Add(-1)
+		return 0, err
+	}
+	f.mu.Lock()
+	// Others have opened files meanwhile.
+	if full = len(f.open) >= maxStreamFiles; !full {
+		f.last++
+		handle = f.last
+		f.open[handle] = o
+	}
+	f.mu.Unlock()
+	if full {
+		o.file.Close()
+		f.files.Add(-1)
+		return 0, unix.EMFILE
+	}
+	return handle, nil
+}
+
+func (f *fileStream) lookup(handle uint64) (*openFile, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if o := f.open[handle]; o != nil {
+		return o, nil
+	}
+	return nil, unix.EBADF
+}
+
+func (f *fileStream) withFile(handle uint64, do func(*openFile) error) error {
+	o, err := f.lookup(handle)
+	if err != nil {
+		return err
+	}
+	return do(o)
+}
+
+// closeHandle gives a handle back. System calls that are under way end well; those that come later are EBADF.
+func (f *fileStream) closeHandle(handle uint64) error {
+	f.mu.Lock()
+	o := f.open[handle]
+	delete(f.open, handle)
+	f.mu.Unlock()
+	if o == nil {
+		return unix.EBADF
+	}
+	f.files.Add(-1)
+	return o.file.Close()
+}
+
+// closeAll closes what the guest has left open, when no worker runs any more.
+func (f *fileStream) closeAll() {
+	for _, o := range f.open {
+		o.file.Close()
+	}
+	f.files.Add(-int64(len(f.open)))
+}
+
+// openFile is what a handle stands for.
+type openFile struct {
+	file   *os.File // it closes when what is under way has ended
+	append bool
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/pipes/pipestest"
 	"github.com/fix-project/arcavm/relay"
+	shared "github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -93,7 +94,8 @@ func (m *machine) wait(otherwise string, ok func() bool) {
 }
 
 type setup struct {
-	root           *os.Root
+	root           *os.Root // shared to read, if share is nothing
+	share          shared.Share
 	onListen       func(netip.AddrPort)
 	handlers       map[uint16]relay.Handler
 	network        relay.Network
@@ -127,7 +129,10 @@ func start(t testing.TB, o setup) *machine {
 	deadline(t, control)
 
 	var mux relay.Mux
-	mux.Handle(wire.ProtocolFileSystem, relay.FileSystem(o.root))
+	if o.share.None() {
+		o.share.Root = o.root
+	}
+	mux.Handle(wire.ProtocolFileSystem, relay.FileSystem(o.share))
 	if !o.noNetwork {
 		mux.Handle(wire.ProtocolTCPListener, relay.TCPListener())
 		mux.Handle(wire.ProtocolTCPConnection, relay.TCPConnection())

@@ -21,6 +21,7 @@ import (
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/pipes/pipestest"
 	"github.com/fix-project/arcavm/relay"
+	shared "github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -174,7 +175,7 @@ func newHostile(t *testing.T) *hostile {
 	}
 	h.m.control = control
 	var mux relay.Mux
-	mux.Handle(wire.ProtocolFileSystem, relay.FileSystem(shareBytes(t, fileSize)))
+	mux.Handle(wire.ProtocolFileSystem, relay.FileSystem(shared.Share{Root: shareBytes(t, fileSize)}))
 	mux.Handle(wire.ProtocolTCPConnection, relay.HandlerFunc(h.connect))
 	mux.Handle(wire.ProtocolTCPListener, relay.HandlerFunc(h.listen))
 	h.m.server = relay.New(h.m.guest.Table, host, &mux, relay.Options{})

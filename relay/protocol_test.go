@@ -134,8 +134,17 @@ func TestProtocolErrors(t *testing.T) {
 			Protocol: wire.ProtocolTCPConnection, Payload: append(connectRequest, "name"...),
 		})),
 		"second Open": openThen(wire.ProtocolFileSystem, nil, wire.AppendOpen(nil, 1, wire.Open{})),
-		"NUL in path": openThen(wire.ProtocolFileSystem, nil,
-			wire.AppendReadFileRequest(nil, 1, wire.ReadFileRequest{Path: []byte("a\x00b")})),
+		"undefined flag of Open file": openThen(wire.ProtocolFileSystem, nil,
+			wire.AppendOpenFileRequest(nil, 1, wire.OpenFileRequest{Flags: 1 << 6, Path: []byte("a")})),
+		"answer about a file": openThen(wire.ProtocolFileSystem, nil, wire.AppendFileDone(nil, 1, wire.FileDone{})),
+		"closed in a Write": func(m *machine, c *pipestest.GuestConn) {
+			if _, err := open(c, wire.ProtocolFileSystem, nil); err != nil {
+				m.t.Error(err)
+			}
+			b := wire.AppendWriteRequest(nil, 1, wire.WriteRequest{Handle: 1, Data: make([]byte, 100)})
+			raw(c, b[:len(b)-1])
+			c.CloseWrite()
+		},
 		"listener asked for a file": openThen(wire.ProtocolTCPListener, anywhere,
 			wire.AppendReadFileRequest(nil, 1, wire.ReadFileRequest{Path: []byte("a")})),
 		"broken ring": func(m *machine, c *pipestest.GuestConn) {

@@ -13,9 +13,10 @@ type Stats struct {
 	ConnectsFailed   uint64            // connections refused, timed out, not found
 	Denied           uint64            // connects, listens and datagrams that the policy refused
 	DatagramsDropped uint64            // UDP datagrams lost because a guest didn't read
+	FileErrors       uint64            // requests about files that were answered with an errno
 	ProtocolErrors   uint64            // pipes reset with EPROTO
 	ToGuest          uint64            // bytes relayed from sockets and files
-	FromGuest        uint64            // bytes relayed to sockets
+	FromGuest        uint64            // bytes relayed to sockets and files
 	Streams          int               // pipes that the monitor has not closed yet, the control pipe not counted
 }
 
@@ -26,6 +27,7 @@ type counters struct {
 	connectsFailed   atomic.Uint64
 	denied           atomic.Uint64
 	datagramsDropped atomic.Uint64
+	fileErrors       atomic.Uint64
 	protocolErrors   atomic.Uint64
 }
 
@@ -52,6 +54,7 @@ func (s *Server) Stats() Stats {
 		ConnectsFailed:   s.count.connectsFailed.Load(),
 		Denied:           s.count.denied.Load(),
 		DatagramsDropped: s.count.datagramsDropped.Load(),
+		FileErrors:       s.count.fileErrors.Load(),
 		ProtocolErrors:   s.count.protocolErrors.Load(),
 		ToGuest:          bytes.toGuest,
 		FromGuest:        bytes.fromGuest,

@@ -71,30 +71,47 @@ type frames struct {
 // it is good until the next call. The error is io.EOF if the guest has closed its end between two frames; one that
 // is EPROTO means a malformed frame, and others are the pipe's.
 func (f *frames) next(kind wire.Kind) (request uint64, payload []byte, err error) {
+	h, err := f.header()
+	if err != nil {
+		return 0, nil, err
+	}
+	if h.Kind != kind {
+		return 0, nil, unexpected(h.Kind)
+	}
+	payload, err = f.payload(int(h.Length))
+	return h.RequestID, payload, err
+}
+
+// header returns the next frame's header, checked. Its errors are those of next.
+func (f *frames) header() (wire.Header, error) {
 	if f.buf == nil {
 		f.buf = make([]byte, wire.HeaderSize, 64)
 	}
 	if _, err := io.ReadFull(f.pipe, f.buf[:wire.HeaderSize]); err != nil {
-		return 0, nil, truncated(err)
+		return wire.Header{}, truncated(err)
 	}
 	h, err := wire.DecodeHeader(f.buf[:wire.HeaderSize])
-	if err == nil && h.Kind != kind {
-		err = errors.New("unexpected " + h.Kind.String())
-	}
 	if err != nil {
-		return 0, nil, protocolError(err)
+		return h, protocolError(err)
 	}
-	if cap(f.buf) < int(h.Length) {
-		f.buf = make([]byte, h.Length)
-	}
-	payload = f.buf[:h.Length]
-	if _, err := io.ReadFull(f.pipe, payload); err == io.EOF {
-		return 0, nil, truncated(io.ErrUnexpectedEOF)
-	} else if err != nil {
-		return 0, nil, truncated(err)
-	}
-	return h.RequestID, payload, nil
+	return h, nil
 }
+
+// payload returns a copy of the next n bytes of a frame.
+func (f *frames) payload(n int) ([]byte, error) {
+	if cap(f.buf) < n {
+		f.buf = make([]byte, n)
+	}
+	p := f.buf[:n]
+	if _, err := io.ReadFull(f.pipe, p); err == io.EOF {
+		return nil, truncated(io.ErrUnexpectedEOF)
+	} else if err != nil {
+		return nil, truncated(err)
+	}
+	return p, nil
+}
+
+func unexpected(k wire.Kind) error { return protocolError(errors.New("unexpected " + k.String())) }
 
 func truncated(err error) error {
 	if errors.Is(err, io.ErrUnexpectedEOF) {

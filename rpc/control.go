@@ -60,7 +60,7 @@ func (s *Server) hand(ctx context.Context, control *pipe, kind string, p *pipe, 
 }
 
 func (s *Server) openFile(ctx context.Context, control *pipe, m message.Open) {
-	f, err := s.o.Share.open(m.Path, m.Mode)
+	f, err := openShared(s.o.Share, m.Path, m.Mode)
 	if err == nil {
 		requests, responses := f.ringSizes(m.Mode)
 		var p *pipe
@@ -75,7 +75,7 @@ func (s *Server) openFile(ctx context.Context, control *pipe, m message.Open) {
 }
 
 func (s *Server) makeFolder(control *pipe, m message.Mkdir) {
-	if err := s.o.Share.mkdir(m.Path); err != nil {
+	if err := mkdirShared(s.o.Share, m.Path); err != nil {
 		s.refuseFile(control, "mkdir", m.Path, err)
 		return
 	}
@@ -85,7 +85,7 @@ func (s *Server) makeFolder(control *pipe, m message.Mkdir) {
 func (s *Server) refuseFile(control *pipe, op, path string, err error) {
 	s.filesRefused.Add(1)
 	switch {
-	case s.o.Share.none():
+	case s.o.Share.None():
 		s.warn(op+" refused: no folder is shared with the guest", "path", path)
 	case errors.Is(err, unix.EROFS):
 		s.warn(op+" refused: what is shared with the guest is read-only", "path", path)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/fix-project/arcavm/rpc"
 	"github.com/fix-project/arcavm/rpc/rpctest"
+	"github.com/fix-project/arcavm/share"
 )
 
 func TestMain(m *testing.M) {
@@ -114,7 +115,7 @@ func openFiles(t testing.TB) int {
 func shared(t testing.TB, writable bool) (string, rpc.Share) {
 	t.Helper()
 	dir := t.TempDir()
-	s, err := rpc.OpenShare(dir, writable)
+	s, err := share.Open(dir, writable)
 	if err != nil {
 		t.Fatal(err)
 	}

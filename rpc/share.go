@@ -2,67 +2,43 @@ package rpc
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/rpc/message"
+	"github.com/fix-project/arcavm/share"
 )
 
 // Share is what a guest can reach of the host's files.
-type Share struct {
-	// Root is the folder that all paths are resolved below, absolute ones too. No path and no symbolic link leads outside.
-	Root *os.Root
+type Share = share.Share
 
-	// Host is used instead of Root: paths mean what they mean to the monitor. A relative one starts at its working directory, and the process's rights
-	// are the only bounds.
-	Host bool
-
-	// Writable lets the guest write, make and cut files, and make folders.
-	Writable bool
-}
-
-// OpenShare returns what `--share dir` means: the folder, or for "/" all that the monitor can reach.
-func OpenShare(dir string, writable bool) (Share, error) {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return Share{}, fmt.Errorf("share a folder: %w", err)
-	}
-	return Share{Root: root, Host: strings.Trim(dir, "/") == "", Writable: writable}, nil
-}
-
-// Close closes what OpenShare has opened.
-func (s Share) Close() error {
-	if s.Root == nil {
-		return nil
-	}
-	return s.Root.Close()
-}
-
-func (s Share) none() bool { return !s.Host && s.Root == nil }
-
-// open opens a file. Folders can't be opened.
-func (s Share) open(path string, m message.Mode) (*file, error) {
+// openShared opens a file. Folders can't be opened.
+func openShared(s Share, path string, m message.Mode) (*file, error) {
 	flags, err := openFlags(m)
 	if err != nil {
 		return nil, err
 	}
+	in, rest := s.Resolve(path)
 	switch {
-	case s.none():
+	case in.None():
 		return nil, unix.ENOENT
-	case (m.Write || m.Append) && !s.Writable:
+	case (m.Write || m.Append) && !in.Writable:
 		return nil, unix.EROFS
 	}
 	// Opening must not wait, nor give the monitor a terminal.
 	flags |= unix.O_NONBLOCK | unix.O_NOCTTY
 	var f *os.File
-	if s.Host {
+	switch {
+	case in.Host:
 		f, err = os.OpenFile(path, flags, 0o666)
-	} else {
-		f, err = s.Root.OpenFile(inside(path), flags, 0o666)
+	case in.Root == nil && rest == ".":
+		err = unix.EISDIR
+	case in.Root == nil:
+		err = unix.ENOENT
+	default:
+		f, err = in.Root.OpenFile(rest, flags, 0o666)
 	}
 	if err != nil {
 		return nil, err
@@ -78,26 +54,21 @@ func (s Share) open(path string, m message.Mode) (*file, error) {
 	return &file{f: f, path: path, regular: info.Mode().IsRegular(), size: uint64(max(info.Size(), 0))}, nil
 }
 
-// mkdir makes a folder and its parents. It is no error if it exists.
-func (s Share) mkdir(path string) error {
+// mkdirShared makes a folder and its parents. It is no error if it exists.
+func mkdirShared(s Share, path string) error {
+	in, rest := s.Resolve(path)
 	switch {
-	case s.none():
+	case in.None():
 		return unix.ENOENT
-	case !s.Writable:
+	case !in.Writable:
 		return unix.EROFS
-	case s.Host:
+	case in.Host:
 		return os.MkdirAll(path, 0o777)
+	case in.Root == nil:
+		return unix.EROFS
 	default:
-		return s.Root.MkdirAll(inside(path), 0o777)
+		return in.Root.MkdirAll(rest, 0o777)
 	}
-}
-
-// inside makes a path relative to the root.
-func inside(path string) string {
-	if path = strings.TrimLeft(path, "/"); path == "" {
-		return "."
-	}
-	return path
 }
 
 // openFlags are those that Rust's OpenOptions has for a mode, with the same modes refused.

@@ -7,7 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/fix-project/arcavm/relay"
-	"github.com/fix-project/arcavm/rpc"
+	"github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/vmm/image"
 	"github.com/fix-project/arcavm/wire"
 )
@@ -53,7 +53,7 @@ type Config struct {
 	ABI ABI
 
 	// Share is what the guest may reach of the host's files. The zero value
-	// shares nothing. Guests of the stream ABI only read, below its Root. The VM doesn't close it.
+	// shares nothing. For guests of the stream ABI its Host doesn't count. The VM doesn't close it.
 	Share Share
 
 	// Console receives what the guest writes to its debug console, byte for
@@ -78,7 +78,7 @@ type Config struct {
 }
 
 // Share is what a guest may reach of the host's files.
-type Share = rpc.Share
+type Share = share.Share
 
 // ABI is a choice of guest ABI.
 type ABI int
@@ -140,6 +140,14 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.CPUs < 1 || c.CPUs > MaxCPUs {
 		return c, &ConfigError{"cpus", fmt.Sprintf("%d is not in 1 to %d", c.CPUs, MaxCPUs)}
+	}
+	for name, named := range c.Share.Named {
+		if err := share.CheckName(name); err != nil {
+			return c, &ConfigError{"share", err.Error()}
+		}
+		if named.Root == nil {
+			return c, &ConfigError{"share", fmt.Sprintf("%s has no folder", name)}
+		}
 	}
 	for protocol, h := range c.Handlers {
 		if protocol < wire.ProtocolPrivate {

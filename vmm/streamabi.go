@@ -59,7 +59,7 @@ func (a *streamABI) connect() (err error) {
 		return &ConfigError{"window", err.Error()}
 	}
 	mux := new(relay.Mux)
-	mux.Handle(wire.ProtocolFileSystem, relay.FileSystem(v.cfg.Share.Root))
+	mux.Handle(wire.ProtocolFileSystem, relay.FileSystem(v.cfg.Share))
 	mux.Handle(wire.ProtocolTCPListener, relay.TCPListener())
 	mux.Handle(wire.ProtocolTCPConnection, relay.TCPConnection())
 	mux.Handle(wire.ProtocolUDP, relay.UDP())

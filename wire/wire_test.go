@@ -49,6 +49,34 @@ func decode(frame []byte) (message, error) {
 		m.Body, err = DecodeReadFileRequest(p)
 	case KindFileData:
 		m.Body, err = DecodeFileData(p)
+	case KindFileDone:
+		m.Body, err = DecodeFileDone(p)
+	case KindFileInfo:
+		m.Body, err = DecodeFileInfo(p)
+	case KindFileList:
+		m.Body, err = DecodeFileList(p)
+	case KindOpenFileRequest:
+		m.Body, err = DecodeOpenFileRequest(p)
+	case KindReadRequest:
+		m.Body, err = DecodeReadRequest(p)
+	case KindWriteRequest:
+		m.Body, err = DecodeWriteRequest(p)
+	case KindStatRequest:
+		m.Body, err = DecodeStatRequest(p)
+	case KindListRequest:
+		m.Body, err = DecodeListRequest(p)
+	case KindMkdirRequest:
+		m.Body, err = DecodeMkdirRequest(p)
+	case KindRemoveRequest:
+		m.Body, err = DecodeRemoveRequest(p)
+	case KindRenameRequest:
+		m.Body, err = DecodeRenameRequest(p)
+	case KindTruncateRequest:
+		m.Body, err = DecodeTruncateRequest(p)
+	case KindSyncRequest:
+		m.Body, err = DecodeSyncRequest(p)
+	case KindCloseRequest:
+		m.Body, err = DecodeCloseRequest(p)
 	case KindAcceptConnection:
 		m.Body, err = DecodeAcceptConnection(p)
 	case KindIncomingConnection:
@@ -78,6 +106,34 @@ func encode(b []byte, m message) []byte {
 		return AppendReadFileRequest(b, m.Request, body)
 	case FileData:
 		return AppendFileData(b, m.Request, m.Flags, body)
+	case FileDone:
+		return AppendFileDone(b, m.Request, body)
+	case FileInfo:
+		return AppendFileInfo(b, m.Request, body)
+	case FileList:
+		return AppendFileList(b, m.Request, body)
+	case OpenFileRequest:
+		return AppendOpenFileRequest(b, m.Request, body)
+	case ReadRequest:
+		return AppendReadRequest(b, m.Request, body)
+	case WriteRequest:
+		return AppendWriteRequest(b, m.Request, body)
+	case StatRequest:
+		return AppendStatRequest(b, m.Request, body)
+	case ListRequest:
+		return AppendListRequest(b, m.Request, body)
+	case MkdirRequest:
+		return AppendMkdirRequest(b, m.Request, body)
+	case RemoveRequest:
+		return AppendRemoveRequest(b, m.Request, body)
+	case RenameRequest:
+		return AppendRenameRequest(b, m.Request, body)
+	case TruncateRequest:
+		return AppendTruncateRequest(b, m.Request, body)
+	case SyncRequest:
+		return AppendSyncRequest(b, m.Request, body)
+	case CloseRequest:
+		return AppendCloseRequest(b, m.Request, body)
 	case AcceptConnection:
 		return AppendAcceptConnection(b, m.Request, body)
 	case IncomingConnection:
@@ -134,6 +190,45 @@ var golden = []struct {
 		"10000000 1100 0000 0c00000000000000" + "00000000 00000000 0000000000000000"},
 	{"FileData ENOENT", message{Request: 13, Body: FileData{Status: 2}},
 		"10000000 1100 0000 0d00000000000000" + "02000000 00000000 0000000000000000"},
+	{"FileDone", message{Request: 0x20, Body: FileDone{Value: 3}},
+		"10000000 1200 0000 2000000000000000" + "00000000 00000000 0300000000000000"},
+	{"FileDone ENOSPC after some bytes", message{Request: 0x21, Body: FileDone{Status: 28, Value: 512}},
+		"10000000 1200 0000 2100000000000000" + "1c000000 00000000 0002000000000000"},
+	{"FileInfo", message{Request: 0x22, Body: FileInfo{Size: 1 << 40, Seconds: -1, Nanoseconds: 999_999_999, Mode: 0o100644}},
+		"20000000 1300 0000 2200000000000000" + "00000000 00000000 0000000000010000 ffffffffffffffff ffc99a3b a4810000"},
+	{"FileInfo ENOENT", message{Request: 0x23, Body: FileInfo{Status: 2}},
+		"08000000 1300 0000 2300000000000000" + "02000000 00000000"},
+	{"FileList", message{Request: 0x24, Body: FileList{Entries: AppendFileEntry(AppendFileEntry(nil,
+		FileEntry{Type: 4, Name: []byte("a")}), FileEntry{Type: 8, Name: []byte("bc")})}},
+		"0f000000 1400 0000 2400000000000000" + "00000000 00000000 04 01 61 08 02 6263"},
+	{"FileList of the end", message{Request: 0x25, Body: FileList{}},
+		"08000000 1400 0000 2500000000000000" + "00000000 00000000"},
+	{"OpenFileRequest", message{Request: 0x26, Body: OpenFileRequest{Flags: OpenWrite | OpenCreate | OpenExclusive, Path: []byte("/a")}},
+		"0a000000 1500 0000 2600000000000000" + "2a000000 00000000 2f61"},
+	{"ReadRequest", message{Request: 0x27, Body: ReadRequest{Handle: 1, Offset: 4096, Length: ToEnd}},
+		"18000000 1600 0000 2700000000000000" + "0100000000000000 0010000000000000 ffffffffffffffff"},
+	{"WriteRequest", message{Request: 0x28, Body: WriteRequest{Handle: 1, Offset: 5, Data: []byte("xyz")}},
+		"13000000 1700 0000 2800000000000000" + "0100000000000000 0500000000000000 78797a"},
+	{"StatRequest by handle", message{Request: 0x29, Body: StatRequest{Handle: 7}},
+		"10000000 1800 0000 2900000000000000" + "0700000000000000 00000000 00000000"},
+	{"StatRequest by path", message{Request: 0x2a, Body: StatRequest{Flags: StatNoFollow, Path: []byte("/a\x00")}},
+		"13000000 1800 0000 2a00000000000000" + "0000000000000000 01000000 00000000 2f6100"},
+	{"ListRequest", message{Request: 0x2b, Body: ListRequest{Limit: 65536, Path: []byte("/a"), After: []byte("xyz")}},
+		"0d000000 1900 0000 2b00000000000000" + "00000100 02000000 2f61 78797a"},
+	{"ListRequest from the start", message{Request: 0x2c, Body: ListRequest{Limit: 4096, Path: []byte("/")}},
+		"09000000 1900 0000 2c00000000000000" + "00100000 01000000 2f"},
+	{"MkdirRequest", message{Request: 0x2d, Body: MkdirRequest{Flags: MkdirParents, Path: []byte("a/b")}},
+		"0b000000 1a00 0000 2d00000000000000" + "01000000 00000000 612f62"},
+	{"RemoveRequest", message{Request: 0x2e, Body: RemoveRequest{Path: []byte("a")}},
+		"01000000 1b00 0000 2e00000000000000" + "61"},
+	{"RenameRequest", message{Request: 0x2f, Body: RenameRequest{Old: []byte("a"), New: []byte("/bc")}},
+		"0c000000 1c00 0000 2f00000000000000" + "01000000 00000000 61 2f6263"},
+	{"TruncateRequest", message{Request: 0x30, Body: TruncateRequest{Handle: 1, Size: 2}},
+		"10000000 1d00 0000 3000000000000000" + "0100000000000000 0200000000000000"},
+	{"SyncRequest", message{Request: 0x31, Body: SyncRequest{Handle: 1}},
+		"08000000 1e00 0000 3100000000000000" + "0100000000000000"},
+	{"CloseRequest", message{Request: 0x32, Body: CloseRequest{Handle: 1<<64 - 1}},
+		"08000000 1f00 0000 3200000000000000" + "ffffffffffffffff"},
 	{"AcceptConnection", message{Request: 14, Body: AcceptConnection{Pipe: 1<<32 | 9}},
 		"08000000 2000 0000 0e00000000000000" + "0900000001000000"},
 	{"IncomingConnection", message{Request: 15, Body: IncomingConnection{Pipe: 9, Peer: v4, Local: v6}},
@@ -207,7 +302,7 @@ func TestMalformed(t *testing.T) {
 	}{
 		{"short header", "00000000 0300 0000 01000000000000", ErrLength},
 		{"kind 0", "00000000 0000 0000 0000000000000000", ErrKind},
-		{"kind between", "00000000 1200 0000 0000000000000000", ErrKind},
+		{"kind between", "00000000 0500 0000 0000000000000000", ErrKind},
 		{"flag 2", "10000000 1100 0200 0000000000000000 00000000000000000000000000000000", ErrFlags},
 		{"MORE on a request", "10000000 0100 0100 0000000000000000 00000100001000000200000000000000", ErrFlags},
 		{"absurd length", "ffffffff 1000 0000 0000000000000000", ErrLength},
@@ -220,9 +315,34 @@ func TestMalformed(t *testing.T) {
 		{"Open reserved high", "08000000 0300 0000 0000000000000000 0000 0000 00000080", ErrReserved},
 		{"Open long", "09100000 0300 0000 0000000000000000 0000 0000 00000000" + long(4097), ErrLength},
 		{"ReadFileRequest no path", "10000000 1000 0000 0000000000000000 00000000000000000000000000000000", ErrLength},
-		{"ReadFileRequest long path", "10100000 1000 0000 0000000000000000 00000000000000000000000000000000" + long(4096), ErrLength},
-		{"ReadFileRequest NUL", "13000000 1000 0000 0000000000000000 00000000000000000000000000000000 610062", ErrPath},
+		{"ReadFileRequest long path", "11200000 1000 0000 0000000000000000 00000000000000000000000000000000" + long(8193), ErrLength},
 		{"FileData no offset", "08000000 1100 0000 0000000000000000 00000000 00000000", ErrLength},
+		{"FileDone short", "0c000000 1200 0000 0000000000000000 00000000 00000000 00000000", ErrLength},
+		{"FileInfo short", "10000000 1300 0000 0000000000000000 00000000 00000000 0000000000000000", ErrLength},
+		{"FileList half an entry", "0a000000 1400 0000 0000000000000000 00000000 00000000 04 01", ErrLength},
+		{"FileList short name", "0b000000 1400 0000 0000000000000000 00000000 00000000 04 02 61", ErrLength},
+		{"FileList empty name", "0c000000 1400 0000 0000000000000000 00000000 00000000 04 00 04 00", ErrLength},
+		{"OpenFileRequest no path", "08000000 1500 0000 0000000000000000 01000000 00000000", ErrLength},
+		{"OpenFileRequest undefined flag", "09000000 1500 0000 0000000000000000 40000000 00000000 61", ErrFlags},
+		{"OpenFileRequest reserved", "09000000 1500 0000 0000000000000000 01000000 01000000 61", ErrReserved},
+		{"ReadRequest long", "19000000 1600 0000 0000000000000000 000000000000000000000000000000000000000000000000 00", ErrLength},
+		{"WriteRequest short", "0f000000 1700 0000 0000000000000000 000000000000000000000000000000", ErrLength},
+		{"WriteRequest long", "11000100 1700 0000 0000000000000000 00000000000000000000000000000000" + long(65537), ErrLength},
+		{"StatRequest of nothing", "10000000 1800 0000 0000000000000000 0000000000000000 00000000 00000000", ErrLength},
+		{"StatRequest by handle and path", "11000000 1800 0000 0000000000000000 0100000000000000 00000000 00000000 61", ErrLength},
+		{"StatRequest undefined flag", "11000000 1800 0000 0000000000000000 0000000000000000 02000000 00000000 61", ErrFlags},
+		{"ListRequest without path", "09000000 1900 0000 0000000000000000 00000100 00000000 61", ErrLength},
+		{"ListRequest path beyond the end", "09000000 1900 0000 0000000000000000 00000100 02000000 61", ErrLength},
+		{"ListRequest path of 4 GiB", "09000000 1900 0000 0000000000000000 00000100 ffffffff 61", ErrLength},
+		{"ListRequest long name", "09010000 1900 0000 0000000000000000 00000100 01000000 61" + long(256), ErrLength},
+		{"MkdirRequest undefined flag", "09000000 1a00 0000 0000000000000000 02000000 00000000 61", ErrFlags},
+		{"RemoveRequest no path", "00000000 1b00 0000 0000000000000000", ErrLength},
+		{"RenameRequest no new path", "0a000000 1c00 0000 0000000000000000 02000000 00000000 6161", ErrLength},
+		{"RenameRequest no old path", "0a000000 1c00 0000 0000000000000000 00000000 00000000 6161", ErrLength},
+		{"RenameRequest reserved", "0a000000 1c00 0000 0000000000000000 01000000 01000000 6161", ErrReserved},
+		{"TruncateRequest short", "08000000 1d00 0000 0000000000000000 0000000000000000", ErrLength},
+		{"SyncRequest long", "10000000 1e00 0000 0000000000000000 00000000000000000000000000000000", ErrLength},
+		{"CloseRequest empty", "00000000 1f00 0000 0000000000000000", ErrLength},
 		{"AcceptConnection long", "09000000 2000 0000 0000000000000000 000000000000000000", ErrLength},
 		{"IncomingConnection short", "10000000 2100 0000 0000000000000000 00000000 00000000 0000000000000000", ErrLength},
 		{"IncomingConnection no family", "40000000 2100 0000 0000000000000000 00000000 00000000 0000000000000000" + ep4 + long(0) +
@@ -398,4 +518,100 @@ func FuzzSendDatagram(f *testing.F) {
 	fuzzPayload(f, DecodeSendDatagram, func(b []byte, m SendDatagram) []byte {
 		return append(b, AppendSendDatagram(nil, 0, m)[HeaderSize:]...)
 	}, SendDatagram{To: v4, Data: []byte("x")}, SendDatagram{})
+}
+
+func FuzzOpenFileRequest(f *testing.F) {
+	fuzzPayload(f, DecodeOpenFileRequest, func(b []byte, m OpenFileRequest) []byte {
+		return append(b, AppendOpenFileRequest(nil, 0, m)[HeaderSize:]...)
+	}, OpenFileRequest{Flags: OpenRead, Path: []byte("/a")})
+}
+
+func FuzzReadRequest(f *testing.F) {
+	fuzzPayload(f, DecodeReadRequest, func(b []byte, m ReadRequest) []byte {
+		return append(b, AppendReadRequest(nil, 0, m)[HeaderSize:]...)
+	}, ReadRequest{Handle: 1, Length: ToEnd})
+}
+
+func FuzzWriteRequest(f *testing.F) {
+	fuzzPayload(f, DecodeWriteRequest, func(b []byte, m WriteRequest) []byte {
+		return append(b, AppendWriteRequest(nil, 0, m)[HeaderSize:]...)
+	}, WriteRequest{Handle: 1, Data: []byte("x")})
+}
+
+func FuzzStatRequest(f *testing.F) {
+	fuzzPayload(f, DecodeStatRequest, func(b []byte, m StatRequest) []byte {
+		return append(b, AppendStatRequest(nil, 0, m)[HeaderSize:]...)
+	}, StatRequest{Handle: 1}, StatRequest{Flags: StatNoFollow, Path: []byte("/a")})
+}
+
+func FuzzListRequest(f *testing.F) {
+	fuzzPayload(f, DecodeListRequest, func(b []byte, m ListRequest) []byte {
+		return append(b, AppendListRequest(nil, 0, m)[HeaderSize:]...)
+	}, ListRequest{Limit: 4096, Path: []byte("/a"), After: []byte("b")})
+}
+
+func FuzzMkdirRequest(f *testing.F) {
+	fuzzPayload(f, DecodeMkdirRequest, func(b []byte, m MkdirRequest) []byte {
+		return append(b, AppendMkdirRequest(nil, 0, m)[HeaderSize:]...)
+	}, MkdirRequest{Flags: MkdirParents, Path: []byte("/a")})
+}
+
+func FuzzRemoveRequest(f *testing.F) {
+	fuzzPayload(f, DecodeRemoveRequest, func(b []byte, m RemoveRequest) []byte {
+		return append(b, AppendRemoveRequest(nil, 0, m)[HeaderSize:]...)
+	}, RemoveRequest{Path: []byte("/a")})
+}
+
+func FuzzRenameRequest(f *testing.F) {
+	fuzzPayload(f, DecodeRenameRequest, func(b []byte, m RenameRequest) []byte {
+		return append(b, AppendRenameRequest(nil, 0, m)[HeaderSize:]...)
+	}, RenameRequest{Old: []byte("a"), New: []byte("b")})
+}
+
+func FuzzTruncateRequest(f *testing.F) {
+	fuzzPayload(f, DecodeTruncateRequest, func(b []byte, m TruncateRequest) []byte {
+		return append(b, AppendTruncateRequest(nil, 0, m)[HeaderSize:]...)
+	}, TruncateRequest{Handle: 1, Size: 2})
+}
+
+func FuzzSyncRequest(f *testing.F) {
+	fuzzPayload(f, DecodeSyncRequest, func(b []byte, m SyncRequest) []byte {
+		return append(b, AppendSyncRequest(nil, 0, m)[HeaderSize:]...)
+	}, SyncRequest{Handle: 1})
+}
+
+func FuzzCloseRequest(f *testing.F) {
+	fuzzPayload(f, DecodeCloseRequest, func(b []byte, m CloseRequest) []byte {
+		return append(b, AppendCloseRequest(nil, 0, m)[HeaderSize:]...)
+	}, CloseRequest{Handle: 1})
+}
+
+func FuzzFileList(f *testing.F) {
+	fuzzPayload(f, DecodeFileList, func(b []byte, m FileList) []byte {
+		return append(b, AppendFileList(nil, 0, m)[HeaderSize:]...)
+	}, FileList{Entries: AppendFileEntry(nil, FileEntry{Type: 4, Name: []byte("a")})}, FileList{Status: 5})
+}
+
+// A failed FileDone or FileInfo has two encodings: what decodes must mean the same after another round.
+func FuzzFileDone(f *testing.F) {
+	fuzzMeaning(f, DecodeFileDone, AppendFileDone, FileDone{Value: 3}, FileDone{Status: 28, Value: 512})
+}
+
+func FuzzFileInfo(f *testing.F) {
+	fuzzMeaning(f, DecodeFileInfo, AppendFileInfo, FileInfo{Size: 1, Mode: 0o100644}, FileInfo{Status: 2})
+}
+
+func fuzzMeaning[M comparable](f *testing.F, decode func([]byte) (M, error), encode func([]byte, uint64, M) []byte, seeds ...M) {
+	for _, m := range seeds {
+		f.Add(encode(nil, 0, m)[HeaderSize:])
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := decode(b)
+		if err != nil {
+			return
+		}
+		if again, err := decode(encode(nil, 0, m)[HeaderSize:]); err != nil || again != m {
+			t.Errorf("%x decodes to %+v, and that to %+v, %v", b, m, again, err)
+		}
+	})
 }

@@ -19,8 +19,8 @@ import (
 // emulationLimit is no limit in practice: servers run for as long as their user likes.
 const emulationLimit = 365 * 24 * time.Hour
 
-// runEmulated runs this same command in an emulated machine, with the image and the shared folder copied into it.
-func runEmulated(flags *pflag.FlagSet, s streams, args []string, share string, network networkFlags) error {
+// runEmulated runs this same command in an emulated machine, with the image and the shared folders copied into it.
+func runEmulated(flags *pflag.FlagSet, s streams, args, shares []string, network networkFlags) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("finding this program's file: %w", err)
@@ -58,16 +58,25 @@ func runEmulated(flags *pflag.FlagSet, s streams, args []string, share string, n
 	}
 	// From inside, this machine's own addresses are this network's.
 	command = append(command, "--deny=out:"+emulated.Network)
-	if share != "" {
-		dir, writable := shareFolder(share)
-		if info, err := os.Stat(dir); err != nil || !info.IsDir() {
-			return &codeError{exitNoInput, fmt.Errorf("--share: %s is not a folder", dir)}
+	folders, err := parseShares(shares)
+	if err != nil {
+		return err
+	}
+	for _, f := range folders {
+		if info, err := os.Stat(f.dir); err != nil || !info.IsDir() {
+			return &codeError{exitNoInput, fmt.Errorf("--share: %s is not a folder", f.dir)}
 		}
-		if writable {
+		if f.writable {
 			return usageError("--share: with --emulated the folder is copied in, and what the guest writes would be lost; leave out :rw")
 		}
-		cfg.Files = append(cfg.Files, emulated.File{Name: "/share", Source: dir})
-		command = append(command, "--share=/share")
+		if f.name == "" {
+			cfg.Files = append(cfg.Files, emulated.File{Name: "/share", Source: f.dir})
+			command = append(command, "--share=/share")
+		} else {
+			inside := "/shares/" + f.name
+			cfg.Files = append(cfg.Files, emulated.File{Name: inside, Source: f.dir})
+			command = append(command, "--share="+f.name+"="+inside)
+		}
 	}
 	cfg.Programs = []emulated.Program{{Path: self, Args: append(append(command, inside), args[1:]...)}}
 

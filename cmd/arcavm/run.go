@@ -1,13 +1,8 @@
 package main
 
 import (
-	"fmt"
-	"os"
-	"strings"
-
 	"github.com/spf13/cobra"
 
-	"github.com/fix-project/arcavm/rpc"
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/image"
 )
@@ -17,7 +12,7 @@ var abiNames = []string{"auto", "stream", "rpc"}
 func newRunCommand(s streams) *cobra.Command {
 	m := newMachine(s)
 	abi := choice{value: "auto", choices: abiNames}
-	var share string
+	var shares []string
 	var inEmulation bool
 	var network networkFlags
 	cmd := &cobra.Command{
@@ -42,6 +37,7 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 		Example: `  arcavm run kernel.elf
   arcavm run --cpus 4 --mem 1G kernel.elf --listen 127.0.0.1:8080
   arcavm run --share ./www httpd.elf
+  arcavm run --share ./in --share out=/tmp/results:rw kernel.elf
   arcavm run --log-level debug --log-format json kernel.elf 2>log.json
   arcavm run --timing kernel.elf
   arcavm run --publish 8080:80 --deny out:* httpd.elf 0.0.0.0:80
@@ -56,7 +52,7 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if inEmulation {
-				return runEmulated(cmd.Flags(), s, args, share, network)
+				return runEmulated(cmd.Flags(), s, args, shares, network)
 			}
 			m.network = network.policy()
 			img, err := image.Open(args[0])
@@ -64,7 +60,7 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 				return inputError(err)
 			}
 			defer img.Close()
-			shared, err := openShare(share)
+			shared, err := openShares(shares)
 			if err != nil {
 				return err
 			}
@@ -76,7 +72,7 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 	f := cmd.Flags()
 	f.SetInterspersed(false)
 	f.Var(&abi, "abi", "how the guest talks: stream (PROTOCOL.md), rpc (Arca's older\nrequest/response), auto (what the image's note says)")
-	f.StringVar(&share, "share", "", "let the guest read the files below `DIR`; without it, none. DIR:rw lets\nit write, too, if it speaks the rpc ABI; /:rw is the whole host")
+	f.StringArrayVar(&shares, "share", nil, "let the guest read the files below `DIR`; without it, none. DIR:rw lets\nit write, too; /:rw is the whole host. NAME=DIR, as often\nas you like: DIR is the top-level folder NAME (for a DIR with = in it\nwrite ./A=B)")
 	f.BoolVar(&inEmulation, "emulated", false, "run in hardware with KVM that QEMU emulates: slow, but it needs\nno /dev/kvm, and has what rpc images need; DIR is copied in")
 	network.add(f)
 	complete(cmd, "abi", abiNames)
@@ -86,27 +82,3 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 
 // abis are the values of --abi.
 var abis = map[string]vmm.ABI{"auto": vmm.ABIOfImage, "stream": vmm.ABIStream, "rpc": vmm.ABIRequestResponse}
-
-// openShare opens what the guest may reach: DIR, DIR:ro or DIR:rw. The empty string is nothing.
-func openShare(text string) (vmm.Share, error) {
-	if text == "" {
-		return vmm.Share{}, nil
-	}
-	dir, writable := shareFolder(text)
-	share, err := rpc.OpenShare(dir, writable)
-	if err == nil {
-		return share, nil
-	}
-	if info, statErr := os.Stat(dir); statErr == nil && !info.IsDir() {
-		return share, &codeError{exitNoInput, fmt.Errorf("--share: %s is not a folder", dir)}
-	}
-	return share, inputError(fmt.Errorf("--share: %w", err))
-}
-
-// shareFolder splits the value of --share.
-func shareFolder(text string) (dir string, writable bool) {
-	if dir, ok := strings.CutSuffix(text, ":rw"); ok {
-		return dir, true
-	}
-	return strings.TrimSuffix(text, ":ro"), false
-}

@@ -67,6 +67,7 @@ func writeStreams(w io.Writer, p pipes.Stats, r relay.Stats) {
 	count(w, "connections out that failed", r.ConnectsFailed)
 	count(w, "denied by policy", r.Denied)
 	count(w, "datagrams dropped", r.DatagramsDropped)
+	count(w, "requests about files that failed", r.FileErrors)
 	count(w, "reset because of a broken ring", p.Broken)
 	count(w, "reset because of a malformed message", r.ProtocolErrors)
 	count(w, "bytes relayed from the guest", r.FromGuest)

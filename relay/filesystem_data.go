@@ -1,0 +1,171 @@
+package relay
+
+import (
+	"io"
+	"math"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/wire"
+)
+
+const fileDataPrefix = wire.HeaderSize + wire.FileDataPrefixSize
+
+// readFile answers a ReadFileRequest: all that is asked for, up to the size that the file has now.
+func (f *fileStream) readFile(r *fileRequest, m wire.ReadFileRequest) error {
+	o, err := openShared(f.share, string(m.Path), wire.OpenRead)
+	if err != nil {
+		return f.sendFailure(r, m.Offset, err)
+	}
+	defer o.file.Close()
+	info, err := o.file.Stat()
+	if err != nil {
+		return f.sendFailure(r, m.Offset, err)
+	}
+	size := uint64(info.Size())
+	if m.Offset >= size {
+		return f.send(r, o.file, m.Offset, 0)
+	}
+	return f.send(r, o.file, m.Offset, min(m.Length, size-m.Offset))
+}
+
+// read answers a ReadRequest.
+func (f *fileStream) read(r *fileRequest, m wire.ReadRequest) error {
+	o, err := f.lookup(m.Handle)
+	if err != nil {
+		return f.sendFailure(r, m.Offset, err)
+	}
+	return f.send(r, o.file, m.Offset, m.Length)
+}
+
+// send sends length bytes of a file, fewer if it ends before. Between two frames other answers have their turn.
+func (f *fileStream) send(r *fileRequest, file *os.File, offset, length uint64) error {
+	for {
+		n, more, err := f.sendData(r, file, offset, length)
+		if err != nil || !more {
+			return err
+		}
+		offset += n
+		length -= n
+	}
+}
+
+// sendData reads up to left bytes straight into the ring and sends them as one frame. It returns how many these were, and
+// whether the frame promised more: not at the end of the file, nor after an error.
+func (f *fileStream) sendData(r *fileRequest, file *os.File, offset, left uint64) (n uint64, more bool, err error) {
+	pipe := f.stream.Pipe
+	// Half a ring at least, so that a slow reader doesn't make for small frames.
+	half := uint64(pipe.Descriptor().IncomingSize / 2)
+	a, b, err := pipe.ReserveWrite(int(fileDataPrefix + min(left, wire.MaxFileData, half-fileDataPrefix)))
+	if err != nil {
+		return 0, false, err
+	}
+	want := min(left, wire.MaxFileData, uint64(len(a)+len(b)-fileDataPrefix))
+	x, y := part(a, b, fileDataPrefix, fileDataPrefix+int(want))
+	got, failure := readAt(file, x, y, offset)
+	n = uint64(got)
+
+	var flags wire.Flags
+	var status uint32
+	if failure != nil && failure != io.EOF {
+		n, status = 0, f.status(r, failure)
+	} else if failure == nil && n < left {
+		flags, more = wire.More, true
+	}
+	var prefix [fileDataPrefix]byte
+	wire.AppendFileDataPrefix(prefix[:0], r.RequestID, flags, status, offset, int(n))
+	x, y = part(a, b, 0, fileDataPrefix)
+	copy(y, prefix[copy(x, prefix[:]):])
+	pipe.CommitWrite(fileDataPrefix + int(n))
+	f.stream.toGuest.Add(n)
+	return n, more, nil
+}
+
+func (f *fileStream) sendFailure(r *fileRequest, offset uint64, failure error) error {
+	m := wire.FileData{Status: f.status(r, failure), Offset: offset}
+	return f.stream.write(func(b []byte) []byte { return wire.AppendFileData(b, r.RequestID, 0, m) })
+}
+
+// readAt fills x, then y. io.EOF says that the file ended before.
+func readAt(f *os.File, x, y []byte, offset uint64) (int, error) {
+	if len(x)+len(y) == 0 {
+		return 0, nil
+	}
+	if offset > math.MaxInt64 {
+		return 0, io.EOF
+	}
+	n, err := f.ReadAt(x, int64(offset))
+	if err != nil || len(y) == 0 {
+		return n, err
+	}
+	if int64(offset) > math.MaxInt64-int64(n) {
+		return n, io.EOF
+	}
+	m, err := f.ReadAt(y, int64(offset)+int64(n))
+	return n + m, err
+}
+
+// write does a WriteRequest while it reads it: data go from the ring to the file, piece by piece as they come. After a failure the rest of them is dropped.
+// Its error is the pipe's, or EPROTO.
+func (f *fileStream) write(in *frames, r *fileRequest) error {
+	prefix, err := in.payload(wire.WritePrefixSize)
+	if err != nil {
+		return err
+	}
+	m, err := wire.DecodeWriteRequest(prefix)
+	if err != nil {
+		return protocolError(err)
+	}
+	o, failure := f.lookup(m.Handle)
+	pipe := f.stream.Pipe
+	half := int(pipe.Descriptor().OutgoingSize / 2)
+	for left := int(r.Length) - wire.WritePrefixSize; left > 0; {
+		a, b, err := pipe.ReserveRead(min(left, half))
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return truncated(err)
+		}
+		a, b = part(a, b, 0, min(left, len(a)+len(b)))
+		for _, piece := range [][]byte{a, b} {
+			if failure != nil || len(piece) == 0 {
+				continue
+			}
+			var n int
+			n, failure = o.write(piece, m.Offset+r.written)
+			r.written += uint64(n)
+		}
+		pipe.CommitRead(len(a) + len(b))
+		left -= len(a) + len(b)
+	}
+	r.failure = failure
+	f.stream.fromGuest.Add(r.written)
+	return nil
+}
+
+func (o *openFile) write(b []byte, offset uint64) (int, error) {
+	if o.append {
+		return o.file.Write(b)
+	}
+	if offset > math.MaxInt64-uint64(len(b)) {
+		return 0, unix.EFBIG
+	}
+	return o.file.WriteAt(b, int64(offset))
+}
+
+func (o *openFile) truncate(size uint64) error {
+	if size > math.MaxInt64 {
+		return unix.EFBIG
+	}
+	return o.file.Truncate(int64(size))
+}
+
+// part returns bytes from to to of a and b taken together.
+func part(a, b []byte, from, to int) (x, y []byte) {
+	cut := func(i int) (int, int) { return min(i, len(a)), max(i-len(a), 0) }
+	af, bf := cut(from)
+	at, bt := cut(to)
+	return a[af:at], b[bf:bt]
+}

@@ -1,0 +1,345 @@
+package relay
+
+import (
+	"encoding/binary"
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/share"
+	"github.com/fix-project/arcavm/wire"
+)
+
+// place says where a guest's path leads, or why nowhere.
+func place(s share.Share, path string) (in share.Share, rest string, err error) {
+	switch {
+	case s.None():
+		err = unix.ENOENT
+	case len(path) > wire.MaxPath:
+		err = unix.ENAMETOOLONG
+	case strings.IndexByte(path, 0) >= 0:
+		err = unix.EINVAL
+	}
+	if err != nil {
+		return share.Share{}, "", err
+	}
+	in, rest = s.Resolve(path)
+	return in, rest, nil
+}
+
+// writable is place for what changes there.
+func writable(s share.Share, path string) (root *os.Root, rest string, err error) {
+	in, rest, err := place(s, path)
+	if err == nil && (!in.Writable || in.Root == nil) {
+		err = unix.EROFS
+	}
+	return in.Root, rest, err
+}
+
+// openShared opens a regular file. Opening anything else might wait, or do something.
+func openShared(s share.Share, path string, flags wire.OpenFlags) (*openFile, error) {
+	mode, err := openMode(flags)
+	if err != nil {
+		return nil, err
+	}
+	in, rest, err := place(s, path)
+	switch {
+	case err != nil:
+		return nil, err
+	case mode&unix.O_ACCMODE != os.O_RDONLY && !in.Writable:
+		return nil, unix.EROFS
+	case rest == ".":
+		return nil, unix.EISDIR
+	case in.Root == nil:
+		return nil, unix.ENOENT
+	}
+	if flags&wire.OpenExclusive == 0 {
+		// Even an open that doesn't wait may do something to a device. What gets there in between is found out below.
+		if info, err := in.Root.Stat(rest); err == nil && !info.Mode().IsRegular() {
+			return nil, notRegular(info)
+		}
+	}
+	f, err := in.Root.OpenFile(rest, mode|unix.O_NONBLOCK|unix.O_NOCTTY, 0o666)
+	if errors.Is(err, unix.ENXIO) {
+		// A socket, or a FIFO that nobody reads.
+		return nil, unix.EINVAL
+	}
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = notRegular(info)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &openFile{file: f, append: flags&wire.OpenAppend != 0}, nil
+}
+
+func notRegular(info os.FileInfo) error {
+	if info.IsDir() {
+		return unix.EISDIR
+	}
+	return unix.EINVAL
+}
+
+// openMode turns flags into those of open(2).
+func openMode(f wire.OpenFlags) (int, error) {
+	has := func(flags wire.OpenFlags) bool { return f&flags != 0 }
+	writes := has(wire.OpenWrite | wire.OpenAppend)
+	var mode int
+	switch {
+	case writes && has(wire.OpenRead):
+		mode = os.O_RDWR
+	case writes:
+		mode = os.O_WRONLY
+	case has(wire.OpenRead) && !has(wire.OpenCreate|wire.OpenTruncate):
+		mode = os.O_RDONLY
+	default:
+		return 0, unix.EINVAL
+	}
+	if has(wire.OpenExclusive) {
+		if !has(wire.OpenCreate) {
+			return 0, unix.EINVAL
+		}
+		mode |= os.O_EXCL
+	}
+	if has(wire.OpenAppend) {
+		mode |= os.O_APPEND
+	}
+	if has(wire.OpenCreate) {
+		mode |= os.O_CREATE
+	}
+	if has(wire.OpenTruncate) {
+		mode |= os.O_TRUNC
+	}
+	return mode, nil
+}
+
+func makeFolder(s share.Share, path string, parents bool) error {
+	root, rest, err := writable(s, path)
+	switch {
+	case err != nil:
+		return err
+	case parents:
+		return root.MkdirAll(rest, 0o777)
+	default:
+		return root.Mkdir(rest, 0o777)
+	}
+}
+
+func remove(s share.Share, path string) error {
+	root, rest, err := writable(s, path)
+	switch {
+	case err != nil:
+		return err
+	case rest == ".":
+		return unix.EBUSY
+	default:
+		return root.Remove(rest)
+	}
+}
+
+func rename(s share.Share, from, to string) error {
+	root, old, err := writable(s, from)
+	if err != nil {
+		return err
+	}
+	target, rest, err := writable(s, to)
+	switch {
+	case err != nil:
+		return err
+	case old == "." || rest == ".":
+		return unix.EBUSY
+	case target != root:
+		return unix.EXDEV
+	default:
+		return root.Rename(old, rest)
+	}
+}
+
+func (f *fileStream) stat(r *fileRequest, m wire.StatRequest) error {
+	var info wire.FileInfo
+	var failure error
+	if m.Handle != 0 {
+		failure = f.withFile(m.Handle, func(o *openFile) (err error) {
+			info, err = describe(o.file.Stat())
+			return err
+		})
+	} else {
+		info, failure = statShared(f.share, string(m.Path), m.Flags&wire.StatNoFollow == 0)
+	}
+	info.Status = f.status(r, failure)
+	return f.stream.write(func(b []byte) []byte { return wire.AppendFileInfo(b, r.RequestID, info) })
+}
+
+func statShared(s share.Share, path string, follow bool) (wire.FileInfo, error) {
+	in, rest, err := place(s, path)
+	switch {
+	case err != nil:
+		return wire.FileInfo{}, err
+	case in.Root == nil && rest == ".":
+		return wire.FileInfo{Mode: unix.S_IFDIR | 0o555}, nil
+	case in.Root == nil:
+		return wire.FileInfo{}, unix.ENOENT
+	case follow:
+		return describe(in.Root.Stat(rest))
+	default:
+		return describe(in.Root.Lstat(rest))
+	}
+}
+
+func describe(info os.FileInfo, err error) (wire.FileInfo, error) {
+	if err != nil {
+		return wire.FileInfo{}, err
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return wire.FileInfo{}, unix.EIO
+	}
+	return wire.FileInfo{Size: uint64(st.Size), Seconds: st.Mtim.Sec, Nanoseconds: uint32(st.Mtim.Nsec), Mode: st.Mode}, nil
+}
+
+func (f *fileStream) list(r *fileRequest, m wire.ListRequest) error {
+	list, failure := f.page(m)
+	answer := wire.FileList{Status: f.status(r, failure), Entries: list}
+	return f.stream.write(func(b []byte) []byte { return wire.AppendFileList(b, r.RequestID, answer) })
+}
+
+// page returns the first of a folder's entries after m.After, as many as there is room for. Names, unlike places in a folder, mean the same next time, whatever
+// was made and removed meanwhile.
+func (f *fileStream) page(m wire.ListRequest) ([]byte, error) {
+	if m.Limit < wire.FileEntryPrefixSize+wire.MaxFileName {
+		return nil, unix.EINVAL
+	}
+	in, rest, err := place(f.share, string(m.Path))
+	if err != nil {
+		return nil, err
+	}
+	p := page{after: string(m.After), limit: int(min(m.Limit, wire.MaxFileList))}
+	if rest == "." {
+		for name := range in.Named {
+			p.add(unix.DT_DIR, name)
+		}
+	}
+	switch {
+	case in.Root != nil:
+		err = f.eachName(in.Root, rest, func(kind uint8, name []byte) {
+			if _, hidden := in.Named[string(name)]; !hidden || rest != "." {
+				p.add(kind, string(name))
+			}
+		})
+	case rest != ".":
+		err = unix.ENOENT
+	}
+	if err != nil {
+		return nil, err
+	}
+	return p.encode(), nil
+}
+
+// eachName calls do for every name in a folder. os.File's own reading of folders would look at each entry by its path, past the Root.
+func (f *fileStream) eachName(root *os.Root, path string, do func(kind uint8, name []byte)) error {
+	dir, err := root.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	buf := make([]byte, 32<<10)
+	for f.ctx.Err() == nil {
+		n, err := unix.ReadDirent(int(dir.Fd()), buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if n <= 0 || err != nil {
+			return err
+		}
+		eachDirent(buf[:n], do)
+	}
+	return f.ctx.Err()
+}
+
+// eachDirent goes through what getdents64 returned: inode u64 · offset i64 · length of the record u16 · type u8 · name, ended by NUL.
+func eachDirent(b []byte, do func(kind uint8, name []byte)) {
+	const lengthAt, typeAt, nameAt = 16, 18, 19
+	for len(b) > nameAt {
+		record := b[:binary.LittleEndian.Uint16(b[lengthAt:])]
+		b = b[len(record):]
+		name := record[nameAt:]
+		name = name[:slices.Index(name, 0)]
+		if string(name) != "." && string(name) != ".." {
+			do(record[typeAt], name)
+		}
+	}
+}
+
+// page collects the least names that come after one.
+type page struct {
+	after, before string // before "" doesn't count
+	limit, size   int    // bytes on the wire
+	entries       []entry
+}
+
+type entry struct {
+	kind uint8
+	name string
+}
+
+func (p *page) add(kind uint8, name string) {
+	if name <= p.after || p.before != "" && name >= p.before || len(name) > wire.MaxFileName {
+		return
+	}
+	p.entries = append(p.entries, entry{kind, name})
+	p.size += wire.FileEntryPrefixSize + len(name)
+	// Twice the room, so that the sorting doesn't cost more than the reading.
+	if p.size > 2*p.limit {
+		p.cut()
+	}
+}
+
+// cut sorts and drops what there is no room for.
+func (p *page) cut() {
+	slices.SortFunc(p.entries, func(a, b entry) int { return strings.Compare(a.name, b.name) })
+	p.size = 0
+	for i, e := range p.entries {
+		n := wire.FileEntryPrefixSize + len(e.name)
+		if p.size+n > p.limit {
+			p.before, p.entries = e.name, p.entries[:i]
+			return
+		}
+		p.size += n
+	}
+}
+
+func (p *page) encode() []byte {
+	p.cut()
+	b := make([]byte, 0, p.size)
+	for _, e := range p.entries {
+		b = wire.AppendFileEntry(b, wire.FileEntry{Type: e.kind, Name: []byte(e.name)})
+	}
+	return b
+}
+
+// fileErrno is errnoOf for files. An os.Root names no errno for a path that leads outside.
+func fileErrno(err error) unix.Errno {
+	var errno unix.Errno
+	var path *fs.PathError
+	var link *os.LinkError
+	switch {
+	case errors.Is(err, os.ErrClosed):
+		return unix.EBADF
+	case errors.As(err, &errno):
+		return errno
+	case errors.As(err, &path), errors.As(err, &link):
+		return unix.EACCES
+	default:
+		return errnoOf(err)
+	}
+}
