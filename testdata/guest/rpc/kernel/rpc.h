@@ -77,14 +77,16 @@ void interrupts_off(void);
 void halt_with_interrupts(void);
 void interrupts_on(void);
 
+/* What has come true is not looked at again: a condition may take something, a lock for instance. */
 #define wait_until(condition)                   \
-	while (!(condition)) {                  \
+	for (int met = 0; !met && !(condition);) { \
 		if (!notifying) {               \
 			relax();                \
 			continue;               \
 		}                               \
 		interrupts_off();               \
-		if (!(condition))               \
+		met = !!(condition);            \
+		if (!met)                       \
 			halt_with_interrupts(); \
 		interrupts_on();                \
 	}
