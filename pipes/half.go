@@ -20,7 +20,7 @@ type half struct {
 	pipe     *Pipe
 	producer bool
 	size     uint64
-	reserve  uint64 // a consumer with more than this to read keeps signals back
+	reserve  uint64 // a consumer with more than this to read keeps signals back, a producer that goes on writing does for this much
 	data     []byte
 	bias     uint64
 	mine     *line
@@ -36,6 +36,7 @@ type half struct {
 	local    uint32 // own state
 	stored   uint32 // own state as the other end can see it
 	cause    error  // what operations fail with when local isn't open
+	kept     uint64 // a producer's bytes that the consumer was not yet told of
 	busy     bool
 	queued   int  // how many wait for their turn
 	given    bool // busy is held for one of them
@@ -55,15 +56,19 @@ type half struct {
 	stats DirectionStats
 }
 
-// maxReserve is how many bytes a consumer leaves itself at most, to be busy with while the producer it signals wakes up: a third of a millisecond's
-// worth at 3 GB/s. What a large ring holds beyond that is filled at one go.
-const maxReserve = 1 << 20
+// How many bytes an end keeps signals back for at most. A consumer leaves itself something to be busy with while the producer it signals wakes up: a third
+// of a millisecond's worth at 3 GB/s. What a large ring holds beyond that is filled at one go. A producer lets the consumer wait for half as long.
+const (
+	maxConsumerReserve = 1 << 20
+	maxProducerReserve = 512 << 10
+)
 
 func (h *half) init(p *Pipe, producer bool, start uint64, data []byte, mine, theirs *line) {
 	h.pipe, h.producer, h.data, h.mine, h.theirs = p, producer, data, mine, theirs
 	h.size = uint64(len(data))
-	h.reserve = min(h.size/2, maxReserve)
+	h.reserve = min(h.size/2, maxConsumerReserve)
 	if producer {
+		h.reserve = min(h.size/2, maxProducerReserve)
 		h.bias = h.size
 	}
 	h.moved.L, h.turn.L = &h.mu, &h.mu
@@ -151,8 +156,42 @@ func (h *half) queue() (err error) {
 // next moves the cursor by n bytes and waits until min more can be used, or as begin does with later. After an error the operation has ended.
 func (h *half) next(n, min int, later func()) (a, b []byte, err error) {
 	h.mu.Lock()
-	h.move(n)
+	h.move(n, false)
 	return h.await(min, later)
+}
+
+// nextOfMore is next for a producer that goes on at once, or calls flush before it waits for anything but room: it may keep signals back.
+func (h *half) nextOfMore(n, min int) (a, b []byte, err error) {
+	h.mu.Lock()
+	h.move(n, true)
+	return h.await(min, nil)
+}
+
+// flush sends the signal that a producer has kept back, if there is one. Its owner calls it.
+func (h *half) flush() {
+	h.mu.Lock()
+	h.tell()
+	h.mu.Unlock()
+}
+
+// tell sends what was kept back, and reports whether there was a signal to send: then mu was released meanwhile. mu is held.
+func (h *half) tell() bool {
+	if h.kept == 0 || h.local != stateOpen {
+		return false
+	}
+	h.kept = 0
+	return h.signalled()
+}
+
+// signalled signals the other end if it waits, and reports whether it did: then mu was released meanwhile; busy keeps the pipe alive. mu is held.
+func (h *half) signalled() bool {
+	if !h.claim() {
+		return false
+	}
+	h.mu.Unlock()
+	h.pipe.signal(h)
+	h.mu.Lock()
+	return true
 }
 
 // end moves the cursor by n bytes and ends the operation. It fails if this end was closed meanwhile: the bytes don't count.
@@ -161,7 +200,7 @@ func (h *half) end(n int) (err error) {
 	if n > 0 && h.local != stateOpen {
 		err = h.cause
 	}
-	h.move(n)
+	h.move(n, false)
 	h.release()
 	h.unlock()
 	return err
@@ -207,11 +246,8 @@ func (h *half) await(min int, later func()) (a, b []byte, err error) {
 			}
 			break
 		}
-		// A consumer that kept signals back must not sleep on them.
-		if !h.producer && uint64(n) > h.reserve && h.claim() {
-			h.mu.Unlock()
-			h.pipe.signal(h)
-			h.mu.Lock()
+		// Who kept signals back must not sleep on them.
+		if h.producer && h.tell() || !h.producer && uint64(n) > h.reserve && h.signalled() {
 			continue
 		}
 		if later != nil {
@@ -225,6 +261,7 @@ func (h *half) await(min int, later func()) (a, b []byte, err error) {
 		slept = true
 	}
 	if err != nil {
+		h.tell()
 		h.release()
 		h.unlock()
 		return nil, nil, err
@@ -245,26 +282,34 @@ func (h *half) spans(n int) (a, b []byte) {
 	}
 }
 
-// move advances the cursor and wakes the other end if that one sleeps. Nothing moves after a close: that cursor was the last.
-func (h *half) move(n int) {
+// move advances the cursor and wakes the other end if that one sleeps. Nothing moves after a close: that cursor was the last. A producer that has more
+// to write may keep the signal back, and owes it then.
+func (h *half) move(n int, more bool) {
 	if uint64(n) > h.limit-h.own {
 		h.mu.Unlock()
 		panic("pipes: committed more bytes than were reserved")
 	}
-	if n == 0 || h.local != stateOpen {
+	if h.local != stateOpen || n == 0 && h.kept == 0 {
 		return
 	}
-	h.own += uint64(n)
-	h.mine.cursor.Store(h.own)
-	h.stats.Bytes += uint64(n)
-	h.stats.Chunks++
-	if !h.producer && h.limit-h.own > h.reserve || !h.claim() {
-		h.stats.Suppressed++
+	if n > 0 {
+		h.own += uint64(n)
+		h.mine.cursor.Store(h.own)
+		h.stats.Bytes += uint64(n)
+		h.stats.Chunks++
+	}
+	if h.producer {
+		h.kept += uint64(n)
+		more = more && h.kept < h.reserve
 	} else {
-		// busy keeps the pipe alive meanwhile.
-		h.mu.Unlock()
-		h.pipe.signal(h)
-		h.mu.Lock()
+		more = h.limit-h.own > h.reserve
+	}
+	if !more {
+		h.kept = 0
+		more = !h.signalled()
+	}
+	if more {
+		h.stats.Suppressed++
 	}
 }
 

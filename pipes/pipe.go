@@ -193,18 +193,49 @@ const (
 // end to be at work meanwhile, so that a lap of the ring is many chunks and still about one signal each way.
 func (h *half) chunk() int { return int(min(maxChunk, max(minChunk, h.size/8))) }
 
+// cut shortens what is there to at most n bytes.
+func cut(a, b []byte, n int) (x, y []byte) {
+	if n <= len(a) {
+		return a[:n], nil
+	}
+	return a, b[:min(len(b), n-len(a))]
+}
+
+// VectorReader is a reader that [Pipe.ReadFrom] makes better use of: a socket, for instance.
+type VectorReader interface {
+	io.Reader
+	// ReadVector reads into a, and if that is full into b, which may be empty. It calls wait before it waits, and need not if it doesn't.
+	ReadVector(a, b []byte, wait func()) (n int, err error)
+}
+
+// VectorWriter is a writer that [Pipe.WriteTo] makes better use of.
+type VectorWriter interface {
+	io.Writer
+	// WriteVector writes all of a, then of b.
+	WriteVector(a, b []byte) (n int, err error)
+}
+
 // ReadFrom reads from r straight into ring memory until r ends. It waits for room, at most until the write deadline. It doesn't close the
-// writer at the end.
+// writer at the end. If r is a [VectorReader], it reads into both parts of ring memory where it wraps, and signals the other end less often: while r has more to give.
 //
 // An error of r is returned as it is; one of this pipe as a *net.OpError that [Pipe.Caused] knows. While r.Read waits, this pipe's end isn't
 // noticed: see [Pipe.OnWriteError] for how to get r.Read to return.
 func (p *Pipe) ReadFrom(r io.Reader) (int64, error) {
 	var total int64
-	x, _, err := p.wr.begin(1, nil)
+	v, _ := r.(VectorReader)
+	flush := p.wr.flush
+	x, y, err := p.wr.begin(1, nil)
 	for empty := 0; err == nil; {
-		x = x[:min(len(x), p.wr.chunk())]
-		n, rerr := r.Read(x)
-		if n < 0 || n > len(x) {
+		x, y = cut(x, y, p.wr.chunk())
+		var n int
+		var rerr error
+		if v != nil {
+			n, rerr = v.ReadVector(x, y, flush)
+		} else {
+			y = nil
+			n, rerr = r.Read(x)
+		}
+		if n < 0 || n > len(x)+len(y) {
 			n, rerr = 0, errInvalidCount
 		}
 		if n == 0 && rerr == nil {
@@ -224,7 +255,11 @@ func (p *Pipe) ReadFrom(r io.Reader) (int64, error) {
 			return total + int64(n), rerr
 		}
 		total += int64(n)
-		x, _, err = p.wr.next(n, 1, nil)
+		if v != nil && n == len(x)+len(y) {
+			x, y, err = p.wr.nextOfMore(n, 1)
+		} else {
+			x, y, err = p.wr.next(n, 1, nil)
+		}
 	}
 	return total, p.fail("write", err)
 }
@@ -255,14 +290,22 @@ func (p *Pipe) WriteAvailable(w io.Writer, f func()) (int64, error) {
 
 func (p *Pipe) writeTo(w io.Writer, later func()) (int64, error) {
 	var total int64
-	x, _, err := p.rd.begin(1, later)
+	v, _ := w.(VectorWriter)
+	x, y, err := p.rd.begin(1, later)
 	for err == nil {
-		x = x[:min(len(x), p.rd.chunk())]
-		n, werr := w.Write(x)
-		switch {
-		case n < 0 || n > len(x):
+		x, y = cut(x, y, p.rd.chunk())
+		var n int
+		var werr error
+		if v != nil && len(y) > 0 {
+			n, werr = v.WriteVector(x, y)
+		} else {
+			y = nil
+			n, werr = w.Write(x)
+		}
+		switch want := len(x) + len(y); {
+		case n < 0 || n > want:
 			n, werr = 0, errInvalidCount
-		case n < len(x) && werr == nil:
+		case n < want && werr == nil:
 			werr = io.ErrShortWrite
 		}
 		total += int64(n)
@@ -270,7 +313,7 @@ func (p *Pipe) writeTo(w io.Writer, later func()) (int64, error) {
 			_ = p.rd.end(n) // closed meanwhile or not, w's error is what ended this
 			return total, werr
 		}
-		x, _, err = p.rd.next(n, 1, later)
+		x, y, err = p.rd.next(n, 1, later)
 	}
 	return total, p.fail("read", err)
 }

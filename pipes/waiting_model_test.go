@@ -13,16 +13,18 @@ import (
 type variant struct {
 	size, units, min int // ring size, units to send, what the consumer waits for
 	reserve          int // the consumer keeps signals back while it has more than this to read
+	hold             int // for how many units a producer that goes on writing keeps signals back
 	wakerFence       bool
 	waiterFence      bool
 	secondLook       bool
 	flush            bool // a consumer that keeps signals back looks at the flag before it sleeps
+	tell             bool // a producer does
 	stateSignal      bool // a state change signals whatever the flag says
 	stateFirst       bool // the consumer reads the state before the cursor
 }
 
-func correct(size, min, reserve int) variant {
-	return variant{size, size + 3, min, reserve, true, true, true, true, true, true}
+func correct(size, min, reserve, hold int) variant {
+	return variant{size, size + 3, min, reserve, hold, true, true, true, true, true, true, true}
 }
 
 // rings calls f for every ring of the model with the right steps.
@@ -30,7 +32,9 @@ func rings(f func(v variant)) {
 	for size := 1; size <= 4; size++ {
 		for min := 1; min <= size; min++ {
 			for reserve := range size/2 + 1 {
-				f(correct(size, min, reserve))
+				for hold := range size/2 + 2 {
+					f(correct(size, min, reserve, hold))
+				}
 			}
 		}
 	}
@@ -57,7 +61,7 @@ const (
 	waitFence // own flag stored; next: fence
 	second    // second look
 	secondB
-	flushFlag // consumer only: the other's flag before sleeping
+	flushFlag // who kept signals back: the other's flag before sleeping
 	flushTake
 	flushSend
 	sleep
@@ -73,6 +77,7 @@ type end struct {
 	pc     int8
 	own    int8
 	limit  int8
+	kept   int8 // producer: units that the consumer was not yet told of
 	seen   int8 // consumer: the state, or with a wrong order the cursor, that was read first
 	buffer [6]store
 	n      int8
@@ -140,6 +145,11 @@ func (v variant) step(w *world, who int) (ok bool, err error) {
 				e.own++
 				e.store(wWrite, int(e.own))
 				e.pc = moved
+				if e.kept++; int(e.kept) <= v.hold {
+					e.pc = look // keeps the signal back
+				} else {
+					e.kept = 0
+				}
 			default:
 				e.pc = nothing
 			}
@@ -181,7 +191,7 @@ func (v variant) step(w *world, who int) (ok bool, err error) {
 		return saw(state != 0, nothing)
 	}
 	goToSleep := int8(sleep)
-	if who == consumer && v.flush {
+	if who == consumer && v.flush || who == producer && v.tell {
 		goToSleep = flushFlag
 	}
 
@@ -251,8 +261,13 @@ func (v variant) step(w *world, who int) (ok bool, err error) {
 	case secondB:
 		err = lookSecond(goToSleep)
 	case flushFlag:
+		owes := int(e.limit-e.own) > v.reserve
+		if who == producer {
+			owes = e.kept > 0
+			e.kept = 0
+		}
 		e.pc = sleep
-		if int(e.limit-e.own) > v.reserve && w.load(who, theirs) != 0 {
+		if owes && w.load(who, theirs) != 0 {
 			e.pc = flushTake
 		}
 	case flushSend:
@@ -330,11 +345,11 @@ func TestWaitingModel(t *testing.T) {
 	rings(func(v variant) {
 		n, err := v.explore()
 		if err != nil {
-			t.Errorf("size %d, min %d, reserve %d: %v", v.size, v.min, v.reserve, err)
+			t.Errorf("size %d, min %d, reserve %d, hold %d: %v", v.size, v.min, v.reserve, v.hold, err)
 		}
-		t.Logf("size %d, min %d, reserve %d: %d states", v.size, v.min, v.reserve, n)
+		t.Logf("size %d, min %d, reserve %d, hold %d: %d states", v.size, v.min, v.reserve, v.hold, n)
 		if n < 100 {
-			t.Errorf("size %d, min %d, reserve %d: only %d states", v.size, v.min, v.reserve, n)
+			t.Errorf("size %d, min %d, reserve %d, hold %d: only %d states", v.size, v.min, v.reserve, v.hold, n)
 		}
 	})
 }
@@ -347,6 +362,7 @@ func TestWaitingModelNoticesWhatIsMissing(t *testing.T) {
 		"fence of the waiter":                       func(v *variant) { v.waiterFence = false },
 		"second look":                               func(v *variant) { v.secondLook = false },
 		"look at the flag before a consumer sleeps": func(v *variant) { v.flush = false },
+		"look at the flag before a producer sleeps": func(v *variant) { v.tell = false },
 		"signal after a state change":               func(v *variant) { v.stateSignal = false },
 		"state before cursor":                       func(v *variant) { v.stateFirst = false },
 	} {
@@ -360,7 +376,7 @@ func TestWaitingModelNoticesWhatIsMissing(t *testing.T) {
 				omit(&v)
 				if _, err := v.explore(); err != nil {
 					noticed = true
-					t.Logf("size %d, min %d, reserve %d: %v", v.size, v.min, v.reserve, err)
+					t.Logf("size %d, min %d, reserve %d, hold %d: %v", v.size, v.min, v.reserve, v.hold, err)
 				}
 			})
 			if !noticed {

@@ -39,8 +39,10 @@ type link struct {
 // returns after it counts for nothing.
 func relayConn(s *Stream, conn Conn) {
 	l := &link{stream: s, conn: conn, parts: 2}
-	l.to = sending{socket{conn: conn, moved: &s.fromGuest}}
-	l.from = receiving{socket{conn: conn, moved: &s.toGuest}}
+	l.to = sending{socket: socket{conn: conn, moved: &s.fromGuest}}
+	l.from = receiving{socket: socket{conn: conn, moved: &s.toGuest}}
+	l.from.raw = rawConn(conn)
+	l.from.try = l.from.readv
 	l.eager = newEager(conn, &l.to)
 	l.onReadable, l.onMore = l.readable, l.send
 
@@ -227,10 +229,24 @@ type socket struct {
 	err error      // of the last one
 }
 
-type (
-	sending   struct{ socket }
-	receiving struct{ socket }
-)
+// sending is the direction to the peer.
+type sending struct {
+	socket
+	parts [2][]byte // both halves of a wrap, for one system call
+	left  net.Buffers
+}
+
+// receiving is the direction to the guest.
+type receiving struct {
+	socket
+	raw syscall.RawConn       // nil if conn is no socket
+	try func(fd uintptr) bool // readv, made once
+
+	parts [2][]byte // both halves of a wrap
+	wait  func()
+	n     int
+	rerr  error
+}
 
 func (s *receiving) Read(b []byte) (int, error) {
 	s.mu.Lock()
@@ -239,6 +255,66 @@ func (s *receiving) Read(b []byte) (int, error) {
 	s.moved.Add(uint64(n))
 	s.err = err
 	return n, err
+}
+
+// ReadVector is of [pipes.VectorReader].
+func (s *receiving) ReadVector(a, b []byte, wait func()) (int, error) {
+	if s.raw == nil {
+		wait()
+		return s.Read(a)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.parts, s.wait = [2][]byte{a, b}, wait
+	s.n = 0
+	err := s.raw.Read(s.try)
+	if err == nil {
+		err = s.rerr
+	}
+	s.parts, s.wait = [2][]byte{}, nil
+	s.moved.Add(uint64(s.n))
+	s.err = err
+	return s.n, err
+}
+
+// readv returns false if there is nothing to read: RawConn calls it again when there is.
+func (s *receiving) readv(fd uintptr) bool {
+	for {
+		var err error
+		if len(s.parts[1]) == 0 {
+			s.n, err = unix.Read(int(fd), s.parts[0])
+		} else {
+			s.n, err = unix.Readv(int(fd), s.parts[:])
+		}
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			s.n = 0
+			s.wait()
+			return false
+		case err != nil:
+			s.n, s.rerr = 0, os.NewSyscallError("read", err)
+		case s.n == 0:
+			s.rerr = io.EOF
+		default:
+			s.rerr = nil
+		}
+		return true
+	}
+}
+
+// WriteVector is of [pipes.VectorWriter].
+func (s *sending) WriteVector(a, b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.parts = [2][]byte{a, b}
+	s.left = s.parts[:]
+	n, err := s.left.WriteTo(s.conn)
+	s.parts = [2][]byte{}
+	s.moved.Add(uint64(n))
+	s.err = err
+	return int(n), err
 }
 
 func (s *sending) Write(b []byte) (int, error) {
@@ -267,8 +343,8 @@ type eager struct {
 	err  error
 }
 
-// newEager returns nil for what isn't a socket itself, but a layer above one for instance.
-func newEager(conn Conn, to *sending) *eager {
+// rawConn returns nil for what isn't a socket itself, but a layer above one for instance.
+func rawConn(conn Conn) syscall.RawConn {
 	var raw syscall.RawConn
 	var err error
 	switch c := conn.(type) {
@@ -277,7 +353,16 @@ func newEager(conn Conn, to *sending) *eager {
 	case *net.UnixConn:
 		raw, err = c.SyscallConn()
 	}
-	if raw == nil || err != nil {
+	if err != nil {
+		return nil
+	}
+	return raw
+}
+
+// newEager returns nil if conn is no socket.
+func newEager(conn Conn, to *sending) *eager {
+	raw := rawConn(conn)
+	if raw == nil {
 		return nil
 	}
 	e := &eager{to: to, raw: raw}

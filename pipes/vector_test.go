@@ -1,0 +1,177 @@
+package pipes_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/fix-project/arcavm/pipes/pipestest"
+)
+
+// vectors is a socket in the eyes of a pipe. As a reader it fills what it is given as long as it has something left, then waits for more.
+type vectors struct {
+	left  []byte
+	more  chan []byte // closed: the end
+	calls [][2]int    // lengths of the parts that it was given
+	took  bytes.Buffer
+}
+
+func (v *vectors) Read([]byte) (int, error)    { panic("a vector reader is asked for vectors") }
+func (v *vectors) Write(b []byte) (int, error) { return v.WriteVector(b, nil) }
+
+func (v *vectors) ReadVector(a, b []byte, wait func()) (int, error) {
+	v.calls = append(v.calls, [2]int{len(a), len(b)})
+	if len(v.left) == 0 {
+		wait()
+		v.left = <-v.more
+		if v.left == nil {
+			return 0, io.EOF
+		}
+	}
+	n := copy(a, v.left)
+	n += copy(b, v.left[n:])
+	v.left = v.left[n:]
+	return n, nil
+}
+
+func (v *vectors) WriteVector(a, b []byte) (int, error) {
+	v.calls = append(v.calls, [2]int{len(a), len(b)})
+	v.took.Write(a)
+	v.took.Write(b)
+	return len(a) + len(b), nil
+}
+
+func numbered(n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(i ^ i>>8)
+	}
+	return b
+}
+
+// A reader that has just filled all that it was given has more: its pipe keeps the signal back, but not while the reader waits.
+func TestReadFromSignalsBeforeItWaits(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{1, 4096, 64 << 10, 100_000, 256 << 10, 512<<10 - 1, 512 << 10} {
+		host, guest := pipestest.NewPair(t, 512<<10)
+		v := &vectors{more: make(chan []byte)}
+		done := make(chan error, 1)
+		go func() {
+			_, err := host.ReadFrom(v)
+			done <- err
+		}()
+		for range 20 {
+			sent := numbered(size)
+			v.more <- sent
+			got := make([]byte, size)
+			if _, err := io.ReadFull(guest, got); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, sent) {
+				t.Fatalf("pieces of %d bytes: other bytes arrived", size)
+			}
+		}
+		close(v.more)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// While the other end sleeps, a signal stands for half of the ring, not for each chunk.
+func TestReadFromSignalsOncePerReserve(t *testing.T) {
+	t.Parallel()
+	const ring, chunks = 1 << 20, 7 // of 128 KiB; the reserve is 512 KiB
+	host, guest := pipestest.NewPair(t, ring)
+	v := &vectors{more: make(chan []byte, 1)}
+	v.more <- make([]byte, chunks*ring/8)
+	close(v.more)
+	// Armed, and not looked after until the end: as a guest that sleeps.
+	woken := make(chan struct{}, 100)
+	guest.OnReadable(func() { woken <- struct{}{} })
+	if _, err := host.ReadFrom(v); err != nil {
+		t.Fatal(err)
+	}
+	<-woken
+	s := host.Stats().Write
+	if s.Chunks != chunks || s.Signals+s.Suppressed < chunks || s.Signals != 1 {
+		t.Errorf("%d chunks, %d signals, %d suppressed", s.Chunks, s.Signals, s.Suppressed)
+	}
+}
+
+// A deadline that ends ReadFrom doesn't take a kept signal along.
+func TestReadFromExpires(t *testing.T) {
+	t.Parallel()
+	host, guest := pipestest.NewPair(t, 64<<10)
+	v := &vectors{left: make([]byte, 1<<20)}
+	if err := host.SetWriteDeadline(time.Now().Add(time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan error, 1)
+	go func() {
+		// The ring's whole content, whenever it comes.
+		_, _, err := guest.ReserveRead(64 << 10)
+		got <- err
+	}()
+	if _, err := host.ReadFrom(v); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+	guest.CommitRead(0)
+}
+
+// Where ring memory wraps, both halves go in one call.
+func TestVectorsWrap(t *testing.T) {
+	t.Parallel()
+	const ring = 64 << 10
+	host, guest := pipestest.NewPair(t, ring)
+	for _, way := range []struct {
+		name string
+		to   io.Writer
+		from io.Reader
+	}{{"to the guest", host, guest}, {"from the guest", guest, host}} {
+		if _, err := way.to.Write(make([]byte, 1000)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(way.from, make([]byte, 1000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sent := numbered(ring)
+	v := &vectors{more: make(chan []byte, 1)}
+	v.more <- sent
+	close(v.more)
+	done := make(chan error, 1)
+	go func() {
+		_, err := host.ReadFrom(v)
+		done <- err
+	}()
+	got := make([]byte, ring)
+	if _, err := io.ReadFull(guest, got); err != nil || !bytes.Equal(got, sent) {
+		t.Errorf("other bytes arrived, %v", err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	want := [2]int{ring - 1000, 1000}
+	if v.calls[0] != want {
+		t.Errorf("a reader got %v, want %v", v.calls[0], want)
+	}
+
+	if _, err := guest.Write(sent); err != nil {
+		t.Fatal(err)
+	}
+	guest.CloseWrite()
+	w := &vectors{}
+	if _, err := host.WriteTo(w); err != nil {
+		t.Fatal(err)
+	}
+	if w.calls[0] != want || !bytes.Equal(w.took.Bytes(), sent) {
+		t.Errorf("a writer got %v, want %v; or other bytes", w.calls[0], want)
+	}
+}
