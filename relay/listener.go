@@ -1,0 +1,278 @@
+package relay
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/pipes"
+	"github.com/fix-project/arcavm/wire"
+)
+
+// How long a listener waits after the kernel failed to accept, which for lack of descriptors or memory it does again at once.
+const (
+	minBackoff = 5 * time.Millisecond
+	maxBackoff = time.Second
+)
+
+// serveListener answers the Open of s with payload, and relays the connections of ln, each on the pipe that an AcceptConnection names, as a stream of
+// the given protocol. It returns when the guest has closed s, or ctx ends. It closes ln, whatever happens.
+func serveListener(ctx context.Context, s *Stream, ln net.Listener, payload []byte, protocol uint16) error {
+	s.log(slog.LevelDebug, "listening", slog.Any("local", ln.Addr()))
+	if err := s.Opened(0, payload); err != nil {
+		ln.Close()
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l := &listener{stream: s, ln: ln, protocol: protocol, ctx: ctx, asked: make(chan struct{}, 1)}
+	closed := make(chan struct{})
+	context.AfterFunc(ctx, func() {
+		_ = ln.Close()
+		close(closed)
+	})
+	// A guest that doesn't read can't be told of connections.
+	s.Pipe.OnWriteError(cancel)
+
+	var accepting sync.WaitGroup
+	accepting.Go(l.accept)
+	err := l.readRequests()
+	cancel()
+	accepting.Wait()
+	// Another Close returns at once while this one still has the socket open.
+	<-closed
+	l.release()
+	return err
+}
+
+// listenOn listens with a backlog, 0 for the network's own.
+func listenOn(ctx context.Context, from Network, network, address string, backlog uint32) (net.Listener, error) {
+	ln, err := from.Listen(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	if socket := asSocket(ln); socket != nil && backlog != 0 {
+		if err := setBacklog(socket, backlog); err != nil {
+			ln.Close()
+			return nil, err
+		}
+	}
+	return ln, nil
+}
+
+// setBacklog listens once more: Linux then takes the new backlog, cut at net.core.somaxconn.
+func setBacklog(ln syscall.Conn, backlog uint32) error {
+	raw, err := ln.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var lerr error
+	if err := raw.Control(func(fd uintptr) {
+		lerr = unix.Listen(int(fd), int(min(backlog, math.MaxInt32)))
+	}); err != nil {
+		return err
+	}
+	if lerr != nil {
+		return fmt.Errorf("listen with backlog %d: %w", backlog, lerr)
+	}
+	return nil
+}
+
+// listener is a listening socket and the accepts that wait at it.
+type listener struct {
+	stream   *Stream
+	ln       net.Listener
+	protocol uint16 // of the connections' streams
+	ctx      context.Context
+	asked    chan struct{} // holds a token when waiting may have become longer
+
+	mu      sync.Mutex
+	waiting list.List // of *accept, oldest first; no more than there are pipes, as each claims one
+}
+
+type accept struct {
+	request   uint64
+	stream    *Stream
+	place     *list.Element // in waiting, nil when not in it; guarded by listener.mu
+	withdrawn bool          // or taken, which is too late to withdraw; guarded by listener.mu
+}
+
+// readRequests takes AcceptConnections until the guest closes the pipe.
+func (l *listener) readRequests() error {
+	in := frames{pipe: l.stream.Pipe}
+	for {
+		request, payload, err := in.next(wire.KindAcceptConnection)
+		if err != nil {
+			return err
+		}
+		m, err := wire.DecodeAcceptConnection(payload)
+		if err != nil {
+			return protocolError(err)
+		}
+		st, status := l.stream.server.claim(pipes.ID(m.Pipe))
+		if status != 0 {
+			if err := l.answer(request, wire.IncomingConnection{Status: uint32(status)}); err != nil {
+				return err
+			}
+			continue
+		}
+		l.enqueue(&accept{request: request, stream: st})
+	}
+}
+
+// enqueue lets a wait for a connection. A guest that closes or resets the pipe meanwhile takes its request back.
+func (l *listener) enqueue(a *accept) {
+	// The hooks come first: once a is in the list they are replaced by those of its connection.
+	withdraw := func() { l.withdraw(a) }
+	a.stream.Pipe.OnReadError(withdraw)
+	a.stream.Pipe.OnWriteError(withdraw)
+	l.mu.Lock()
+	if !a.withdrawn {
+		a.place = l.waiting.PushBack(a)
+	}
+	l.mu.Unlock()
+	select {
+	case l.asked <- struct{}{}:
+	default:
+	}
+}
+
+// withdraw runs on a virtual CPU's thread: the answer, which may have to wait for room, gets a goroutine.
+func (l *listener) withdraw(a *accept) {
+	l.mu.Lock()
+	first := !a.withdrawn
+	a.withdrawn = true
+	if a.place != nil {
+		l.waiting.Remove(a.place)
+		a.place = nil
+	}
+	l.mu.Unlock()
+	server := l.stream.server
+	if first {
+		server.start(func() {
+			// The pipe goes last: so a guest that reads no answers runs out of pipes, and not its host out of goroutines.
+			_ = l.answer(a.request, wire.IncomingConnection{Status: uint32(unix.ECANCELED)})
+			server.finish(a.stream, nil)
+		})
+	}
+}
+
+// next takes the oldest accept, nil if there is none. It can't be withdrawn any more.
+func (l *listener) next() *accept {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.waiting.Front()
+	if e == nil {
+		return nil
+	}
+	a := l.waiting.Remove(e).(*accept)
+	a.place, a.withdrawn = nil, true
+	return a
+}
+
+// await waits until an accept waits. It reports false when the listener ends.
+func (l *listener) await() bool {
+	for {
+		l.mu.Lock()
+		n := l.waiting.Len()
+		l.mu.Unlock()
+		if n > 0 {
+			return l.ctx.Err() == nil
+		}
+		select {
+		case <-l.asked:
+		case <-l.ctx.Done():
+			return false
+		}
+	}
+}
+
+// accept pairs connections with accepts. A connection whose accept was withdrawn in between is kept for the next one.
+func (l *listener) accept() {
+	var conn Conn
+	backoff := minBackoff
+	for l.await() {
+		if conn == nil {
+			var err error
+			if conn, err = asConn(l.ln.Accept()); err != nil {
+				if errors.Is(err, net.ErrClosed) {
+					break
+				}
+				l.refuse(err)
+				l.pause(backoff)
+				backoff = min(2*backoff, maxBackoff)
+				continue
+			}
+			backoff = minBackoff
+		}
+		if a := l.next(); a != nil {
+			l.serve(a, conn)
+			conn = nil
+		}
+	}
+	if conn != nil {
+		abandon(conn)
+	}
+}
+
+// serve announces a connection and relays it.
+func (l *listener) serve(a *accept, conn Conn) {
+	server := l.stream.server
+	server.count.accepted.Add(1)
+	l.stream.log(slog.LevelDebug, "accepted", slog.Any("peer", conn.RemoteAddr()), slog.Any("on", a.stream.Pipe.ID()))
+	err := l.answer(a.request, wire.IncomingConnection{
+		Pipe: uint64(a.stream.Pipe.ID()),
+		Peer: endpoint(conn.RemoteAddr()), Local: endpoint(conn.LocalAddr()),
+	})
+	if err != nil {
+		abandon(conn)
+		l.giveBack(a)
+		return
+	}
+	a.stream.Protocol = l.protocol
+	relayConn(a.stream, conn)
+}
+
+// refuse answers the oldest accept with why the kernel gave no connection.
+func (l *listener) refuse(err error) {
+	l.stream.log(slog.LevelDebug, "accept failed", slog.Any("err", err))
+	if a := l.next(); a != nil {
+		l.giveBack(a)
+		_ = l.answer(a.request, wire.IncomingConnection{Status: uint32(errnoOf(err))})
+	}
+}
+
+func (l *listener) pause(d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-l.ctx.Done():
+	}
+}
+
+// release gives back the pipes of the accepts that still wait, unanswered.
+func (l *listener) release() {
+	for a := l.next(); a != nil; a = l.next() {
+		l.giveBack(a)
+	}
+}
+
+func (l *listener) giveBack(a *accept) {
+	a.stream.Pipe.OnReadError(nil)
+	a.stream.Pipe.OnWriteError(nil)
+	l.stream.server.unclaim(a.stream)
+}
+
+func (l *listener) answer(request uint64, m wire.IncomingConnection) error {
+	return l.stream.write(func(b []byte) []byte { return wire.AppendIncomingConnection(b, request, m) })
+}
