@@ -75,6 +75,8 @@ const (
 	ProtocolTCPListener   uint16 = 1
 	ProtocolTCPConnection uint16 = 2
 	ProtocolUDP           uint16 = 3
+	ProtocolTLSConnection uint16 = 7
+	ProtocolTLSListener   uint16 = 9
 	// ProtocolPrivate is the first of the numbers that embedding programs may give out.
 	ProtocolPrivate uint16 = 0x8000
 )
@@ -181,7 +183,7 @@ func (k Kind) bounds() (least, most uint32, ok bool) {
 	case KindAcceptConnection:
 		return acceptConnectionSize, acceptConnectionSize, true
 	case KindIncomingConnection:
-		return statusSize, incomingConnectionSize, true
+		return statusSize, incomingConnectionSize + tlsSessionSize + MaxALPNName, true
 	case KindSendDatagram:
 		return EndpointSize, EndpointSize + MaxDatagram, true
 	case KindReceivedDatagram:

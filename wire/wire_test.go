@@ -235,6 +235,11 @@ var golden = []struct {
 		"40000000 2100 0000 0f00000000000000" + "00000000 00000000 0900000000000000" +
 			"04 00 901f 00000000 7f000001 000000000000000000000000" +
 			"06 00 bb01 03000000 fe800000000000000000000000000001"},
+	{"IncomingConnection TLS", message{Request: 15, Body: IncomingConnection{Pipe: 9, Peer: v4, Local: v4,
+		TLS: TLSSession{Version: 0x0303, ALPN: []byte("h2")}}},
+		"4a000000 2100 0000 0f00000000000000" + "00000000 00000000 0900000000000000" +
+			"04 00 901f 00000000 7f000001 000000000000000000000000" +
+			"04 00 901f 00000000 7f000001 000000000000000000000000" + "0303 0200 00000000 6832"},
 	{"IncomingConnection EBUSY", message{Request: 16, Body: IncomingConnection{Status: 16}},
 		"08000000 2100 0000 1000000000000000" + "10000000 00000000"},
 	{"Open UDP bound", message{Request: 17, Body: Open{Protocol: ProtocolUDP,
@@ -247,6 +252,27 @@ var golden = []struct {
 		"38000000 0300 0000 1200000000000000" + "0300 0000 00000000" +
 			"00 00 0000 00000000 00000000000000000000000000000000" +
 			"06 00 bb01 03000000 fe800000000000000000000000000001"},
+	{"Open TLS connection by address", message{Request: 22, Body: Open{Protocol: ProtocolTLSConnection,
+		Payload: AppendTLSConnect(nil, TLSConnect{Connect: Connect{Endpoint: v4}})}},
+		"28000000 0300 0000 1600000000000000" + "0700 0000 00000000" +
+			"04 00 901f 00000000 7f000001 000000000000000000000000" + "0000 0000 0000 0000"},
+	{"Open TLS connection by name", message{Request: 23, Body: Open{Protocol: ProtocolTLSConnection,
+		Payload: AppendTLSConnect(nil, TLSConnect{
+			Connect:    Connect{Endpoint: Endpoint{Port: 443}, Name: []byte("host")},
+			ServerName: []byte("server"), ALPN: AppendALPN(AppendALPN(nil, "h2"), "http/1.1"),
+		})}},
+		"3e000000 0300 0000 1700000000000000" + "0700 0000 00000000" +
+			"00 00 bb01 00000000 00000000000000000000000000000000" + "0400 0600 0c00 0000" +
+			hex.EncodeToString([]byte("hostserver\x02h2\x08http/1.1"))},
+	{"Open TLS listener", message{Request: 24, Body: Open{Protocol: ProtocolTLSListener,
+		Payload: AppendTLSListen(nil, TLSListen{Listen: Listen{Endpoint: v6, Backlog: 128}, ALPN: AppendALPN(nil, "h2")})}},
+		"2b000000 0300 0000 1800000000000000" + "0900 0000 00000000" +
+			"06 00 bb01 03000000 fe800000000000000000000000000001" + "80000000 0300 0000 026832"},
+	{"Opened TLS connection", message{Request: 25, Body: Opened{
+		Payload: AppendTLSConnected(nil, TLSConnected{Local: v4, Peer: v6, TLS: TLSSession{Version: 0x0304, ALPN: []byte("h2")}})}},
+		"42000000 0400 0000 1900000000000000" + "00000000 00000000" +
+			"04 00 901f 00000000 7f000001 000000000000000000000000" +
+			"06 00 bb01 03000000 fe800000000000000000000000000001" + "0403 0200 00000000 6832"},
 	{"SendDatagram", message{Request: 19, Body: SendDatagram{To: v4, Data: []byte("abc")}},
 		"1b000000 3000 0000 1300000000000000" + "04 00 901f 00000000 7f000001 000000000000000000000000" + "616263"},
 	{"SendDatagram empty, to the peer", message{Request: 20, Body: SendDatagram{}},
@@ -345,6 +371,12 @@ func TestMalformed(t *testing.T) {
 		{"CloseRequest empty", "00000000 1f00 0000 0000000000000000", ErrLength},
 		{"AcceptConnection long", "09000000 2000 0000 0000000000000000 000000000000000000", ErrLength},
 		{"IncomingConnection short", "10000000 2100 0000 0000000000000000 00000000 00000000 0000000000000000", ErrLength},
+		{"IncomingConnection half a TLS session", "44000000 2100 0000 0000000000000000 00000000 00000000 0000000000000000" + ep4 + ep4 +
+			"03030000", ErrLength},
+		{"IncomingConnection no TLS version", "48000000 2100 0000 0000000000000000 00000000 00000000 0000000000000000" + ep4 + ep4 +
+			"0000 0000 00000000", ErrVersion},
+		{"IncomingConnection long ALPN name", "48010000 2100 0000 0000000000000000 00000000 00000000 0000000000000000" + ep4 + ep4 +
+			"0303 0001 00000000" + long(256), ErrLength},
 		{"IncomingConnection no family", "40000000 2100 0000 0000000000000000 00000000 00000000 0000000000000000" + ep4 + long(0) +
 			"00 00 901f 00000000 00000000000000000000000000000000", ErrFamily},
 		{"SendDatagram short", "17000000 3000 0000 0000000000000000 04 00 901f 00000000 7f000001 0000000000000000000000", ErrLength},
@@ -370,6 +402,9 @@ func TestMalformedOpenPayload(t *testing.T) {
 	listen := func(p []byte) error { _, err := DecodeListen(p); return err }
 	connect := func(p []byte) error { _, err := DecodeConnect(p); return err }
 	udp := func(p []byte) error { _, err := DecodeUDPSocket(p); return err }
+	tlsConnect := func(p []byte) error { _, err := DecodeTLSConnect(p); return err }
+	tlsListen := func(p []byte) error { _, err := DecodeTLSListen(p); return err }
+	tlsConnected := func(p []byte) error { _, err := DecodeTLSConnected(p); return err }
 	ep4 := "04 00 901f 00000000 7f000001 000000000000000000000000"
 	none := "00 00 901f 00000000 00000000 000000000000000000000000"
 	for _, c := range []struct {
@@ -394,6 +429,30 @@ func TestMalformedOpenPayload(t *testing.T) {
 		{"connect neither", connect, none, ErrLength},
 		{"connect long name", connect, none + strings.Repeat("61", MaxName+1), ErrLength},
 		{"connect NUL", connect, none + "6100", ErrName},
+		{"TLS connect short", tlsConnect, ep4 + "0000 0000 0000", ErrLength},
+		{"TLS connect reserved", tlsConnect, ep4 + "0000 0000 0000 0100", ErrReserved},
+		{"TLS connect address and name", tlsConnect, ep4 + "0100 0000 0000 0000 61", ErrLength},
+		{"TLS connect neither", tlsConnect, none + "0000 0100 0000 0000 61", ErrLength},
+		{"TLS connect cut", tlsConnect, ep4 + "0000 0200 0000 0000 61", ErrLength},
+		{"TLS connect more", tlsConnect, ep4 + "0000 0100 0000 0000 6161", ErrLength},
+		{"TLS connect long name", tlsConnect, none + "fe00 0000 0000 0000" + strings.Repeat("61", MaxName+1), ErrLength},
+		{"TLS connect long server name", tlsConnect, ep4 + "0000 fe00 0000 0000" + strings.Repeat("61", MaxName+1), ErrLength},
+		{"TLS connect long list", tlsConnect, ep4 + "0000 0000 0204 0000" + strings.Repeat("0161", (MaxALPN+2)/2), ErrLength},
+		{"TLS connect NUL", tlsConnect, none + "0200 0000 0000 0000 6100", ErrName},
+		{"TLS connect NUL in server name", tlsConnect, ep4 + "0000 0100 0000 0000 00", ErrName},
+		{"TLS connect empty ALPN name", tlsConnect, ep4 + "0000 0000 0100 0000 00", ErrALPN},
+		{"TLS connect cut ALPN name", tlsConnect, ep4 + "0000 0000 0200 0000 0261", ErrALPN},
+		{"TLS connect family", tlsConnect, "0a" + ep4[2:] + "0000 0000 0000 0000", ErrFamily},
+		{"TLS listen short", tlsListen, ep4 + "00000000 0000", ErrLength},
+		{"TLS listen without family", tlsListen, none + "00000000 0000 0000", ErrFamily},
+		{"TLS listen reserved", tlsListen, ep4 + "00000000 0000 0100", ErrReserved},
+		{"TLS listen cut", tlsListen, ep4 + "00000000 0300 0000 0161", ErrLength},
+		{"TLS listen long list", tlsListen, ep4 + "00000000 0204 0000" + strings.Repeat("0161", (MaxALPN+2)/2), ErrLength},
+		{"TLS listen empty ALPN name", tlsListen, ep4 + "00000000 0100 0000 00", ErrALPN},
+		{"TLS connected short", tlsConnected, ep4 + "0403 0000 00000000", ErrLength},
+		{"TLS connected no version", tlsConnected, ep4 + ep4 + "0000 0000 00000000", ErrVersion},
+		{"TLS connected reserved", tlsConnected, ep4 + ep4 + "0403 0000 01000000", ErrReserved},
+		{"TLS connected cut", tlsConnected, ep4 + ep4 + "0403 0200 00000000 68", ErrLength},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -484,6 +543,33 @@ func FuzzListen(f *testing.F) {
 
 func FuzzConnect(f *testing.F) {
 	fuzzPayload(f, DecodeConnect, AppendConnect, Connect{Endpoint: v4}, Connect{Name: []byte("a.example")})
+}
+
+func FuzzTLSConnect(f *testing.F) {
+	fuzzPayload(f, DecodeTLSConnect, AppendTLSConnect, TLSConnect{Connect: Connect{Endpoint: v4}},
+		TLSConnect{Connect: Connect{Name: []byte("a.example")}, ServerName: []byte("b"), ALPN: AppendALPN(AppendALPN(nil, "h2"), "x")})
+}
+
+func FuzzTLSListen(f *testing.F) {
+	fuzzPayload(f, DecodeTLSListen, AppendTLSListen, TLSListen{Listen: Listen{Endpoint: v4}},
+		TLSListen{Listen: Listen{Endpoint: v6, Backlog: 1}, ALPN: AppendALPN(nil, "h2")})
+}
+
+func FuzzTLSConnected(f *testing.F) {
+	fuzzPayload(f, DecodeTLSConnected, AppendTLSConnected, TLSConnected{Local: v4, Peer: v6, TLS: TLSSession{Version: 0x0304}},
+		TLSConnected{Local: v4, Peer: v4, TLS: TLSSession{Version: 0x0303, ALPN: []byte("h2")}})
+}
+
+func TestALPNNames(t *testing.T) {
+	t.Parallel()
+	want := []string{"h2", "http/1.1", strings.Repeat("x", MaxALPNName)}
+	var list []byte
+	for _, name := range want {
+		list = AppendALPN(list, name)
+	}
+	if diff := cmp.Diff(want, ALPNNames(list)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
 }
 
 func FuzzNewStreamRequest(f *testing.F) {
