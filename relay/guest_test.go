@@ -99,6 +99,7 @@ type setup struct {
 	onListen       func(netip.AddrPort)
 	handlers       map[uint16]relay.Handler
 	network        relay.Network
+	tls            relay.TLS
 	connectTimeout time.Duration
 	streams        int
 	window         int
@@ -137,6 +138,8 @@ func start(t testing.TB, o setup) *machine {
 		mux.Handle(wire.ProtocolTCPListener, relay.TCPListener())
 		mux.Handle(wire.ProtocolTCPConnection, relay.TCPConnection())
 		mux.Handle(wire.ProtocolUDP, relay.UDP())
+		mux.Handle(wire.ProtocolTLSConnection, relay.TLSConnection(o.tls))
+		mux.Handle(wire.ProtocolTLSListener, relay.TLSListener(o.tls))
 	}
 	for protocol, h := range o.handlers {
 		mux.Handle(protocol, h)

@@ -229,11 +229,14 @@ func (l *listener) serve(a *accept, conn Conn) {
 	server := l.stream.server
 	server.count.accepted.Add(1)
 	l.stream.log(slog.LevelDebug, "accepted", slog.Any("peer", conn.RemoteAddr()), slog.Any("on", a.stream.Pipe.ID()))
-	err := l.answer(a.request, wire.IncomingConnection{
+	m := wire.IncomingConnection{
 		Pipe: uint64(a.stream.Pipe.ID()),
 		Peer: endpoint(conn.RemoteAddr()), Local: endpoint(conn.LocalAddr()),
-	})
-	if err != nil {
+	}
+	if c, ok := conn.(*tlsConn); ok {
+		m.TLS = c.session()
+	}
+	if err := l.answer(a.request, m); err != nil {
 		abandon(conn)
 		l.giveBack(a)
 		return

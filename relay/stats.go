@@ -11,6 +11,7 @@ type Stats struct {
 	Refused          uint64            // streams whose Open was answered with an errno
 	Accepted         uint64            // connections accepted
 	ConnectsFailed   uint64            // connections refused, timed out, not found
+	HandshakesFailed uint64            // connections to TLS listeners that came to nothing
 	Denied           uint64            // connects, listens and datagrams that the policy refused
 	DatagramsDropped uint64            // UDP datagrams lost because a guest didn't read
 	FileErrors       uint64            // requests about files that were answered with an errno
@@ -25,6 +26,7 @@ type counters struct {
 	refused          atomic.Uint64
 	accepted         atomic.Uint64
 	connectsFailed   atomic.Uint64
+	handshakesFailed atomic.Uint64
 	denied           atomic.Uint64
 	datagramsDropped atomic.Uint64
 	fileErrors       atomic.Uint64
@@ -52,6 +54,7 @@ func (s *Server) Stats() Stats {
 		Refused:          s.count.refused.Load(),
 		Accepted:         s.count.accepted.Load(),
 		ConnectsFailed:   s.count.connectsFailed.Load(),
+		HandshakesFailed: s.count.handshakesFailed.Load(),
 		Denied:           s.count.denied.Load(),
 		DatagramsDropped: s.count.datagramsDropped.Load(),
 		FileErrors:       s.count.fileErrors.Load(),

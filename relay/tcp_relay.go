@@ -152,7 +152,7 @@ func (l *link) endOutgoing(err error) {
 	pipe := l.stream.Pipe
 	if errors.Is(err, unix.EPIPE) && !pipe.Caused(err) {
 		// The peer's reset came after its FIN, or the other direction has taken its errno.
-		if other := l.from.failure(); isErrno(other) {
+		if other := l.from.failure(); isErrno(other) && !errors.Is(other, errTruncated) {
 			err = other
 		}
 	}
@@ -196,6 +196,9 @@ func (l *link) endIncoming(err error) {
 		// Woken because the pipe takes no more: ask it why.
 		_, _, err = pipe.ReserveWrite(1)
 	}
+	if errors.Is(err, errTruncated) {
+		err = l.afterAll(err)
+	}
 	switch {
 	case err == nil:
 		_ = pipe.CloseWrite()
@@ -209,6 +212,16 @@ func (l *link) endIncoming(err error) {
 	if l.leave() {
 		l.close()
 	}
+}
+
+// afterAll returns err when the guest has read all that has arrived, or else why it won't.
+func (l *link) afterAll(err error) error {
+	pipe := l.stream.Pipe
+	if _, _, perr := pipe.ReserveWrite(int(pipe.Descriptor().IncomingSize)); perr != nil {
+		return perr
+	}
+	pipe.CommitWrite(0)
+	return err
 }
 
 // resetBy is the cause of an abort because of the pipe: the guest's protocol error, or else its reset.

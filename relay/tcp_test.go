@@ -13,6 +13,7 @@ import (
 
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/pipes/pipestest"
+	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -49,7 +50,7 @@ func TestConnect(t *testing.T) {
 }
 
 // echo sends a megabyte from one end to the other and back, and closes both in good order.
-func echo(t testing.TB, g *pipestest.GuestConn, peer *net.TCPConn) {
+func echo(t testing.TB, g *pipestest.GuestConn, peer relay.Conn) {
 	t.Helper()
 	const size = 1 << 20
 	there, back := pattern(1, size), pattern(2, size)

@@ -65,6 +65,7 @@ func writeStreams(w io.Writer, p pipes.Stats, r relay.Stats) {
 	count(w, "refused with an errno", r.Refused)
 	count(w, "connections accepted", r.Accepted)
 	count(w, "connections out that failed", r.ConnectsFailed)
+	count(w, "TLS handshakes of peers that failed", r.HandshakesFailed)
 	count(w, "denied by policy", r.Denied)
 	count(w, "datagrams dropped", r.DatagramsDropped)
 	count(w, "requests about files that failed", r.FileErrors)

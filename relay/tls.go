@@ -1,0 +1,135 @@
+package relay
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/wire"
+)
+
+// TLS is what the monitor trusts and shows where it does TLS for a guest. It takes TLS 1.2 and 1.3.
+type TLS struct {
+	// RootCAs are who may vouch for servers that the guest connects to. nil: those that the host trusts.
+	RootCAs *x509.CertPool
+	// Certificates are the guest's as a server, with their keys. Each client is shown the first one that suits it. Without any the guest can't be a server.
+	Certificates []tls.Certificate
+}
+
+func (t TLS) config(alpn []byte) *tls.Config {
+	return &tls.Config{RootCAs: t.RootCAs, Certificates: t.Certificates, NextProtos: wire.ALPNNames(alpn), MinVersion: tls.VersionTLS12}
+}
+
+// tlsConn is a TLS connection for a link, and raw the one below. Deadlines are raw's. Close closes raw and nothing else: an end in good order has been told
+// to the peer by CloseWrite, and any other end must not look like one, nor wait.
+type tlsConn struct {
+	*tls.Conn
+	raw Conn
+}
+
+// newTLSConn returns one end of a connection: side is [tls.Client] or [tls.Server].
+func newTLSConn(raw Conn, cfg *tls.Config, side func(net.Conn, *tls.Config) *tls.Conn) *tlsConn {
+	return &tlsConn{side(tlsTransport{raw}, cfg), raw}
+}
+
+// handshake closes the connection if it fails, or ctx ends before.
+func (c *tlsConn) handshake(ctx context.Context) error {
+	err := c.HandshakeContext(ctx)
+	if err != nil {
+		_ = c.raw.Close()
+	}
+	return tlsError(err)
+}
+
+// session is what the handshake has settled.
+func (c *tlsConn) session() wire.TLSSession {
+	state := c.ConnectionState()
+	return wire.TLSSession{Version: state.Version, ALPN: []byte(state.NegotiatedProtocol)}
+}
+
+func (c *tlsConn) NetConn() net.Conn                  { return c.raw }
+func (c *tlsConn) Close() error                       { return c.raw.Close() }
+func (c *tlsConn) SetDeadline(t time.Time) error      { return c.raw.SetDeadline(t) }
+func (c *tlsConn) SetReadDeadline(t time.Time) error  { return c.raw.SetReadDeadline(t) }
+func (c *tlsConn) SetWriteDeadline(t time.Time) error { return c.raw.SetWriteDeadline(t) }
+
+func (c *tlsConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	return n, tlsError(err)
+}
+
+func (c *tlsConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	return n, tlsError(err)
+}
+
+// CloseWrite sends a close_notify and then a FIN. It waits for room as Write does, until the deadline.
+func (c *tlsConn) CloseWrite() error {
+	if err := c.Conn.CloseWrite(); err != nil {
+		return tlsError(err)
+	}
+	return c.raw.CloseWrite()
+}
+
+// tlsTransport is a connection as crypto/tls sees it. The end of file of one isn't that of the other: crypto/tls would take it for a close_notify between
+// two records. Deadlines from above are ignored: crypto/tls gives a close_notify five seconds, even if an abort has given it none, and even if a slow peer
+// needs longer to make room for it.
+type tlsTransport struct{ Conn }
+
+func (t tlsTransport) Read(b []byte) (int, error) {
+	n, err := t.Conn.Read(b)
+	if err == io.EOF {
+		if n > 0 {
+			return n, nil
+		}
+		err = errTruncated
+	}
+	return n, err
+}
+
+func (tlsTransport) SetWriteDeadline(time.Time) error { return nil }
+
+// errTruncated is an end of the connection below without one of the TLS connection: anybody on the way could have made it.
+var errTruncated = fmt.Errorf("%w: the connection ended without a close_notify", unix.ECONNRESET)
+
+// tlsError gives an errno to what TLS and certificates have errors of their own for. Errors of the connection below stay as they are.
+func tlsError(err error) error {
+	var errno unix.Errno
+	var timeout interface{ Timeout() bool }
+	var certificate *tls.CertificateVerificationError
+	switch {
+	case err == nil, err == io.EOF:
+		return err
+	case errors.As(err, &certificate):
+		return fmt.Errorf("%w: %w", certificateErrno(certificate.Err), err)
+	case errors.As(err, &errno), errors.Is(err, net.ErrClosed), errors.Is(err, context.Canceled),
+		errors.As(err, &timeout) && timeout.Timeout():
+		return err
+	}
+	return fmt.Errorf("%w: %w", unix.ECONNABORTED, err)
+}
+
+// certificateErrno is what a guest is told about a server's certificate.
+func certificateErrno(err error) unix.Errno {
+	var authority x509.UnknownAuthorityError
+	var roots x509.SystemRootsError
+	var name x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	switch {
+	case errors.As(err, &authority), errors.As(err, &roots):
+		return unix.ENOKEY
+	case errors.As(err, &name):
+		return unix.EKEYREJECTED
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return unix.EKEYEXPIRED
+	default:
+		return unix.EBADMSG
+	}
+}

@@ -1,0 +1,69 @@
+package relay
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+
+	"github.com/fix-project/arcavm/wire"
+)
+
+// TLSConnection returns the handler of protocol 7: it connects as [TCPConnection] does, does TLS as the client, and relays what is inside.
+func TLSConnection(t TLS) Handler {
+	return HandlerFunc(func(ctx context.Context, s *Stream) error { return serveTLSConnection(ctx, s, t) })
+}
+
+func serveTLSConnection(ctx context.Context, s *Stream, t TLS) error {
+	m, err := wire.DecodeTLSConnect(s.Payload)
+	if err != nil {
+		return protocolError(err)
+	}
+	conn, err := dialTLS(ctx, s, m, t)
+	if err != nil {
+		s.server.count.connectsFailed.Add(1)
+		s.failed("connect failed", err)
+		return s.Opened(errnoOf(err), nil)
+	}
+	session := conn.session()
+	s.log(slog.LevelDebug, "connected", slog.Any("peer", conn.RemoteAddr()), slog.String("tls", tls.VersionName(session.Version)))
+	err = s.Opened(0, wire.AppendTLSConnected(nil, wire.TLSConnected{
+		Local: endpoint(conn.LocalAddr()), Peer: endpoint(conn.RemoteAddr()), TLS: session,
+	}))
+	if err != nil {
+		abandon(conn)
+		return err
+	}
+	relayConn(s, conn)
+	return nil
+}
+
+// dialTLS connects and does the handshake, both within the time for a connect.
+func dialTLS(ctx context.Context, s *Stream, m wire.TLSConnect, t TLS) (*tlsConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.server.patience)
+	defer cancel()
+	raw, err := dial(ctx, s, m.Connect)
+	if err != nil {
+		return nil, err
+	}
+	s.Pipe.OnWriteError(cancel)
+	cfg := t.config(m.ALPN)
+	cfg.Certificates = nil // they are the guest's as a server
+	cfg.ServerName = serverName(m)
+	conn := newTLSConn(raw, cfg, tls.Client)
+	if err := conn.handshake(ctx); err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+// serverName is what the server's certificate must be for.
+func serverName(m wire.TLSConnect) string {
+	switch {
+	case len(m.ServerName) > 0:
+		return string(m.ServerName)
+	case len(m.Name) > 0:
+		return string(m.Name)
+	default:
+		return m.Endpoint.Addr.String()
+	}
+}

@@ -1,0 +1,916 @@
+package relay_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/pipes/pipestest"
+	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/relay/relaytest"
+	"github.com/fix-project/arcavm/wire"
+)
+
+// authority vouches for servers in a test.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pool *x509.CertPool
+}
+
+func newAuthority(t testing.TB) *authority {
+	t.Helper()
+	a := &authority{pool: x509.NewCertPool()}
+	a.cert, a.key = certify(t, &x509.Certificate{
+		Subject: pkix.Name{CommonName: "authority of a test"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}, nil)
+	a.pool.AddCert(a.cert)
+	return a
+}
+
+// issue returns a certificate for server.test, localhost and both loopback addresses, unless edit says otherwise.
+func (a *authority) issue(t testing.TB, edit func(*x509.Certificate)) tls.Certificate {
+	t.Helper()
+	c := &x509.Certificate{
+		DNSNames: []string{"server.test", "localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	if edit != nil {
+		edit(c)
+	}
+	cert, key := certify(t, c, a)
+	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}
+}
+
+// certify makes a certificate by a, or by its own key if that is nil.
+func certify(t testing.TB, c *x509.Certificate, a *authority) (*x509.Certificate, *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.SerialNumber = big.NewInt(1)
+	if c.NotAfter.IsZero() {
+		c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	}
+	parent, signer := c, key
+	if a != nil {
+		parent, signer = a.cert, a.key
+	}
+	raw, err := x509.CreateCertificate(rand.Reader, c, parent, &key.PublicKey, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert, key
+}
+
+// tlsPeer is an end of a TLS connection outside of the guest. Unlike crypto/tls it tells a truncated connection from one that has ended.
+type tlsPeer struct {
+	*tls.Conn
+	tcp *net.TCPConn
+}
+
+func newPeer(tcp *net.TCPConn, cfg *tls.Config, side func(net.Conn, *tls.Config) *tls.Conn) *tlsPeer {
+	return &tlsPeer{side(strict{tcp}, cfg), tcp}
+}
+
+var errCut = errors.New("cut off")
+
+type strict struct{ *net.TCPConn }
+
+func (s strict) Read(b []byte) (int, error) {
+	n, err := s.TCPConn.Read(b)
+	if err == io.EOF {
+		err = errCut
+	}
+	return n, err
+}
+
+// tlsServer is a server outside of the guest that does a handshake with whoever connects first.
+func tlsServer(t testing.TB, on string, cfg *tls.Config) (netip.AddrPort, <-chan *tlsPeer) {
+	t.Helper()
+	l, to := hostListener(t, on)
+	peers := make(chan *tlsPeer, 1)
+	var serving sync.WaitGroup
+	t.Cleanup(func() {
+		l.Close()
+		serving.Wait()
+	})
+	serving.Go(func() {
+		tcp, err := l.AcceptTCP()
+		if err != nil {
+			return
+		}
+		deadline(t, tcp)
+		p := newPeer(tcp, cfg, tls.Server)
+		if err := p.Handshake(); err != nil {
+			tcp.Close()
+			close(peers)
+			return
+		}
+		peers <- p
+	})
+	return to, peers
+}
+
+// tlsConnect is an Open's payload.
+func tlsConnect(to netip.AddrPort, server string, alpn ...string) []byte {
+	m := wire.TLSConnect{Connect: wire.Connect{Endpoint: at(to)}, ServerName: []byte(server)}
+	for _, name := range alpn {
+		m.ALPN = wire.AppendALPN(m.ALPN, name)
+	}
+	return wire.AppendTLSConnect(nil, m)
+}
+
+// tlsConnected is a TLS connection that the guest opened to a peer of this version.
+func tlsConnected(t testing.TB, m *machine, a *authority, version uint16) (*pipestest.GuestConn, *tlsPeer) {
+	t.Helper()
+	cfg := &tls.Config{Certificates: []tls.Certificate{a.issue(t, nil)}, MinVersion: version, MaxVersion: version}
+	to, peers := tlsServer(t, "127.0.0.1:0", cfg)
+	g := m.pipe()
+	p, err := open(g, wire.ProtocolTLSConnection, tlsConnect(to, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := wire.DecodeTLSConnected(p); err != nil || c.TLS.Version != version {
+		t.Fatalf("Opened says %+v, %v", c, err)
+	}
+	peer := <-peers
+	t.Cleanup(func() { peer.tcp.Close() })
+	return g, peer
+}
+
+// bothVersions runs f with each version of TLS.
+func bothVersions(t *testing.T, f func(t *testing.T, version uint16)) {
+	for _, v := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		t.Run(tls.VersionName(v), func(t *testing.T) {
+			t.Parallel()
+			f(t, v)
+		})
+	}
+}
+
+func TestTLSConnect(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	cert := a.issue(t, nil)
+	for _, c := range []struct {
+		name, listen string
+		host, server string
+		offer        []string
+		support      []string
+		want         string
+	}{
+		{name: "IPv4", listen: "127.0.0.1:0"},
+		{name: "IPv6", listen: "[::1]:0"},
+		{name: "by name", listen: "127.0.0.1:0", host: "localhost"},
+		{name: "server name", listen: "127.0.0.1:0", server: "server.test"},
+		{name: "name and server name", listen: "127.0.0.1:0", host: "127.0.0.1", server: "server.test"},
+		{name: "ALPN", listen: "127.0.0.1:0", offer: []string{"h2", "http/1.1"}, support: []string{"http/1.1", "other"}, want: "http/1.1"},
+		{name: "ALPN not offered", listen: "127.0.0.1:0", support: []string{"h2"}},
+		{name: "ALPN not known", listen: "127.0.0.1:0", offer: []string{"h2"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			m := start(t, setup{tls: relay.TLS{RootCAs: a.pool}})
+			to, peers := tlsServer(t, c.listen, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: c.support})
+			target := wire.TLSConnect{Connect: wire.Connect{Endpoint: at(to)}, ServerName: []byte(c.server)}
+			if c.host != "" {
+				target.Connect = wire.Connect{Endpoint: wire.Endpoint{Port: to.Port()}, Name: []byte(c.host)}
+			}
+			for _, name := range c.offer {
+				target.ALPN = wire.AppendALPN(target.ALPN, name)
+			}
+			g := m.pipe()
+			p, err := open(g, wire.ProtocolTLSConnection, wire.AppendTLSConnect(nil, target))
+			if err != nil {
+				t.Fatal(err)
+			}
+			peer := <-peers
+			got, err := wire.DecodeTLSConnected(p)
+			if err != nil || got.Peer.AddrPort() != to || got.Local.AddrPort().String() != peer.RemoteAddr().String() ||
+				got.TLS.Version != tls.VersionTLS13 || string(got.TLS.ALPN) != c.want {
+				t.Errorf("Opened says %+v, %v", got, err)
+			}
+			wantSNI := c.server
+			if wantSNI == "" && c.host != "" {
+				wantSNI = c.host
+			}
+			if s := peer.ConnectionState(); s.ServerName != wantSNI || s.NegotiatedProtocol != c.want {
+				t.Errorf("the peer was asked for %q by %q", s.ServerName, s.NegotiatedProtocol)
+			}
+			echo(t, g, peer)
+			m.wantFree()
+			if s := m.server.Stats(); s.ToGuest != 1<<20 || s.FromGuest != 1<<20 {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
+}
+
+func TestTLSConnectFails(t *testing.T) {
+	t.Parallel()
+	a, other := newAuthority(t), newAuthority(t)
+	with := func(c tls.Certificate) *tls.Config { return &tls.Config{Certificates: []tls.Certificate{c}} }
+	good := a.issue(t, nil)
+	for _, c := range []struct {
+		name   string
+		server *tls.Config // or
+		speak  func(*net.TCPConn)
+		as     string
+		want   unix.Errno
+	}{
+		{name: "unknown authority", server: with(other.issue(t, nil)), want: unix.ENOKEY},
+		{name: "expired", server: with(a.issue(t, func(c *x509.Certificate) {
+			c.NotBefore, c.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
+		})), want: unix.EKEYEXPIRED},
+		{name: "not valid yet", server: with(a.issue(t, func(c *x509.Certificate) {
+			c.NotBefore, c.NotAfter = time.Now().Add(time.Hour), time.Now().Add(2*time.Hour)
+		})), want: unix.EKEYEXPIRED},
+		{name: "another name", server: with(good), as: "other.test", want: unix.EKEYREJECTED},
+		{name: "another address", server: with(a.issue(t, func(c *x509.Certificate) { c.IPAddresses = nil })), want: unix.EKEYREJECTED},
+		{name: "no name at all", server: with(good), as: "* / *", want: unix.EKEYREJECTED},
+		{name: "not for servers", server: with(a.issue(t, func(c *x509.Certificate) {
+			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+		})), want: unix.EBADMSG},
+		{name: "no common ALPN", server: &tls.Config{Certificates: []tls.Certificate{good}, NextProtos: []string{"other"}}, want: unix.ECONNABORTED},
+		{name: "TLS 1.1", server: &tls.Config{
+			Certificates: []tls.Certificate{good}, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11,
+		}, want: unix.ECONNABORTED},
+		{name: "no TLS", speak: func(c *net.TCPConn) {
+			io.WriteString(c, "SSH-2.0-server\r\n")
+			io.Copy(io.Discard, c)
+		}, want: unix.ECONNABORTED},
+		{name: "closed", speak: func(c *net.TCPConn) { c.CloseWrite(); io.Copy(io.Discard, c) }, want: unix.ECONNRESET},
+		{name: "reset", speak: func(c *net.TCPConn) { c.Read(make([]byte, 1)); c.SetLinger(0) }, want: unix.ECONNRESET},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			m := start(t, setup{tls: relay.TLS{RootCAs: a.pool}})
+			var to netip.AddrPort
+			if c.speak == nil {
+				to, _ = tlsServer(t, "127.0.0.1:0", c.server)
+			} else {
+				var l *net.TCPListener
+				l, to = hostListener(t, "127.0.0.1:0")
+				var speaking sync.WaitGroup
+				defer speaking.Wait()
+				speaking.Go(func() {
+					if conn, err := l.AcceptTCP(); err == nil {
+						deadline(t, conn)
+						c.speak(conn)
+						conn.Close()
+					}
+				})
+			}
+			g := m.pipe()
+			if _, err := open(g, wire.ProtocolTLSConnection, tlsConnect(to, c.as, "h2")); !errors.Is(err, c.want) {
+				t.Errorf("got %v, want %v", err, c.want)
+			}
+			wantEOF(t, g)
+			g.Close()
+			m.wantFree()
+			if s := m.server.Stats(); s.ConnectsFailed != 1 {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
+	t.Run("refused", func(t *testing.T) {
+		t.Parallel()
+		l, closed := hostListener(t, "127.0.0.1:0")
+		l.Close()
+		m := start(t, setup{})
+		if _, err := open(m.pipe(), wire.ProtocolTLSConnection, tlsConnect(closed, "")); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// A server that doesn't answer the handshake has as much time as one that doesn't answer the connect.
+func TestTLSConnectTimesOut(t *testing.T) {
+	t.Parallel()
+	m := start(t, setup{connectTimeout: 50 * time.Millisecond})
+	l, to := hostListener(t, "127.0.0.1:0")
+	g := m.pipe()
+	if _, err := open(g, wire.ProtocolTLSConnection, tlsConnect(to, "")); !errors.Is(err, unix.ETIMEDOUT) {
+		t.Errorf("got %v, want ETIMEDOUT", err)
+	}
+	if _, err := io.Copy(io.Discard, accepted(t, l)); err != nil && !gone(err) {
+		t.Error(err)
+	}
+	g.Close()
+	m.wantFree()
+}
+
+// A guest that ends the pipe during the handshake ends the connection.
+func TestTLSConnectGivenUp(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(*pipestest.GuestConn){
+		"reset": func(g *pipestest.GuestConn) { g.Reset(unix.ECONNABORTED) },
+		"close": func(g *pipestest.GuestConn) { g.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := start(t, setup{})
+			l, to := hostListener(t, "127.0.0.1:0")
+			g := m.pipe()
+			if _, err := g.Write(wire.AppendOpen(nil, 5, wire.Open{Protocol: wire.ProtocolTLSConnection, Payload: tlsConnect(to, "")})); err != nil {
+				t.Fatal(err)
+			}
+			p := accepted(t, l)
+			if _, err := p.Read(make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			end(g)
+			if _, err := io.Copy(io.Discard, p); err != nil && !gone(err) {
+				t.Error(err)
+			}
+			m.wantFree()
+		})
+	}
+}
+
+// A half-close is a close_notify and a FIN. Each end in turn sends, half-closes, and gets an answer that began after that arrived.
+func TestTLSHalfClose(t *testing.T) {
+	t.Parallel()
+	const size = 1 << 20
+	a := newAuthority(t)
+	bothVersions(t, func(t *testing.T, version uint16) {
+		for _, guestFirst := range []bool{true, false} {
+			m := start(t, setup{tls: relay.TLS{RootCAs: a.pool}})
+			g, p := tlsConnected(t, m, a, version)
+			first, second := relay.Conn(g), relay.Conn(p)
+			if !guestFirst {
+				first, second = second, first
+			}
+			request, answer := pattern(3, size), pattern(4, size)
+			var sending sync.WaitGroup
+			sending.Go(func() {
+				first.Write(request)
+				first.CloseWrite()
+			})
+			wantAll(t, second, request)
+			sending.Wait()
+			if guestFirst {
+				wantEOF(t, p.tcp)
+			}
+			sending.Go(func() {
+				second.Write(answer)
+				second.CloseWrite()
+			})
+			wantAll(t, first, answer)
+			sending.Wait()
+			if !guestFirst {
+				wantEOF(t, p.tcp)
+			}
+			g.Close()
+			m.wantFree()
+		}
+	})
+}
+
+// Both ends send much at once.
+func TestTLSBulk(t *testing.T) {
+	t.Parallel()
+	const size = 16 << 20
+	a := newAuthority(t)
+	bothVersions(t, func(t *testing.T, version uint16) {
+		m := start(t, setup{tls: relay.TLS{RootCAs: a.pool}})
+		g, p := tlsConnected(t, m, a, version)
+		there, back := pattern(5, size), pattern(6, size)
+		var all sync.WaitGroup
+		all.Go(func() {
+			g.Write(there)
+			g.CloseWrite()
+		})
+		all.Go(func() {
+			p.Write(back)
+			p.CloseWrite()
+		})
+		all.Go(func() { wantAll(t, p, there) })
+		wantAll(t, g, back)
+		all.Wait()
+		g.Close()
+		m.wantFree()
+	})
+}
+
+// A reset goes through wherever the relay waits, and a close_notify to a peer that doesn't read doesn't hold it up.
+func TestTLSReset(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	for name, prepare := range map[string]func(*testing.T, *pipestest.GuestConn, *tlsPeer){
+		"idle": func(*testing.T, *pipestest.GuestConn, *tlsPeer) {},
+		"guest half closed": func(t *testing.T, g *pipestest.GuestConn, p *tlsPeer) {
+			g.CloseWrite()
+			wantEOF(t, p)
+		},
+		"peer doesn't read":  func(t *testing.T, g *pipestest.GuestConn, p *tlsPeer) { stuff(t, g) },
+		"guest doesn't read": func(t *testing.T, g *pipestest.GuestConn, p *tlsPeer) { stuffTLS(t, p) },
+		"peer doesn't read, guest half closes": func(t *testing.T, g *pipestest.GuestConn, p *tlsPeer) {
+			stuff(t, g)
+			g.CloseWrite()
+		},
+	} {
+		t.Run("guest/"+name, func(t *testing.T) {
+			t.Parallel()
+			m := start(t, setup{tls: relay.TLS{RootCAs: a.pool}})
+			g, p := tlsConnected(t, m, a, tls.VersionTLS13)
+			prepare(t, g, p)
+			g.Reset(unix.ECONNABORTED)
+			m.wantFree()
+			if _, err := io.Copy(io.Discard, p.tcp); err != nil && !gone(err) {
+				t.Errorf("reading: %v", err)
+			} else if _, err2 := p.tcp.Write([]byte("x")); !gone(err) && !gone(err2) {
+				t.Errorf("the peer sees %v, %v", err, err2)
+			}
+		})
+		t.Run("peer/"+name, func(t *testing.T) {
+			t.Parallel()
+			m := start(t, setup{tls: relay.TLS{RootCAs: a.pool}})
+			g, p := tlsConnected(t, m, a, tls.VersionTLS13)
+			prepare(t, g, p)
+			p.tcp.SetLinger(0)
+			p.tcp.Close()
+			wantReadError(t, g, unix.ECONNRESET)
+			g.Close()
+			m.wantFree()
+		})
+	}
+}
+
+// stuffTLS writes until nothing moves any more. The connection is good for nothing after that.
+func stuffTLS(t *testing.T, p *tlsPeer) {
+	t.Helper()
+	p.tcp.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+	if n, err := p.Write(make([]byte, 64<<20)); err == nil {
+		t.Fatalf("%d bytes went to a guest that reads none", n)
+	}
+	deadline(t, p.tcp)
+}
+
+// What ends without a close_notify may be cut off: the guest gets what came, and then an error.
+func TestTLSTruncated(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	bothVersions(t, func(t *testing.T, version uint16) {
+		for name, cut := range map[string]func(*tlsPeer){
+			"between records": func(*tlsPeer) {},
+			"in a record":     func(p *tlsPeer) { p.tcp.Write([]byte{23, 3, 3, 1, 0, 42}) },
+			"in a header":     func(p *tlsPeer) { p.tcp.Write([]byte{23, 3}) },
+		} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				m := start(t, setup{tls: relay.TLS{RootCAs: a.pool}})
+				g, p := tlsConnected(t, m, a, version)
+				data := pattern(7, 200_000) // more than the ring holds
+				var sending sync.WaitGroup
+				sending.Go(func() {
+					p.Write(data)
+					cut(p)
+					p.tcp.CloseWrite()
+				})
+				wantBytes(t, g, data)
+				if n, err := g.Read(make([]byte, 1)); n != 0 || !errors.Is(err, unix.ECONNRESET) {
+					t.Errorf("got %d, %v, want ECONNRESET", n, err)
+				}
+				sending.Wait()
+				g.Close()
+				m.wantFree()
+			})
+		}
+	})
+}
+
+// A guest that never reads what came before the end is none of the server's problems when that stops.
+func TestTLSTruncatedUnread(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	m := start(t, setup{tls: relay.TLS{RootCAs: a.pool}})
+	g, p := tlsConnected(t, m, a, tls.VersionTLS13)
+	p.Write([]byte("unread"))
+	p.tcp.Close()
+	if _, _, err := g.ReserveRead(6); err != nil {
+		t.Fatal(err)
+	}
+	g.CommitRead(0)
+	m.stop()
+	wantReadError(t, g, unix.ECONNRESET)
+}
+
+// An alert after the handshake: with TLS 1.3 a server says only then that it wants a certificate of the client.
+func TestTLSAlert(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	to, _ := tlsServer(t, "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{a.issue(t, nil)}, ClientAuth: tls.RequireAnyClientCert})
+	// The certificate of the guest's servers is not shown to others.
+	m := start(t, setup{tls: relay.TLS{RootCAs: a.pool, Certificates: []tls.Certificate{a.issue(t, nil)}}})
+	g := m.pipe()
+	if _, err := open(g, wire.ProtocolTLSConnection, tlsConnect(to, "")); err != nil {
+		t.Fatal(err)
+	}
+	wantReadError(t, g, unix.ECONNABORTED)
+	g.Close()
+	m.wantFree()
+}
+
+// A guest that reads no more can go on writing.
+func TestTLSGuestClosesReader(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	m := start(t, setup{tls: relay.TLS{RootCAs: a.pool}})
+	g, p := tlsConnected(t, m, a, tls.VersionTLS13)
+	g.CloseRead()
+	sent := pattern(8, 1<<20)
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		g.Write(sent)
+		g.CloseWrite()
+	})
+	wantAll(t, p, sent)
+	sending.Wait()
+	m.wantFree()
+}
+
+// tlsListen opens a TLS listener of the guest.
+func (m *machine) tlsListen(on string, alpn ...string) *listening {
+	m.t.Helper()
+	c := m.pipe()
+	listen := wire.TLSListen{Listen: wire.Listen{Endpoint: at(netip.MustParseAddrPort(on)), Backlog: 200}}
+	for _, name := range alpn {
+		listen.ALPN = wire.AppendALPN(listen.ALPN, name)
+	}
+	p, err := open(c, wire.ProtocolTLSListener, wire.AppendTLSListen(nil, listen))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	e, err := wire.DecodeEndpoint(p)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return &listening{c, m, e.AddrPort()}
+}
+
+// tlsDialed connects to the guest's TLS listener from outside.
+func tlsDialed(t testing.TB, to netip.AddrPort, a *authority, alpn ...string) *tlsPeer {
+	t.Helper()
+	p := newPeer(dialed(t, to), &tls.Config{RootCAs: a.pool, ServerName: "server.test", NextProtos: alpn}, tls.Client)
+	if err := p.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestTLSAccept(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	server := relay.TLS{Certificates: []tls.Certificate{a.issue(t, nil)}}
+	for _, c := range []struct {
+		name, on string
+		guest    []string
+		peer     []string
+		want     string
+	}{
+		{name: "IPv4", on: "127.0.0.1:0"},
+		{name: "IPv6", on: "[::1]:0"},
+		{name: "ALPN", on: "127.0.0.1:0", guest: []string{"h2", "http/1.1"}, peer: []string{"http/1.1"}, want: "http/1.1"},
+		{name: "ALPN not offered", on: "127.0.0.1:0", guest: []string{"h2"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			var heard []netip.AddrPort
+			m := start(t, setup{tls: server, onListen: func(a netip.AddrPort) { heard = append(heard, a) }})
+			l := m.tlsListen(c.on, c.guest...)
+			if len(heard) != 1 || heard[0] != l.at || l.at.Port() == 0 {
+				t.Errorf("OnListen heard %v, the guest %v", heard, l.at)
+			}
+			g := m.pipe()
+			l.ask(3, g.ID())
+			peer := tlsDialed(t, l.at, a, c.peer...)
+			request, in := l.answer()
+			if request != 3 || in.Status != 0 || in.Pipe != uint64(g.ID()) || in.Local.AddrPort() != l.at ||
+				in.Peer.AddrPort().String() != peer.LocalAddr().String() || in.TLS.Version != tls.VersionTLS13 || string(in.TLS.ALPN) != c.want {
+				t.Errorf("request %d: %+v", request, in)
+			}
+			echo(t, g, peer)
+			l.Close()
+			m.wantFree()
+		})
+	}
+}
+
+// Peers come at once; each gets its own bytes.
+func TestTLSAcceptMany(t *testing.T) {
+	t.Parallel()
+	const n = 40
+	a := newAuthority(t)
+	m := start(t, setup{window: 32 << 20, tls: relay.TLS{Certificates: []tls.Certificate{a.issue(t, nil)}}})
+	l := m.tlsListen("127.0.0.1:0")
+	waiting := make(map[uint64]*pipestest.GuestConn)
+	for i := range uint64(n) {
+		waiting[i] = m.pipe()
+		l.ask(i, waiting[i].ID())
+	}
+	var peers, served sync.WaitGroup
+	for i := range n {
+		peers.Go(func() {
+			tcp, err := net.DialTimeout("tcp", l.at.String(), patience)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer tcp.Close()
+			deadline(t, tcp)
+			p := newPeer(tcp.(*net.TCPConn), &tls.Config{RootCAs: a.pool, ServerName: "localhost"}, tls.Client)
+			want := pattern(i, 10_000)
+			if _, err := p.Write(want); err != nil {
+				t.Error(err)
+			}
+			p.CloseWrite()
+			wantAll(t, p, want)
+		})
+	}
+	for range n {
+		request, in := l.answer()
+		c := waiting[request]
+		if c == nil || in.Status != 0 || in.Pipe != uint64(c.ID()) {
+			t.Fatalf("request %d: %+v", request, in)
+		}
+		delete(waiting, request)
+		served.Go(func() {
+			defer c.Close()
+			if _, err := io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c}); err != nil {
+				t.Error(err)
+			}
+			c.CloseWrite()
+		})
+	}
+	peers.Wait()
+	served.Wait()
+	l.Close()
+	m.wantFree()
+	if s := m.server.Stats(); s.Accepted != n || s.HandshakesFailed != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// Peers that say nothing, in greater number than the accepts that wait, hold up nobody who does.
+func TestTLSAcceptBesideStalled(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	m := start(t, setup{tls: relay.TLS{Certificates: []tls.Certificate{a.issue(t, nil)}}})
+	l := m.tlsListen("127.0.0.1:0")
+	g := m.pipe()
+	l.ask(1, g.ID())
+	for i := range 10 {
+		stalled := dialed(t, l.at)
+		if i%2 == 0 {
+			stalled.Write([]byte{22, 3, 1}) // the beginning of a record
+		}
+	}
+	peer := tlsDialed(t, l.at, a)
+	if request, in := l.answer(); request != 1 || in.Status != 0 {
+		t.Fatalf("request %d: %+v", request, in)
+	}
+	echo(t, g, peer)
+	l.Close()
+	m.wantFree()
+	if s := m.server.Stats(); s.HandshakesFailed != 0 {
+		t.Errorf("%d handshakes failed that were given up", s.HandshakesFailed)
+	}
+}
+
+func TestTLSHandshakeTimesOut(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	m := start(t, setup{connectTimeout: 50 * time.Millisecond, tls: relay.TLS{Certificates: []tls.Certificate{a.issue(t, nil)}}})
+	l := m.tlsListen("127.0.0.1:0")
+	l.ask(1, m.pipe().ID())
+	if _, err := io.Copy(io.Discard, dialed(t, l.at)); err != nil && !gone(err) {
+		t.Error(err)
+	}
+	m.wait("the handshake hasn't failed", func() bool { return m.server.Stats().HandshakesFailed == 1 })
+}
+
+// However many handshakes fail, in whatever way, the accept gets the connection that doesn't.
+func TestTLSHandshakesFail(t *testing.T) {
+	t.Parallel()
+	a, other := newAuthority(t), newAuthority(t)
+	m := start(t, setup{tls: relay.TLS{Certificates: []tls.Certificate{a.issue(t, nil)}}})
+	l := m.tlsListen("127.0.0.1:0", "h2")
+	g := m.pipe()
+	l.ask(1, g.ID())
+	fail := []func(*net.TCPConn){
+		func(*net.TCPConn) {},
+		func(c *net.TCPConn) { c.SetLinger(0) },
+		func(c *net.TCPConn) { io.WriteString(c, "GET / HTTP/1.1\r\n\r\n") },
+		func(c *net.TCPConn) { tls.Client(c, &tls.Config{RootCAs: other.pool, ServerName: "server.test"}).Handshake() },
+		func(c *net.TCPConn) {
+			tls.Client(c, &tls.Config{RootCAs: a.pool, ServerName: "server.test", NextProtos: []string{"x"}}).Handshake()
+		},
+		func(c *net.TCPConn) {
+			tls.Client(c, &tls.Config{RootCAs: a.pool, ServerName: "server.test", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}).Handshake()
+		},
+	}
+	const n = 150 // more than may be under way at once
+	for i := range n {
+		c := dialed(t, l.at)
+		fail[i%len(fail)](c)
+		c.Close()
+	}
+	peer := tlsDialed(t, l.at, a, "h2")
+	if request, in := l.answer(); request != 1 || in.Status != 0 || string(in.TLS.ALPN) != "h2" {
+		t.Fatalf("request %d: %+v", request, in)
+	}
+	echo(t, g, peer)
+	m.wait("not all handshakes failed", func() bool { return m.server.Stats().HandshakesFailed == n })
+	l.Close()
+	m.wantFree()
+}
+
+// Without a certificate there is no TLS server.
+func TestTLSListenWithoutCertificate(t *testing.T) {
+	t.Parallel()
+	m := start(t, setup{})
+	c := m.pipe()
+	listen := wire.TLSListen{Listen: wire.Listen{Endpoint: at(netip.MustParseAddrPort("127.0.0.1:0"))}}
+	if _, err := open(c, wire.ProtocolTLSListener, wire.AppendTLSListen(nil, listen)); !errors.Is(err, unix.ENOKEY) {
+		t.Errorf("got %v, want ENOKEY", err)
+	}
+	wantEOF(t, c)
+	c.Close()
+	m.wantFree()
+}
+
+// A malformed Open is the guest's fault.
+func TestTLSMalformedOpen(t *testing.T) {
+	t.Parallel()
+	for _, protocol := range []uint16{wire.ProtocolTLSConnection, wire.ProtocolTLSListener} {
+		m := start(t, setup{})
+		if _, err := open(m.pipe(), protocol, make([]byte, 32)); !errors.Is(err, unix.EPROTO) {
+			t.Errorf("protocol %d: %v, want EPROTO", protocol, err)
+		}
+	}
+}
+
+// The policy judges connections by the name that the guest connects to, whatever server name it asks for.
+func TestTLSPolicy(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	cert := a.issue(t, nil)
+	var rules []relay.Rule
+	for _, text := range []string{"denied.test", "in:*:444"} {
+		r, err := relay.ParseRule(false, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rules = append(rules, r)
+	}
+	outside := netip.MustParseAddr("198.51.100.1")
+	network := &relaytest.Network{Hosts: map[string]netip.Addr{
+		"server.test": outside, "denied.test": outside, "inside.test": netip.MustParseAddr("127.0.0.1"),
+	}}
+	m := start(t, setup{
+		network: relay.NewPolicy(network, rules, nil),
+		tls:     relay.TLS{RootCAs: a.pool, Certificates: []tls.Certificate{cert}},
+	})
+	for _, on := range []string{"198.51.100.1:443", "127.0.0.1:443"} {
+		ln, err := network.Listen(t.Context(), "tcp", on)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var serving sync.WaitGroup
+		t.Cleanup(func() {
+			ln.Close()
+			serving.Wait()
+		})
+		serving.Go(func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				serving.Go(func() {
+					defer c.Close()
+					deadline(t, c)
+					p := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}})
+					io.Copy(p, p)
+					p.CloseWrite()
+				})
+			}
+		})
+	}
+	denied := uint64(0)
+	for _, c := range []struct {
+		name, server string
+		want         error
+	}{
+		{"server.test", "", nil},
+		{"denied.test", "server.test", unix.EACCES},
+		{"inside.test", "server.test", unix.EACCES},
+	} {
+		g := m.pipe()
+		_, err := open(g, wire.ProtocolTLSConnection, wire.AppendTLSConnect(nil, wire.TLSConnect{
+			Connect: wire.Connect{Endpoint: wire.Endpoint{Port: 443}, Name: []byte(c.name)}, ServerName: []byte(c.server),
+		}))
+		if !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+		}
+		if c.want != nil {
+			denied++
+		} else {
+			g.Write([]byte("hello"))
+			g.CloseWrite()
+			wantAll(t, g, []byte("hello"))
+		}
+		g.Close()
+	}
+	c := m.pipe()
+	listen := wire.TLSListen{Listen: wire.Listen{Endpoint: at(netip.MustParseAddrPort("198.51.100.2:444"))}}
+	if _, err := open(c, wire.ProtocolTLSListener, wire.AppendTLSListen(nil, listen)); !errors.Is(err, unix.EACCES) {
+		t.Errorf("listening: %v, want EACCES", err)
+	}
+	c.Close()
+	m.wantFree()
+	if n := m.server.Stats().Denied; n != denied+1 {
+		t.Errorf("%d were denied, want %d", n, denied+1)
+	}
+}
+
+// A published port is bound elsewhere, and does TLS there.
+func TestTLSPublished(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	bound := make(chan netip.AddrPort, 1)
+	m := start(t, setup{
+		network:  relay.NewPolicy(relay.Host{}, nil, []relay.Publish{{Protocol: "tcp", Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 443}}),
+		tls:      relay.TLS{Certificates: []tls.Certificate{a.issue(t, nil)}},
+		onListen: func(a netip.AddrPort) { bound <- a },
+	})
+	l := m.tlsListen("127.0.0.9:443")
+	if l.at.String() != "127.0.0.9:443" {
+		t.Errorf("the guest believes that it listens on %v", l.at)
+	}
+	g := m.pipe()
+	l.ask(1, g.ID())
+	peer := tlsDialed(t, <-bound, a)
+	if request, in := l.answer(); request != 1 || in.Status != 0 {
+		t.Fatalf("request %d: %+v", request, in)
+	}
+	echo(t, g, peer)
+}
+
+// A server that stops during handshakes, on both sides, leaves nothing behind. Not parallel: it counts what the process has.
+func TestTLSStop(t *testing.T) {
+	a := newAuthority(t)
+	fds := descriptors(t)
+	m := start(t, setup{tls: relay.TLS{RootCAs: a.pool, Certificates: []tls.Certificate{a.issue(t, nil)}}})
+	l := m.tlsListen("127.0.0.1:0")
+	l.ask(1, m.pipe().ID())
+	out, to := hostListener(t, "127.0.0.1:0")
+	var peers []*net.TCPConn
+	for range 5 {
+		g := m.pipe()
+		if _, err := g.Write(wire.AppendOpen(nil, 5, wire.Open{Protocol: wire.ProtocolTLSConnection, Payload: tlsConnect(to, "")})); err != nil {
+			t.Fatal(err)
+		}
+		p := accepted(t, out)
+		if _, err := p.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		peers = append(peers, p, dialed(t, l.at))
+	}
+	// One whose handshake is done waits for an accept beside those.
+	done := tlsDialed(t, l.at, a)
+	l.answer()
+	l.ask(2, m.pipe().ID())
+	waits := tlsDialed(t, l.at, a)
+	l.answer()
+	m.stop()
+	for i, p := range append(peers, done.tcp, waits.tcp) {
+		if _, err := io.Copy(io.Discard, p); err != nil && !gone(err) {
+			t.Error(fmt.Errorf("peer %d: %w", i, err))
+		}
+		p.Close()
+	}
+	out.Close()
+	settled(t, "descriptors", fds, func() int { return descriptors(t) })
+}
