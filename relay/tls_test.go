@@ -1,16 +1,11 @@
 package relay_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/netip"
 	"sync"
@@ -24,63 +19,6 @@ import (
 	"github.com/fix-project/arcavm/relay/relaytest"
 	"github.com/fix-project/arcavm/wire"
 )
-
-// authority vouches for servers in a test.
-type authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pool *x509.CertPool
-}
-
-func newAuthority(t testing.TB) *authority {
-	t.Helper()
-	a := &authority{pool: x509.NewCertPool()}
-	a.cert, a.key = certify(t, &x509.Certificate{
-		Subject: pkix.Name{CommonName: "authority of a test"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}, nil)
-	a.pool.AddCert(a.cert)
-	return a
-}
-
-// issue returns a certificate for server.test, localhost and both loopback addresses, unless edit says otherwise.
-func (a *authority) issue(t testing.TB, edit func(*x509.Certificate)) tls.Certificate {
-	t.Helper()
-	c := &x509.Certificate{
-		DNSNames: []string{"server.test", "localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	if edit != nil {
-		edit(c)
-	}
-	cert, key := certify(t, c, a)
-	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}
-}
-
-// certify makes a certificate by a, or by its own key if that is nil.
-func certify(t testing.TB, c *x509.Certificate, a *authority) (*x509.Certificate, *ecdsa.PrivateKey) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.SerialNumber = big.NewInt(1)
-	if c.NotAfter.IsZero() {
-		c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
-	}
-	parent, signer := c, key
-	if a != nil {
-		parent, signer = a.cert, a.key
-	}
-	raw, err := x509.CreateCertificate(rand.Reader, c, parent, &key.PublicKey, signer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cert, key
-}
 
 // tlsPeer is an end of a TLS connection outside of the guest. Unlike crypto/tls it tells a truncated connection from one that has ended.
 type tlsPeer struct {
@@ -141,9 +79,9 @@ func tlsConnect(to netip.AddrPort, server string, alpn ...string) []byte {
 }
 
 // tlsConnected is a TLS connection that the guest opened to a peer of this version.
-func tlsConnected(t testing.TB, m *machine, a *authority, version uint16) (*pipestest.GuestConn, *tlsPeer) {
+func tlsConnected(t testing.TB, m *machine, a *relaytest.Authority, version uint16) (*pipestest.GuestConn, *tlsPeer) {
 	t.Helper()
-	cfg := &tls.Config{Certificates: []tls.Certificate{a.issue(t, nil)}, MinVersion: version, MaxVersion: version}
+	cfg := &tls.Config{Certificates: []tls.Certificate{a.Issue(t, nil)}, MinVersion: version, MaxVersion: version}
 	to, peers := tlsServer(t, "127.0.0.1:0", cfg)
 	g := m.pipe()
 	p, err := open(g, wire.ProtocolTLSConnection, tlsConnect(to, ""))
@@ -170,8 +108,8 @@ func bothVersions(t *testing.T, f func(t *testing.T, version uint16)) {
 
 func TestTLSConnect(t *testing.T) {
 	t.Parallel()
-	a := newAuthority(t)
-	cert := a.issue(t, nil)
+	a := relaytest.NewAuthority(t)
+	cert := a.Issue(t, nil)
 	for _, c := range []struct {
 		name, listen string
 		host, server string
@@ -190,7 +128,7 @@ func TestTLSConnect(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			m := start(t, setup{tls: relay.TLS{RootCAs: a.pool}})
+			m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool}})
 			to, peers := tlsServer(t, c.listen, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: c.support})
 			target := wire.TLSConnect{Connect: wire.Connect{Endpoint: at(to)}, ServerName: []byte(c.server)}
 			if c.host != "" {
@@ -228,9 +166,9 @@ func TestTLSConnect(t *testing.T) {
 
 func TestTLSConnectFails(t *testing.T) {
 	t.Parallel()
-	a, other := newAuthority(t), newAuthority(t)
+	a, other := relaytest.NewAuthority(t), relaytest.NewAuthority(t)
 	with := func(c tls.Certificate) *tls.Config { return &tls.Config{Certificates: []tls.Certificate{c}} }
-	good := a.issue(t, nil)
+	good := a.Issue(t, nil)
 	for _, c := range []struct {
 		name   string
 		server *tls.Config // or
@@ -238,17 +176,17 @@ func TestTLSConnectFails(t *testing.T) {
 		as     string
 		want   unix.Errno
 	}{
-		{name: "unknown authority", server: with(other.issue(t, nil)), want: unix.ENOKEY},
-		{name: "expired", server: with(a.issue(t, func(c *x509.Certificate) {
+		{name: "unknown authority", server: with(other.Issue(t, nil)), want: unix.ENOKEY},
+		{name: "expired", server: with(a.Issue(t, func(c *x509.Certificate) {
 			c.NotBefore, c.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
 		})), want: unix.EKEYEXPIRED},
-		{name: "not valid yet", server: with(a.issue(t, func(c *x509.Certificate) {
+		{name: "not valid yet", server: with(a.Issue(t, func(c *x509.Certificate) {
 			c.NotBefore, c.NotAfter = time.Now().Add(time.Hour), time.Now().Add(2*time.Hour)
 		})), want: unix.EKEYEXPIRED},
 		{name: "another name", server: with(good), as: "other.test", want: unix.EKEYREJECTED},
-		{name: "another address", server: with(a.issue(t, func(c *x509.Certificate) { c.IPAddresses = nil })), want: unix.EKEYREJECTED},
+		{name: "another address", server: with(a.Issue(t, func(c *x509.Certificate) { c.IPAddresses = nil })), want: unix.EKEYREJECTED},
 		{name: "no name at all", server: with(good), as: "* / *", want: unix.EKEYREJECTED},
-		{name: "not for servers", server: with(a.issue(t, func(c *x509.Certificate) {
+		{name: "not for servers", server: with(a.Issue(t, func(c *x509.Certificate) {
 			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 		})), want: unix.EBADMSG},
 		{name: "no common ALPN", server: &tls.Config{Certificates: []tls.Certificate{good}, NextProtos: []string{"other"}}, want: unix.ECONNABORTED},
@@ -264,7 +202,7 @@ func TestTLSConnectFails(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			m := start(t, setup{tls: relay.TLS{RootCAs: a.pool}})
+			m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool}})
 			var to netip.AddrPort
 			if c.speak == nil {
 				to, _ = tlsServer(t, "127.0.0.1:0", c.server)
@@ -352,10 +290,10 @@ func TestTLSConnectGivenUp(t *testing.T) {
 func TestTLSHalfClose(t *testing.T) {
 	t.Parallel()
 	const size = 1 << 20
-	a := newAuthority(t)
+	a := relaytest.NewAuthority(t)
 	bothVersions(t, func(t *testing.T, version uint16) {
 		for _, guestFirst := range []bool{true, false} {
-			m := start(t, setup{tls: relay.TLS{RootCAs: a.pool}})
+			m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool}})
 			g, p := tlsConnected(t, m, a, version)
 			first, second := relay.Conn(g), relay.Conn(p)
 			if !guestFirst {
@@ -390,10 +328,10 @@ func TestTLSHalfClose(t *testing.T) {
 // Both ends send much at once.
 func TestTLSBulk(t *testing.T) {
 	t.Parallel()
-	const size = 16 << 20
-	a := newAuthority(t)
+	const size = 8 << 20
+	a := relaytest.NewAuthority(t)
 	bothVersions(t, func(t *testing.T, version uint16) {
-		m := start(t, setup{tls: relay.TLS{RootCAs: a.pool}})
+		m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool}})
 		g, p := tlsConnected(t, m, a, version)
 		there, back := pattern(5, size), pattern(6, size)
 		var all sync.WaitGroup
@@ -416,7 +354,7 @@ func TestTLSBulk(t *testing.T) {
 // A reset goes through wherever the relay waits, and a close_notify to a peer that doesn't read doesn't hold it up.
 func TestTLSReset(t *testing.T) {
 	t.Parallel()
-	a := newAuthority(t)
+	a := relaytest.NewAuthority(t)
 	for name, prepare := range map[string]func(*testing.T, *pipestest.GuestConn, *tlsPeer){
 		"idle": func(*testing.T, *pipestest.GuestConn, *tlsPeer) {},
 		"guest half closed": func(t *testing.T, g *pipestest.GuestConn, p *tlsPeer) {
@@ -432,7 +370,7 @@ func TestTLSReset(t *testing.T) {
 	} {
 		t.Run("guest/"+name, func(t *testing.T) {
 			t.Parallel()
-			m := start(t, setup{tls: relay.TLS{RootCAs: a.pool}})
+			m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool}})
 			g, p := tlsConnected(t, m, a, tls.VersionTLS13)
 			prepare(t, g, p)
 			g.Reset(unix.ECONNABORTED)
@@ -445,7 +383,7 @@ func TestTLSReset(t *testing.T) {
 		})
 		t.Run("peer/"+name, func(t *testing.T) {
 			t.Parallel()
-			m := start(t, setup{tls: relay.TLS{RootCAs: a.pool}})
+			m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool}})
 			g, p := tlsConnected(t, m, a, tls.VersionTLS13)
 			prepare(t, g, p)
 			p.tcp.SetLinger(0)
@@ -470,7 +408,7 @@ func stuffTLS(t *testing.T, p *tlsPeer) {
 // What ends without a close_notify may be cut off: the guest gets what came, and then an error.
 func TestTLSTruncated(t *testing.T) {
 	t.Parallel()
-	a := newAuthority(t)
+	a := relaytest.NewAuthority(t)
 	bothVersions(t, func(t *testing.T, version uint16) {
 		for name, cut := range map[string]func(*tlsPeer){
 			"between records": func(*tlsPeer) {},
@@ -479,7 +417,7 @@ func TestTLSTruncated(t *testing.T) {
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				m := start(t, setup{tls: relay.TLS{RootCAs: a.pool}})
+				m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool}})
 				g, p := tlsConnected(t, m, a, version)
 				data := pattern(7, 200_000) // more than the ring holds
 				var sending sync.WaitGroup
@@ -503,8 +441,8 @@ func TestTLSTruncated(t *testing.T) {
 // A guest that never reads what came before the end is none of the server's problems when that stops.
 func TestTLSTruncatedUnread(t *testing.T) {
 	t.Parallel()
-	a := newAuthority(t)
-	m := start(t, setup{tls: relay.TLS{RootCAs: a.pool}})
+	a := relaytest.NewAuthority(t)
+	m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool}})
 	g, p := tlsConnected(t, m, a, tls.VersionTLS13)
 	p.Write([]byte("unread"))
 	p.tcp.Close()
@@ -519,10 +457,10 @@ func TestTLSTruncatedUnread(t *testing.T) {
 // An alert after the handshake: with TLS 1.3 a server says only then that it wants a certificate of the client.
 func TestTLSAlert(t *testing.T) {
 	t.Parallel()
-	a := newAuthority(t)
-	to, _ := tlsServer(t, "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{a.issue(t, nil)}, ClientAuth: tls.RequireAnyClientCert})
+	a := relaytest.NewAuthority(t)
+	to, _ := tlsServer(t, "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{a.Issue(t, nil)}, ClientAuth: tls.RequireAnyClientCert})
 	// The certificate of the guest's servers is not shown to others.
-	m := start(t, setup{tls: relay.TLS{RootCAs: a.pool, Certificates: []tls.Certificate{a.issue(t, nil)}}})
+	m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool, Certificates: []tls.Certificate{a.Issue(t, nil)}}})
 	g := m.pipe()
 	if _, err := open(g, wire.ProtocolTLSConnection, tlsConnect(to, "")); err != nil {
 		t.Fatal(err)
@@ -535,8 +473,8 @@ func TestTLSAlert(t *testing.T) {
 // A guest that reads no more can go on writing.
 func TestTLSGuestClosesReader(t *testing.T) {
 	t.Parallel()
-	a := newAuthority(t)
-	m := start(t, setup{tls: relay.TLS{RootCAs: a.pool}})
+	a := relaytest.NewAuthority(t)
+	m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool}})
 	g, p := tlsConnected(t, m, a, tls.VersionTLS13)
 	g.CloseRead()
 	sent := pattern(8, 1<<20)
@@ -570,9 +508,9 @@ func (m *machine) tlsListen(on string, alpn ...string) *listening {
 }
 
 // tlsDialed connects to the guest's TLS listener from outside.
-func tlsDialed(t testing.TB, to netip.AddrPort, a *authority, alpn ...string) *tlsPeer {
+func tlsDialed(t testing.TB, to netip.AddrPort, a *relaytest.Authority, alpn ...string) *tlsPeer {
 	t.Helper()
-	p := newPeer(dialed(t, to), &tls.Config{RootCAs: a.pool, ServerName: "server.test", NextProtos: alpn}, tls.Client)
+	p := newPeer(dialed(t, to), &tls.Config{RootCAs: a.Pool, ServerName: "server.test", NextProtos: alpn}, tls.Client)
 	if err := p.Handshake(); err != nil {
 		t.Fatal(err)
 	}
@@ -581,8 +519,8 @@ func tlsDialed(t testing.TB, to netip.AddrPort, a *authority, alpn ...string) *t
 
 func TestTLSAccept(t *testing.T) {
 	t.Parallel()
-	a := newAuthority(t)
-	server := relay.TLS{Certificates: []tls.Certificate{a.issue(t, nil)}}
+	a := relaytest.NewAuthority(t)
+	server := relay.TLS{Certificates: []tls.Certificate{a.Issue(t, nil)}}
 	for _, c := range []struct {
 		name, on string
 		guest    []string
@@ -620,9 +558,9 @@ func TestTLSAccept(t *testing.T) {
 // Peers come at once; each gets its own bytes.
 func TestTLSAcceptMany(t *testing.T) {
 	t.Parallel()
-	const n = 40
-	a := newAuthority(t)
-	m := start(t, setup{window: 32 << 20, tls: relay.TLS{Certificates: []tls.Certificate{a.issue(t, nil)}}})
+	const n = 20
+	a := relaytest.NewAuthority(t)
+	m := start(t, setup{window: 32 << 20, tls: relay.TLS{Certificates: []tls.Certificate{a.Issue(t, nil)}}})
 	l := m.tlsListen("127.0.0.1:0")
 	waiting := make(map[uint64]*pipestest.GuestConn)
 	for i := range uint64(n) {
@@ -639,7 +577,7 @@ func TestTLSAcceptMany(t *testing.T) {
 			}
 			defer tcp.Close()
 			deadline(t, tcp)
-			p := newPeer(tcp.(*net.TCPConn), &tls.Config{RootCAs: a.pool, ServerName: "localhost"}, tls.Client)
+			p := newPeer(tcp.(*net.TCPConn), &tls.Config{RootCAs: a.Pool, ServerName: "localhost"}, tls.Client)
 			want := pattern(i, 10_000)
 			if _, err := p.Write(want); err != nil {
 				t.Error(err)
@@ -675,8 +613,8 @@ func TestTLSAcceptMany(t *testing.T) {
 // Peers that say nothing, in greater number than the accepts that wait, hold up nobody who does.
 func TestTLSAcceptBesideStalled(t *testing.T) {
 	t.Parallel()
-	a := newAuthority(t)
-	m := start(t, setup{tls: relay.TLS{Certificates: []tls.Certificate{a.issue(t, nil)}}})
+	a := relaytest.NewAuthority(t)
+	m := start(t, setup{tls: relay.TLS{Certificates: []tls.Certificate{a.Issue(t, nil)}}})
 	l := m.tlsListen("127.0.0.1:0")
 	g := m.pipe()
 	l.ask(1, g.ID())
@@ -700,8 +638,8 @@ func TestTLSAcceptBesideStalled(t *testing.T) {
 
 func TestTLSHandshakeTimesOut(t *testing.T) {
 	t.Parallel()
-	a := newAuthority(t)
-	m := start(t, setup{connectTimeout: 50 * time.Millisecond, tls: relay.TLS{Certificates: []tls.Certificate{a.issue(t, nil)}}})
+	a := relaytest.NewAuthority(t)
+	m := start(t, setup{connectTimeout: 50 * time.Millisecond, tls: relay.TLS{Certificates: []tls.Certificate{a.Issue(t, nil)}}})
 	l := m.tlsListen("127.0.0.1:0")
 	l.ask(1, m.pipe().ID())
 	if _, err := io.Copy(io.Discard, dialed(t, l.at)); err != nil && !gone(err) {
@@ -713,8 +651,8 @@ func TestTLSHandshakeTimesOut(t *testing.T) {
 // However many handshakes fail, in whatever way, the accept gets the connection that doesn't.
 func TestTLSHandshakesFail(t *testing.T) {
 	t.Parallel()
-	a, other := newAuthority(t), newAuthority(t)
-	m := start(t, setup{tls: relay.TLS{Certificates: []tls.Certificate{a.issue(t, nil)}}})
+	a, other := relaytest.NewAuthority(t), relaytest.NewAuthority(t)
+	m := start(t, setup{tls: relay.TLS{Certificates: []tls.Certificate{a.Issue(t, nil)}}})
 	l := m.tlsListen("127.0.0.1:0", "h2")
 	g := m.pipe()
 	l.ask(1, g.ID())
@@ -722,15 +660,15 @@ func TestTLSHandshakesFail(t *testing.T) {
 		func(*net.TCPConn) {},
 		func(c *net.TCPConn) { c.SetLinger(0) },
 		func(c *net.TCPConn) { io.WriteString(c, "GET / HTTP/1.1\r\n\r\n") },
-		func(c *net.TCPConn) { tls.Client(c, &tls.Config{RootCAs: other.pool, ServerName: "server.test"}).Handshake() },
+		func(c *net.TCPConn) { tls.Client(c, &tls.Config{RootCAs: other.Pool, ServerName: "server.test"}).Handshake() },
 		func(c *net.TCPConn) {
-			tls.Client(c, &tls.Config{RootCAs: a.pool, ServerName: "server.test", NextProtos: []string{"x"}}).Handshake()
+			tls.Client(c, &tls.Config{RootCAs: a.Pool, ServerName: "server.test", NextProtos: []string{"x"}}).Handshake()
 		},
 		func(c *net.TCPConn) {
-			tls.Client(c, &tls.Config{RootCAs: a.pool, ServerName: "server.test", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}).Handshake()
+			tls.Client(c, &tls.Config{RootCAs: a.Pool, ServerName: "server.test", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}).Handshake()
 		},
 	}
-	const n = 150 // more than may be under way at once
+	const n = 135 // more than may be under way at once
 	for i := range n {
 		c := dialed(t, l.at)
 		fail[i%len(fail)](c)
@@ -774,8 +712,8 @@ func TestTLSMalformedOpen(t *testing.T) {
 // The policy judges connections by the name that the guest connects to, whatever server name it asks for.
 func TestTLSPolicy(t *testing.T) {
 	t.Parallel()
-	a := newAuthority(t)
-	cert := a.issue(t, nil)
+	a := relaytest.NewAuthority(t)
+	cert := a.Issue(t, nil)
 	var rules []relay.Rule
 	for _, text := range []string{"denied.test", "in:*:444"} {
 		r, err := relay.ParseRule(false, text)
@@ -790,7 +728,7 @@ func TestTLSPolicy(t *testing.T) {
 	}}
 	m := start(t, setup{
 		network: relay.NewPolicy(network, rules, nil),
-		tls:     relay.TLS{RootCAs: a.pool, Certificates: []tls.Certificate{cert}},
+		tls:     relay.TLS{RootCAs: a.Pool, Certificates: []tls.Certificate{cert}},
 	})
 	for _, on := range []string{"198.51.100.1:443", "127.0.0.1:443"} {
 		ln, err := network.Listen(t.Context(), "tcp", on)
@@ -858,11 +796,11 @@ func TestTLSPolicy(t *testing.T) {
 // A published port is bound elsewhere, and does TLS there.
 func TestTLSPublished(t *testing.T) {
 	t.Parallel()
-	a := newAuthority(t)
+	a := relaytest.NewAuthority(t)
 	bound := make(chan netip.AddrPort, 1)
 	m := start(t, setup{
 		network:  relay.NewPolicy(relay.Host{}, nil, []relay.Publish{{Protocol: "tcp", Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 443}}),
-		tls:      relay.TLS{Certificates: []tls.Certificate{a.issue(t, nil)}},
+		tls:      relay.TLS{Certificates: []tls.Certificate{a.Issue(t, nil)}},
 		onListen: func(a netip.AddrPort) { bound <- a },
 	})
 	l := m.tlsListen("127.0.0.9:443")
@@ -880,9 +818,9 @@ func TestTLSPublished(t *testing.T) {
 
 // A server that stops during handshakes, on both sides, leaves nothing behind. Not parallel: it counts what the process has.
 func TestTLSStop(t *testing.T) {
-	a := newAuthority(t)
+	a := relaytest.NewAuthority(t)
 	fds := descriptors(t)
-	m := start(t, setup{tls: relay.TLS{RootCAs: a.pool, Certificates: []tls.Certificate{a.issue(t, nil)}}})
+	m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool, Certificates: []tls.Certificate{a.Issue(t, nil)}}})
 	l := m.tlsListen("127.0.0.1:0")
 	l.ask(1, m.pipe().ID())
 	out, to := hostListener(t, "127.0.0.1:0")

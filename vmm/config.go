@@ -1,6 +1,10 @@
 package vmm
 
 import (
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -70,6 +74,9 @@ type Config struct {
 	// Network is where the guest's sockets and addresses come from. Default: the host's with a [relay.Policy] without rules, which
 	// keeps the guest from the host's own addresses. Guests of the older ABI need one that gives *[net.TCPConn].
 	Network relay.Network
+	// TLS is what the monitor trusts and shows where it does TLS for a guest of the stream ABI. The zero value trusts whom the host trusts, and lets the guest
+	// be a client only.
+	TLS relay.TLS
 	// Handlers serve protocols of the embedding program, numbered from 0x8000, of guests of the stream ABI.
 	Handlers map[uint16]relay.Handler
 
@@ -149,6 +156,11 @@ func (c Config) withDefaults() (Config, error) {
 			return c, &ConfigError{"share", fmt.Sprintf("%s has no folder", name)}
 		}
 	}
+	for i, cert := range c.TLS.Certificates {
+		if err := checkCertificate(cert); err != nil {
+			return c, &ConfigError{"tls", fmt.Sprintf("certificate %d: %v", i, err)}
+		}
+	}
 	for protocol, h := range c.Handlers {
 		if protocol < wire.ProtocolPrivate {
 			return c, &ConfigError{"handlers", fmt.Sprintf("protocol %#x is below %#x", protocol, wire.ProtocolPrivate)}
@@ -170,6 +182,22 @@ func (c Config) withDefaults() (Config, error) {
 		return c, &ConfigError{"arguments", fmt.Sprintf("%d are more than %d", len(c.Args), MaxArgs-1)}
 	}
 	return c, nil
+}
+
+// checkCertificate finds what a handshake would fail of, each time.
+func checkCertificate(c tls.Certificate) error {
+	if len(c.Certificate) == 0 {
+		return errors.New("it is empty")
+	}
+	for _, raw := range c.Certificate {
+		if _, err := x509.ParseCertificate(raw); err != nil {
+			return err
+		}
+	}
+	if _, ok := c.PrivateKey.(crypto.Signer); !ok {
+		return errors.New("it has no private key that can sign")
+	}
+	return nil
 }
 
 func checkSize(field string, n, low, high uint64) error {

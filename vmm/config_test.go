@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"crypto/tls"
 	"errors"
 	"testing"
 
@@ -29,6 +30,8 @@ func TestConfigRefused(t *testing.T) {
 		{"too high a stream limit", Config{Image: img, StreamLimit: MaxStreamLimit + 1}, "stream limit"},
 		{"too many arguments", Config{Image: img, Args: make([]string, MaxArgs)}, "arguments"},
 		{"a handler of a reserved protocol", Config{Image: img, Handlers: map[uint16]relay.Handler{0x7fff: new(relay.Mux)}}, "handlers"},
+		{"an empty certificate", Config{Image: img, TLS: relay.TLS{Certificates: make([]tls.Certificate, 1)}}, "tls"},
+		{"a certificate that is none", Config{Image: img, TLS: relay.TLS{Certificates: []tls.Certificate{{Certificate: [][]byte{{1}}}}}}, "tls"},
 		{"no handler", Config{Image: img, Handlers: map[uint16]relay.Handler{0x8000: nil}}, "handlers"},
 	} {
 		_, err := c.cfg.withDefaults()

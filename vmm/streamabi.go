@@ -63,6 +63,8 @@ func (a *streamABI) connect() (err error) {
 	mux.Handle(wire.ProtocolTCPListener, relay.TCPListener())
 	mux.Handle(wire.ProtocolTCPConnection, relay.TCPConnection())
 	mux.Handle(wire.ProtocolUDP, relay.UDP())
+	mux.Handle(wire.ProtocolTLSConnection, relay.TLSConnection(v.cfg.TLS))
+	mux.Handle(wire.ProtocolTLSListener, relay.TLSListener(v.cfg.TLS))
 	for protocol, h := range v.cfg.Handlers {
 		mux.Handle(protocol, h)
 	}

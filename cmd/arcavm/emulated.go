@@ -19,8 +19,8 @@ import (
 // emulationLimit is no limit in practice: servers run for as long as their user likes.
 const emulationLimit = 365 * 24 * time.Hour
 
-// runEmulated runs this same command in an emulated machine, with the image and the shared folders copied into it.
-func runEmulated(flags *pflag.FlagSet, s streams, args, shares []string, network networkFlags) error {
+// runEmulated runs this same command in an emulated machine, with the image, the shared folders and the files for TLS copied into it.
+func runEmulated(flags *pflag.FlagSet, s streams, args, shares []string, network networkFlags, tls tlsFlags) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("finding this program's file: %w", err)
@@ -48,7 +48,7 @@ func runEmulated(flags *pflag.FlagSet, s streams, args, shares []string, network
 	}
 	flags.Visit(func(f *pflag.Flag) {
 		switch f.Name {
-		case "emulated", "publish", "share", "allow", "deny":
+		case "emulated", "publish", "share", "allow", "deny", "tls-ca", "tls-cert", "tls-key":
 		default:
 			command = append(command, "--"+f.Name+"="+f.Value.String())
 		}
@@ -58,6 +58,9 @@ func runEmulated(flags *pflag.FlagSet, s streams, args, shares []string, network
 	}
 	// From inside, this machine's own addresses are this network's.
 	command = append(command, "--deny=out:"+emulated.Network)
+	files, tlsInside := tls.inside()
+	cfg.Files = append(cfg.Files, files...)
+	command = append(command, tlsInside...)
 	folders, err := parseShares(shares)
 	if err != nil {
 		return err

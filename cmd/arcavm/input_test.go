@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/x509"
+	"encoding/pem"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,8 +11,21 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/kvm"
+	"github.com/fix-project/arcavm/relay/relaytest"
 	"github.com/fix-project/arcavm/vmm"
 )
+
+// certificateFiles are a certificate and its key.
+func certificateFiles(t *testing.T) (cert, key string) {
+	t.Helper()
+	c := relaytest.NewAuthority(t).Issue(t, nil)
+	raw, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return writeFile(t, "cert", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Certificate[0]})),
+		writeFile(t, "key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}))
+}
 
 // Each wrong input is one line on stderr, nothing on stdout, and a code of sysexits.h.
 func TestBadInput(t *testing.T) {
@@ -27,6 +42,10 @@ func TestBadInput(t *testing.T) {
 	later := writeFile(t, "later", machineCode(9, exit(0)))
 	cut := writeFile(t, "cut", good[:100])
 	folder := t.TempDir()
+	none := filepath.Join(folder, "none")
+	cert, key := certificateFiles(t)
+	_, otherKey := certificateFiles(t)
+	badCert := writeFile(t, "bad", []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))
 
 	tests := []struct {
 		args string // separated by spaces
@@ -88,6 +107,18 @@ func TestBadInput(t *testing.T) {
 		{"run --share ..=. " + hello, 64, `--share: ".." is not a name for a folder`},
 		{"run --share a=. --share b=" + hello + " " + hello, 66, "--share: " + hello + " is not a folder"},
 		{"run --share ./a=b " + hello, 66, "open ./a=b: no such file or directory"},
+		{"run --tls-cert " + cert + " " + hello, 64, "--tls-cert and --tls-key go together"},
+		{"run --tls-key " + key + " " + hello, 64, "--tls-cert and --tls-key go together"},
+		{"run --tls-cert " + none + " --tls-key " + key + " " + hello, 66, "--tls-cert: open " + none},
+		{"run --tls-cert " + cert + " --tls-key " + none + " " + hello, 66, "--tls-key: open " + none},
+		{"run --tls-cert " + text + " --tls-key " + key + " " + hello, 65, "--tls-cert " + text + " with --tls-key " + key + ": "},
+		{"run --tls-cert " + cert + " --tls-key " + text + " " + hello, 65, "failed to find any PEM data in key input"},
+		{"run --tls-cert " + cert + " --tls-key " + otherKey + " " + hello, 65, "private key does not match public key"},
+		{"run --tls-ca " + none + " " + hello, 66, "--tls-ca: open " + none},
+		{"run --tls-ca " + text + " " + hello, 65, "--tls-ca: " + text + " holds no certificate in PEM form"},
+		{"run --tls-ca " + key + " " + hello, 65, "--tls-ca: " + key + " holds no certificate in PEM form"},
+		{"run --tls-ca " + cert + " --tls-ca " + badCert + " " + hello, 65, "--tls-ca: " + badCert + ": x509: "},
+		{"run --emulated --tls-ca " + text + " " + hello, 65, "--tls-ca: " + text + " holds no certificate in PEM form"},
 		{"inspect", 64, "IMAGE is missing (usage: arcavm inspect [flags] IMAGE)"},
 		{"inspect a b", 64, `"b" is one argument too many`},
 		{"inspect " + text, 65, "is not an ELF file"},

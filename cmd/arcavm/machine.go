@@ -25,6 +25,7 @@ type machine struct {
 	format   choice
 	timing   bool
 	network  relay.Network // nil: a policy without rules
+	tls      relay.TLS
 	onListen func(netip.AddrPort)
 }
 
@@ -67,7 +68,7 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 	read := time.Now()
 	logger := newLogger(m.streams, m.level.value, m.format.value)
 	vm, err := vmm.New(vmm.Config{
-		Image: img, Args: args, CPUs: m.cpus, Memory: uint64(m.memory), Window: uint64(m.window), ABI: abi, Share: share, Network: m.network,
+		Image: img, Args: args, CPUs: m.cpus, Memory: uint64(m.memory), Window: uint64(m.window), ABI: abi, Share: share, Network: m.network, TLS: m.tls,
 		Console: m.streams.out, Logger: logger, OnListen: m.onListen,
 	})
 	if err != nil {

@@ -15,6 +15,7 @@ func newRunCommand(s streams) *cobra.Command {
 	var shares []string
 	var inEmulation bool
 	var network networkFlags
+	var tls tlsFlags
 	cmd := &cobra.Command{
 		Use:   "run [flags] IMAGE [ARGS…]",
 		Short: "Boot a kernel image",
@@ -42,6 +43,7 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
   arcavm run --timing kernel.elf
   arcavm run --publish 8080:80 --deny out:* httpd.elf 0.0.0.0:80
   arcavm run --allow localhost:5432 --deny 10.0.0.0/8 kernel.elf
+  arcavm run --tls-cert server.crt --tls-key server.key kernel.elf 0.0.0.0:443
   arcavm run --emulated --publish 8080:80 kernel.elf 0.0.0.0 80`,
 		DisableFlagsInUseLine: true,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -51,8 +53,12 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			var err error
+			if m.tls, err = tls.load(); err != nil {
+				return err
+			}
 			if inEmulation {
-				return runEmulated(cmd.Flags(), s, args, shares, network)
+				return runEmulated(cmd.Flags(), s, args, shares, network, tls)
 			}
 			m.network = network.policy()
 			img, err := image.Open(args[0])
@@ -75,6 +81,7 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 	f.StringArrayVar(&shares, "share", nil, "let the guest read the files below `DIR`; without it, none. DIR:rw lets\nit write, too; /:rw is the whole host. NAME=DIR, as often\nas you like: DIR is the top-level folder NAME (for a DIR with = in it\nwrite ./A=B)")
 	f.BoolVar(&inEmulation, "emulated", false, "run in hardware with KVM that QEMU emulates: slow, but it needs\nno /dev/kvm, and has what rpc images need; DIR is copied in")
 	network.add(f)
+	tls.add(f)
 	complete(cmd, "abi", abiNames)
 	_ = cmd.MarkFlagDirname("share")
 	return cmd
