@@ -660,7 +660,9 @@ func TestTLSHandshakesFail(t *testing.T) {
 		func(*net.TCPConn) {},
 		func(c *net.TCPConn) { c.SetLinger(0) },
 		func(c *net.TCPConn) { io.WriteString(c, "GET / HTTP/1.1\r\n\r\n") },
-		func(c *net.TCPConn) { tls.Client(c, &tls.Config{RootCAs: other.Pool, ServerName: "server.test"}).Handshake() },
+		func(c *net.TCPConn) {
+			tls.Client(c, &tls.Config{RootCAs: other.Pool, ServerName: "server.test"}).Handshake()
+		},
 		func(c *net.TCPConn) {
 			tls.Client(c, &tls.Config{RootCAs: a.Pool, ServerName: "server.test", NextProtos: []string{"x"}}).Handshake()
 		},

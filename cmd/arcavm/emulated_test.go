@@ -33,8 +33,10 @@ func TestRunEmulated(t *testing.T) {
 		t.Fatal(err)
 	}
 	image := imageFile(t, "cat")
+	cert, key := certificateFiles(t) // read inside, or else the guest isn't started
 	var stdout, stderr bytes.Buffer
-	run := exec.CommandContext(ctx, program, "run", "--emulated", "--share", share, "--log-format", "json", image, "file", "missing")
+	run := exec.CommandContext(ctx, program, "run", "--emulated", "--share", share, "--tls-ca", cert, "--tls-cert", cert, "--tls-key", key,
+		"--log-format", "json", image, "file", "missing")
 	run.Stdout, run.Stderr = &stdout, &stderr
 	err := run.Run()
 	var exit *exec.ExitError

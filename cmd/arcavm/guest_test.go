@@ -2,7 +2,9 @@ package main
 
 import (
 	"bufio"
+	"crypto/tls"
 	"encoding/json"
+	"encoding/pem"
 	"io"
 	"net"
 	"net/http"
@@ -16,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/relay/relaytest"
 	"github.com/fix-project/arcavm/testdata/images"
 )
 
@@ -410,5 +413,43 @@ func TestDemo(t *testing.T) {
 	r.signal(syscall.SIGINT)
 	if code := r.exitCode(); code != 0 {
 		t.Errorf("code %d, want 0", code)
+	}
+}
+
+// The guest is a TLS client that trusts the authority in a file.
+func TestTLSFlags(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	a := relaytest.NewAuthority(t)
+	ca := writeFile(t, "ca", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.Cert.Raw}))
+	cert, key := pemFiles(t, a.Issue(t, nil))
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			io.Copy(c, c)
+			c.Close()
+		}
+	}()
+	image := imageFile(t, "tls")
+	target := ln.Addr().String()
+	got := asProcess(t, "run", "--allow", "localhost", "--tls-ca", ca, image, "get", target)
+	if want := "Host: " + target; got.code != 0 || !strings.Contains(got.out, want) {
+		t.Errorf("code %d and %q, want 0 and %q\n%s", got.code, got.out, want, got.err)
+	}
+	got = asProcess(t, "run", "--allow", "localhost", image, "get", target)
+	if want := "connect: error 126"; got.code != 1 || !strings.Contains(got.err, want) {
+		t.Errorf("without --tls-ca: code %d, want 1 and %q\n%s", got.code, want, got.err)
 	}
 }

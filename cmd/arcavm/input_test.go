@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"os"
@@ -18,7 +19,11 @@ import (
 // certificateFiles are a certificate and its key.
 func certificateFiles(t *testing.T) (cert, key string) {
 	t.Helper()
-	c := relaytest.NewAuthority(t).Issue(t, nil)
+	return pemFiles(t, relaytest.NewAuthority(t).Issue(t, nil))
+}
+
+func pemFiles(t *testing.T, c tls.Certificate) (cert, key string) {
+	t.Helper()
 	raw, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
 	if err != nil {
 		t.Fatal(err)

@@ -20,9 +20,9 @@ type tlsFlags struct {
 }
 
 func (f *tlsFlags) add(flags *pflag.FlagSet) {
-	flags.StringArrayVar(&f.ca, "tls-ca", nil, "trust the certificates in `FILE` (PEM), beside those that this machine trusts,\nwhere the guest is a TLS client")
-	flags.StringVar(&f.cert, "tls-cert", "", "show the certificate in `FILE` (PEM, those between it and its authority after it)\nwhere the guest is a TLS server; without it, it can't be one")
-	flags.StringVar(&f.key, "tls-key", "", "the private key of --tls-cert, in `FILE` (PEM)")
+	flags.StringArrayVar(&f.ca, "tls-ca", nil, "where the guest is a TLS client, trust the certificates in `FILE`\n(PEM), too; as often as you like")
+	flags.StringVar(&f.cert, "tls-cert", "", "where the guest is a TLS server, show the certificate in `FILE`\n(PEM, intermediate ones after it); without it, it can't be one")
+	flags.StringVar(&f.key, "tls-key", "", "the private key of that certificate is in `FILE` (PEM)")
 }
 
 // load reads and checks the files.

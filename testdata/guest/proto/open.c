@@ -2,7 +2,7 @@
 
 enum { KIND_OPEN = 3, KIND_OPENED = 4 };
 
-int protocol_open(struct stream *s, u16 protocol, const void *payload, u32 length, void *answer, u32 cap) {
+i64 protocol_open_up_to(struct stream *s, u16 protocol, const void *payload, u32 length, void *answer, u32 cap) {
 	struct {
 		struct frame_header header;
 		u16 protocol, reserved0;
@@ -26,7 +26,17 @@ int protocol_open(struct stream *s, u16 protocol, const void *payload, u32 lengt
 		return -EPROTO;
 	if (opened.status)
 		return -(int)opened.status;
-	if (opened.header.length != 8 + cap)
+	u32 n = opened.header.length - 8;
+	if (n > cap)
 		return -EPROTO;
-	return stream_read_full(s, answer, cap);
+	error = stream_read_full(s, answer, n);
+	return error ? error : (i64)n;
+}
+
+int protocol_open(struct stream *s, u16 protocol, const void *payload, u32 length, void *answer, u32 cap) {
+	i64 n = protocol_open_up_to(s, protocol, payload, length, answer, cap);
+
+	if (n >= 0 && n != cap)
+		return -EPROTO;
+	return n < 0 ? n : 0;
 }

@@ -4,11 +4,7 @@
 enum { KIND_ACCEPT_CONNECTION = 0x20, KIND_INCOMING_CONNECTION };
 enum { LISTENER_RING_SIZE = 4096, NAME_MAX = 253 };
 
-int tcp_listen(struct tcp_listener *l, const struct endpoint *where, u32 outgoing_size, u32 incoming_size) {
-	struct {
-		struct endpoint endpoint;
-		u32 backlog, reserved;
-	} payload = {*where, 0, 0};
+int tcp_listen_by(struct tcp_listener *l, u16 protocol, const void *payload, u32 length, u32 outgoing_size, u32 incoming_size) {
 	struct stream *s;
 	int error = stream_open(&s, LISTENER_RING_SIZE, LISTENER_RING_SIZE);
 
@@ -16,12 +12,21 @@ int tcp_listen(struct tcp_listener *l, const struct endpoint *where, u32 outgoin
 		return error;
 	l->outgoing_size = outgoing_size;
 	l->incoming_size = incoming_size;
-	error = protocol_open(s, PROTOCOL_TCP_LISTENER, &payload, sizeof payload, &l->bound, sizeof l->bound);
+	error = protocol_open(s, protocol, payload, length, &l->bound, sizeof l->bound);
 	if (!error)
 		error = channel_start(&l->channel, s);
 	if (error)
 		stream_close(s);
 	return error;
+}
+
+int tcp_listen(struct tcp_listener *l, const struct endpoint *where, u32 outgoing_size, u32 incoming_size) {
+	struct {
+		struct endpoint endpoint;
+		u32 backlog, reserved;
+	} payload = {*where, 0, 0};
+
+	return tcp_listen_by(l, PROTOCOL_TCP_LISTENER, &payload, sizeof payload, outgoing_size, incoming_size);
 }
 
 int tcp_accept(struct tcp_listener *l, struct stream **s, struct endpoint *peer) {

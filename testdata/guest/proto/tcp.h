@@ -32,6 +32,8 @@ struct tcp_listener {
 
 /* The listener must stay where it is. The sizes are those of each connection's rings. */
 int tcp_listen(struct tcp_listener *l, const struct endpoint *where, u32 outgoing_size, u32 incoming_size);
+/* The same by a protocol whose connections are accepted as TCP's are, with its payload of Open. */
+int tcp_listen_by(struct tcp_listener *l, u16 protocol, const void *payload, u32 length, u32 outgoing_size, u32 incoming_size);
 /* Waits for a connection, which is homed on the calling CPU; any number of threads may wait. */
 int tcp_accept(struct tcp_listener *l, struct stream **s, struct endpoint *peer);
 /* Threads that wait in tcp_accept fail. */

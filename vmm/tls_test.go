@@ -1,0 +1,147 @@
+package vmm_test
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/relay/relaytest"
+	"github.com/fix-project/arcavm/vmm"
+	"github.com/fix-project/arcavm/vmm/vmmtest"
+)
+
+// httpsServer is a web server with a certificate, which says what it was asked.
+func httpsServer(t *testing.T, addr string, cert tls.Certificate) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s of %s for %s by %s\n", r.Method, r.URL, r.Host, r.TLS.NegotiatedProtocol)
+	}))
+	s.Listener.Close()
+	s.Listener = ln
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	return ln.Addr().String()
+}
+
+func TestTLSGet(t *testing.T) {
+	t.Parallel()
+	a, other := relaytest.NewAuthority(t), relaytest.NewAuthority(t)
+	for family, addr := range loopbacks(t) {
+		target := httpsServer(t, addr, a.Issue(t, nil))
+		for _, c := range []struct {
+			name   string
+			server []string
+			trust  *relaytest.Authority
+			want   unix.Errno
+		}{
+			{"by address", nil, a, 0},
+			{"by server name", []string{"server.test"}, a, 0},
+			{"unknown authority", nil, other, unix.ENOKEY},
+			{"another name", []string{"other.test"}, a, unix.EKEYREJECTED},
+		} {
+			t.Run(family+"/"+c.name, func(t *testing.T) {
+				t.Parallel()
+				g := vmmtest.Boot(t, vmm.Config{
+					Image: vmmtest.Image(t, "tls"), Args: append([]string{"get", target}, c.server...), TLS: relay.TLS{RootCAs: c.trust.Pool},
+				})
+				code, err := g.Wait()
+				if c.want != 0 {
+					if code != 1 || err != nil || !strings.Contains(g.Log(), fmt.Sprintf("connect: error %d", c.want)) {
+						t.Errorf("the guest ended with %d, %v; want 1 and error %d\n%s", code, err, c.want, g.Log())
+					}
+					return
+				}
+				host := target
+				if c.server != nil {
+					host = c.server[0]
+				}
+				if want := fmt.Sprintf("GET of / for %s by http/1.1\n", host); code != 0 || err != nil || !strings.HasSuffix(g.Console(), want) {
+					t.Errorf("the guest ended with %d, %v, and printed %q, want %q", code, err, g.Console(), want)
+				}
+				if !strings.Contains(g.Log(), "TLS version 0x304") {
+					t.Errorf("the log is %q", g.Log())
+				}
+			})
+		}
+	}
+}
+
+func TestTLSServe(t *testing.T) {
+	t.Parallel()
+	a := relaytest.NewAuthority(t)
+	for family, addr := range loopbacks(t) {
+		t.Run(family, func(t *testing.T) {
+			t.Parallel()
+			g := vmmtest.Boot(t, vmm.Config{
+				Image: vmmtest.Image(t, "tls"), Args: []string{"serve", addr}, TLS: relay.TLS{Certificates: []tls.Certificate{a.Issue(t, nil)}},
+			})
+			to := g.Addr().String()
+			dial(t, to) // says nothing, and holds up nobody
+			for i := range 3 {
+				c := tls.Client(dial(t, to), &tls.Config{RootCAs: a.Pool, ServerName: "server.test"})
+				body := content(uint64(i), 100_000)
+				sent := make(chan error, 1)
+				go func() {
+					_, err := c.Write(body)
+					sent <- errors.Join(err, c.CloseWrite())
+				}()
+				got, err := io.ReadAll(c)
+				if err != nil || !bytes.Equal(got, body) {
+					t.Errorf("%d bytes came back for %d, %v", len(got), len(body), err)
+				}
+				if err := <-sent; err != nil {
+					t.Error(err)
+				}
+			}
+			g.VM.Stop()
+			if code, err := g.Wait(); code != 0 || err != nil {
+				t.Errorf("the guest ended with %d, %v", code, err)
+			}
+		})
+	}
+}
+
+// A guest that may be no server learns why.
+func TestTLSServeWithoutCertificate(t *testing.T) {
+	t.Parallel()
+	g := boot(t, "tls", "serve", "127.0.0.1:0")
+	code, err := g.Wait()
+	if want := fmt.Sprintf("listen: error %d", unix.ENOKEY); code != 1 || err != nil || !strings.Contains(g.Log(), want) {
+		t.Errorf("the guest ended with %d, %v; want 1 and %q\n%s", code, err, want, g.Log())
+	}
+}
+
+// A virtual machine ends at once while its peers are in the middle of a handshake.
+func TestTLSCancel(t *testing.T) {
+	t.Parallel()
+	a := relaytest.NewAuthority(t)
+	g := vmmtest.Boot(t, vmm.Config{
+		Image: vmmtest.Image(t, "tls"), Args: []string{"serve", "127.0.0.1:0"}, TLS: relay.TLS{Certificates: []tls.Certificate{a.Issue(t, nil)}},
+	})
+	c := dial(t, g.Addr().String())
+	if _, err := c.Write([]byte{22, 3, 1}); err != nil {
+		t.Fatal(err)
+	}
+	g.Cancel()
+	g.Wait()
+	if _, err := io.Copy(io.Discard, c); err != nil && !errors.Is(err, unix.ECONNRESET) {
+		t.Error(err)
+	}
+}
