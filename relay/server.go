@@ -32,7 +32,8 @@ type Options struct {
 	Logger *slog.Logger
 	// OnListen is called with the bound address of each listener that the guest opens, before the guest learns of it.
 	OnListen func(netip.AddrPort)
-	// ConnectTimeout is how long a connection may take to come about, names and all. 0 is [DefaultConnectTimeout].
+	// ConnectTimeout is how long a connection may take to come about, names, TLS handshake and all. Clients of a TLS listener have as long for
+	// their handshakes. 0 is [DefaultConnectTimeout].
 	ConnectTimeout time.Duration
 	// Network is where sockets and addresses come from. nil is [Host].
 	Network Network

@@ -23,8 +23,9 @@ type TLS struct {
 	Certificates []tls.Certificate
 }
 
-func (t TLS) config(alpn []byte) *tls.Config {
-	return &tls.Config{RootCAs: t.RootCAs, Certificates: t.Certificates, NextProtos: wire.ALPNNames(alpn), MinVersion: tls.VersionTLS12}
+// tlsConfig is what both sides have in common.
+func tlsConfig(alpn []byte) *tls.Config {
+	return &tls.Config{NextProtos: wire.ALPNNames(alpn), MinVersion: tls.VersionTLS12}
 }
 
 // tlsConn is a TLS connection for a link, and raw the one below. Deadlines are raw's. Close closes raw and nothing else: an end in good order has been told
@@ -101,12 +102,13 @@ var errTruncated = fmt.Errorf("%w: the connection ended without a close_notify",
 
 // tlsError gives an errno to what TLS and certificates have errors of their own for. Errors of the connection below stay as they are.
 func tlsError(err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
 	var errno unix.Errno
 	var timeout interface{ Timeout() bool }
 	var certificate *tls.CertificateVerificationError
 	switch {
-	case err == nil, err == io.EOF:
-		return err
 	case errors.As(err, &certificate):
 		return fmt.Errorf("%w: %w", certificateErrno(certificate.Err), err)
 	case errors.As(err, &errno), errors.Is(err, net.ErrClosed), errors.Is(err, context.Canceled),

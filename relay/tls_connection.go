@@ -46,9 +46,8 @@ func dialTLS(ctx context.Context, s *Stream, m wire.TLSConnect, t TLS) (*tlsConn
 		return nil, err
 	}
 	s.Pipe.OnWriteError(cancel)
-	cfg := t.config(m.ALPN)
-	cfg.Certificates = nil // they are the guest's as a server
-	cfg.ServerName = serverName(m)
+	cfg := tlsConfig(m.ALPN)
+	cfg.RootCAs, cfg.ServerName = t.RootCAs, serverName(m)
 	conn := newTLSConn(raw, cfg, tls.Client)
 	if err := conn.handshake(ctx); err != nil {
 		return nil, err

@@ -35,8 +35,10 @@ func serveTLSListener(ctx context.Context, s *Stream, t TLS) error {
 		s.failed("listen failed", err)
 		return s.Opened(errnoOf(err), nil)
 	}
+	cfg := tlsConfig(m.ALPN)
+	cfg.Certificates = t.Certificates
 	bound := wire.AppendEndpoint(nil, boundEndpoint(s, ln))
-	return serveListener(ctx, s, newTLSListener(s, ln, t.config(m.ALPN)), bound, wire.ProtocolTLSConnection)
+	return serveListener(ctx, s, newTLSListener(s, ln, cfg), bound, wire.ProtocolTLSConnection)
 }
 
 // tlsListener does handshakes beside each other, so that a peer that stalls holds up nobody. It takes connections from the listener below only while

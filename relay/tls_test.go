@@ -531,6 +531,7 @@ func TestTLSAccept(t *testing.T) {
 		{name: "IPv6", on: "[::1]:0"},
 		{name: "ALPN", on: "127.0.0.1:0", guest: []string{"h2", "http/1.1"}, peer: []string{"http/1.1"}, want: "http/1.1"},
 		{name: "ALPN not offered", on: "127.0.0.1:0", guest: []string{"h2"}},
+		{name: "http/1.1 offered to h2", on: "127.0.0.1:0", guest: []string{"h2"}, peer: []string{"http/1.1"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
