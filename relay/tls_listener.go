@@ -42,7 +42,7 @@ func serveTLSListener(ctx context.Context, s *Stream, t TLS) error {
 }
 
 // tlsListener does handshakes beside each other, so that a peer that stalls holds up nobody. It takes connections from the listener below only while
-// Accept waits.
+// Accept waits, and doesn't give it away: nobody else may set deadlines for its Accept.
 type tlsListener struct {
 	net.Listener
 	stream *Stream
