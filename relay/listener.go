@@ -233,10 +233,13 @@ func (l *listener) serve(a *accept, conn Conn) {
 		Pipe: uint64(a.stream.Pipe.ID()),
 		Peer: endpoint(conn.RemoteAddr()), Local: endpoint(conn.LocalAddr()),
 	}
+	var err error
 	if c, ok := conn.(*tlsConn); ok {
-		m.TLS = c.session()
+		err = l.answerTLS(a.request, wire.IncomingTLSConnection{IncomingConnection: m, TLS: c.session()})
+	} else {
+		err = l.answer(a.request, m)
 	}
-	if err := l.answer(a.request, m); err != nil {
+	if err != nil {
 		abandon(conn)
 		l.giveBack(a)
 		return
@@ -278,4 +281,8 @@ func (l *listener) giveBack(a *accept) {
 
 func (l *listener) answer(request uint64, m wire.IncomingConnection) error {
 	return l.stream.write(func(b []byte) []byte { return wire.AppendIncomingConnection(b, request, m) })
+}
+
+func (l *listener) answerTLS(request uint64, m wire.IncomingTLSConnection) error {
+	return l.stream.write(func(b []byte) []byte { return wire.AppendIncomingTLSConnection(b, request, m) })
 }

@@ -507,6 +507,19 @@ func (m *machine) tlsListen(on string, alpn ...string) *listening {
 	return &listening{c, m, e.AddrPort()}
 }
 
+func (l *listening) answerTLS() (uint64, wire.IncomingTLSConnection) {
+	l.m.t.Helper()
+	h, p, err := receive(l)
+	if err != nil {
+		l.m.t.Fatal(err)
+	}
+	a, err := wire.DecodeIncomingTLSConnection(p)
+	if err != nil {
+		l.m.t.Fatal(err)
+	}
+	return h.RequestID, a
+}
+
 // tlsDialed connects to the guest's TLS listener from outside.
 func tlsDialed(t testing.TB, to netip.AddrPort, a *relaytest.Authority, alpn ...string) *tlsPeer {
 	t.Helper()
@@ -544,7 +557,7 @@ func TestTLSAccept(t *testing.T) {
 			g := m.pipe()
 			l.ask(3, g.ID())
 			peer := tlsDialed(t, l.at, a, c.peer...)
-			request, in := l.answer()
+			request, in := l.answerTLS()
 			if request != 3 || in.Status != 0 || in.Pipe != uint64(g.ID()) || in.Local.AddrPort() != l.at ||
 				in.Peer.AddrPort().String() != peer.LocalAddr().String() || in.TLS.Version != tls.VersionTLS13 || string(in.TLS.ALPN) != c.want {
 				t.Errorf("request %d: %+v", request, in)
@@ -588,7 +601,7 @@ func TestTLSAcceptMany(t *testing.T) {
 		})
 	}
 	for range n {
-		request, in := l.answer()
+		request, in := l.answerTLS()
 		c := waiting[request]
 		if c == nil || in.Status != 0 || in.Pipe != uint64(c.ID()) {
 			t.Fatalf("request %d: %+v", request, in)
@@ -626,7 +639,7 @@ func TestTLSAcceptBesideStalled(t *testing.T) {
 		}
 	}
 	peer := tlsDialed(t, l.at, a)
-	if request, in := l.answer(); request != 1 || in.Status != 0 {
+	if request, in := l.answerTLS(); request != 1 || in.Status != 0 {
 		t.Fatalf("request %d: %+v", request, in)
 	}
 	echo(t, g, peer)
@@ -678,7 +691,7 @@ func TestTLSHandshakesFail(t *testing.T) {
 		c.Close()
 	}
 	peer := tlsDialed(t, l.at, a, "h2")
-	if request, in := l.answer(); request != 1 || in.Status != 0 || string(in.TLS.ALPN) != "h2" {
+	if request, in := l.answerTLS(); request != 1 || in.Status != 0 || string(in.TLS.ALPN) != "h2" {
 		t.Fatalf("request %d: %+v", request, in)
 	}
 	echo(t, g, peer)
@@ -813,7 +826,7 @@ func TestTLSPublished(t *testing.T) {
 	g := m.pipe()
 	l.ask(1, g.ID())
 	peer := tlsDialed(t, <-bound, a)
-	if request, in := l.answer(); request != 1 || in.Status != 0 {
+	if request, in := l.answerTLS(); request != 1 || in.Status != 0 {
 		t.Fatalf("request %d: %+v", request, in)
 	}
 	echo(t, g, peer)
@@ -841,10 +854,10 @@ func TestTLSStop(t *testing.T) {
 	}
 	// One whose handshake is done waits for an accept beside those.
 	done := tlsDialed(t, l.at, a)
-	l.answer()
+	l.answerTLS()
 	l.ask(2, m.pipe().ID())
 	waits := tlsDialed(t, l.at, a)
-	l.answer()
+	l.answerTLS()
 	m.stop()
 	for i, p := range append(peers, done.tcp, waits.tcp) {
 		if _, err := io.Copy(io.Discard, p); err != nil && !gone(err) {

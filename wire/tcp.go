@@ -97,7 +97,6 @@ type IncomingConnection struct {
 	Pipe   uint64
 	Peer   Endpoint
 	Local  Endpoint
-	TLS    TLSSession // the zero TLSSession, whose bytes are left out, unless the connection is one of a TLS listener
 }
 
 // AppendIncomingConnection appends m as a frame, the status alone if that is not 0.
@@ -107,16 +106,9 @@ func AppendIncomingConnection(b []byte, request uint64, m IncomingConnection) []
 		h.Length = statusSize
 		return appendStatus(AppendHeader(b, h), m.Status)
 	}
-	if m.TLS.Version != 0 {
-		h.Length += uint32(tlsSessionSize + len(m.TLS.ALPN))
-	}
 	b = appendStatus(AppendHeader(b, h), 0)
 	b = binary.LittleEndian.AppendUint64(b, m.Pipe)
-	b = AppendEndpoint(AppendEndpoint(b, m.Peer), m.Local)
-	if m.TLS.Version != 0 {
-		b = appendTLSSession(b, m.TLS)
-	}
-	return b
+	return AppendEndpoint(AppendEndpoint(b, m.Peer), m.Local)
 }
 
 // DecodeIncomingConnection decodes a payload.
@@ -127,18 +119,15 @@ func DecodeIncomingConnection(p []byte) (IncomingConnection, error) {
 		return IncomingConnection{}, err
 	case status != 0 && (len(p) == statusSize || len(p) == incomingConnectionSize):
 		return IncomingConnection{Status: status}, nil
-	case len(p) < incomingConnectionSize:
+	case len(p) != incomingConnectionSize:
 		return IncomingConnection{}, malformed(KindIncomingConnection, ErrLength)
 	}
 	m := IncomingConnection{Pipe: binary.LittleEndian.Uint64(rest)}
 	if m.Peer, err = DecodeEndpoint(rest[8 : 8+EndpointSize]); err == nil {
-		m.Local, err = DecodeEndpoint(rest[8+EndpointSize : 8+2*EndpointSize])
+		m.Local, err = DecodeEndpoint(rest[8+EndpointSize:])
 	}
 	if err == nil && !(m.Peer.Addr.IsValid() && m.Local.Addr.IsValid()) {
 		err = ErrFamily
-	}
-	if session := p[incomingConnectionSize:]; err == nil && len(session) > 0 {
-		m.TLS, err = decodeTLSSession(session)
 	}
 	if err != nil {
 		return IncomingConnection{}, malformed(KindIncomingConnection, err)

@@ -169,6 +169,43 @@ func DecodeTLSConnected(p []byte) (TLSConnected, error) {
 	return TLSConnected{Local: local, Peer: peer, TLS: session}, nil
 }
 
+// IncomingTLSConnection is the IncomingConnection of a TLS listener.
+type IncomingTLSConnection struct {
+	IncomingConnection
+	TLS TLSSession // set with status 0 only
+}
+
+// AppendIncomingTLSConnection appends m as a frame, the status alone if that is not 0.
+func AppendIncomingTLSConnection(b []byte, request uint64, m IncomingTLSConnection) []byte {
+	start := len(b)
+	b = AppendIncomingConnection(b, request, m.IncomingConnection)
+	if m.Status != 0 {
+		return b
+	}
+	binary.LittleEndian.PutUint32(b[start:], uint32(incomingConnectionSize+tlsSessionSize+len(m.TLS.ALPN)))
+	return appendTLSSession(b, m.TLS)
+}
+
+// DecodeIncomingTLSConnection decodes a payload.
+func DecodeIncomingTLSConnection(p []byte) (IncomingTLSConnection, error) {
+	first, session := p[:min(len(p), incomingConnectionSize)], p[min(len(p), incomingConnectionSize):]
+	m, err := DecodeIncomingConnection(first)
+	if err != nil {
+		return IncomingTLSConnection{}, err
+	}
+	if m.Status != 0 && len(session) == 0 {
+		return IncomingTLSConnection{IncomingConnection: m}, nil
+	}
+	s, err := decodeTLSSession(session)
+	switch {
+	case err != nil:
+		return IncomingTLSConnection{}, malformed(KindIncomingConnection, err)
+	case m.Status != 0:
+		s = TLSSession{}
+	}
+	return IncomingTLSConnection{m, s}, nil
+}
+
 // AppendALPN appends a name of 1 to MaxALPNName bytes to a list of ALPN names.
 func AppendALPN(list []byte, name string) []byte {
 	return append(append(list, byte(len(name))), name...)

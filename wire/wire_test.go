@@ -80,7 +80,11 @@ func decode(frame []byte) (message, error) {
 	case KindAcceptConnection:
 		m.Body, err = DecodeAcceptConnection(p)
 	case KindIncomingConnection:
-		m.Body, err = DecodeIncomingConnection(p)
+		if len(p) > incomingConnectionSize {
+			m.Body, err = DecodeIncomingTLSConnection(p)
+		} else {
+			m.Body, err = DecodeIncomingConnection(p)
+		}
 	case KindSendDatagram:
 		m.Body, err = DecodeSendDatagram(p)
 	case KindReceivedDatagram:
@@ -138,6 +142,8 @@ func encode(b []byte, m message) []byte {
 		return AppendAcceptConnection(b, m.Request, body)
 	case IncomingConnection:
 		return AppendIncomingConnection(b, m.Request, body)
+	case IncomingTLSConnection:
+		return AppendIncomingTLSConnection(b, m.Request, body)
 	case SendDatagram:
 		return AppendSendDatagram(b, m.Request, body)
 	case ReceivedDatagram:
@@ -235,8 +241,8 @@ var golden = []struct {
 		"40000000 2100 0000 0f00000000000000" + "00000000 00000000 0900000000000000" +
 			"04 00 901f 00000000 7f000001 000000000000000000000000" +
 			"06 00 bb01 03000000 fe800000000000000000000000000001"},
-	{"IncomingConnection TLS", message{Request: 15, Body: IncomingConnection{Pipe: 9, Peer: v4, Local: v4,
-		TLS: TLSSession{Version: 0x0303, ALPN: []byte("h2")}}},
+	{"IncomingConnection of a TLS listener", message{Request: 15, Body: IncomingTLSConnection{
+		IncomingConnection{Pipe: 9, Peer: v4, Local: v4}, TLSSession{Version: 0x0303, ALPN: []byte("h2")}}},
 		"4a000000 2100 0000 0f00000000000000" + "00000000 00000000 0900000000000000" +
 			"04 00 901f 00000000 7f000001 000000000000000000000000" +
 			"04 00 901f 00000000 7f000001 000000000000000000000000" + "0303 0200 00000000 6832"},
@@ -558,6 +564,32 @@ func FuzzTLSListen(f *testing.F) {
 func FuzzTLSConnected(f *testing.F) {
 	fuzzPayload(f, DecodeTLSConnected, AppendTLSConnected, TLSConnected{Local: v4, Peer: v6, TLS: TLSSession{Version: 0x0304}},
 		TLSConnected{Local: v4, Peer: v4, TLS: TLSSession{Version: 0x0303, ALPN: []byte("h2")}})
+}
+
+func TestIncomingTLSConnectionRefused(t *testing.T) {
+	t.Parallel()
+	m := IncomingTLSConnection{IncomingConnection: IncomingConnection{Status: 24}}
+	p := AppendIncomingTLSConnection(nil, 1, m)[HeaderSize:]
+	if got, err := DecodeIncomingTLSConnection(p); err != nil || got.Status != 24 || len(p) != 8 {
+		t.Errorf("%x decodes to %+v, %v", p, got, err)
+	}
+	p = AppendIncomingConnection(nil, 1, IncomingConnection{Peer: v4, Local: v4})[HeaderSize:]
+	if _, err := DecodeIncomingTLSConnection(p); !errors.Is(err, ErrLength) {
+		t.Errorf("no session: %v", err)
+	}
+}
+
+func FuzzIncomingTLSConnection(f *testing.F) {
+	ends := IncomingConnection{Pipe: 9, Peer: v4, Local: v6}
+	for _, m := range []IncomingTLSConnection{{ends, TLSSession{Version: 0x0304}}, {ends, TLSSession{Version: 0x0303, ALPN: []byte("h2")}}} {
+		f.Add(AppendIncomingTLSConnection(nil, 0, m)[HeaderSize:])
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := DecodeIncomingTLSConnection(b)
+		if err == nil && m.Status == 0 && !bytes.Equal(AppendIncomingTLSConnection(nil, 0, m)[HeaderSize:], b) {
+			t.Errorf("%x decodes to %+v", b, m)
+		}
+	})
 }
 
 func TestALPNNames(t *testing.T) {
