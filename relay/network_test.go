@@ -96,6 +96,36 @@ func TestConnOfAnotherKindReset(t *testing.T) {
 	m.wantFree()
 }
 
+// A peer that reads no more, which TCP can't say, is known to the guest at once, though the peer goes on to send.
+func TestConnOfAnotherKindReadsNoMore(t *testing.T) {
+	t.Parallel()
+	inside, outside := socketPair(t)
+	m := start(t, setup{network: oneConn{conn: inside, address: make(chan string, 1)}})
+	g := m.pipe()
+	to := wire.Connect{Endpoint: wire.Endpoint{Port: 80}, Name: []byte("server.test")}
+	_, err := open(g, wire.ProtocolTCPConnection, wire.AppendConnect(nil, to))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := outside.CloseRead(); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = g.Write(make([]byte, 1024))
+	}
+	if !errors.Is(err, unix.EPIPE) {
+		t.Fatalf("writing to a peer that reads no more: %v", err)
+	}
+	sent := pattern(1, 1<<20)
+	go func() {
+		outside.Write(sent)
+		outside.CloseWrite()
+	}()
+	wantAll(t, g, sent)
+	g.Close()
+	m.wantFree()
+}
+
 // What can't be half-closed can't be relayed, and isn't leaked.
 func TestConnWithoutHalfClose(t *testing.T) {
 	t.Parallel()

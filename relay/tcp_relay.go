@@ -150,8 +150,8 @@ func (l *link) send() {
 // endOutgoing ends the direction to the peer, which was ended by err.
 func (l *link) endOutgoing(err error) {
 	pipe := l.stream.Pipe
-	if errors.Is(err, unix.EPIPE) && !pipe.Caused(err) {
-		// The peer's reset came after its FIN, or the other direction has taken its errno.
+	if errors.Is(err, unix.EPIPE) && !pipe.Caused(err) && isClosed(l.conn) {
+		// The peer's reset came after its FIN, or the other direction has taken its errno. Its Read, if it is in one, returns soon.
 		if other := l.from.failure(); isErrno(other) && !errors.Is(other, errTruncated) {
 			err = other
 		}
@@ -165,8 +165,8 @@ func (l *link) endOutgoing(err error) {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		// Aborted.
 	case errors.Is(err, unix.EPIPE):
-		// The peer has sent all that it had to say and takes no more. What it said may be on its way to the guest still: the other
-		// direction ends by itself.
+		// The peer takes no more. What it said may be on its way to the guest still, and one that isn't TCP may go on: the other direction
+		// ends by itself.
 		pipe.OnReadError(nil)
 		_ = pipe.CloseRead()
 	default:
