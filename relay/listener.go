@@ -35,6 +35,7 @@ func serveListener(ctx context.Context, s *Stream, ln net.Listener, payload []by
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l := &listener{stream: s, ln: ln, protocol: protocol, ctx: ctx, asked: make(chan struct{}, 1)}
+	l.deadline, _ = asSocket(ln).(deadline)
 	closed := make(chan struct{})
 	context.AfterFunc(ctx, func() {
 		_ = ln.Close()
@@ -95,9 +96,13 @@ type listener struct {
 	ctx      context.Context
 	asked    chan struct{} // holds a token when waiting may have become longer
 
-	mu      sync.Mutex
-	waiting list.List // of *accept, oldest first; no more than there are pipes, as each claims one
+	mu       sync.Mutex
+	waiting  list.List // of *accept, oldest first; no more than there are pipes, as each claims one
+	deadline deadline  // of ln's Accept; nil where it can't be ended by one
+	recalled bool      // the deadline is past, for nobody asks any more
 }
+
+type deadline interface{ SetDeadline(time.Time) error }
 
 type accept struct {
 	request   uint64
@@ -154,6 +159,9 @@ func (l *listener) withdraw(a *accept) {
 	if a.place != nil {
 		l.waiting.Remove(a.place)
 		a.place = nil
+		if l.waiting.Len() == 0 {
+			l.recall(true)
+		}
 	}
 	l.mu.Unlock()
 	server := l.stream.server
@@ -179,11 +187,34 @@ func (l *listener) next() *accept {
 	return a
 }
 
+// recall ends the Accept under way, if any, and those that follow, or lets them wait again. mu is held.
+func (l *listener) recall(yes bool) {
+	if l.deadline == nil || l.recalled == yes {
+		return
+	}
+	var at time.Time
+	if yes {
+		at = past
+	}
+	// It fails on a closed socket only, which Accept finds out.
+	_ = l.deadline.SetDeadline(at)
+	l.recalled = yes
+}
+
+func (l *listener) isRecalled() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.recalled
+}
+
 // await waits until an accept waits. It reports false when the listener ends.
 func (l *listener) await() bool {
 	for {
 		l.mu.Lock()
 		n := l.waiting.Len()
+		if n > 0 {
+			l.recall(false)
+		}
 		l.mu.Unlock()
 		if n > 0 {
 			return l.ctx.Err() == nil
@@ -196,7 +227,7 @@ func (l *listener) await() bool {
 	}
 }
 
-// accept pairs connections with accepts. A connection whose accept was withdrawn in between is kept for the next one.
+// accept pairs connections with accepts. A connection whose last accept is withdrawn in the moment in which it comes is kept for the next one.
 func (l *listener) accept() {
 	var conn Conn
 	backoff := minBackoff
@@ -206,6 +237,9 @@ func (l *listener) accept() {
 			if conn, err = asConn(l.ln.Accept()); err != nil {
 				if errors.Is(err, net.ErrClosed) {
 					break
+				}
+				if l.isRecalled() {
+					continue
 				}
 				l.refuse(err)
 				l.pause(backoff)

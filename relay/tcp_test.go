@@ -1,13 +1,16 @@
 package relay_test
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -299,6 +302,68 @@ func TestAcceptWithdrawn(t *testing.T) {
 			m.wantFree()
 		})
 	}
+}
+
+// watchedListener tells of each Accept as it begins and as it ends.
+type watchedListener struct {
+	*net.TCPListener
+	began chan struct{}
+	ended chan error
+}
+
+func (l watchedListener) Accept() (net.Conn, error) {
+	l.began <- struct{}{}
+	c, err := l.TCPListener.Accept()
+	l.ended <- err
+	return c, err
+}
+
+type watchedNetwork struct {
+	relay.Host
+	watch watchedListener
+}
+
+func (n watchedNetwork) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	ln, err := n.Host.Listen(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	n.watch.TCPListener = ln.(*net.TCPListener)
+	return n.watch, nil
+}
+
+// When the guest has taken back all of its accepts, nobody takes connections from the kernel until there is another one.
+func TestAcceptAllWithdrawn(t *testing.T) {
+	t.Parallel()
+	watch := watchedListener{began: make(chan struct{}, 8), ended: make(chan error, 8)}
+	m := start(t, setup{network: watchedNetwork{watch: watch}})
+	l := m.listen("127.0.0.1:0", 0)
+	for request := range uint64(3) {
+		c := m.pipe()
+		l.ask(request, c.ID())
+		<-watch.began
+		c.Close()
+		if got, a := l.answer(); got != request || a.Status != uint32(unix.ECANCELED) {
+			t.Fatalf("request %d got %+v", got, a)
+		}
+		select {
+		case err := <-watch.ended:
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal(err)
+			}
+		case <-time.After(patience):
+			t.Fatal("a connection is still waited for")
+		}
+	}
+	peer := dialed(t, l.at)
+	c := m.pipe()
+	l.ask(9, c.ID())
+	if request, a := l.answer(); request != 9 || a.Status != 0 {
+		t.Fatalf("request %d got %+v", request, a)
+	}
+	echo(t, c, peer)
+	l.Close()
+	m.wantFree()
 }
 
 // A guest that writes small pieces to a peer that reads late isn't held up before the ring is full, and loses nothing.
