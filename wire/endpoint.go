@@ -10,7 +10,7 @@ import (
 const EndpointSize = 24
 
 // Endpoint is an address, a port and, for IPv6, an interface index (0: none). Addr has no zone. The zero Addr stands
-// for family 0, which only Connect may carry.
+// for family 0, which not every message may carry.
 type Endpoint struct {
 	Addr  netip.Addr
 	Port  uint16

@@ -71,12 +71,14 @@ const (
 
 // Protocol numbers, as Open carries them.
 const (
-	ProtocolFileSystem    uint16 = 0
-	ProtocolTCPListener   uint16 = 1
-	ProtocolTCPConnection uint16 = 2
-	ProtocolUDP           uint16 = 3
-	ProtocolTLSConnection uint16 = 7
-	ProtocolTLSListener   uint16 = 9
+	ProtocolFileSystem     uint16 = 0
+	ProtocolTCPListener    uint16 = 1
+	ProtocolTCPConnection  uint16 = 2
+	ProtocolUDP            uint16 = 3
+	ProtocolUnixListener   uint16 = 4
+	ProtocolUnixConnection uint16 = 5
+	ProtocolTLSConnection  uint16 = 7
+	ProtocolTLSListener    uint16 = 9
 	// ProtocolPrivate is the first of the numbers that embedding programs may give out.
 	ProtocolPrivate uint16 = 0x8000
 )

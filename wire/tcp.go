@@ -91,7 +91,8 @@ func DecodeAcceptConnection(p []byte) (AcceptConnection, error) {
 	return AcceptConnection{Pipe: binary.LittleEndian.Uint64(p)}, nil
 }
 
-// IncomingConnection answers an AcceptConnection. Status is 0 or a Linux errno; the rest is set with status 0 only.
+// IncomingConnection answers an AcceptConnection. Status is 0 or a Linux errno; the rest is set with status 0 only. Of a UNIX connection both endpoints are
+// the zero Endpoint, of others neither is.
 type IncomingConnection struct {
 	Status uint32
 	Pipe   uint64
@@ -126,7 +127,8 @@ func DecodeIncomingConnection(p []byte) (IncomingConnection, error) {
 	if m.Peer, err = DecodeEndpoint(rest[8 : 8+EndpointSize]); err == nil {
 		m.Local, err = DecodeEndpoint(rest[8+EndpointSize:])
 	}
-	if err == nil && !(m.Peer.Addr.IsValid() && m.Local.Addr.IsValid()) {
+	none := Endpoint{}
+	if err == nil && (m.Peer != none || m.Local != none) && !(m.Peer.Addr.IsValid() && m.Local.Addr.IsValid()) {
 		err = ErrFamily
 	}
 	if err != nil {

@@ -193,6 +193,9 @@ func DecodeIncomingTLSConnection(p []byte) (IncomingTLSConnection, error) {
 	if err != nil {
 		return IncomingTLSConnection{}, err
 	}
+	if m.Status == 0 && !m.Peer.Addr.IsValid() {
+		return IncomingTLSConnection{}, malformed(KindIncomingConnection, ErrFamily)
+	}
 	if m.Status != 0 && len(session) == 0 {
 		return IncomingTLSConnection{IncomingConnection: m}, nil
 	}

@@ -246,6 +246,10 @@ var golden = []struct {
 		"4a000000 2100 0000 0f00000000000000" + "00000000 00000000 0900000000000000" +
 			"04 00 901f 00000000 7f000001 000000000000000000000000" +
 			"04 00 901f 00000000 7f000001 000000000000000000000000" + "0303 0200 00000000 6832"},
+	{"IncomingConnection UNIX", message{Request: 22, Body: IncomingConnection{Pipe: 9}},
+		"40000000 2100 0000 1600000000000000" + "00000000 00000000 0900000000000000" +
+			"00 00 0000 00000000 00000000000000000000000000000000" +
+			"00 00 0000 00000000 00000000000000000000000000000000"},
 	{"IncomingConnection EBUSY", message{Request: 16, Body: IncomingConnection{Status: 16}},
 		"08000000 2100 0000 1000000000000000" + "10000000 00000000"},
 	{"Open UDP bound", message{Request: 17, Body: Open{Protocol: ProtocolUDP,
@@ -279,6 +283,12 @@ var golden = []struct {
 		"42000000 0400 0000 1900000000000000" + "00000000 00000000" +
 			"04 00 901f 00000000 7f000001 000000000000000000000000" +
 			"06 00 bb01 03000000 fe800000000000000000000000000001" + "0403 0200 00000000 6832"},
+	{"Open UNIX listener", message{Request: 23, Body: Open{Protocol: ProtocolUnixListener,
+		Payload: AppendUnixListen(nil, UnixListen{Backlog: 128, Path: []byte("/a/b")})}},
+		"14000000 0300 0000 1700000000000000" + "0400 0000 00000000" + "80000000 00000000 2f612f62"},
+	{"Open UNIX connection", message{Request: 24, Body: Open{Protocol: ProtocolUnixConnection,
+		Payload: AppendUnixConnect(nil, UnixConnect{Path: []byte("/a/b")})}},
+		"0c000000 0300 0000 1800000000000000" + "0500 0000 00000000" + "2f612f62"},
 	{"SendDatagram", message{Request: 19, Body: SendDatagram{To: v4, Data: []byte("abc")}},
 		"1b000000 3000 0000 1300000000000000" + "04 00 901f 00000000 7f000001 000000000000000000000000" + "616263"},
 	{"SendDatagram empty, to the peer", message{Request: 20, Body: SendDatagram{}},
@@ -377,6 +387,8 @@ func TestMalformed(t *testing.T) {
 		{"CloseRequest empty", "00000000 1f00 0000 0000000000000000", ErrLength},
 		{"AcceptConnection long", "09000000 2000 0000 0000000000000000 000000000000000000", ErrLength},
 		{"IncomingConnection short", "10000000 2100 0000 0000000000000000 00000000 00000000 0000000000000000", ErrLength},
+		{"IncomingConnection of a TLS listener without family", "48000000 2100 0000 0000000000000000 00000000 00000000 0000000000000000" +
+			strings.Repeat("00", 48) + "0303 0000 00000000", ErrFamily},
 		{"IncomingConnection half a TLS session", "44000000 2100 0000 0000000000000000 00000000 00000000 0000000000000000" + ep4 + ep4 +
 			"03030000", ErrLength},
 		{"IncomingConnection no TLS version", "48000000 2100 0000 0000000000000000 00000000 00000000 0000000000000000" + ep4 + ep4 +
@@ -385,6 +397,9 @@ func TestMalformed(t *testing.T) {
 			"0303 0001 00000000" + long(256), ErrLength},
 		{"IncomingConnection no family", "40000000 2100 0000 0000000000000000 00000000 00000000 0000000000000000" + ep4 + long(0) +
 			"00 00 901f 00000000 00000000000000000000000000000000", ErrFamily},
+		{"IncomingConnection one family", "40000000 2100 0000 0000000000000000 00000000 00000000 0000000000000000" + ep4 + strings.Repeat("00", 24), ErrFamily},
+		{"IncomingConnection ports without family", "40000000 2100 0000 0000000000000000 00000000 00000000 0000000000000000" +
+			"00 00 901f 00000000 00000000000000000000000000000000" + "00 00 901f 00000000 00000000000000000000000000000000", ErrFamily},
 		{"SendDatagram short", "17000000 3000 0000 0000000000000000 04 00 901f 00000000 7f000001 0000000000000000000000", ErrLength},
 		{"SendDatagram long", "18000100 3000 0000 0000000000000000", ErrLength},
 		{"SendDatagram port without address", "18000000 3000 0000 0000000000000000 00 00 901f 00000000 00000000000000000000000000000000", ErrAddress},
@@ -411,6 +426,8 @@ func TestMalformedOpenPayload(t *testing.T) {
 	tlsConnect := func(p []byte) error { _, err := DecodeTLSConnect(p); return err }
 	tlsListen := func(p []byte) error { _, err := DecodeTLSListen(p); return err }
 	tlsConnected := func(p []byte) error { _, err := DecodeTLSConnected(p); return err }
+	unixListen := func(p []byte) error { _, err := DecodeUnixListen(p); return err }
+	unixConnect := func(p []byte) error { _, err := DecodeUnixConnect(p); return err }
 	ep4 := "04 00 901f 00000000 7f000001 000000000000000000000000"
 	none := "00 00 901f 00000000 00000000 000000000000000000000000"
 	for _, c := range []struct {
@@ -459,6 +476,11 @@ func TestMalformedOpenPayload(t *testing.T) {
 		{"TLS connected no version", tlsConnected, ep4 + ep4 + "0000 0000 00000000", ErrVersion},
 		{"TLS connected reserved", tlsConnected, ep4 + ep4 + "0403 0000 01000000", ErrReserved},
 		{"TLS connected cut", tlsConnected, ep4 + ep4 + "0403 0200 00000000 68", ErrLength},
+		{"UNIX listen without path", unixListen, "01000000 00000000", ErrLength},
+		{"UNIX listen long path", unixListen, "01000000 00000000" + strings.Repeat("61", MaxProtocolPayload-7), ErrLength},
+		{"UNIX listen reserved", unixListen, "01000000 00000001 61", ErrReserved},
+		{"UNIX connect without path", unixConnect, "", ErrLength},
+		{"UNIX connect long path", unixConnect, strings.Repeat("61", MaxProtocolPayload+1), ErrLength},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -630,6 +652,18 @@ func FuzzAcceptConnection(f *testing.F) {
 
 func FuzzUDPSocket(f *testing.F) {
 	fuzzPayload(f, DecodeUDPSocket, AppendUDPSocket, UDPSocket{Local: v4}, UDPSocket{Local: v6, Peer: v6})
+}
+
+func FuzzUnixListen(f *testing.F) {
+	fuzzPayload(f, DecodeUnixListen, AppendUnixListen, UnixListen{Path: []byte("/a")}, UnixListen{Backlog: 1, Path: []byte("a\x00")})
+}
+
+func FuzzUnixConnect(f *testing.F) {
+	fuzzPayload(f, DecodeUnixConnect, AppendUnixConnect, UnixConnect{Path: []byte("/a")})
+}
+
+func FuzzIncomingConnection(f *testing.F) {
+	fuzzMeaning(f, DecodeIncomingConnection, AppendIncomingConnection, IncomingConnection{Pipe: 9, Peer: v4, Local: v6}, IncomingConnection{Pipe: 9}, IncomingConnection{Status: 16})
 }
 
 func FuzzSendDatagram(f *testing.F) {
