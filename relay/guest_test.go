@@ -96,6 +96,7 @@ func (m *machine) wait(otherwise string, ok func() bool) {
 type setup struct {
 	root           *os.Root // shared to read, if share is nothing
 	share          shared.Share
+	sockets        shared.Share
 	onListen       func(netip.AddrPort)
 	handlers       map[uint16]relay.Handler
 	network        relay.Network
@@ -134,6 +135,8 @@ func start(t testing.TB, o setup) *machine {
 		o.share.Root = o.root
 	}
 	mux.Handle(wire.ProtocolFileSystem, relay.FileSystem(o.share))
+	mux.Handle(wire.ProtocolUnixListener, relay.UnixListener(o.sockets))
+	mux.Handle(wire.ProtocolUnixConnection, relay.UnixConnection(o.sockets))
 	if !o.noNetwork {
 		mux.Handle(wire.ProtocolTCPListener, relay.TCPListener())
 		mux.Handle(wire.ProtocolTCPConnection, relay.TCPConnection())

@@ -178,6 +178,9 @@ func newHostile(t *testing.T) *hostile {
 	mux.Handle(wire.ProtocolFileSystem, relay.FileSystem(shared.Share{Root: shareBytes(t, fileSize)}))
 	mux.Handle(wire.ProtocolTCPConnection, relay.HandlerFunc(h.connect))
 	mux.Handle(wire.ProtocolTCPListener, relay.HandlerFunc(h.listen))
+	unixSockets := sockets(t, socketFolder(t), true)
+	mux.Handle(wire.ProtocolUnixListener, relay.UnixListener(unixSockets))
+	mux.Handle(wire.ProtocolUnixConnection, relay.UnixConnection(unixSockets))
 	h.m.server = relay.New(h.m.guest.Table, host, &mux, relay.Options{})
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
@@ -366,6 +369,10 @@ func (a *attacker) renew(t *target) {
 		t.protocol = wire.ProtocolTCPConnection
 	case n == 1:
 		t.protocol = wire.ProtocolTCPListener
+	case n < 5:
+		t.protocol = wire.ProtocolUnixListener
+	case n < 10:
+		t.protocol = wire.ProtocolUnixConnection
 	case n < 30:
 		t.protocol = uint16(3 + a.rng.IntN(0x10000-3))
 	}
@@ -424,9 +431,13 @@ func (a *attacker) frame(t *target) []byte {
 			open.Payload = wire.AppendListen(nil, wire.Listen{
 				Endpoint: at([]netip.AddrPort{a.echo, netip.MustParseAddrPort("127.0.0.1:0")}[a.rng.IntN(2)]), Backlog: a.rng.Uint32(),
 			})
+		case wire.ProtocolUnixListener:
+			open.Payload = wire.AppendUnixListen(nil, wire.UnixListen{Backlog: a.rng.Uint32(), Path: []byte(a.socket())})
+		case wire.ProtocolUnixConnection:
+			open.Payload = wire.AppendUnixConnect(nil, wire.UnixConnect{Path: []byte(a.socket())})
 		}
 		b = wire.AppendOpen(nil, a.rng.Uint64(), open)
-	} else if t.protocol == wire.ProtocolTCPListener {
+	} else if t.protocol == wire.ProtocolTCPListener || t.protocol == wire.ProtocolUnixListener {
 		b = wire.AppendAcceptConnection(nil, a.rng.Uint64(), wire.AcceptConnection{Pipe: uint64(a.id())})
 	} else {
 		path := []string{"file", "/", "../file", "none", "file/file", "\x00", "\xff"}[a.rng.IntN(7)]
@@ -436,6 +447,10 @@ func (a *attacker) frame(t *target) []byte {
 		b[a.rng.IntN(wire.HeaderSize)] ^= 1 << a.rng.IntN(8)
 	}
 	return b
+}
+
+func (a *attacker) socket() string {
+	return []string{"s", "/s", "../s", "s/s", "\x00", ".", "t"}[a.rng.IntN(7)]
 }
 
 // abandon closes both directions for good, whatever was written there before.

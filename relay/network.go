@@ -16,9 +16,12 @@ import (
 // that fits best.
 type Network interface {
 	// DialContext connects. The network is "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6" or "unix". A connection to relay
-	// a byte stream on is a [Conn]. *[net.TCPConn] is relayed without a copy, and with the errno of each end.
+	// a byte stream on is a [Conn]. *[net.TCPConn] is relayed without a copy, and with the errno of each end. The address of a UNIX socket is
+	// /proc/self/fd/N, where descriptor N is the open file (O_PATH) of the socket that the guest named. It means that until the call returns.
 	DialContext(ctx context.Context, network, address string) (net.Conn, error)
-	// Listen listens on "tcp4", "tcp6" or "unix". The connections that it accepts are each a [Conn].
+	// Listen listens on "tcp4", "tcp6" or "unix". The connections that it accepts are each a [Conn]. The address of a UNIX socket is
+	// /proc/self/fd/N/NAME, where descriptor N is the open folder in which the guest wants one of that name; it means that until the call returns. Whoever
+	// listens leaves the socket's file alone after that.
 	Listen(ctx context.Context, network, address string) (net.Listener, error)
 	// ListenPacket binds "udp4" or "udp6".
 	ListenPacket(ctx context.Context, network, address string) (PacketConn, error)

@@ -37,16 +37,20 @@ func serveTCPConnection(ctx context.Context, s *Stream) error {
 	return nil
 }
 
-// dial connects. A guest that can't be told the result any more ends the attempt.
 func dial(ctx context.Context, s *Stream, m wire.Connect) (Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.server.patience)
-	defer cancel()
-	s.Pipe.OnWriteError(cancel)
 	target := m.Endpoint.AddrPort().String()
 	if len(m.Name) > 0 {
 		target = net.JoinHostPort(string(m.Name), strconv.Itoa(int(m.Endpoint.Port)))
 	}
-	return asConn(s.Network().DialContext(ctx, "tcp", target))
+	return dialOn(ctx, s, "tcp", target)
+}
+
+// dialOn connects. A guest that can't be told the result any more ends the attempt.
+func dialOn(ctx context.Context, s *Stream, network, address string) (Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.server.patience)
+	defer cancel()
+	s.Pipe.OnWriteError(cancel)
+	return asConn(s.Network().DialContext(ctx, network, address))
 }
 
 // endpoint is a TCP or UDP address as the wire carries it, and family 0 for others. Its zone becomes an interface index.

@@ -196,7 +196,9 @@ func (l *link) endIncoming(err error) {
 		// Woken because the pipe takes no more: ask it why.
 		_, _, err = pipe.ReserveWrite(1)
 	}
-	if errors.Is(err, errTruncated) {
+	// A peer that closes a UNIX socket before it has read everything takes back nothing of what it said.
+	_, isUnix := l.conn.(*net.UnixConn)
+	if errors.Is(err, errTruncated) || isUnix && errors.Is(err, unix.ECONNRESET) && !pipe.Caused(err) {
 		err = l.afterAll(err)
 	}
 	switch {

@@ -60,6 +60,10 @@ type Config struct {
 	// shares nothing. For guests of the stream ABI its Host doesn't count. The VM doesn't close it.
 	Share Share
 
+	// Sockets is where the guest may connect to UNIX sockets and, where Writable, make its own. The zero value is nowhere. It is for guests of the
+	// stream ABI; its Host doesn't count. The VM doesn't close it.
+	Sockets Share
+
 	// Console receives what the guest writes to its debug console, byte for
 	// byte. It is called from virtual CPU threads, one at a time. A slow
 	// writer slows the guest, and one that never returns keeps [VM.Run] from
@@ -148,13 +152,11 @@ func (c Config) withDefaults() (Config, error) {
 	if c.CPUs < 1 || c.CPUs > MaxCPUs {
 		return c, &ConfigError{"cpus", fmt.Sprintf("%d is not in 1 to %d", c.CPUs, MaxCPUs)}
 	}
-	for name, named := range c.Share.Named {
-		if err := share.CheckName(name); err != nil {
-			return c, &ConfigError{"share", err.Error()}
-		}
-		if named.Root == nil {
-			return c, &ConfigError{"share", fmt.Sprintf("%s has no folder", name)}
-		}
+	if err := checkNamed("share", c.Share); err != nil {
+		return c, err
+	}
+	if err := checkNamed("sockets", c.Sockets); err != nil {
+		return c, err
 	}
 	for i, cert := range c.TLS.Certificates {
 		if err := checkCertificate(cert); err != nil {
@@ -196,6 +198,18 @@ func checkCertificate(c tls.Certificate) error {
 	}
 	if _, ok := c.PrivateKey.(crypto.Signer); !ok {
 		return errors.New("it has no private key that can sign")
+	}
+	return nil
+}
+
+func checkNamed(field string, s Share) error {
+	for name, named := range s.Named {
+		if err := share.CheckName(name); err != nil {
+			return &ConfigError{field, err.Error()}
+		}
+		if named.Root == nil {
+			return &ConfigError{field, fmt.Sprintf("%s has no folder", name)}
+		}
 	}
 	return nil
 }

@@ -65,6 +65,8 @@ func (a *streamABI) connect() (err error) {
 	mux.Handle(wire.ProtocolUDP, relay.UDP())
 	mux.Handle(wire.ProtocolTLSConnection, relay.TLSConnection(v.cfg.TLS))
 	mux.Handle(wire.ProtocolTLSListener, relay.TLSListener(v.cfg.TLS))
+	mux.Handle(wire.ProtocolUnixListener, relay.UnixListener(v.cfg.Sockets))
+	mux.Handle(wire.ProtocolUnixConnection, relay.UnixConnection(v.cfg.Sockets))
 	for protocol, h := range v.cfg.Handlers {
 		mux.Handle(protocol, h)
 	}
