@@ -262,6 +262,28 @@ func TestUnixConnectFails(t *testing.T) {
 	}
 }
 
+// A listener that takes no more connections is not waited for.
+func TestUnixBacklogFull(t *testing.T) {
+	t.Parallel()
+	dir := socketFolder(t)
+	raw, err := unixServer(t, dir+"/s").SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) { err = unix.Listen(int(fd), 0) }); err != nil {
+		t.Fatal(err)
+	}
+	m := start(t, setup{sockets: sockets(t, dir, false)})
+	for range 3 {
+		if _, err = m.tryUnixConnect("s"); err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("got %v, want EAGAIN", err)
+	}
+}
+
 // wantNobody fails if a connection waits at l.
 func wantNobody(t *testing.T, l *net.UnixListener) {
 	t.Helper()

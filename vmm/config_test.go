@@ -32,6 +32,7 @@ func TestConfigRefused(t *testing.T) {
 		{"a handler of a reserved protocol", Config{Image: img, Handlers: map[uint16]relay.Handler{0x7fff: new(relay.Mux)}}, "handlers"},
 		{"an empty certificate", Config{Image: img, TLS: relay.TLS{Certificates: make([]tls.Certificate, 1)}}, "tls"},
 		{"a certificate that is none", Config{Image: img, TLS: relay.TLS{Certificates: []tls.Certificate{{Certificate: [][]byte{{1}}}}}}, "tls"},
+		{"a folder for sockets without a folder", Config{Image: img, Sockets: Share{Named: map[string]Share{"a": {}}}}, "sockets"},
 		{"no handler", Config{Image: img, Handlers: map[uint16]relay.Handler{0x8000: nil}}, "handlers"},
 	} {
 		_, err := c.cfg.withDefaults()

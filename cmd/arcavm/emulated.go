@@ -61,7 +61,7 @@ func runEmulated(flags *pflag.FlagSet, s streams, args, shares []string, network
 	files, tlsInside := tls.inside()
 	cfg.Files = append(cfg.Files, files...)
 	command = append(command, tlsInside...)
-	folders, err := parseShares(shares)
+	folders, err := parseShares("--share", shares)
 	if err != nil {
 		return err
 	}

@@ -41,6 +41,37 @@ func TestGuestsExitCode(t *testing.T) {
 	}
 }
 
+func TestSockets(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	dir, err := os.MkdirTemp("", "unix") // short enough for the address of a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	l, err := net.Listen("unix", dir+"/s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		if c, err := l.Accept(); err == nil {
+			c.Write([]byte("from the host"))
+			c.Close()
+		}
+	}()
+	got := asProcess(t, "run", "--sockets", dir, imageFile(t, "unix"), "connect", "s")
+	l.Close()
+	<-served
+	if got.code != 0 || got.out != "from the host" {
+		t.Errorf("got %+v", got)
+	}
+	if got := asProcess(t, "run", imageFile(t, "unix"), "connect", "s"); got.code != 1 || !strings.Contains(got.err, "connect: error 2") {
+		t.Errorf("without --sockets: %+v", got)
+	}
+}
+
 func TestLogFormats(t *testing.T) {
 	t.Parallel()
 	needKVM(t)

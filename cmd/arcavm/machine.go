@@ -26,6 +26,7 @@ type machine struct {
 	timing   bool
 	network  relay.Network // nil: a policy without rules
 	tls      relay.TLS
+	sockets  vmm.Share
 	onListen func(netip.AddrPort)
 }
 
@@ -68,8 +69,8 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 	read := time.Now()
 	logger := newLogger(m.streams, m.level.value, m.format.value)
 	vm, err := vmm.New(vmm.Config{
-		Image: img, Args: args, CPUs: m.cpus, Memory: uint64(m.memory), Window: uint64(m.window), ABI: abi, Share: share, Network: m.network, TLS: m.tls,
-		Console: m.streams.out, Logger: logger, OnListen: m.onListen,
+		Image: img, Args: args, CPUs: m.cpus, Memory: uint64(m.memory), Window: uint64(m.window), ABI: abi, Share: share, Sockets: m.sockets,
+		Network: m.network, TLS: m.tls, Console: m.streams.out, Logger: logger, OnListen: m.onListen,
 	})
 	if err != nil {
 		return err

@@ -12,7 +12,7 @@ var abiNames = []string{"auto", "stream", "rpc"}
 func newRunCommand(s streams) *cobra.Command {
 	m := newMachine(s)
 	abi := choice{value: "auto", choices: abiNames}
-	var shares []string
+	var shares, sockets []string
 	var inEmulation bool
 	var network networkFlags
 	var tls tlsFlags
@@ -39,6 +39,7 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
   arcavm run --cpus 4 --mem 1G kernel.elf --listen 127.0.0.1:8080
   arcavm run --share ./www httpd.elf
   arcavm run --share ./in --share out=/tmp/results:rw kernel.elf
+  arcavm run --sockets /run/app:rw kernel.elf
   arcavm run --log-level debug --log-format json kernel.elf 2>log.json
   arcavm run --timing kernel.elf
   arcavm run --publish 8080:80 --deny out:* httpd.elf 0.0.0.0:80
@@ -58,6 +59,9 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 				return err
 			}
 			if inEmulation {
+				if len(sockets) > 0 {
+					return usageError("--sockets: not with --emulated, where this machine's sockets are out of reach")
+				}
 				return runEmulated(cmd.Flags(), s, args, shares, network, tls)
 			}
 			m.network = network.policy()
@@ -66,11 +70,15 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 				return inputError(err)
 			}
 			defer img.Close()
-			shared, err := openShares(shares)
+			shared, err := openShares("--share", shares)
 			if err != nil {
 				return err
 			}
 			defer shared.Close()
+			if m.sockets, err = openShares("--sockets", sockets); err != nil {
+				return err
+			}
+			defer m.sockets.Close()
 			return m.boot(img, args[1:], abis[abi.value], shared)
 		},
 	}
@@ -79,11 +87,13 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 	f.SetInterspersed(false)
 	f.Var(&abi, "abi", "how the guest talks: stream (PROTOCOL.md), rpc (Arca's older\nrequest/response), auto (what the image's note says)")
 	f.StringArrayVar(&shares, "share", nil, "let the guest read the files below `DIR`; without it, none. DIR:rw lets\nit write, too; /:rw is the whole host. NAME=DIR, as often\nas you like: DIR is the top-level folder NAME (for a DIR with = in it\nwrite ./A=B)")
+	f.StringArrayVar(&sockets, "sockets", nil, "let the guest connect to UNIX sockets below `DIR`; without it, to none.\nDIR:rw lets it listen there, too. NAME=DIR as for --share")
 	f.BoolVar(&inEmulation, "emulated", false, "run in hardware with KVM that QEMU emulates: slow, but it needs\nno /dev/kvm, and has what rpc images need; DIR is copied in")
 	network.add(f)
 	tls.add(f)
 	complete(cmd, "abi", abiNames)
 	_ = cmd.MarkFlagDirname("share")
+	_ = cmd.MarkFlagDirname("sockets")
 	return cmd
 }
 
