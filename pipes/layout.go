@@ -2,6 +2,7 @@ package pipes
 
 import (
 	"fmt"
+	"log/slog"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +30,9 @@ func (id ID) Slot() uint32 { return uint32(id) }
 func (id ID) Generation() uint32 { return uint32(id >> 32) }
 
 func (id ID) String() string { return fmt.Sprintf("%d.%d", id.Slot(), id.Generation()) }
+
+// LogValue makes an ID look alike in every log: as its String.
+func (id ID) LogValue() slog.Value { return slog.StringValue(id.String()) }
 
 // Descriptor tells a guest where a pipe lies. Header, Outgoing and Incoming are offsets into the window.
 type Descriptor struct {

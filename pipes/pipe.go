@@ -224,17 +224,21 @@ func (p *Pipe) ReadFrom(r io.Reader) (int64, error) {
 	var total int64
 	v, _ := r.(VectorReader)
 	flush := p.wr.flush
+	inside := false
+	defer p.wr.afterPanic(&inside)
 	x, y, err := p.wr.begin(1, nil)
 	for empty := 0; err == nil; {
 		x, y = cut(x, y, p.wr.chunk())
 		var n int
 		var rerr error
+		inside = true
 		if v != nil {
 			n, rerr = v.ReadVector(x, y, flush)
 		} else {
 			y = nil
 			n, rerr = r.Read(x)
 		}
+		inside = false
 		if n < 0 || n > len(x)+len(y) {
 			n, rerr = 0, errInvalidCount
 		}
@@ -291,17 +295,21 @@ func (p *Pipe) WriteAvailable(w io.Writer, f func()) (int64, error) {
 func (p *Pipe) writeTo(w io.Writer, later func()) (int64, error) {
 	var total int64
 	v, _ := w.(VectorWriter)
+	inside := false
+	defer p.rd.afterPanic(&inside)
 	x, y, err := p.rd.begin(1, later)
 	for err == nil {
 		x, y = cut(x, y, p.rd.chunk())
 		var n int
 		var werr error
+		inside = true
 		if v != nil && len(y) > 0 {
 			n, werr = v.WriteVector(x, y)
 		} else {
 			y = nil
 			n, werr = w.Write(x)
 		}
+		inside = false
 		switch want := len(x) + len(y); {
 		case n < 0 || n > want:
 			n, werr = 0, errInvalidCount
@@ -316,6 +324,13 @@ func (p *Pipe) writeTo(w io.Writer, later func()) (int64, error) {
 		x, y, err = p.rd.next(n, 1, later)
 	}
 	return total, p.fail("read", err)
+}
+
+// afterPanic ends an operation whose reader or writer, an embedding program's, has panicked: that must not leave the half taken for ever.
+func (h *half) afterPanic(inside *bool) {
+	if *inside {
+		_ = h.end(0)
+	}
 }
 
 var errInvalidCount = errors.New("pipes: invalid count from Read or Write")

@@ -33,6 +33,9 @@ type Options struct {
 
 	// Logger gets what a guest did wrong, at a limited rate: broken rings as warnings, lost wake-ups as errors. nil: nobody does.
 	Logger *slog.Logger
+
+	// RingLimit is how many bytes the rings of all pipes may have together. 0: as many as the window has room for.
+	RingLimit int64
 }
 
 // Table holds the pipes of one virtual machine. Its methods may be called by several goroutines at once.
@@ -70,7 +73,7 @@ type Table struct {
 // NewTable lays out the window: pending bitmaps, pipe headers, ring data. The window must be zero, and stays the caller's; it must stay mapped until
 // [Table.Wait] has returned. EINVAL: an option is out of range or the window too small for a pipe.
 func NewTable(window []byte, o Options) (*Table, error) {
-	if o.CPUs < 1 || o.CPUs > 64 || o.StreamLimit < 1 || o.StreamLimit > MaxStreams || o.Doorbell == nil || !aligned(window) {
+	if o.CPUs < 1 || o.CPUs > 64 || o.StreamLimit < 1 || o.StreamLimit > MaxStreams || o.RingLimit < 0 || o.Doorbell == nil || !aligned(window) {
 		return nil, fmt.Errorf("stream table of %d CPUs, %d streams: %w", o.CPUs, o.StreamLimit, unix.EINVAL)
 	}
 	if o.Logger == nil {
@@ -106,7 +109,7 @@ func (t *Table) PendingStride() uint64 { return t.stride }
 // New makes a pipe with rings of these sizes: powers of two, 4 KiB to 64 MiB. Its signals to the guest go to homeCPU. Its header is zero
 // when New returns, so the guest may be told at once. The first pipe has id 0.
 //
-// EINVAL: a size or the CPU is out of range. ENOMEM: the window is exhausted. EMFILE: all slots are in use. EPIPE: the guest
+// EINVAL: a size or the CPU is out of range. ENOMEM: the window is exhausted, or the ring limit reached. EMFILE: all slots are in use. EPIPE: the guest
 // has ended ([Table.EndGuest]). net.ErrClosed: the table was closed.
 func (t *Table) New(outgoing, incoming uint32, homeCPU int) (*Pipe, error) {
 	p, err := t.new(outgoing, incoming, homeCPU)
@@ -188,6 +191,9 @@ func (t *Table) takeSlot() (uint32, error) {
 // allocate takes a block, from the hot ones first. mu is held, but given up while pages that could be the needed ones are on their way back.
 func (t *Table) allocate(order uint8) (block, error) {
 	for {
+		if t.o.RingLimit > 0 && t.used+(pageSize<<order) > t.o.RingLimit {
+			return block{}, unix.ENOMEM
+		}
 		for i := len(t.hot) - 1; i >= 0; i-- {
 			if b := t.hot[i]; b.order == order {
 				t.hot = slices.Delete(t.hot, i, i+1)
@@ -319,7 +325,7 @@ func (t *Table) NotifyWrite(id ID) error {
 func (t *Table) reportBroken(p *Pipe) {
 	t.broken.Add(1)
 	if t.logLimit.Allow() {
-		t.o.Logger.Warn("guest broke a ring; its pipe is reset", "pipe", p.id.String(), "error", unix.EPROTO)
+		t.o.Logger.Warn("guest broke a ring; its pipe is reset", "stream", p.id, "error", unix.EPROTO)
 	}
 }
 

@@ -54,13 +54,14 @@ func TestNewTableRefuses(t *testing.T) {
 		size int
 		o    Options
 	}{
-		{"no CPU", 1 << 20, Options{0, 8, bell, nil, nil}},
-		{"65 CPUs", 1 << 20, Options{65, 8, bell, nil, nil}},
-		{"no stream", 1 << 20, Options{1, 0, bell, nil, nil}},
-		{"too many streams", 64 << 20, Options{1, MaxStreams + 1, bell, nil, nil}},
-		{"no doorbell", 1 << 20, Options{1, 8, nil, nil, nil}},
-		{"no window", 0, Options{1, 8, bell, nil, nil}},
-		{"room for headers only", 12 << 10, Options{1, 8, bell, nil, nil}},
+		{"no CPU", 1 << 20, Options{0, 8, bell, nil, nil, 0}},
+		{"65 CPUs", 1 << 20, Options{65, 8, bell, nil, nil, 0}},
+		{"no stream", 1 << 20, Options{1, 0, bell, nil, nil, 0}},
+		{"too many streams", 64 << 20, Options{1, MaxStreams + 1, bell, nil, nil, 0}},
+		{"no doorbell", 1 << 20, Options{1, 8, nil, nil, nil, 0}},
+		{"no window", 0, Options{1, 8, bell, nil, nil, 0}},
+		{"negative ring limit", 1 << 20, Options{1, 8, bell, nil, nil, -1}},
+		{"room for headers only", 12 << 10, Options{1, 8, bell, nil, nil, 0}},
 	} {
 		if _, err := NewTable(make([]byte, c.size), c.o); !errors.Is(err, unix.EINVAL) {
 			t.Errorf("%s: %v, want EINVAL", c.what, err)

@@ -62,7 +62,7 @@ func (t *Table) rescue(p *Pipe, h *half, ring string) {
 	}
 	t.rescued.Add(1)
 	if t.logLimit.Allow() {
-		t.o.Logger.Error("lost wake-up: the guest didn't notify", slog.String("pipe", p.id.String()), slog.String("ring", ring))
+		t.o.Logger.Error("lost wake-up: the guest didn't notify", slog.Any("stream", p.id), slog.String("ring", ring))
 	}
 	h.wake(false)
 }

@@ -20,23 +20,30 @@ const (
 	maxFileRequests = 32
 	// maxFurtherRequests bounds what is at work on all streams of a virtual machine, beyond one request on each.
 	maxFurtherRequests = 1024
-	// maxStreamFiles may be open on a stream: EMFILE.
-	maxStreamFiles = 256
-	// maxFiles may be open on all streams of a virtual machine: ENFILE.
-	maxFiles = 4096
+	// maxFileCalls are system calls about files of a virtual machine that may be under way at once. Each that waits for a disk costs a thread, and a
+	// Go program with 10,000 threads dies.
+	maxFileCalls = 256
 	// keepWorkers may wait for work on a stream, so that a request seldom needs a new goroutine.
 	keepWorkers = 2
 )
 
 // FileSystem returns the handler of protocol 0: files of what is shared, which stays the caller's to close. No path and
 // no symbolic link leads outside: EACCES. Where nothing is shared every path is ENOENT. The handler serves one virtual machine.
-func FileSystem(s share.Share) Handler { return &fileSystem{share: s} }
+func FileSystem(s share.Share) Handler {
+	return &fileSystem{share: s, calls: make(chan struct{}, maxFileCalls), listings: make(chan struct{}, maxListings)}
+}
 
 type fileSystem struct {
-	share   share.Share
-	further atomic.Int64
-	files   atomic.Int64
+	share    share.Share
+	further  atomic.Int64
+	files    atomic.Int64
+	calls    chan struct{} // holds a token for each system call under way
+	listings chan struct{} // holds a token for each listing
 }
+
+// enter waits until a system call may begin; leave must follow. Nobody waits for the guest in between.
+func (fs *fileSystem) enter() { fs.calls <- struct{}{} }
+func (fs *fileSystem) leave() { <-fs.calls }
 
 // Serve answers requests until the guest closes the pipe, several at once.
 func (fs *fileSystem) Serve(ctx context.Context, s *Stream) error {
@@ -65,9 +72,11 @@ type fileStream struct {
 	failing sync.Once
 	err     error // what ended the stream
 
-	mu   sync.Mutex
-	last uint64 // handle
-	open map[uint64]*openFile
+	mu      sync.Mutex
+	last    uint64 // handle
+	open    map[uint64]*openFile
+	held    int // files that are open, or may be soon
+	listing *listing
 }
 
 // fileRequest is a request, as it was read.
@@ -163,37 +172,43 @@ func (f *fileStream) next(in *frames) (r fileRequest, err error) {
 
 // answer does what was asked and sends the answer. Its error is the pipe's, or EPROTO: those of files go to the guest.
 func (f *fileStream) answer(r *fileRequest) error {
-	switch r.Kind {
-	case wire.KindWriteRequest:
+	if r.Kind == wire.KindWriteRequest {
 		return f.done(r, r.written, r.failure)
+	}
+	if !f.stream.operation() {
+		return f.refuse(r, unix.EAGAIN)
+	}
+	switch r.Kind {
 	case wire.KindReadFileRequest:
 		m, err := wire.DecodeReadFileRequest(r.payload)
 		if err != nil {
-			return protocolError(err)
+			return ProtocolError(err)
 		}
 		return f.readFile(r, m)
 	case wire.KindReadRequest:
 		m, err := wire.DecodeReadRequest(r.payload)
 		if err != nil {
-			return protocolError(err)
+			return ProtocolError(err)
 		}
 		return f.read(r, m)
 	case wire.KindStatRequest:
 		m, err := wire.DecodeStatRequest(r.payload)
 		if err != nil {
-			return protocolError(err)
+			return ProtocolError(err)
 		}
 		return f.stat(r, m)
 	case wire.KindListRequest:
 		m, err := wire.DecodeListRequest(r.payload)
 		if err != nil {
-			return protocolError(err)
+			return ProtocolError(err)
 		}
 		return f.list(r, m)
 	default:
+		f.enter()
 		value, failure, err := f.change(r)
+		f.leave()
 		if err != nil {
-			return protocolError(err)
+			return ProtocolError(err)
 		}
 		return f.done(r, value, failure)
 	}
@@ -241,6 +256,20 @@ func (f *fileStream) change(r *fileRequest) (value uint64, failure, err error) {
 	return value, failure, err
 }
 
+// refuse answers a request that wasn't looked at.
+func (f *fileStream) refuse(r *fileRequest, failure error) error {
+	switch r.Kind {
+	case wire.KindReadFileRequest, wire.KindReadRequest:
+		return f.sendFailure(r, 0, failure)
+	case wire.KindStatRequest:
+		return f.sendInfo(r, wire.FileInfo{}, failure)
+	case wire.KindListRequest:
+		return f.sendList(r, nil, failure)
+	default:
+		return f.done(r, 0, failure)
+	}
+}
+
 func (f *fileStream) done(r *fileRequest, value uint64, failure error) error {
 	m := wire.FileDone{Status: f.status(r, failure), Value: value}
 	return f.stream.write(func(b []byte) []byte { return wire.AppendFileDone(b, r.RequestID, m) })
@@ -256,37 +285,48 @@ func (f *fileStream) status(r *fileRequest, failure error) uint32 {
 	return uint32(fileErrno(failure))
 }
 
+// holdFile takes the place of one more open file.
+func (f *fileStream) holdFile() error {
+	limits := &f.stream.server.limits
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var full error
+	switch {
+	case f.held >= limits.StreamFiles:
+		full = unix.EMFILE
+	case f.files.Add(1) > int64(limits.Files):
+		f.files.Add(-1)
+		full = unix.ENFILE
+	default:
+		f.held++
+		return nil
+	}
+	f.stream.server.reached(limitFiles, f.stream.Pipe.ID())
+	return full
+}
+
+func (f *fileStream) dropFile() {
+	f.mu.Lock()
+	f.held--
+	f.mu.Unlock()
+	f.files.Add(-1)
+}
+
 // openHandle opens a file for the guest.
 func (f *fileStream) openHandle(m wire.OpenFileRequest) (handle uint64, err error) {
-	f.mu.Lock()
-	full := len(f.open) >= maxStreamFiles
-	f.mu.Unlock()
-	if full {
-		return 0, unix.EMFILE
-	}
-	if f.files.Add(1) > maxFiles {
-		f.files.Add(-1)
-		return 0, unix.ENFILE
+	if err := f.holdFile(); err != nil {
+		return 0, err
 	}
 	o, err := openShared(f.share, string(m.Path), m.Flags)
 	if err != nil {
-		f.files.Add(-1)
+		f.dropFile()
 		return 0, err
 	}
 	f.mu.Lock()
-	// Others have opened files meanwhile.
-	if full = len(f.open) >= maxStreamFiles; !full {
-		f.last++
-		handle = f.last
-		f.open[handle] = o
-	}
-	f.mu.Unlock()
-	if full {
-		o.file.Close()
-		f.files.Add(-1)
-		return 0, unix.EMFILE
-	}
-	return handle, nil
+	defer f.mu.Unlock()
+	f.last++
+	f.open[f.last] = o
+	return f.last, nil
 }
 
 func (f *fileStream) lookup(handle uint64) (*openFile, error) {
@@ -315,16 +355,19 @@ func (f *fileStream) closeHandle(handle uint64) error {
 	if o == nil {
 		return unix.EBADF
 	}
-	f.files.Add(-1)
+	f.dropFile()
 	return o.file.Close()
 }
 
 // closeAll closes what the guest has left open, when no worker runs any more.
 func (f *fileStream) closeAll() {
+	f.enter()
+	defer f.leave()
 	for _, o := range f.open {
 		o.file.Close()
+		f.dropFile()
 	}
-	f.files.Add(-int64(len(f.open)))
+	f.keepListing(nil)
 }
 
 // openFile is what a handle stands for.

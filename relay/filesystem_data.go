@@ -14,20 +14,40 @@ const fileDataPrefix = wire.HeaderSize + wire.FileDataPrefixSize
 
 // readFile answers a ReadFileRequest: all that is asked for, up to the size that the file has now.
 func (f *fileStream) readFile(r *fileRequest, m wire.ReadFileRequest) error {
-	o, err := openShared(f.share, string(m.Path), wire.OpenRead)
+	if err := f.holdFile(); err != nil {
+		return f.sendFailure(r, m.Offset, err)
+	}
+	defer f.dropFile()
+	file, size, err := f.openToRead(string(m.Path))
 	if err != nil {
 		return f.sendFailure(r, m.Offset, err)
 	}
-	defer o.file.Close()
+	defer f.closeRead(file)
+	if m.Offset >= size {
+		return f.send(r, file, m.Offset, 0)
+	}
+	return f.send(r, file, m.Offset, min(m.Length, size-m.Offset))
+}
+
+func (f *fileStream) openToRead(path string) (file *os.File, size uint64, err error) {
+	f.enter()
+	defer f.leave()
+	o, err := openShared(f.share, path, wire.OpenRead)
+	if err != nil {
+		return nil, 0, err
+	}
 	info, err := o.file.Stat()
 	if err != nil {
-		return f.sendFailure(r, m.Offset, err)
+		o.file.Close()
+		return nil, 0, err
 	}
-	size := uint64(info.Size())
-	if m.Offset >= size {
-		return f.send(r, o.file, m.Offset, 0)
-	}
-	return f.send(r, o.file, m.Offset, min(m.Length, size-m.Offset))
+	return o.file, uint64(info.Size()), nil
+}
+
+func (f *fileStream) closeRead(file *os.File) {
+	f.enter()
+	defer f.leave()
+	file.Close()
 }
 
 // read answers a ReadRequest.
@@ -39,10 +59,12 @@ func (f *fileStream) read(r *fileRequest, m wire.ReadRequest) error {
 	return f.send(r, o.file, m.Offset, m.Length)
 }
 
-// send sends length bytes of a file, fewer if it ends before. Between two frames other answers have their turn.
+// send sends length bytes of a file, fewer if it ends before. Between two frames other answers have their turn. Where bytes are limited it waits after each
+// frame, when it keeps nobody from sending.
 func (f *fileStream) send(r *fileRequest, file *os.File, offset, length uint64) error {
 	for {
 		n, more, err := f.sendData(r, file, offset, length)
+		f.stream.spend(f.ctx.Done(), int(n))
 		if err != nil || !more {
 			return err
 		}
@@ -63,7 +85,9 @@ func (f *fileStream) sendData(r *fileRequest, file *os.File, offset, left uint64
 	}
 	want := min(left, wire.MaxFileData, uint64(len(a)+len(b)-fileDataPrefix))
 	x, y := part(a, b, fileDataPrefix, fileDataPrefix+int(want))
+	f.enter()
 	got, failure := readAt(file, x, y, offset)
+	f.leave()
 	n = uint64(got)
 
 	var flags wire.Flags
@@ -115,9 +139,12 @@ func (f *fileStream) write(in *frames, r *fileRequest) error {
 	}
 	m, err := wire.DecodeWriteRequest(prefix)
 	if err != nil {
-		return protocolError(err)
+		return ProtocolError(err)
 	}
 	o, failure := f.lookup(m.Handle)
+	if !f.stream.operation() {
+		failure = unix.EAGAIN
+	}
 	pipe := f.stream.Pipe
 	half := int(pipe.Descriptor().OutgoingSize / 2)
 	for left := int(r.Length) - wire.WritePrefixSize; left > 0; {
@@ -134,7 +161,10 @@ func (f *fileStream) write(in *frames, r *fileRequest) error {
 				continue
 			}
 			var n int
+			f.stream.spend(f.ctx.Done(), len(piece))
+			f.enter()
 			n, failure = o.write(piece, m.Offset+r.written)
+			f.leave()
 			r.written += uint64(n)
 		}
 		pipe.CommitRead(len(a) + len(b))

@@ -166,16 +166,24 @@ func rename(s share.Share, from, to string) error {
 }
 
 func (f *fileStream) stat(r *fileRequest, m wire.StatRequest) error {
-	var info wire.FileInfo
-	var failure error
+	f.enter()
+	info, failure := f.describe(m)
+	f.leave()
+	return f.sendInfo(r, info, failure)
+}
+
+func (f *fileStream) describe(m wire.StatRequest) (info wire.FileInfo, failure error) {
 	if m.Handle != 0 {
 		failure = f.withFile(m.Handle, func(o *openFile) (err error) {
 			info, err = describe(o.file.Stat())
 			return err
 		})
-	} else {
-		info, failure = statShared(f.share, string(m.Path), m.Flags&wire.StatNoFollow == 0)
+		return info, failure
 	}
+	return statShared(f.share, string(m.Path), m.Flags&wire.StatNoFollow == 0)
+}
+
+func (f *fileStream) sendInfo(r *fileRequest, info wire.FileInfo, failure error) error {
 	info.Status = f.status(r, failure)
 	return f.stream.write(func(b []byte) []byte { return wire.AppendFileInfo(b, r.RequestID, info) })
 }
@@ -208,41 +216,15 @@ func describe(info os.FileInfo, err error) (wire.FileInfo, error) {
 }
 
 func (f *fileStream) list(r *fileRequest, m wire.ListRequest) error {
+	f.enter()
 	list, failure := f.page(m)
-	answer := wire.FileList{Status: f.status(r, failure), Entries: list}
-	return f.stream.write(func(b []byte) []byte { return wire.AppendFileList(b, r.RequestID, answer) })
+	f.leave()
+	return f.sendList(r, list, failure)
 }
 
-// page returns the first of a folder's entries after m.After, as many as there is room for. Names, unlike places in a folder, mean the same next time, whatever
-// was made and removed meanwhile.
-func (f *fileStream) page(m wire.ListRequest) ([]byte, error) {
-	if m.Limit < wire.FileEntryPrefixSize+wire.MaxFileName {
-		return nil, unix.EINVAL
-	}
-	in, rest, err := place(f.share, string(m.Path))
-	if err != nil {
-		return nil, err
-	}
-	p := page{after: string(m.After), limit: int(min(m.Limit, wire.MaxFileList))}
-	if rest == "." {
-		for name := range in.Named {
-			p.add(unix.DT_DIR, name)
-		}
-	}
-	switch {
-	case in.Root != nil:
-		err = f.eachName(in.Root, rest, func(kind uint8, name []byte) {
-			if _, hidden := in.Named[string(name)]; !hidden || rest != "." {
-				p.add(kind, string(name))
-			}
-		})
-	case rest != ".":
-		err = unix.ENOENT
-	}
-	if err != nil {
-		return nil, err
-	}
-	return p.encode(), nil
+func (f *fileStream) sendList(r *fileRequest, list []byte, failure error) error {
+	answer := wire.FileList{Status: f.status(r, failure), Entries: list}
+	return f.stream.write(func(b []byte) []byte { return wire.AppendFileList(b, r.RequestID, answer) })
 }
 
 // eachName calls do for every name in a folder. os.File's own reading of folders would look at each entry by its path, past the Root.
@@ -316,15 +298,6 @@ func (p *page) cut() {
 		}
 		p.size += n
 	}
-}
-
-func (p *page) encode() []byte {
-	p.cut()
-	b := make([]byte, 0, p.size)
-	for _, e := range p.entries {
-		b = wire.AppendFileEntry(b, wire.FileEntry{Type: e.kind, Name: []byte(e.name)})
-	}
-	return b
 }
 
 // fileErrno is errnoOf for files. An os.Root names no errno for a path that leads outside.

@@ -104,6 +104,8 @@ type setup struct {
 	connectTimeout time.Duration
 	streams        int
 	window         int
+	limits         relay.Limits
+	ringLimit      int64
 	quiet          bool // no log to wait on
 
 	noNetwork bool
@@ -119,7 +121,7 @@ func start(t testing.TB, o setup) *machine {
 	}
 	m := &machine{t: t, log: &journal{changed: make(chan struct{})}}
 	var err error
-	if m.guest, err = pipestest.NewGuest(o.window, pipes.Options{StreamLimit: o.streams}); err != nil {
+	if m.guest, err = pipestest.NewGuest(o.window, pipes.Options{StreamLimit: o.streams, RingLimit: o.ringLimit}); err != nil {
 		t.Fatal(err)
 	}
 	host, control, err := m.guest.Pair(64<<10, 64<<10)
@@ -147,7 +149,7 @@ func start(t testing.TB, o setup) *machine {
 	for protocol, h := range o.handlers {
 		mux.Handle(protocol, h)
 	}
-	options := relay.Options{Logger: slog.New(m.log), OnListen: o.onListen, Network: o.network, ConnectTimeout: o.connectTimeout}
+	options := relay.Options{Logger: slog.New(m.log), OnListen: o.onListen, Network: o.network, ConnectTimeout: o.connectTimeout, Limits: o.limits}
 	if o.quiet {
 		options.Logger = nil
 	}

@@ -11,7 +11,10 @@ import (
 // A Handler serves the streams of one protocol. Serve runs on a goroutine of its own, from the stream's Open until it
 // returns, and must return soon after ctx ends: that is when the server stops or the guest resets the stream.
 // Then the server closes both directions of the pipe. If Serve returned an error that isn't the pipe's own, it resets them with
-// the errno in that error; EPROTO is for what the guest did wrong, and counted and logged as that.
+// the errno in that error; a [ProtocolError] is for what the guest did wrong, and counted and logged as that.
+//
+// If Serve panics, the server logs that with the stack, counts it and resets the stream with EIO; all others go on. It can't do so for goroutines that Serve
+// started, nor between a Reserve of the pipe and its Commit: the pipe then stays taken, and the server doesn't end.
 //
 // A Handler answers the Open with [Stream.Opened] before anything else. After a status other than 0 it returns.
 type Handler interface {
@@ -50,6 +53,7 @@ func (m *Mux) Serve(ctx context.Context, s *Stream) error {
 	h := m.handlers[s.Protocol]
 	m.mu.RUnlock()
 	if h == nil {
+		s.warn(s.server.logs.unknown, "guest asked for a protocol that nobody handles")
 		return s.Opened(unix.EPROTONOSUPPORT, nil)
 	}
 	return h.Serve(ctx, s)

@@ -61,7 +61,7 @@ func TestErrno(t *testing.T) {
 		{&net.AddrError{Err: "no suitable address"}, unix.EADDRNOTAVAIL},
 		{net.ErrClosed, unix.ECONNRESET},
 		{fs.ErrNotExist, unix.ENOENT},
-		{protocolError(errors.New("bad frame")), unix.EPROTO},
+		{ProtocolError(errors.New("bad frame")), unix.EPROTO},
 		{errors.New("no errno at all"), unix.EIO},
 	} {
 		if got := errnoOf(c.err); got != c.want {

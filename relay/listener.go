@@ -121,9 +121,9 @@ func (l *listener) readRequests() error {
 		}
 		m, err := wire.DecodeAcceptConnection(payload)
 		if err != nil {
-			return protocolError(err)
+			return ProtocolError(err)
 		}
-		st, status := l.stream.server.claim(pipes.ID(m.Pipe))
+		st, status := l.claim(pipes.ID(m.Pipe))
 		if status != 0 {
 			if err := l.answer(request, wire.IncomingConnection{Status: uint32(status)}); err != nil {
 				return err
@@ -132,6 +132,27 @@ func (l *listener) readRequests() error {
 		}
 		l.enqueue(&accept{request: request, stream: st})
 	}
+}
+
+// claim takes the pipe that an accept names, and a place among the accepts that wait.
+func (l *listener) claim(id pipes.ID) (*Stream, unix.Errno) {
+	server := l.stream.server
+	if !l.stream.operation() {
+		return nil, unix.EAGAIN
+	}
+	st, status := server.claim(id)
+	if status != 0 {
+		server.count.acceptsRefused.Add(1)
+		l.stream.warn(server.logs.acceptRefuse, "guest can't accept on this pipe", slog.Any("on", id), slog.Any("err", status))
+		return nil, status
+	}
+	if server.accepts.Add(1) > int64(server.limits.Accepts) {
+		server.accepts.Add(-1)
+		server.unclaim(st)
+		server.reached(limitAccepts, l.stream.Pipe.ID())
+		return nil, unix.EAGAIN
+	}
+	return st, 0
 }
 
 // enqueue lets a wait for a connection. A guest that closes or resets the pipe meanwhile takes its request back.
@@ -166,6 +187,7 @@ func (l *listener) withdraw(a *accept) {
 	l.mu.Unlock()
 	server := l.stream.server
 	if first {
+		server.accepts.Add(-1)
 		server.start(func() {
 			// The pipe goes last: so a guest that reads no answers runs out of pipes, and not its host out of goroutines.
 			_ = l.answer(a.request, wire.IncomingConnection{Status: uint32(unix.ECANCELED)})
@@ -184,6 +206,7 @@ func (l *listener) next() *accept {
 	}
 	a := l.waiting.Remove(e).(*accept)
 	a.place, a.withdrawn = nil, true
+	l.stream.server.accepts.Add(-1)
 	return a
 }
 
@@ -284,7 +307,8 @@ func (l *listener) serve(a *accept, conn Conn) {
 
 // refuse answers the oldest accept with why the kernel gave no connection.
 func (l *listener) refuse(err error) {
-	l.stream.log(slog.LevelDebug, "accept failed", slog.Any("err", err))
+	l.stream.server.count.acceptsFailed.Add(1)
+	l.stream.warn(l.stream.server.logs.acceptFailed, "accept failed", slog.Any("err", err))
 	if a := l.next(); a != nil {
 		l.giveBack(a)
 		_ = l.answer(a.request, wire.IncomingConnection{Status: uint32(errnoOf(err))})

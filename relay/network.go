@@ -81,18 +81,19 @@ func (Host) LookupAddr(ctx context.Context, address string) ([]string, error) {
 	return net.DefaultResolver.LookupAddr(ctx, address)
 }
 
-// InterfaceAddrs returns the addresses of this machine's interfaces.
-func (Host) InterfaceAddrs() ([]netip.Addr, error) {
+// InterfacePrefixes returns the addresses of this machine's interfaces, each with the length of its subnet's prefix.
+func (Host) InterfacePrefixes() ([]netip.Prefix, error) {
 	list, err := net.InterfaceAddrs()
-	addrs := make([]netip.Addr, 0, len(list))
+	prefixes := make([]netip.Prefix, 0, len(list))
 	for _, a := range list {
 		if network, ok := a.(*net.IPNet); ok {
 			if addr, ok := netip.AddrFromSlice(network.IP); ok {
-				addrs = append(addrs, addr)
+				bits, _ := network.Mask.Size()
+				prefixes = append(prefixes, netip.PrefixFrom(addr.Unmap(), bits))
 			}
 		}
 	}
-	return addrs, err
+	return prefixes, err
 }
 
 // asConn refuses what can't be half-closed: a network of an embedding program that breaks its contract.
@@ -162,15 +163,28 @@ func (e *DeniedError) Unwrap() error { return unix.EACCES }
 // Network is the server's, for handlers.
 func (s *Stream) Network() Network { return s.server.network }
 
-// failed logs what the guest couldn't have, and counts what it may not.
+// failed logs what the guest couldn't have: at debug level what happens every day.
 func (s *Stream) failed(msg string, err error) {
-	level := slog.LevelDebug
-	var denied *DeniedError
-	if errors.As(err, &denied) {
-		s.server.count.denied.Add(1)
-		if s.server.warnings.Allow() {
-			level = slog.LevelWarn
-		}
+	if !s.denied(msg, err) {
+		s.log(slog.LevelDebug, msg, slog.Any("err", err))
 	}
-	s.log(level, msg, slog.Any("err", err))
+}
+
+// bindFailed logs that a socket couldn't be made, which the guest's user may have to see to.
+func (s *Stream) bindFailed(msg string, err error) {
+	if !s.denied(msg, err) {
+		s.server.count.bindsFailed.Add(1)
+		s.warn(s.server.logs.bindFailed, msg, slog.Any("err", err))
+	}
+}
+
+// denied logs and counts what the guest may not have. It reports whether err is about that.
+func (s *Stream) denied(msg string, err error) bool {
+	var denied *DeniedError
+	if !errors.As(err, &denied) {
+		return false
+	}
+	s.server.count.denied.Add(1)
+	s.warn(s.server.logs.denied, msg, slog.Any("err", err))
+	return true
 }

@@ -2,12 +2,14 @@ package relay
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,7 +18,8 @@ import (
 // Policy is a [Network] that lets a guest have what rules allow of another one. The first rule that matches decides. If none does:
 //
 //   - a guest may connect and send to every address but the host's own and those that are its link's: loopback, unspecified, link-local
-//     (169.254.0.0/16 and fe80::/10, where clouds keep their metadata), limited broadcast, and the addresses of the host's interfaces;
+//     (169.254.0.0/16 and fe80::/10, where clouds keep their metadata, and fd00:ec2::254, where one does), broadcast, and the addresses of the host's
+//     interfaces;
 //   - it may listen on every address.
 //
 // A name is looked up first. The rules then judge each address that it has, and only these addresses are connected to: a name that changes its
@@ -28,9 +31,14 @@ type Policy struct {
 	rules     []Rule
 	published map[publication]netip.AddrPort
 
-	mu        sync.Mutex
-	own       map[netip.Addr]bool // addresses of the host's interfaces
-	ownLooked time.Time
+	own     atomic.Pointer[ownAddrs]
+	looking sync.Mutex // held by the one that replaces own
+}
+
+// ownAddrs is what was known of the host's interfaces at a time: their addresses, and those that reach all of their networks. It doesn't change.
+type ownAddrs struct {
+	addrs  map[netip.Addr]bool
+	looked time.Time
 }
 
 // Publish says that what a guest listens on at a port is bound at another address and port of the host. Rules don't matter to it: it is allowed.
@@ -100,34 +108,65 @@ func (p *Policy) check(q request) error {
 // special reports whether nobody may connect to a without a rule for it.
 func (p *Policy) special(a netip.Addr) bool {
 	return a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsLinkLocalMulticast() || a.IsInterfaceLocalMulticast() ||
-		a.Is4() && (a.As4()[0] == 0 || a == netip.AddrFrom4([4]byte{255, 255, 255, 255})) || p.isOwn(a)
+		a.Is4() && (a.As4()[0] == 0 || a == netip.AddrFrom4([4]byte{255, 255, 255, 255})) || a.WithZone("") == cloudMetadata || p.isOwn(a)
 }
+
+// cloudMetadata is where Amazon's virtual machines get theirs by IPv6.
+var cloudMetadata = netip.MustParseAddr("fd00:ec2::254")
 
 // ownAge is how old the knowledge of the host's addresses may be.
 const ownAge = time.Second
 
-// isOwn reports whether a is an address of this machine, if the network below can tell.
+// isOwn reports whether a is an address of this machine, or a broadcast address of one of its networks, if the network below can tell.
+// While one caller looks for changes the others go by what was known.
 func (p *Policy) isOwn(a netip.Addr) bool {
-	host, ok := p.network.(interface{ InterfaceAddrs() ([]netip.Addr, error) })
+	host, ok := p.network.(interface {
+		InterfacePrefixes() ([]netip.Prefix, error)
+	})
 	if !ok {
 		return false
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.own == nil || time.Since(p.ownLooked) > ownAge {
-		// After an error what was known stays; without any, everything is taken for the host's own.
-		addrs, err := host.InterfaceAddrs()
-		if err == nil {
-			p.own, p.ownLooked = make(map[netip.Addr]bool), time.Now()
-			for _, a := range addrs {
-				p.own[a.Unmap().WithZone("")] = true
-			}
+	own := p.own.Load()
+	if own == nil {
+		p.looking.Lock()
+		if own = p.own.Load(); own == nil {
+			own = p.lookAgain(host.InterfacePrefixes)
 		}
-		if p.own == nil {
-			return true
+		p.looking.Unlock()
+	} else if time.Since(own.looked) > ownAge && p.looking.TryLock() {
+		own = p.lookAgain(host.InterfacePrefixes)
+		p.looking.Unlock()
+	}
+	// Without any knowledge everything is taken for the host's own.
+	return own == nil || own.addrs[a.WithZone("")]
+}
+
+// lookAgain returns what is known now. After an error that is what was known before. looking is held.
+func (p *Policy) lookAgain(prefixes func() ([]netip.Prefix, error)) *ownAddrs {
+	list, err := prefixes()
+	own := p.own.Load()
+	if err != nil {
+		return own
+	}
+	own = &ownAddrs{addrs: make(map[netip.Addr]bool), looked: time.Now()}
+	for _, prefix := range list {
+		addr := prefix.Addr().Unmap().WithZone("")
+		own.addrs[addr] = true
+		if addr.Is4() && prefix.Bits() < 31 {
+			first := prefix.Masked().Addr()
+			// Older kernels take the first address, too, for one that means all.
+			own.addrs[first], own.addrs[broadcast(first, prefix.Bits())] = true, true
 		}
 	}
-	return p.own[a.WithZone("")]
+	p.own.Store(own)
+	return own
+}
+
+// broadcast is the last address of a network whose first is given.
+func broadcast(first netip.Addr, bits int) netip.Addr {
+	b := first.As4()
+	n := binary.BigEndian.Uint32(b[:]) | (1<<(32-bits) - 1)
+	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, n)))
 }
 
 // checkLookup refuses to look up what every connection to would be refused by the same rule: looking up tells the name to others.

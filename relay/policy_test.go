@@ -156,16 +156,16 @@ func (n *fakeNetwork) LookupAddr(_ context.Context, address string) ([]string, e
 	return nil, nil
 }
 
-func (n *fakeNetwork) InterfaceAddrs() (addrs []netip.Addr, err error) {
+func (n *fakeNetwork) InterfacePrefixes() (list []netip.Prefix, err error) {
 	for _, a := range n.own {
-		addrs = append(addrs, netip.MustParseAddr(a))
+		list = append(list, netip.MustParsePrefix(a))
 	}
-	return addrs, nil
+	return list, nil
 }
 
 func newFake() *fakeNetwork {
 	return &fakeNetwork{
-		own: []string{"198.51.100.7", "fe80::7%eth0"},
+		own: []string{"198.51.100.7/24", "203.0.113.9/31", "fd01::7/64"},
 		names: map[string][]string{
 			"good.example":     {"192.0.2.1"},
 			"www.good.example": {"192.0.2.2"},
@@ -202,6 +202,17 @@ func TestPolicyOut(t *testing.T) {
 		{"", "255.255.255.255:80", denied},
 		{"", "198.51.100.7:80", denied},
 		{"", "[fe80::7]:80", denied},
+		{"", "[fd01::7]:80", denied},
+		{"", "[fd01::8]:80", "dial [fd01::8]:80"},
+		{"", "198.51.100.8:80", "dial 198.51.100.8:80"},
+		{"", "198.51.100.255:80", denied},
+		{"", "198.51.100.0:80", denied},
+		{"", "[::ffff:198.51.100.255]:80", denied},
+		{"", "203.0.113.8:80", "dial 203.0.113.8:80"},
+		{"", "[fd00:ec2::254]:80", denied},
+		{"", "[fd00:ec2::254%1]:80", denied},
+		{"", "[fd00:ec2::253]:80", "dial [fd00:ec2::253]:80"},
+		{"allow 198.51.100.255", "198.51.100.255:80", "dial 198.51.100.255:80"},
 		{"", "good.example:80", "lookup good.example, dial 192.0.2.1:80"},
 		{"", "rebound.example:80", "lookup rebound.example, " + denied},
 		{"", "mixed.example:80", "lookup mixed.example, dial 192.0.2.3:80"},
@@ -255,6 +266,44 @@ func TestPolicyOut(t *testing.T) {
 			t.Errorf("%s: %s, %v; want %s", name, got, err, c.want)
 		}
 	}
+}
+
+// While one looks again at the interfaces, nobody else waits for that.
+func TestPolicyLooksAgain(t *testing.T) {
+	t.Parallel()
+	n := slowInterfaces{asked: make(chan struct{}), answer: make(chan struct{})}
+	p := NewPolicy(n, nil, nil)
+	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	p.own.Store(&ownAddrs{addrs: map[netip.Addr]bool{a: true}})
+	looked := make(chan bool)
+	go func() { looked <- p.isOwn(b) }()
+	<-n.asked
+	others := make(chan bool)
+	go func() { others <- p.isOwn(a) && !p.isOwn(b) }()
+	select {
+	case ok := <-others:
+		if !ok {
+			t.Error("meanwhile it isn't what was known before that counts")
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("another one waits")
+	}
+	close(n.answer)
+	if !<-looked || !p.isOwn(b) || p.isOwn(a) {
+		t.Error("afterwards it isn't what is known now that counts")
+	}
+}
+
+// slowInterfaces is a network that takes its time to say what its interfaces are.
+type slowInterfaces struct {
+	Host
+	asked, answer chan struct{}
+}
+
+func (n slowInterfaces) InterfacePrefixes() ([]netip.Prefix, error) {
+	close(n.asked)
+	<-n.answer
+	return []netip.Prefix{netip.MustParsePrefix("192.0.2.2/32")}, nil
 }
 
 func TestPolicyIn(t *testing.T) {

@@ -12,24 +12,29 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
+	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/time/rate"
 
+	"github.com/fix-project/arcavm/internal/limit"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/wire"
 )
 
 // Options are what a Server may be told. The zero value is good.
 type Options struct {
-	// Logger gets the life of streams at debug level and a guest's protocol errors as warnings, these limited in their rate.
-	// nil discards them.
+	// Logger gets the life of streams at debug level. As warnings, each kind limited in its rate, it gets what a guest did wrong, what it may not
+	// have and what its host couldn't do; as errors panics of handlers. nil discards them.
 	Logger *slog.Logger
+	// Limits are how much the guest gets.
+	Limits Limits
 	// OnListen is called with the bound address of each listener that the guest opens, before the guest learns of it.
 	OnListen func(netip.AddrPort)
 	// ConnectTimeout is how long a connection may take to come about, names, TLS handshake and all. Clients of a TLS listener have as long for
@@ -51,17 +56,23 @@ type Server struct {
 	network  Network
 	patience time.Duration // for connecting
 	log      *slog.Logger
-	warnings *rate.Limiter // of protocol errors
+	logs     logs
+
+	limits            Limits
+	bytes, operations *limit.Rate
+	accepts           atomic.Int64 // that wait
 
 	count counters
 
-	mu       sync.Mutex
-	ctx      context.Context // nil before Serve
-	stopping bool
-	streams  map[pipes.ID]*Stream
-	ended    sync.Cond // a stream has ended
-	closed   traffic   // of streams that have ended
+	life     sync.RWMutex // held to begin something or, for a moment, to stop; also on virtual CPUs' threads
+	stopping bool         // guarded by life
 	running  sync.WaitGroup
+
+	mu      sync.Mutex
+	ctx     context.Context // nil before Serve
+	streams map[pipes.ID]*Stream
+	ended   sync.Cond // a stream has ended
+	closed  traffic   // of streams that have ended
 }
 
 // New returns a server for the pipes of table. control is the control pipe; handler, usually a [Mux], gets every stream that a guest opens.
@@ -74,9 +85,11 @@ func New(table *pipes.Table, control *pipes.Pipe, handler Handler, o Options) *S
 		network:  o.Network,
 		patience: cmp.Or(o.ConnectTimeout, DefaultConnectTimeout),
 		log:      o.Logger,
-		warnings: rate.NewLimiter(rate.Every(time.Second), 10),
+		logs:     newLogs(),
+		limits:   o.Limits.withDefaults(),
 		streams:  make(map[pipes.ID]*Stream),
 	}
+	s.bytes, s.operations = s.limits.bytes(), s.limits.operations()
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -101,12 +114,15 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.start(s.pump)
 
 	<-ctx.Done()
-	s.mu.Lock()
+	s.life.Lock()
 	s.stopping = true
-	s.mu.Unlock()
+	s.life.Unlock()
 	// No stream is added any more.
 	_ = s.control.Reset(unix.ECONNRESET)
-	for _, st := range s.list() {
+	s.mu.Lock()
+	streams := s.list()
+	s.mu.Unlock()
+	for _, st := range streams {
 		_ = st.Pipe.Reset(unix.ECONNRESET)
 	}
 	s.running.Wait()
@@ -137,8 +153,8 @@ func (s *Server) Drain(ctx context.Context) {
 
 // start runs f on a goroutine that Serve waits for. It reports false, and doesn't, if the server is stopping.
 func (s *Server) start(f func()) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.life.RLock()
+	defer s.life.RUnlock()
 	if s.stopping {
 		return false
 	}
@@ -146,9 +162,8 @@ func (s *Server) start(f func()) bool {
 	return true
 }
 
+// list returns the streams that there are. mu is held.
 func (s *Server) list() []*Stream {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	list := make([]*Stream, 0, len(s.streams))
 	for _, st := range s.streams {
 		list = append(list, st)
@@ -165,7 +180,7 @@ func (s *Server) pump() {
 		if err == nil {
 			var m wire.NewStreamRequest
 			if m, err = wire.DecodeNewStreamRequest(payload); err != nil {
-				err = protocolError(err)
+				err = ProtocolError(err)
 			} else {
 				out = wire.AppendDataStreamInfo(out[:0], request, s.newStream(m))
 				_, err = s.control.Write(out)
@@ -180,19 +195,18 @@ func (s *Server) pump() {
 
 // newStream makes a pipe. Nothing runs for it until its first frame arrives.
 func (s *Server) newStream(m wire.NewStreamRequest) wire.DataStreamInfo {
+	if !s.operations.Allow(1) {
+		s.count.pipesRefused.Add(1)
+		s.reached(limitOperations, s.control.ID())
+		return wire.DataStreamInfo{Status: uint32(unix.EAGAIN)}
+	}
 	p, err := s.table.New(m.OutgoingSize, m.IncomingSize, int(m.HomeCPU))
 	if err != nil {
-		s.log.Debug("no new pipe", "err", err)
+		s.noPipe(err)
 		return wire.DataStreamInfo{Status: uint32(errnoOf(err))}
 	}
 	st := &Stream{Pipe: p, server: s}
-	s.mu.Lock()
-	stopping := s.stopping
-	if !stopping {
-		s.streams[p.ID()] = st
-	}
-	s.mu.Unlock()
-	if stopping {
+	if !s.add(st) {
 		_ = p.Reset(unix.ECONNRESET)
 		return wire.DataStreamInfo{Status: uint32(unix.ECONNRESET)}
 	}
@@ -203,6 +217,32 @@ func (s *Server) newStream(m wire.NewStreamRequest) wire.DataStreamInfo {
 		Outgoing: d.Outgoing, Incoming: d.Incoming,
 		OutgoingSize: d.OutgoingSize, IncomingSize: d.IncomingSize,
 	}}
+}
+
+// noPipe says why the guest got no pipe. The control pipe's id stands for the stream that there isn't.
+func (s *Server) noPipe(err error) {
+	s.count.pipesRefused.Add(1)
+	switch {
+	case errors.Is(err, unix.EMFILE):
+		s.reached(limitStreams, s.control.ID())
+	case errors.Is(err, unix.ENOMEM):
+		s.reached(limitRingMemory, s.control.ID())
+	default:
+		s.logs.noPipe.Log(s.log, slog.LevelWarn, "no new pipe", slog.Any("stream", s.control.ID()), slog.Any("err", err))
+	}
+}
+
+// add makes st known. It reports false if the server is stopping.
+func (s *Server) add(st *Stream) bool {
+	s.life.RLock()
+	defer s.life.RUnlock()
+	if s.stopping {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.streams[st.Pipe.ID()] = st
+	return true
 }
 
 // await serves st from its first frame on, unless an accept claims it before.
@@ -264,10 +304,26 @@ func (s *Server) open(ctx context.Context, st *Stream) error {
 	}
 	m, err := wire.DecodeOpen(payload)
 	if err != nil {
-		return protocolError(err)
+		return ProtocolError(err)
 	}
 	st.request, st.Protocol, st.Payload = request, m.Protocol, m.Payload
 	st.log(slog.LevelDebug, "stream opened")
+	if !st.operation() {
+		return st.Opened(unix.EAGAIN, nil)
+	}
+	return s.handle(ctx, st)
+}
+
+// handle has the handler serve a stream. If it panics, that is the end of the stream and of nothing else.
+func (s *Server) handle(ctx context.Context, st *Stream) (err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			s.count.panics.Add(1)
+			s.logs.panicked.Log(s.log, slog.LevelError, "handler panicked", slog.Any("stream", st.Pipe.ID()), slog.Uint64("protocol", uint64(st.Protocol)),
+				slog.Any("panic", cause), slog.String("stack", string(debug.Stack())))
+			err = fmt.Errorf("handler panicked: %w", unix.EIO)
+		}
+	}()
 	return s.handler.Serve(ctx, st)
 }
 
@@ -299,12 +355,9 @@ func (s *Server) finish(st *Stream, err error) {
 func (s *Server) end(p *pipes.Pipe, msg string, err error, st *Stream) {
 	level := slog.LevelDebug
 	switch {
-	case errors.Is(err, unix.EPROTO):
+	case isBreach(p, err):
 		s.count.protocolErrors.Add(1)
 		_ = p.Reset(unix.EPROTO)
-		if !s.warnings.Allow() {
-			return
-		}
 		level, msg = slog.LevelWarn, "guest broke the stream protocol"
 	case s.ctx.Err() != nil:
 		// The virtual machine ends: what is open is reset, however far its handler came.
@@ -324,6 +377,10 @@ func (s *Server) end(p *pipes.Pipe, msg string, err error, st *Stream) {
 	}
 	if err != nil && err != io.EOF {
 		attrs = append(attrs, slog.Any("err", err))
+	}
+	if level == slog.LevelWarn {
+		s.logs.broken.Log(s.log, level, msg, attrs...)
+		return
 	}
 	s.log.LogAttrs(context.Background(), level, msg, attrs...)
 }

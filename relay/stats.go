@@ -9,28 +9,42 @@ import (
 type Stats struct {
 	Opened           map[uint16]uint64 // streams that handlers took, by protocol
 	Refused          uint64            // streams whose Open was answered with an errno
+	PipesRefused     uint64            // NewStreamRequests that were answered with an errno
 	Accepted         uint64            // connections accepted
+	AcceptsRefused   uint64            // AcceptConnections that named no pipe that is unused
+	AcceptsFailed    uint64            // times that the host had no connection to give: no descriptors, no memory
 	ConnectsFailed   uint64            // connections refused, timed out, not found
 	HandshakesFailed uint64            // connections to TLS listeners that came to nothing
+	BindsFailed      uint64            // listeners and UDP sockets that the host refused
 	Denied           uint64            // connects, listens and datagrams that the policy refused
 	DatagramsDropped uint64            // UDP datagrams lost because a guest didn't read
+	DatagramsFailed  uint64            // DatagramErrors: of what could not be sent, and what came back
 	FileErrors       uint64            // requests about files that were answered with an errno
 	ProtocolErrors   uint64            // pipes reset with EPROTO
+	Panics           uint64            // of handlers
 	ToGuest          uint64            // bytes relayed from sockets and files
 	FromGuest        uint64            // bytes relayed to sockets and files
 	Streams          int               // pipes that the monitor has not closed yet, the control pipe not counted
+	Reached          Reached           // limits
 }
 
 type counters struct {
 	opened           map[uint16]uint64 // guarded by Server.mu
 	refused          atomic.Uint64
+	pipesRefused     atomic.Uint64
 	accepted         atomic.Uint64
+	acceptsRefused   atomic.Uint64
+	acceptsFailed    atomic.Uint64
 	connectsFailed   atomic.Uint64
 	handshakesFailed atomic.Uint64
+	bindsFailed      atomic.Uint64
 	denied           atomic.Uint64
 	datagramsDropped atomic.Uint64
+	datagramsFailed  atomic.Uint64
 	fileErrors       atomic.Uint64
 	protocolErrors   atomic.Uint64
+	panics           atomic.Uint64
+	reached          [limitCount]atomic.Uint64
 }
 
 // traffic counts bytes each way.
@@ -44,23 +58,39 @@ func (t *traffic) add(s *Stream) {
 // Stats returns a snapshot. It may be called at any time.
 func (s *Server) Stats() Stats {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	bytes := s.closed
-	for _, st := range s.streams {
+	opened, bytes, streams := maps.Clone(s.count.opened), s.closed, s.list()
+	s.mu.Unlock()
+	// A stream that ends meanwhile keeps its counters.
+	for _, st := range streams {
 		bytes.add(st)
 	}
+	reached := func(n limitName) uint64 { return s.count.reached[n].Load() }
 	return Stats{
-		Opened:           maps.Clone(s.count.opened),
+		Opened:           opened,
 		Refused:          s.count.refused.Load(),
+		PipesRefused:     s.count.pipesRefused.Load(),
 		Accepted:         s.count.accepted.Load(),
+		AcceptsRefused:   s.count.acceptsRefused.Load(),
+		AcceptsFailed:    s.count.acceptsFailed.Load(),
 		ConnectsFailed:   s.count.connectsFailed.Load(),
 		HandshakesFailed: s.count.handshakesFailed.Load(),
+		BindsFailed:      s.count.bindsFailed.Load(),
 		Denied:           s.count.denied.Load(),
 		DatagramsDropped: s.count.datagramsDropped.Load(),
+		DatagramsFailed:  s.count.datagramsFailed.Load(),
 		FileErrors:       s.count.fileErrors.Load(),
 		ProtocolErrors:   s.count.protocolErrors.Load(),
+		Panics:           s.count.panics.Load(),
 		ToGuest:          bytes.toGuest,
 		FromGuest:        bytes.fromGuest,
-		Streams:          len(s.streams),
+		Streams:          len(streams),
+		Reached: Reached{
+			Streams:    reached(limitStreams),
+			RingMemory: reached(limitRingMemory),
+			Files:      reached(limitFiles),
+			Accepts:    reached(limitAccepts),
+			Bytes:      reached(limitBytes),
+			Operations: reached(limitOperations),
+		},
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/internal/limit"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/wire"
 )
@@ -57,8 +58,16 @@ func (s *Stream) log(level slog.Level, msg string, attrs ...slog.Attr) {
 	if !log.Enabled(context.Background(), level) {
 		return
 	}
-	attrs = append(attrs, slog.Uint64("stream", uint64(s.Pipe.ID())), slog.Uint64("protocol", uint64(s.Protocol)))
-	log.LogAttrs(context.Background(), level, msg, attrs...)
+	log.LogAttrs(context.Background(), level, msg, s.attrs(attrs)...)
+}
+
+// warn logs at a limited rate.
+func (s *Stream) warn(place *limit.Log, msg string, attrs ...slog.Attr) {
+	place.Log(s.server.log, slog.LevelWarn, msg, s.attrs(attrs)...)
+}
+
+func (s *Stream) attrs(more []slog.Attr) []slog.Attr {
+	return append(more, slog.Any("stream", s.Pipe.ID()), slog.Uint64("protocol", uint64(s.Protocol)))
 }
 
 // frames reads the guest's frames from a pipe.
@@ -92,7 +101,7 @@ func (f *frames) header() (wire.Header, error) {
 	}
 	h, err := wire.DecodeHeader(f.buf[:wire.HeaderSize])
 	if err != nil {
-		return h, protocolError(err)
+		return h, ProtocolError(err)
 	}
 	return h, nil
 }
@@ -111,11 +120,11 @@ func (f *frames) payload(n int) ([]byte, error) {
 	return p, nil
 }
 
-func unexpected(k wire.Kind) error { return protocolError(errors.New("unexpected " + k.String())) }
+func unexpected(k wire.Kind) error { return ProtocolError(errors.New("unexpected " + k.String())) }
 
 func truncated(err error) error {
 	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return protocolError(err)
+		return ProtocolError(err)
 	}
 	return err
 }

@@ -18,7 +18,7 @@ func TCPConnection() Handler {
 func serveTCPConnection(ctx context.Context, s *Stream) error {
 	m, err := wire.DecodeConnect(s.Payload)
 	if err != nil {
-		return protocolError(err)
+		return ProtocolError(err)
 	}
 	conn, err := dial(ctx, s, m)
 	if err != nil {

@@ -16,11 +16,11 @@ func TCPListener() Handler {
 func serveTCPListener(ctx context.Context, s *Stream) error {
 	m, err := wire.DecodeListen(s.Payload)
 	if err != nil {
-		return protocolError(err)
+		return ProtocolError(err)
 	}
 	ln, err := listen(ctx, s.Network(), m)
 	if err != nil {
-		s.failed("listen failed", err)
+		s.bindFailed("listen failed", err)
 		return s.Opened(errnoOf(err), nil)
 	}
 	return serveListener(ctx, s, ln, wire.AppendEndpoint(nil, boundEndpoint(s, ln)), wire.ProtocolTCPConnection)

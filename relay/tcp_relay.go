@@ -26,7 +26,10 @@ type link struct {
 	conn   Conn
 	to     sending
 	from   receiving
-	eager  *eager // nil if conn is no socket
+	eager  *eager // nil if conn is no socket, or its bytes are limited
+	source io.Reader
+	sink   io.Writer
+	pace   *pace // nil if bytes aren't limited
 
 	onReadable, onMore func() // readable and send, made once
 
@@ -43,7 +46,12 @@ func relayConn(s *Stream, conn Conn) {
 	l.from = receiving{socket: socket{conn: conn, moved: &s.toGuest}}
 	l.from.raw = rawConn(conn)
 	l.from.try = l.from.readv
-	l.eager = newEager(conn, &l.to)
+	l.eager, l.source, l.sink = newEager(conn, &l.to), &l.from, &l.to
+	if s.server.bytes != nil {
+		// Who has to wait needs a goroutine.
+		l.pace, l.eager = newPace(s), nil
+		l.source, l.sink = pacedReader{&l.from, l.pace}, pacedWriter{&l.to, l.pace}
+	}
 	l.onReadable, l.onMore = l.readable, l.send
 
 	s.relayed = true
@@ -63,7 +71,10 @@ func (l *link) guestReset() {
 }
 
 // guestTakesNoMore is a hook. The goroutine in the socket's Read isn't looking at the ring.
-func (l *link) guestTakesNoMore() { _ = l.conn.SetReadDeadline(past) }
+func (l *link) guestTakesNoMore() {
+	_ = l.conn.SetReadDeadline(past)
+	l.pace.endReading()
+}
 
 // abort resets both sides. The guest gets the errno in cause, the peer an RST when both directions have ended and the socket is closed.
 func (l *link) abort(cause error) {
@@ -81,11 +92,12 @@ func (l *link) beginAbort(cause error) bool {
 	}
 	first := l.cause == nil
 	// A broken ring may be heard of as a reset first.
-	if first || errors.Is(cause, unix.EPROTO) {
+	if first || isBreach(l.stream.Pipe, cause) {
 		l.cause = cause
 	}
 	if first {
 		l.parts++
+		l.pace.end()
 	}
 	return first
 }
@@ -142,7 +154,7 @@ func (l *link) readable() {
 
 // send moves bytes from the guest to the peer until the ring is empty.
 func (l *link) send() {
-	if _, err := l.stream.Pipe.WriteAvailable(&l.to, l.onReadable); err != nil {
+	if _, err := l.stream.Pipe.WriteAvailable(l.sink, l.onReadable); err != nil {
 		l.endOutgoing(err)
 	}
 }
@@ -179,7 +191,7 @@ func (l *link) endOutgoing(err error) {
 
 // receive moves bytes from the peer to the guest, until that direction ends.
 func (l *link) receive() {
-	_, err := l.stream.Pipe.ReadFrom(&l.from)
+	_, err := l.stream.Pipe.ReadFrom(l.source)
 	l.endIncoming(err)
 }
 

@@ -16,7 +16,7 @@ func TLSConnection(t TLS) Handler {
 func serveTLSConnection(ctx context.Context, s *Stream, t TLS) error {
 	m, err := wire.DecodeTLSConnect(s.Payload)
 	if err != nil {
-		return protocolError(err)
+		return ProtocolError(err)
 	}
 	conn, err := dialTLS(ctx, s, m, t)
 	if err != nil {

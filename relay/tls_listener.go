@@ -25,14 +25,14 @@ func TLSListener(t TLS) Handler {
 func serveTLSListener(ctx context.Context, s *Stream, t TLS) error {
 	m, err := wire.DecodeTLSListen(s.Payload)
 	if err != nil {
-		return protocolError(err)
+		return ProtocolError(err)
 	}
 	if len(t.Certificates) == 0 {
 		return s.Opened(unix.ENOKEY, nil)
 	}
 	ln, err := listen(ctx, s.Network(), m.Listen)
 	if err != nil {
-		s.failed("listen failed", err)
+		s.bindFailed("listen failed", err)
 		return s.Opened(errnoOf(err), nil)
 	}
 	cfg := tlsConfig(m.ALPN)

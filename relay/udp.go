@@ -26,7 +26,7 @@ func UDP() Handler {
 func serveUDP(ctx context.Context, s *Stream) error {
 	m, err := wire.DecodeUDPSocket(s.Payload)
 	if err != nil {
-		return protocolError(err)
+		return ProtocolError(err)
 	}
 	u := &udp{stream: s, connected: m.Peer.Addr.IsValid()}
 	conn, err := u.open(ctx, m)
@@ -34,7 +34,7 @@ func serveUDP(ctx context.Context, s *Stream) error {
 		defer conn.Close()
 	}
 	if err != nil {
-		s.failed("UDP socket failed", err)
+		s.bindFailed("UDP socket failed", err)
 		return s.Opened(errnoOf(err), nil)
 	}
 	m.Local, m.Peer = endpoint(conn.LocalAddr()), u.peer
@@ -43,6 +43,8 @@ func serveUDP(ctx context.Context, s *Stream) error {
 		return err
 	}
 
+	ended, end := context.WithCancel(ctx)
+	defer end()
 	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		_ = conn.SetDeadline(past)
@@ -50,7 +52,7 @@ func serveUDP(ctx context.Context, s *Stream) error {
 	})
 	received := make(chan error, 1)
 	go func() {
-		err := u.receive()
+		err := u.receive(ended.Done())
 		if !s.Pipe.Caused(err) {
 			_ = s.Pipe.SetReadDeadline(past)
 		}
@@ -61,6 +63,7 @@ func serveUDP(ctx context.Context, s *Stream) error {
 		<-woken
 	}
 	// What has been sent is sent; what hasn't been received isn't wanted.
+	end()
 	_ = conn.SetReadDeadline(past)
 	_ = s.Pipe.SetWriteDeadline(past)
 	rerr := <-received
@@ -85,6 +88,7 @@ type udp struct {
 	large []byte                                    // the data of one that its ring is too small for
 
 	dropped uint32 // as the guest was last told
+	arrived int    // bytes of the datagram that was received last
 }
 
 // datagrams is a socket for udp's two directions.
@@ -133,11 +137,13 @@ func (u *udp) open(ctx context.Context, m wire.UDPSocket) (packetSocket, error) 
 }
 
 // receive moves datagrams to the guest. It returns why there will be no more.
-func (u *udp) receive() error {
+func (u *udp) receive(done <-chan struct{}) error {
 	for {
+		u.arrived = 0
 		if err := u.socket.receive(); err != nil {
 			return err
 		}
+		u.stream.spend(done, u.arrived)
 	}
 }
 
@@ -162,10 +168,12 @@ func (u *udp) commit(a, b []byte, m wire.ReceivedDatagram, n int) {
 	copy(y, prefix[copy(x, prefix[:]):])
 	u.stream.Pipe.CommitWrite(receivedPrefix + n)
 	u.stream.toGuest.Add(uint64(n))
+	u.arrived = n
 }
 
 // report tells the guest about a datagram that didn't go, or, with request 0, of one that came back.
 func (u *udp) report(request uint64, status unix.Errno, to wire.Endpoint) error {
+	u.stream.server.count.datagramsFailed.Add(1)
 	return u.stream.write(func(b []byte) []byte {
 		return wire.AppendDatagramError(b, request, wire.DatagramError{Status: uint32(status), To: to})
 	})
@@ -185,14 +193,14 @@ func (u *udp) send() error {
 			err = errors.New("unexpected " + h.Kind.String())
 		}
 		if err != nil {
-			return protocolError(err)
+			return ProtocolError(err)
 		}
 		if _, err := io.ReadFull(pipe, u.head[wire.HeaderSize:]); err != nil {
 			return inFrame(err)
 		}
 		to, err := wire.DecodeDestination(u.head[wire.HeaderSize:])
 		if err != nil {
-			return protocolError(err)
+			return ProtocolError(err)
 		}
 		err, fatal := u.sendData(to, int(h.Length)-wire.EndpointSize)
 		if fatal != nil {
@@ -256,6 +264,11 @@ func (u *udp) sendTo(to wire.Endpoint, x, y []byte) error {
 		return unix.EISCONN
 	case !u.connected && !to.Addr.IsValid():
 		return unix.EDESTADDRREQ
+	case !u.stream.operation():
+		return unix.ENOBUFS
+	case !u.stream.server.bytes.Allow(len(x) + len(y)):
+		u.stream.server.reached(limitBytes, u.stream.Pipe.ID())
+		return unix.ENOBUFS
 	}
 	return u.socket.send(to, x, y)
 }
@@ -331,6 +344,9 @@ type otherDatagrams struct {
 
 func (d *otherDatagrams) receive() error {
 	n, from, err := d.read(d.in)
+	if errno := errnoOf(err); fromNetwork(errno) {
+		return d.udp.report(0, errno, d.udp.peer)
+	}
 	if err != nil {
 		return err
 	}
@@ -352,4 +368,13 @@ func (d *otherDatagrams) send(to wire.Endpoint, x, y []byte) error {
 	}
 	_, err := d.write(x, to)
 	return err
+}
+
+// fromNetwork reports whether an errno is what a network says about a datagram that was sent. The socket goes on after it.
+func fromNetwork(e unix.Errno) bool {
+	switch e {
+	case unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EHOSTDOWN, unix.ENONET, unix.ENOPROTOOPT, unix.EMSGSIZE, unix.EACCES:
+		return true
+	}
+	return false
 }

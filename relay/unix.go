@@ -27,11 +27,11 @@ func UnixListener(sockets share.Share) Handler {
 	return HandlerFunc(func(ctx context.Context, s *Stream) error {
 		m, err := wire.DecodeUnixListen(s.Payload)
 		if err != nil {
-			return protocolError(err)
+			return ProtocolError(err)
 		}
 		ln, err := listenUnix(ctx, s.Network(), sockets, m)
 		if err != nil {
-			s.failed("listen failed", err)
+			s.bindFailed("listen failed", err)
 			return s.Opened(fileErrno(err), nil)
 		}
 		return serveListener(ctx, s, ln, nil, wire.ProtocolUnixConnection)
@@ -43,7 +43,7 @@ func UnixConnection(sockets share.Share) Handler {
 	return HandlerFunc(func(ctx context.Context, s *Stream) error {
 		m, err := wire.DecodeUnixConnect(s.Payload)
 		if err != nil {
-			return protocolError(err)
+			return ProtocolError(err)
 		}
 		conn, err := dialUnix(ctx, s, sockets, string(m.Path))
 		if err != nil {
