@@ -74,6 +74,24 @@ func (j *journal) count(msg string) (n int) {
 	return n
 }
 
+// records returns the attributes of the records with a message, and their level, as text.
+func (m *machine) records(msg string) (found []map[string]string) {
+	m.log.mu.Lock()
+	defer m.log.mu.Unlock()
+	for _, r := range m.log.records {
+		if r.Message != msg {
+			continue
+		}
+		attrs := map[string]string{"level": r.Level.String()}
+		r.Attrs(func(a slog.Attr) bool {
+			attrs[a.Key] = a.Value.Resolve().String()
+			return true
+		})
+		found = append(found, attrs)
+	}
+	return found
+}
+
 // wait looks at a condition again after each record.
 func (m *machine) wait(otherwise string, ok func() bool) {
 	m.t.Helper()
