@@ -60,7 +60,13 @@ func (s *Server) hand(ctx context.Context, control *pipe, kind string, p *pipe, 
 }
 
 func (s *Server) openFile(ctx context.Context, control *pipe, m message.Open) {
-	f, err := openShared(s.o.Share, m.Path, m.Mode)
+	err := s.holdFile()
+	var f *file
+	if err == nil {
+		if f, err = openShared(s.o.Share, m.Path, m.Mode); err != nil {
+			s.dropFile()
+		}
+	}
 	if err == nil {
 		requests, responses := f.ringSizes(m.Mode)
 		var p *pipe
@@ -70,6 +76,7 @@ func (s *Server) openFile(ctx context.Context, control *pipe, m message.Open) {
 			return
 		}
 		f.close()
+		s.dropFile()
 	}
 	s.refuseFile(control, "open", m.Path, err)
 }

@@ -25,6 +25,7 @@ type file struct {
 	size    uint64 // when it was opened
 
 	server *Server
+	done   <-chan struct{} // closed when the server stops
 }
 
 // ringSizes are the blocks for requests and responses that suit what can be moved.
@@ -43,7 +44,8 @@ func (f *file) ringSizes(m message.Mode) (requests, responses uint64) {
 }
 
 func (f *file) serve(ctx context.Context, p *pipe) error {
-	f.server = p.server
+	f.server, f.done = p.server, ctx.Done()
+	defer f.server.dropFile()
 	defer closeWith(ctx, f.close)()
 	for {
 		head, size, err := p.head()
@@ -79,6 +81,13 @@ func (f *file) serve(ctx context.Context, p *pipe) error {
 
 // read fills both parts as far as the file goes. An error looks like the end of the file to the guest, which expects none.
 func (f *file) read(a, b []byte) int {
+	n := f.readNow(a, b)
+	f.server.spend(f.done, n)
+	return n
+}
+
+func (f *file) readNow(a, b []byte) int {
+	defer f.enter()()
 	n, err := f.f.Read(a)
 	// What is no regular file might wait for more.
 	if err == nil && f.regular && n == len(a) && len(b) > 0 {
@@ -93,6 +102,8 @@ func (f *file) read(a, b []byte) int {
 }
 
 func (f *file) write(a, b []byte) (int, error) {
+	f.server.spend(f.done, len(a)+len(b))
+	defer f.enter()()
 	n, err := f.f.Write(a)
 	if err == nil && len(b) > 0 {
 		var k int
@@ -114,6 +125,15 @@ func (f *file) seek(s *Server, m message.FileRequest) uint64 {
 		return 0
 	}
 	return uint64(offset)
+}
+
+// enter waits until a system call may begin, and returns what ends it. What is no regular file doesn't keep a thread.
+func (f *file) enter() (leave func()) {
+	if !f.regular {
+		return func() {}
+	}
+	f.server.calls <- struct{}{}
+	return func() { <-f.server.calls }
 }
 
 func (f *file) close() { _ = f.f.Close() }

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,11 +10,12 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/time/rate"
 
+	"github.com/fix-project/arcavm/internal/limit"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/rpc/message"
 )
@@ -26,6 +28,9 @@ const (
 	// A pipe's ring takes no more of the memory that can be spared than one part in these.
 	fileShare   = 16
 	streamShare = 512
+
+	// maxFileCalls are system calls about regular files that may be under way at once: each that waits for a disk costs a thread.
+	maxFileCalls = 256
 )
 
 // Options say what a Server serves.
@@ -52,6 +57,9 @@ type Options struct {
 
 	// Network is where sockets come from; its connections are *net.TCPConn. nil is the host's.
 	Network Network
+
+	// Limits are how much the guest gets: of Files, and of Bytes, which wait. The others don't apply.
+	Limits relay.Limits
 
 	// OnExit is called when the guest asks to exit. It must not wait.
 	OnExit func(code int32)
@@ -84,7 +92,10 @@ type Server struct {
 	counters
 	o       Options
 	log     *slog.Logger
-	limit   *rate.Limiter
+	places  sync.Map // of *limit.Log, by message
+	bytes   *limit.Rate
+	files   atomic.Int64  // open now
+	calls   chan struct{} // holds a token for each system call about a file that is under way
 	alloc   *allocator
 	watcher *watcher
 	control *pipe
@@ -104,7 +115,11 @@ func New(o Options) (*Server, error) {
 	if o.Network == nil {
 		o.Network = relay.Host{}
 	}
-	s := &Server{o: o, log: o.Logger, limit: rate.NewLimiter(rate.Every(time.Second), 10), watcher: newWatcher()}
+	o.Limits.Files = cmp.Or(o.Limits.Files, relay.DefaultFiles)
+	s := &Server{
+		o: o, log: o.Logger, watcher: newWatcher(),
+		bytes: limit.NewRate(o.Limits.Bytes, 1), calls: make(chan struct{}, maxFileCalls),
+	}
 	var err error
 	if s.alloc, err = newAllocator(o.RAM, o.Reserved, s.allocatorBroken); err != nil {
 		return nil, err
@@ -260,9 +275,32 @@ func (s *Server) allocatorBroken(err error) {
 	}
 }
 
-// warn logs at a limited rate.
+// warn logs at a limited rate for each message.
 func (s *Server) warn(msg string, args ...any) {
-	if s.limit.Allow() {
-		s.log.Warn(msg, args...)
+	place, ok := s.places.Load(msg)
+	if !ok {
+		place, _ = s.places.LoadOrStore(msg, limit.NewLog(time.Second, 10))
+	}
+	place.(*limit.Log).Log(s.log.With(args...), slog.LevelWarn, msg)
+}
+
+// holdFile takes the place of one more open file.
+func (s *Server) holdFile() error {
+	if s.files.Add(1) <= int64(s.o.Limits.Files) {
+		return nil
+	}
+	s.files.Add(-1)
+	s.filesLimited.Add(1)
+	s.warn("guest has reached a limit", "limit", "files")
+	return unix.ENFILE
+}
+
+func (s *Server) dropFile() { s.files.Add(-1) }
+
+// spend waits until n bytes may be moved, or done is closed.
+func (s *Server) spend(done <-chan struct{}, n int) {
+	if s.bytes.Wait(done, n) {
+		s.bytesLimited.Add(1)
+		s.warn("guest has reached a limit", "limit", "bytes")
 	}
 }

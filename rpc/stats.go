@@ -18,11 +18,14 @@ type Stats struct {
 	Wakes          uint64 // looks that found something
 	Sleeps         uint64 // times that goroutine slept
 	Signals        uint64 // interrupts raised
+	FilesLimited   uint64 // files that were one too many
+	BytesLimited   uint64 // waits for bytes that there were too many of
 }
 
 type counters struct {
 	requests, opened, accepted, connectsFailed, filesRefused atomic.Uint64
 	toGuest, fromGuest, broken, signals                      atomic.Uint64
+	filesLimited, bytesLimited                               atomic.Uint64
 }
 
 // Stats returns a snapshot. It may be called at any time.
@@ -45,5 +48,7 @@ func (s *Server) Stats() Stats {
 		Wakes:          s.watcher.wakes.Load(),
 		Sleeps:         s.watcher.sleeps.Load(),
 		Signals:        s.signals.Load(),
+		FilesLimited:   s.filesLimited.Load(),
+		BytesLimited:   s.bytesLimited.Load(),
 	}
 }

@@ -15,14 +15,16 @@ import (
 // receive, and what is sent goes nowhere.
 type stream struct {
 	server  *Server
-	address string       // to connect to, if there is no connection yet
-	conn    *net.TCPConn // nil if there is none
+	address string          // to connect to, if there is no connection yet
+	conn    *net.TCPConn    // nil if there is none
+	done    <-chan struct{} // closed when the server stops
 }
 
 func (st *stream) serve(ctx context.Context, p *pipe) error {
 	if st.conn == nil {
 		st.dial(ctx)
 	}
+	st.done = ctx.Done()
 	defer closeWith(ctx, st.abandon)()
 	for {
 		head, size, err := p.head()
@@ -79,6 +81,7 @@ func (st *stream) write(a, b []byte) (int, error) {
 	if st.conn == nil {
 		return 0, unix.ENOTCONN
 	}
+	st.server.spend(st.done, len(a)+len(b))
 	n, err := st.conn.Write(a)
 	if err == nil && len(b) > 0 {
 		var k int
@@ -103,6 +106,7 @@ func (st *stream) read(a, b []byte) int {
 	if n == len(a) && len(b) > 0 {
 		n += st.readMore(b)
 	}
+	st.server.spend(st.done, n)
 	return n
 }
 

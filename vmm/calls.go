@@ -2,6 +2,9 @@ package vmm
 
 import (
 	"fmt"
+	"log/slog"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/hypercall"
 	"github.com/fix-project/arcavm/kvm"
@@ -32,7 +35,19 @@ func (c *cpu) dispatch(r *kvm.Regs) bool {
 	}
 	result, ended := c.vm.calls.Dispatch(c.index, &c.calls, &call)
 	r.RAX = result
+	if int64(result) < 0 && !ended {
+		c.refused(call, unix.Errno(-int64(result)))
+	}
 	return !ended
+}
+
+// refused says that a call failed. A notification for a pipe that is gone means nothing (PROTOCOL.md section 12).
+func (c *cpu) refused(call hypercall.Call, errno unix.Errno) {
+	if errno == unix.ENOENT && (call.Number == hypercall.NotifyRead || call.Number == hypercall.NotifyWrite) {
+		return
+	}
+	c.vm.refused.Log(c.vm.cfg.Logger, slog.LevelWarn, "hypercall refused",
+		slog.Int("cpu", c.index), slog.String("call", call.Number.String()), slog.String("argument", fmt.Sprintf("%#x", call.Arguments[0])), slog.Any("err", errno))
 }
 
 // newCalls ties the hypercalls to what they act on.

@@ -22,6 +22,7 @@ const (
 	DefaultWindow = 1 << 30
 	// DefaultStreamLimit is lower for a window of less than 1 GiB: one stream for each 64 KiB.
 	DefaultStreamLimit = 16384
+	DefaultLogLimit    = 256 << 10
 
 	MinMemory = 4 << 20
 	MaxMemory = 256 << 30
@@ -52,6 +53,13 @@ type Config struct {
 	// StreamLimit is the number of pipes that may exist at once, the control
 	// pipe included. Default [DefaultStreamLimit].
 	StreamLimit int
+	// RingLimit is the number of bytes that the rings of all pipes may have together, the control pipe's 128 KiB included. Default: what the window has room for.
+	RingLimit uint64
+	// Limits are how much the guest gets of other things. Of these, guests of the older ABI know Files and Bytes.
+	Limits relay.Limits
+	// LogLimit is how many bytes of log records the guest may write in a second, each counted with its text and 128 bytes more; for a while
+	// 4 MiB at once. What is more is left out, and its number said. Default [DefaultLogLimit].
+	LogLimit uint64
 
 	// ABI is what the image speaks. Default: what its note says.
 	ABI ABI
@@ -137,6 +145,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.StreamLimit == 0 {
 		c.StreamLimit = int(min(DefaultStreamLimit, max(1, c.Window>>16)))
 	}
+	if c.LogLimit == 0 {
+		c.LogLimit = DefaultLogLimit
+	}
 	if c.Device == "" {
 		c.Device = "/dev/kvm"
 	}
@@ -179,6 +190,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.StreamLimit < 1 || c.StreamLimit > MaxStreamLimit {
 		return c, &ConfigError{"stream limit", fmt.Sprintf("%d is not in 1 to %d", c.StreamLimit, MaxStreamLimit)}
+	}
+	if c.RingLimit != 0 && c.RingLimit < 2*controlRingSize || c.RingLimit > MaxWindow {
+		return c, &ConfigError{"ring limit", fmt.Sprintf("%s is not between %s and %s", size(c.RingLimit), size(2*controlRingSize), size(MaxWindow))}
 	}
 	if len(c.Args) >= MaxArgs {
 		return c, &ConfigError{"arguments", fmt.Sprintf("%d are more than %d", len(c.Args), MaxArgs-1)}

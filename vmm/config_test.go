@@ -27,6 +27,8 @@ func TestConfigRefused(t *testing.T) {
 		{"too large a window", Config{Image: img, Window: 1 << 50}, "window"},
 		{"odd window", Config{Image: img, Window: 3 << 20}, "window"},
 		{"negative stream limit", Config{Image: img, StreamLimit: -1}, "stream limit"},
+		{"too low a ring limit", Config{Image: img, RingLimit: 128<<10 - 1}, "ring limit"},
+		{"too high a ring limit", Config{Image: img, RingLimit: 1 << 63}, "ring limit"},
 		{"too high a stream limit", Config{Image: img, StreamLimit: MaxStreamLimit + 1}, "stream limit"},
 		{"too many arguments", Config{Image: img, Args: make([]string, MaxArgs)}, "arguments"},
 		{"a handler of a reserved protocol", Config{Image: img, Handlers: map[uint16]relay.Handler{0x7fff: new(relay.Mux)}}, "handlers"},

@@ -7,12 +7,16 @@ import (
 	"log"
 	"net/http"
 	"net/netip"
+	"os"
+	"testing"
 
+	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/relay/relaytest"
 	"github.com/fix-project/arcavm/testdata/images"
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/image"
+	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
 
 // A guest on a network that exists in memory only: its server can be reached by who has the network, and by nobody else.
@@ -50,7 +54,29 @@ func ExampleConfig_network() {
 	transport.CloseIdleConnections()
 	cancel()
 	<-ended
-	// Output: 00 01 02 <nil>
+	// It prints: 00 01 02 <nil>
+}
+
+// TestExampleConfigNetwork runs the example where there is a KVM. An example can't be skipped.
+func TestExampleConfigNetwork(t *testing.T) {
+	system, err := kvm.Open("")
+	if err != nil {
+		vmmtest.Unavailable(t, err)
+	}
+	system.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	stdout := os.Stdout
+	os.Stdout = w
+	ExampleConfig_network()
+	os.Stdout = stdout
+	w.Close()
+	if printed, err := io.ReadAll(r); string(printed) != "00 01 02 <nil>\n" || err != nil {
+		t.Errorf("%q, %v", printed, err)
+	}
 }
 
 // A guest that may connect to one network only, and whose port 80 is bound at port 8080 of this machine.

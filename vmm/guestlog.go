@@ -6,17 +6,30 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/fix-project/arcavm/hypercall"
+	"github.com/fix-project/arcavm/internal/limit"
 )
 
 // logTail is how many of the guest's last log records a crash report shows.
 const logTail = 16
 
+const (
+	// logBurst is how many bytes of log records a guest may write at once.
+	logBurst = 4 << 20
+	// logOverhead is what a record counts beside its text.
+	logOverhead = 128
+)
+
 // guestLog passes the guest's log records on and keeps the last of them.
 type guestLog struct {
 	logger *slog.Logger
 	first  func() // called once, at the first record
+	bytes  *limit.Rate
+
+	suppressed atomic.Uint64 // records since one was passed on
+	lost       atomic.Uint64 // records in all
 
 	mu   sync.Mutex
 	seen uint64
@@ -38,6 +51,11 @@ func (l *guestLog) add(cpu int, r hypercall.LogRecord) {
 	if !l.logger.Enabled(ctx, level) {
 		return
 	}
+	if !l.bytes.Allow(logOverhead + len(r.Message) + len(r.Target) + len(r.File) + len(r.Module)) {
+		l.suppressed.Add(1)
+		l.lost.Add(1)
+		return
+	}
 	attrs := []slog.Attr{slog.Int("cpu", cpu), slog.String("target", r.Target)}
 	if r.File != "" {
 		attrs = append(attrs, slog.String("file", r.File))
@@ -47,6 +65,9 @@ func (l *guestLog) add(cpu int, r hypercall.LogRecord) {
 	}
 	if r.Module != "" {
 		attrs = append(attrs, slog.String("module", r.Module))
+	}
+	if n := l.suppressed.Swap(0); n > 0 {
+		attrs = append(attrs, slog.Uint64("suppressed", n))
 	}
 	l.logger.LogAttrs(ctx, level, r.Message, attrs...)
 }

@@ -88,6 +88,7 @@ func (a *rpcABI) load() (err error) {
 		Logger:   v.cfg.Logger,
 		OnListen: v.cfg.OnListen,
 		Network:  v.cfg.Network,
+		Limits:   v.cfg.Limits,
 		OnExit:   func(code int32) { v.end(outcome{code: int(code & 0xFF)}) },
 		OnBroken: func(err error) {
 			v.end(outcome{err: &CrashError{CPU: -1, Reason: err.Error(), Log: v.log.tail(), cause: err}})

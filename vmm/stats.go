@@ -19,6 +19,8 @@ type Stats struct {
 	Hypercalls map[string]uint64
 	// Refused counts the hypercalls that got a negative result.
 	Refused uint64
+	// LogSuppressed counts the guest's log records that were left out because there were too many.
+	LogSuppressed uint64
 	// Pipes counts bytes, signals and interrupts.
 	Pipes pipes.Stats
 	Relay relay.Stats
@@ -81,6 +83,7 @@ func (v *VM) stats() Stats {
 			s.Hypercalls["unknown"] += n
 		}
 	}
+	s.LogSuppressed = v.log.lost.Load()
 	v.guest.stats(&s)
 	return s
 }

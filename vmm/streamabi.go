@@ -48,6 +48,7 @@ func (a *streamABI) connect() (err error) {
 	a.table, err = pipes.NewTable(v.memory.window.mem, pipes.Options{
 		CPUs:        v.cfg.CPUs,
 		StreamLimit: v.cfg.StreamLimit,
+		RingLimit:   int64(v.cfg.RingLimit),
 		Doorbell:    a.interrupts.raiseStream,
 		Release:     v.memory.window.release,
 		Logger:      v.cfg.Logger,
@@ -74,6 +75,7 @@ func (a *streamABI) connect() (err error) {
 		Logger:   v.cfg.Logger,
 		OnListen: v.cfg.OnListen,
 		Network:  v.cfg.Network,
+		Limits:   v.cfg.Limits,
 	})
 	return nil
 }

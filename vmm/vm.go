@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fix-project/arcavm/hypercall"
+	"github.com/fix-project/arcavm/internal/limit"
 	"github.com/fix-project/arcavm/kvm"
 )
 
@@ -26,6 +27,7 @@ type VM struct {
 	memory   *memory
 	calls    *hypercall.Table
 	log      guestLog
+	refused  *limit.Log // hypercalls
 	console  console
 	cpus     []*cpu
 	timing   timing
@@ -71,6 +73,8 @@ func New(cfg Config) (_ *VM, err error) {
 		v.guest = &rpcABI{vm: v, signal: -1, quit: -1}
 	}
 	v.log.logger, v.log.first = v.cfg.Logger, func() { v.timing.mark("first log record of the guest") }
+	v.log.bytes = limit.NewRate(v.cfg.LogLimit, logBurst)
+	v.refused = limit.NewLog(time.Second, 10)
 	v.console.logger, v.console.w = v.cfg.Logger, v.cfg.Console
 	defer func() {
 		if err != nil {

@@ -46,7 +46,10 @@ func usageError(format string, args ...any) error {
 }
 
 // flagNames are the flags behind the fields of vmm's configuration.
-var flagNames = map[string]string{"cpus": "--cpus", "memory": "--mem", "window": "--window"}
+var flagNames = map[string]string{
+	"cpus": "--cpus", "memory": "--mem", "window": "--window", "share": "--share",
+	"stream limit": "--limit streams", "ring limit": "--limit ring-memory",
+}
 
 // report prints err, if it is to be seen, as one line or as a crash report, and returns the exit code that belongs to it.
 func report(w io.Writer, err error) int {

@@ -141,6 +141,33 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
+// A limit of the command line reaches the guest as an errno, and its user as a line and a number.
+func TestLimit(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	const args = "run --log-format json --timing --share . --limit streams=1,bytes=1G"
+	got := asProcess(t, append(strings.Fields(args), imageFile(t, "cat"), "limits.go")...)
+	if got.code != 1 || got.out != "" {
+		t.Errorf("code %d, stdout %q", got.code, got.out)
+	}
+	for _, want := range []string{`"msg":"guest has reached a limit","stream":"0.0","limit":"streams"}`, "1  times at the limit streams\n"} {
+		if !strings.Contains(got.err, want) {
+			t.Errorf("%q is not in:\n%s", want, got.err)
+		}
+	}
+}
+
+// A hypercall that makes no sense is shown.
+func TestBadHypercall(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	code := []byte{0xB8, 99, 0, 0, 0, 0x31, 0xD2, 0xEE} // mov $99, %eax; xor %edx, %edx; out %al, %dx
+	got := asProcess(t, "run", writeFile(t, "bad", machineCode(1, append(code, exit(7)...))))
+	if want := `msg="hypercall refused" cpu=0 call="hypercall 99"`; got.code != 7 || !strings.Contains(got.err, want) || !strings.Contains(got.err, "function not implemented") {
+		t.Errorf("code %d; %q is not in:\n%s", got.code, want, got.err)
+	}
+}
+
 func TestTiming(t *testing.T) {
 	t.Parallel()
 	needKVM(t)

@@ -24,6 +24,7 @@ type machine struct {
 	level    choice
 	format   choice
 	timing   bool
+	limits   limitFlag
 	network  relay.Network // nil: a policy without rules
 	tls      relay.TLS
 	sockets  vmm.Share
@@ -68,10 +69,12 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 
 	read := time.Now()
 	logger := newLogger(m.streams, m.level.value, m.format.value)
-	vm, err := vmm.New(vmm.Config{
+	cfg := vmm.Config{
 		Image: img, Args: args, CPUs: m.cpus, Memory: uint64(m.memory), Window: uint64(m.window), ABI: abi, Share: share, Sockets: m.sockets,
 		Network: m.network, TLS: m.tls, Console: m.streams.out, Logger: logger, OnListen: m.onListen,
-	})
+	}
+	m.limits.apply(&cfg)
+	vm, err := vmm.New(cfg)
 	if err != nil {
 		return err
 	}

@@ -30,6 +30,11 @@ range such as 10.0.0.0/8 or [fd00::/8], a name, *.NAME for all names below it, o
 localhost. A name counts only for a guest that connects by that name, and doesn't
 allow addresses that are denied by default.
 
+--limit bounds what a guest gets. NAME is one of streams (16K by default), ring-memory (what
+the window has room for), stream-files (256 on one stream), files (4K on all) and accepts
+(4K), all at once, or of bytes (no limit), operations (no limit) and log (256K), these in a
+second; VALUE may have a unit: K, M, G. What comes of it: PROTOCOL.md, section 13.
+
 The guest's console goes to stdout. Log records, the guest's and arcavm's, go to
 stderr. The exit code is the guest's. If the guest dies, a report goes to stderr and
 the exit code is 70.
@@ -45,6 +50,7 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
   arcavm run --publish 8080:80 --deny out:* httpd.elf 0.0.0.0:80
   arcavm run --allow localhost:5432 --deny 10.0.0.0/8 kernel.elf
   arcavm run --tls-cert server.crt --tls-key server.key kernel.elf 0.0.0.0:443
+  arcavm run --limit bytes=100M --limit streams=500 kernel.elf
   arcavm run --emulated --publish 8080:80 kernel.elf 0.0.0.0 80`,
 		DisableFlagsInUseLine: true,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -89,9 +95,11 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 	f.StringArrayVar(&shares, "share", nil, "let the guest read the files below `DIR`; without it, none. DIR:rw lets\nit write, too; /:rw is the whole host. NAME=DIR, as often\nas you like: DIR is the top-level folder NAME (for a DIR with = in it\nwrite ./A=B)")
 	f.StringArrayVar(&sockets, "sockets", nil, "let the guest connect to UNIX sockets below `DIR`; without it, to none.\nDIR:rw lets it listen there, too. NAME=DIR as for --share")
 	f.BoolVar(&inEmulation, "emulated", false, "run in hardware with KVM that QEMU emulates: slow, but it needs\nno /dev/kvm, and has what rpc images need; DIR is copied in")
+	f.Var(&m.limits, "limit", "how much the guest gets at most, as often as you like; see above")
 	network.add(f)
 	tls.add(f)
 	complete(cmd, "abi", abiNames)
+	_ = cmd.RegisterFlagCompletionFunc("limit", cobra.FixedCompletions(completeLimits(), cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.MarkFlagDirname("share")
 	_ = cmd.MarkFlagDirname("sockets")
 	return cmd

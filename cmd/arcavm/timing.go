@@ -47,6 +47,9 @@ func writeTiming(w io.Writer, started, read time.Time, vm *vmm.VM) {
 	if s.Refused != 0 {
 		count(&b, "refused", s.Refused)
 	}
+	if s.LogSuppressed != 0 {
+		count(&b, "log records left out", s.LogSuppressed)
+	}
 	if s.RPC.Opened != 0 {
 		writeRPC(&b, s.RPC)
 	} else {
@@ -63,14 +66,21 @@ func writeStreams(w io.Writer, p pipes.Stats, r relay.Stats) {
 	fmt.Fprintln(w, "streams")
 	count(w, "opened", p.Opened)
 	count(w, "refused with an errno", r.Refused)
+	count(w, "pipes refused", r.PipesRefused)
 	count(w, "connections accepted", r.Accepted)
+	count(w, "accepts that named no unused pipe", r.AcceptsRefused)
+	count(w, "accepts that failed on the host", r.AcceptsFailed)
 	count(w, "connections out that failed", r.ConnectsFailed)
 	count(w, "TLS handshakes of peers that failed", r.HandshakesFailed)
+	count(w, "listeners and UDP sockets that failed", r.BindsFailed)
 	count(w, "denied by policy", r.Denied)
 	count(w, "datagrams dropped", r.DatagramsDropped)
+	count(w, "datagrams that failed", r.DatagramsFailed)
 	count(w, "requests about files that failed", r.FileErrors)
 	count(w, "reset because of a broken ring", p.Broken)
 	count(w, "reset because of a malformed message", r.ProtocolErrors)
+	count(w, "handlers that panicked", r.Panics)
+	writeReached(w, r.Reached)
 	count(w, "bytes relayed from the guest", r.FromGuest)
 	count(w, "bytes relayed to the guest", r.ToGuest)
 	count(w, "chunks from the guest", out.Chunks)
@@ -82,6 +92,25 @@ func writeStreams(w io.Writer, p pipes.Stats, r relay.Stats) {
 	count(w, "interrupts raised for them", p.Doorbells)
 }
 
+// writeReached prints the limits that were reached.
+func writeReached(w io.Writer, r relay.Reached) {
+	for _, l := range []struct {
+		name string
+		n    uint64
+	}{
+		{"streams", r.Streams},
+		{"ring-memory", r.RingMemory},
+		{"files", r.Files},
+		{"accepts", r.Accepts},
+		{"bytes", r.Bytes},
+		{"operations", r.Operations},
+	} {
+		if l.n != 0 {
+			count(w, "times at the limit "+l.name, l.n)
+		}
+	}
+}
+
 func writeRPC(w io.Writer, s rpc.Stats) {
 	fmt.Fprintln(w, "pipes of the request/response ABI")
 	count(w, "opened", s.Opened)
@@ -90,6 +119,7 @@ func writeRPC(w io.Writer, s rpc.Stats) {
 	count(w, "connections out that failed", s.ConnectsFailed)
 	count(w, "files refused", s.FilesRefused)
 	count(w, "ended because the guest broke them", s.Broken)
+	writeReached(w, relay.Reached{Files: s.FilesLimited, Bytes: s.BytesLimited})
 	count(w, "bytes from the guest", s.FromGuest)
 	count(w, "bytes to the guest", s.ToGuest)
 	count(w, "looks for a request", s.Looks)

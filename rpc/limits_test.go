@@ -1,0 +1,66 @@
+package rpc_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/rpc"
+	"github.com/fix-project/arcavm/rpc/message"
+)
+
+func TestFileLimit(t *testing.T) {
+	t.Parallel()
+	_, share := shared(t, true)
+	m := newMachine(t, rpc.Options{Share: share, Limits: relay.Limits{Files: 2}})
+	f, _ := m.Open("f", create)
+	g, _ := m.Open("g", create)
+	if h, kind := m.Open("h", create); h != nil || kind != message.Other {
+		t.Errorf("a third file: %v, kind %v", h, kind)
+	}
+	f.Close()
+	// The place is free when the monitor has ended the pipe.
+	m.until(t, "another file can be opened", func() bool {
+		h, _ := m.Open("h", create)
+		if h == nil {
+			return false
+		}
+		h.Close()
+		return true
+	})
+	g.Close()
+	if n := m.server.Stats().FilesLimited; n == 0 {
+		t.Error("nothing was counted")
+	}
+	m.settled(t)
+}
+
+func TestByteLimit(t *testing.T) {
+	t.Parallel()
+	const perSecond, total = 256 << 10, 320 << 10
+	dir, share := shared(t, true)
+	if err := os.WriteFile(filepath.Join(dir, "f"), pattern(total), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := newMachine(t, rpc.Options{Share: share, Limits: relay.Limits{Bytes: perSecond}})
+	f, _ := m.Open("f", read)
+	begun := time.Now()
+	n := 0
+	for buf := make([]byte, 32<<10); ; {
+		k := f.Read(buf)
+		if k == 0 {
+			break
+		}
+		n += k
+	}
+	if least := (total - perSecond - 33<<10) * time.Second / perSecond; n != total || time.Since(begun) < least {
+		t.Errorf("%d bytes in %v; want %d in %v at least", n, time.Since(begun), total, least)
+	}
+	if n := m.server.Stats().BytesLimited; n == 0 {
+		t.Error("nothing was counted")
+	}
+	f.Close()
+	m.settled(t)
+}
