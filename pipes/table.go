@@ -10,7 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/time/rate"
+
+	"github.com/fix-project/arcavm/internal/limit"
 )
 
 // hotBytes is how much memory of freed rings is kept for the next ones instead of being given back to the host.
@@ -47,7 +48,7 @@ type Table struct {
 	pending       []bitmap
 	slots         []atomic.Pointer[Pipe]
 	closing       atomic.Bool
-	logLimit      *rate.Limiter
+	logs          struct{ broken, rescued, kept *limit.Log }
 	doorbells     atomic.Uint64
 	broken        atomic.Uint64
 	rescued       atomic.Uint64
@@ -81,10 +82,10 @@ func NewTable(window []byte, o Options) (*Table, error) {
 	}
 	t := &Table{
 		o: o, window: window,
-		stride:   roundUp(bitmapSize(o.StreamLimit), pageSize),
-		slots:    make([]atomic.Pointer[Pipe], o.StreamLimit),
-		logLimit: rate.NewLimiter(rate.Every(time.Second), 5),
+		stride: roundUp(bitmapSize(o.StreamLimit), pageSize),
+		slots:  make([]atomic.Pointer[Pipe], o.StreamLimit),
 	}
+	t.logs.broken, t.logs.rescued, t.logs.kept = limit.NewLog(time.Second, 10), limit.NewLog(time.Second, 10), limit.NewLog(time.Second, 10)
 	t.settled.L = &t.mu
 	t.headers = uint64(o.CPUs) * t.stride
 	t.ring = roundUp(t.headers+uint64(o.StreamLimit)*HeaderSize, pageSize)
@@ -269,8 +270,9 @@ func (t *Table) releasePages(blocks []block) {
 		for ; i < len(blocks) && blocks[i].offset() == off+n; i++ {
 			n += blocks[i].bytes()
 		}
-		if err := t.o.Release(int64(t.ring)+off, n); err != nil && t.logLimit.Allow() {
-			t.o.Logger.Warn("freed ring pages stay in memory", "offset", int64(t.ring)+off, "bytes", n, "error", err)
+		if err := t.o.Release(int64(t.ring)+off, n); err != nil {
+			t.logs.kept.Log(t.o.Logger, slog.LevelWarn, "freed ring pages stay in memory",
+				slog.Int64("offset", int64(t.ring)+off), slog.Int64("bytes", n), slog.Any("error", err))
 		}
 	}
 }
@@ -324,9 +326,7 @@ func (t *Table) NotifyWrite(id ID) error {
 
 func (t *Table) reportBroken(p *Pipe) {
 	t.broken.Add(1)
-	if t.logLimit.Allow() {
-		t.o.Logger.Warn("guest broke a ring; its pipe is reset", "stream", p.id, "error", unix.EPROTO)
-	}
+	t.logs.broken.Log(t.o.Logger, slog.LevelWarn, "guest broke a ring; its pipe is reset", slog.Any("stream", p.id), slog.Any("error", unix.EPROTO))
 }
 
 // Close resets all pipes with ECONNRESET in both directions and wakes whoever waits: operations at the monitor's ends fail with net.ErrClosed

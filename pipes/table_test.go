@@ -320,3 +320,23 @@ func TestPendingBitmapConcurrently(t *testing.T) {
 	close(done)
 	cpu.Wait()
 }
+
+// A ring limit counts what is in use, down to the last byte.
+func TestRingLimit(t *testing.T) {
+	tab := newTestTable(t, 8<<20, Options{StreamLimit: 64, RingLimit: 40 << 10})
+	if _, err := tab.New(16<<10, 16<<10, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tab.New(4<<10, 8<<10, 0); !errors.Is(err, unix.ENOMEM) {
+		t.Errorf("got %v, want ENOMEM", err)
+	}
+	if s := tab.Stats(); s.RingBytes != 32<<10 {
+		t.Errorf("%d bytes in use after a failure", s.RingBytes)
+	}
+	if _, err := tab.New(4<<10, 4<<10, 0); err != nil {
+		t.Error(err)
+	}
+	if s := tab.Stats(); s.RingBytes != 40<<10 {
+		t.Errorf("%d bytes in use", s.RingBytes)
+	}
+}

@@ -61,9 +61,7 @@ func (t *Table) rescue(p *Pipe, h *half, ring string) {
 		return
 	}
 	t.rescued.Add(1)
-	if t.logLimit.Allow() {
-		t.o.Logger.Error("lost wake-up: the guest didn't notify", slog.Any("stream", p.id), slog.String("ring", ring))
-	}
+	t.logs.rescued.Log(t.o.Logger, slog.LevelError, "lost wake-up: the guest didn't notify", slog.Any("stream", p.id), slog.String("ring", ring))
 	h.wake(false)
 }
 

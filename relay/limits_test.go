@@ -580,4 +580,3 @@ func TestBlockedFileCalls(t *testing.T) {
 		}
 	}
 }
-
