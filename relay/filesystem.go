@@ -2,7 +2,6 @@ package relay
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"os"
 	"sync"
@@ -23,19 +22,20 @@ const (
 	// maxFileCalls are system calls about files of a virtual machine that may be under way at once. Each that waits for a disk costs a thread, and a
 	// Go program with 10,000 threads dies.
 	maxFileCalls = 256
-	// keepWorkers may wait for work on a stream, so that a request seldom needs a new goroutine.
-	keepWorkers = 2
 )
 
 // FileSystem returns the handler of protocol 0: files of what is shared, which stays the caller's to close. No path and
 // no symbolic link leads outside: EACCES. Where nothing is shared every path is ENOENT. The handler serves one virtual machine.
 func FileSystem(s share.Share) Handler {
-	return &fileSystem{share: s, calls: make(chan struct{}, maxFileCalls), listings: make(chan struct{}, maxListings)}
+	return &fileSystem{
+		share: s, further: further{most: maxFurtherRequests},
+		calls: make(chan struct{}, maxFileCalls), listings: make(chan struct{}, maxListings),
+	}
 }
 
 type fileSystem struct {
 	share    share.Share
-	further  atomic.Int64
+	further  further
 	files    atomic.Int64
 	calls    chan struct{} // holds a token for each system call under way
 	listings chan struct{} // holds a token for each listing
@@ -51,26 +51,17 @@ func (fs *fileSystem) Serve(ctx context.Context, s *Stream) error {
 		return err
 	}
 	f := &fileStream{fileSystem: fs, stream: s, ctx: ctx, open: make(map[uint64]*openFile)}
-	f.work()
-	f.workers.Wait()
+	q := requests[fileRequest]{stream: s, most: maxFileRequests, further: &fs.further, read: f.next, answer: f.answer}
+	err := q.serve()
 	f.closeAll()
-	return f.err
+	return err
 }
 
-// fileStream is a stream of the file system protocol. A worker reads a request, lets another one read the next, does what was asked, and answers.
+// fileStream is a stream of the file system protocol.
 type fileStream struct {
 	*fileSystem
 	stream *Stream
 	ctx    context.Context
-
-	workers sync.WaitGroup // but the first, which is Serve itself
-	count   atomic.Int32   // of these
-	waiting atomic.Int32   // workers that want to read
-
-	reading sync.Mutex // held while a request is read, whole
-
-	failing sync.Once
-	err     error // what ended the stream
 
 	mu      sync.Mutex
 	last    uint64 // handle
@@ -89,84 +80,20 @@ type fileRequest struct {
 	failure error
 }
 
-func (f *fileStream) work() {
-	in := frames{pipe: f.stream.Pipe}
-	for f.wait() {
-		f.reading.Lock()
-		r, err := f.next(&in)
-		f.waiting.Add(-1)
-		if err == nil {
-			f.follow()
-		}
-		f.reading.Unlock()
-		if err == nil {
-			err = f.answer(&r)
-		}
-		if err != nil {
-			f.fail(err)
-			return
-		}
-	}
-}
-
-// wait counts a worker in that wants to read, unless enough others do.
-func (f *fileStream) wait() bool {
-	for {
-		n := f.waiting.Load()
-		if n > keepWorkers {
-			return false
-		}
-		if f.waiting.CompareAndSwap(n, n+1) {
-			return true
-		}
-	}
-}
-
-// follow sees to it that a worker reads the next request.
-func (f *fileStream) follow() {
-	if f.waiting.Load() > 0 || f.count.Load() == maxFileRequests-1 {
-		return
-	}
-	if f.further.Add(1) > maxFurtherRequests {
-		f.further.Add(-1)
-		return
-	}
-	f.count.Add(1)
-	f.workers.Go(func() {
-		f.work()
-		f.count.Add(-1)
-		f.further.Add(-1)
-	})
-}
-
-// fail ends the stream: the other workers find the pipe closed. After an end of file they go on to answer what was asked.
-func (f *fileStream) fail(err error) {
-	f.failing.Do(func() {
-		f.err = err
-		switch {
-		case err == io.EOF:
-		case f.stream.Pipe.Caused(err):
-			_ = f.stream.Pipe.Close()
-		default:
-			_ = f.stream.Pipe.Reset(errnoOf(err))
-		}
-	})
-}
-
-// next reads a request. reading is held.
-func (f *fileStream) next(in *frames) (r fileRequest, err error) {
+// next reads a request.
+func (f *fileStream) next(in *frames, r *fileRequest) (err error) {
 	if r.Header, err = in.header(); err != nil {
-		return r, err
+		return err
 	}
 	switch r.Kind {
 	case wire.KindWriteRequest:
-		return r, f.write(in, &r)
+		return f.write(in, r)
 	case wire.KindReadFileRequest, wire.KindOpenFileRequest, wire.KindReadRequest, wire.KindStatRequest, wire.KindListRequest, wire.KindMkdirRequest,
 		wire.KindRemoveRequest, wire.KindRenameRequest, wire.KindTruncateRequest, wire.KindSyncRequest, wire.KindCloseRequest:
 		r.payload, err = in.payload(int(r.Length))
-		return r, err
+		return err
 	default:
-		return r, unexpected(r.Kind)
+		return unexpected(r.Kind)
 	}
 }
 

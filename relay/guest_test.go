@@ -161,6 +161,7 @@ func start(t testing.TB, o setup) *machine {
 		mux.Handle(wire.ProtocolTCPListener, relay.TCPListener())
 		mux.Handle(wire.ProtocolTCPConnection, relay.TCPConnection())
 		mux.Handle(wire.ProtocolUDP, relay.UDP())
+		mux.Handle(wire.ProtocolResolver, relay.Resolver())
 		mux.Handle(wire.ProtocolTLSConnection, relay.TLSConnection(o.tls))
 		mux.Handle(wire.ProtocolTLSListener, relay.TLSListener(o.tls))
 	}

@@ -53,13 +53,17 @@ func dialOn(ctx context.Context, s *Stream, network, address string) (Conn, erro
 	return asConn(s.Network().DialContext(ctx, network, address))
 }
 
-// endpoint is a TCP or UDP address as the wire carries it, and family 0 for others. Its zone becomes an interface index.
+// endpoint is a TCP or UDP address as the wire carries it, and family 0 for others.
 func endpoint(a net.Addr) wire.Endpoint {
 	tcp, ok := a.(interface{ AddrPort() netip.AddrPort })
 	if !ok {
 		return wire.Endpoint{}
 	}
-	ap := tcp.AddrPort()
+	return endpointAt(tcp.AddrPort())
+}
+
+// endpointAt is an address and a port as the wire carries them. Its zone becomes an interface index.
+func endpointAt(ap netip.AddrPort) wire.Endpoint {
 	e := wire.Endpoint{Addr: ap.Addr().WithZone("").Unmap(), Port: ap.Port()}
 	if zone := ap.Addr().Zone(); zone != "" {
 		if index, err := strconv.ParseUint(zone, 10, 32); err == nil {

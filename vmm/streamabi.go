@@ -64,6 +64,7 @@ func (a *streamABI) connect() (err error) {
 	mux.Handle(wire.ProtocolTCPListener, relay.TCPListener())
 	mux.Handle(wire.ProtocolTCPConnection, relay.TCPConnection())
 	mux.Handle(wire.ProtocolUDP, relay.UDP())
+	mux.Handle(wire.ProtocolResolver, relay.Resolver())
 	mux.Handle(wire.ProtocolTLSConnection, relay.TLSConnection(v.cfg.TLS))
 	mux.Handle(wire.ProtocolTLSListener, relay.TLSListener(v.cfg.TLS))
 	mux.Handle(wire.ProtocolUnixListener, relay.UnixListener(v.cfg.Sockets))

@@ -33,7 +33,7 @@ const (
 	MaxFileList = 65536
 	// FileEntryPrefixSize is the size of an entry of a FileList without its name.
 	FileEntryPrefixSize = 2
-	// MaxName is the longest host name in a Connect payload.
+	// MaxName is the longest host name.
 	MaxName = 253
 )
 
@@ -67,6 +67,10 @@ const (
 	KindSendDatagram       Kind = 0x30
 	KindReceivedDatagram   Kind = 0x31
 	KindDatagramError      Kind = 0x32
+	KindResolveName        Kind = 0x40
+	KindResolveAddress     Kind = 0x41
+	KindAddresses          Kind = 0x42
+	KindNames              Kind = 0x43
 )
 
 // Protocol numbers, as Open carries them.
@@ -77,6 +81,7 @@ const (
 	ProtocolUDP            uint16 = 3
 	ProtocolUnixListener   uint16 = 4
 	ProtocolUnixConnection uint16 = 5
+	ProtocolResolver       uint16 = 6
 	ProtocolTLSConnection  uint16 = 7
 	ProtocolTLSListener    uint16 = 9
 	// ProtocolPrivate is the first of the numbers that embedding programs may give out.
@@ -136,6 +141,14 @@ func (k Kind) String() string {
 		return "ReceivedDatagram"
 	case KindDatagramError:
 		return "DatagramError"
+	case KindResolveName:
+		return "ResolveName"
+	case KindResolveAddress:
+		return "ResolveAddress"
+	case KindAddresses:
+		return "Addresses"
+	case KindNames:
+		return "Names"
 	default:
 		return fmt.Sprintf("kind %#x", uint16(k))
 	}
@@ -192,6 +205,14 @@ func (k Kind) bounds() (least, most uint32, ok bool) {
 		return ReceivedDatagramPrefixSize, ReceivedDatagramPrefixSize + MaxDatagram, true
 	case KindDatagramError:
 		return datagramErrorSize, datagramErrorSize, true
+	case KindResolveName:
+		return resolveNamePrefixSize + 1, resolveNamePrefixSize + MaxName, true
+	case KindResolveAddress:
+		return EndpointSize, EndpointSize, true
+	case KindAddresses:
+		return statusSize, statusSize + MaxAddresses*EndpointSize, true
+	case KindNames:
+		return statusSize, statusSize + MaxNameBytes, true
 	default:
 		return 0, 0, false
 	}

@@ -91,6 +91,14 @@ func decode(frame []byte) (message, error) {
 		m.Body, err = DecodeReceivedDatagram(p)
 	case KindDatagramError:
 		m.Body, err = DecodeDatagramError(p)
+	case KindResolveName:
+		m.Body, err = DecodeResolveName(p)
+	case KindResolveAddress:
+		m.Body, err = DecodeResolveAddress(p)
+	case KindAddresses:
+		m.Body, err = DecodeAddresses(p)
+	case KindNames:
+		m.Body, err = DecodeNames(p)
 	}
 	return m, err
 }
@@ -150,6 +158,14 @@ func encode(b []byte, m message) []byte {
 		return AppendReceivedDatagram(b, body)
 	case DatagramError:
 		return AppendDatagramError(b, m.Request, body)
+	case ResolveName:
+		return AppendResolveName(b, m.Request, body)
+	case ResolveAddress:
+		return AppendResolveAddress(b, m.Request, body)
+	case Addresses:
+		return AppendAddresses(b, m.Request, body)
+	case Names:
+		return AppendNames(b, m.Request, body)
 	}
 	panic("no such message")
 }
@@ -299,6 +315,24 @@ var golden = []struct {
 	{"DatagramError EMSGSIZE", message{Request: 21, Body: DatagramError{Status: 90, To: v4}},
 		"20000000 3200 0000 1500000000000000" + "5a000000 00000000" +
 			"04 00 901f 00000000 7f000001 000000000000000000000000"},
+	{"Open resolver", message{Request: 22, Body: Open{Protocol: ProtocolResolver}},
+		"08000000 0300 0000 1600000000000000" + "0600 0000 00000000"},
+	{"ResolveName", message{Request: 23, Body: ResolveName{Family: 6, Name: []byte("a.example")}},
+		"11000000 4000 0000 1700000000000000" + "06 00000000000000" + hex.EncodeToString([]byte("a.example"))},
+	{"ResolveName of any family", message{Request: 24, Body: ResolveName{Name: []byte("b")}},
+		"09000000 4000 0000 1800000000000000" + "00 00000000000000 62"},
+	{"ResolveAddress", message{Request: 25, Body: ResolveAddress{Address: Endpoint{Addr: v6.Addr, Scope: 3}}},
+		"18000000 4100 0000 1900000000000000" + "06 00 0000 03000000 fe800000000000000000000000000001"},
+	{"Addresses", message{Request: 26, Body: Addresses{Endpoints: AppendEndpoint(AppendEndpoint(nil, Endpoint{Addr: v4.Addr}), Endpoint{Addr: v6.Addr, Scope: 3})}},
+		"38000000 4200 0000 1a00000000000000" + "00000000 00000000" +
+			"04 00 0000 00000000 7f000001 000000000000000000000000" +
+			"06 00 0000 03000000 fe800000000000000000000000000001"},
+	{"Addresses ENODATA", message{Request: 27, Body: Addresses{Status: 61}},
+		"08000000 4200 0000 1b00000000000000" + "3d000000 00000000"},
+	{"Names", message{Request: 28, Body: Names{Entries: AppendHostName(AppendHostName(nil, "a"), "bc.example")}},
+		"15000000 4300 0000 1c00000000000000" + "00000000 00000000" + "01 61 0a" + hex.EncodeToString([]byte("bc.example"))},
+	{"Names ENOENT", message{Request: 29, Body: Names{Status: 2}},
+		"08000000 4300 0000 1d00000000000000" + "02000000 00000000"},
 }
 
 func unhex(t testing.TB, s string) []byte {
@@ -408,6 +442,25 @@ func TestMalformed(t *testing.T) {
 		{"ReceivedDatagram longer than its size", "22000000 3100 0000 0000000000000000" + ep4 + "01000000 00000000 6161", ErrLength},
 		{"DatagramError short", "08000000 3200 0000 0000000000000000 5a000000 00000000", ErrLength},
 		{"DatagramError reserved", "20000000 3200 0000 0000000000000000 5a000000 01000000" + ep4, ErrReserved},
+		{"ResolveName without name", "08000000 4000 0000 0000000000000000 00 00000000000000", ErrLength},
+		{"ResolveName long name", "06010000 4000 0000 0000000000000000 00 00000000000000" + long(MaxName+1), ErrLength},
+		{"ResolveName reserved", "09000000 4000 0000 0000000000000000 04 01000000000000 61", ErrReserved},
+		{"ResolveName reserved high", "09000000 4000 0000 0000000000000000 04 00000000000080 61", ErrReserved},
+		{"ResolveName family 10", "09000000 4000 0000 0000000000000000 0a 00000000000000 61", ErrFamily},
+		{"ResolveName NUL", "0a000000 4000 0000 0000000000000000 00 00000000000000 6100", ErrName},
+		{"ResolveAddress short", "17000000 4100 0000 0000000000000000 04 00 0000 00000000 7f000001 0000000000000000000000", ErrLength},
+		{"ResolveAddress with a port", "18000000 4100 0000 0000000000000000" + ep4, ErrReserved},
+		{"ResolveAddress no family", "18000000 4100 0000 0000000000000000 00 00 0000 00000000 00000000000000000000000000000000", ErrFamily},
+		{"Addresses none", "08000000 4200 0000 0000000000000000 00000000 00000000", ErrLength},
+		{"Addresses half", "14000000 4200 0000 0000000000000000 00000000 00000000 04 00 0000 00000000 7f000001", ErrLength},
+		{"Addresses too many", "20060000 4200 0000 0000000000000000 00000000 00000000" + strings.Repeat("04 00 0000 00000000 7f000001 000000000000000000000000", 65), ErrLength},
+		{"Addresses with a port", "20000000 4200 0000 0000000000000000 00000000 00000000" + ep4, ErrReserved},
+		{"Addresses reserved", "08000000 4200 0000 0000000000000000 02000000 01000000", ErrReserved},
+		{"Names none", "08000000 4300 0000 0000000000000000 00000000 00000000", ErrLength},
+		{"Names empty name", "0b000000 4300 0000 0000000000000000 00000000 00000000 01 61 00", ErrLength},
+		{"Names beyond the end", "0a000000 4300 0000 0000000000000000 00000000 00000000 02 61", ErrLength},
+		{"Names long name", "07010000 4300 0000 0000000000000000 00000000 00000000 fe" + long(254), ErrLength},
+		{"Names NUL", "0b000000 4300 0000 0000000000000000 00000000 00000000 02 6100", ErrName},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -742,6 +795,30 @@ func FuzzFileList(f *testing.F) {
 	fuzzPayload(f, DecodeFileList, func(b []byte, m FileList) []byte {
 		return append(b, AppendFileList(nil, 0, m)[HeaderSize:]...)
 	}, FileList{Entries: AppendFileEntry(nil, FileEntry{Type: 4, Name: []byte("a")})}, FileList{Status: 5})
+}
+
+func FuzzResolveName(f *testing.F) {
+	fuzzPayload(f, DecodeResolveName, func(b []byte, m ResolveName) []byte {
+		return append(b, AppendResolveName(nil, 0, m)[HeaderSize:]...)
+	}, ResolveName{Family: 4, Name: []byte("a.example")}, ResolveName{Name: []byte("b")})
+}
+
+func FuzzResolveAddress(f *testing.F) {
+	fuzzPayload(f, DecodeResolveAddress, func(b []byte, m ResolveAddress) []byte {
+		return append(b, AppendResolveAddress(nil, 0, m)[HeaderSize:]...)
+	}, ResolveAddress{Address: Endpoint{Addr: v4.Addr}}, ResolveAddress{Address: Endpoint{Addr: v6.Addr, Scope: 3}})
+}
+
+func FuzzAddresses(f *testing.F) {
+	fuzzPayload(f, DecodeAddresses, func(b []byte, m Addresses) []byte {
+		return append(b, AppendAddresses(nil, 0, m)[HeaderSize:]...)
+	}, Addresses{Endpoints: AppendEndpoint(nil, Endpoint{Addr: v4.Addr})}, Addresses{Status: 61})
+}
+
+func FuzzNames(f *testing.F) {
+	fuzzPayload(f, DecodeNames, func(b []byte, m Names) []byte {
+		return append(b, AppendNames(nil, 0, m)[HeaderSize:]...)
+	}, Names{Entries: AppendHostName(AppendHostName(nil, "a"), "bc.example")}, Names{Status: 2})
 }
 
 // A failed FileDone or FileInfo has two encodings: what decodes must mean the same after another round.

@@ -110,14 +110,15 @@ func (n *Network) ListenPacket(_ context.Context, network, _ string) (relay.Pack
 }
 
 // LookupNetIP knows Hosts, and addresses.
-func (n *Network) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
-	if a, err := netip.ParseAddr(host); err == nil {
-		return []netip.Addr{a}, nil
+func (n *Network) LookupNetIP(_ context.Context, network, host string) ([]netip.Addr, error) {
+	a, err := netip.ParseAddr(host)
+	if err != nil {
+		a = n.Hosts[host]
 	}
-	if a, ok := n.Hosts[host]; ok {
-		return []netip.Addr{a}, nil
+	if !a.IsValid() || network == "ip4" && !a.Is4() || network == "ip6" && !a.Is6() {
+		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
 	}
-	return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+	return []netip.Addr{a}, nil
 }
 
 // LookupAddr knows Hosts.

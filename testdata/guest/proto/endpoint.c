@@ -61,6 +61,14 @@ static int parse_ipv6(struct text s, u8 *address) {
 	return 0;
 }
 
+int address_parse(struct text s, struct endpoint *e) {
+	*e = (struct endpoint){.family = 4};
+	if (!parse_ipv4(s, e->address))
+		return 0;
+	e->family = 6;
+	return parse_ipv6(s, e->address);
+}
+
 int endpoint_parse(struct text s, struct endpoint *e, struct text *host) {
 	u64 colon = s.length, port;
 
@@ -85,14 +93,14 @@ int endpoint_parse(struct text s, struct endpoint *e, struct text *host) {
 	return 0;
 }
 
-u64 endpoint_format(char *to, const struct endpoint *e) {
-	const u8 *a = e->address;
+static u64 ipv4_format(char *to, const u8 *a) {
+	return format(to, ENDPOINT_TEXT, "%u.%u.%u.%u", (u64)a[0], (u64)a[1], (u64)a[2], (u64)a[3]);
+}
+
+static u64 ipv6_format(char *to, const u8 *a) {
+	u32 longest = 0, longest_length = 1;
 	u64 n = 0;
 
-	if (e->family == 4)
-		return format(to, ENDPOINT_TEXT, "%u.%u.%u.%u:%u", (u64)a[0], (u64)a[1], (u64)a[2], (u64)a[3], (u64)e->port);
-
-	u32 longest = 0, longest_length = 1;
 	for (u32 start = 0; start < 8; start++) {
 		u32 length = 0;
 		while (start + length < 8 && !a[2 * (start + length)] && !a[2 * (start + length) + 1])
@@ -102,7 +110,6 @@ u64 endpoint_format(char *to, const struct endpoint *e) {
 			longest_length = length;
 		}
 	}
-	to[n++] = '[';
 	for (u32 group = 0; group < 8; group++) {
 		if (longest_length > 1 && group == longest) {
 			to[n++] = ':';
@@ -110,7 +117,7 @@ u64 endpoint_format(char *to, const struct endpoint *e) {
 			group += longest_length - 1;
 			continue;
 		}
-		if (group && to[n - 1] != ':')
+		if (n && to[n - 1] != ':')
 			to[n++] = ':';
 		u32 value = a[2 * group] << 8 | a[2 * group + 1], shift = 12;
 		while (shift && !(value >> shift))
@@ -118,5 +125,21 @@ u64 endpoint_format(char *to, const struct endpoint *e) {
 		for (i32 at = shift; at >= 0; at -= 4)
 			to[n++] = "0123456789abcdef"[value >> at & 15];
 	}
+	return n;
+}
+
+u64 address_format(char *to, const struct endpoint *e) {
+	return e->family == 4 ? ipv4_format(to, e->address) : ipv6_format(to, e->address);
+}
+
+u64 endpoint_format(char *to, const struct endpoint *e) {
+	u64 n;
+
+	if (e->family == 4) {
+		n = ipv4_format(to, e->address);
+		return n + format(to + n, ENDPOINT_TEXT - n, ":%u", (u64)e->port);
+	}
+	to[0] = '[';
+	n = 1 + ipv6_format(to + 1, e->address);
 	return n + format(to + n, ENDPOINT_TEXT - n, "]:%u", (u64)e->port);
 }

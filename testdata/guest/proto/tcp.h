@@ -21,6 +21,9 @@ enum { ENDPOINT_TEXT = 64 };
 int endpoint_parse(struct text s, struct endpoint *e, struct text *host);
 /* Writes at most ENDPOINT_TEXT bytes, in the form that endpoint_parse reads. */
 u64 endpoint_format(char *to, const struct endpoint *e);
+/* The same for an address alone, without brackets; the port is 0. */
+int address_parse(struct text s, struct endpoint *e);
+u64 address_format(char *to, const struct endpoint *e);
 
 enum { TCP_RING_SIZE = 65536 };
 

@@ -1,0 +1,111 @@
+package relay
+
+import (
+	"io"
+	"sync"
+	"sync/atomic"
+)
+
+// keepWorkers may wait for work on a stream, so that a request seldom needs a new goroutine.
+const keepWorkers = 2
+
+// requests are a stream of requests, several of which are at work at once. A worker reads a request, lets another one read the next, does what was
+// asked, and answers.
+type requests[R any] struct {
+	stream  *Stream
+	most    int32 // at work at once; then the stream isn't read until one is answered
+	further *further
+
+	// read reads a request into r, which is zero. One worker at a time does.
+	read func(in *frames, r *R) error
+	// answer does what was asked. Its error ends the stream, as that of read does.
+	answer func(r *R) error
+
+	workers sync.WaitGroup // but the first, which is the caller of serve
+	count   atomic.Int32   // of these
+	waiting atomic.Int32   // workers that want to read
+
+	reading sync.Mutex // held while a request is read, whole
+
+	failing sync.Once
+	err     error // what ended the stream
+}
+
+// further counts what is at work on all streams of a virtual machine, beyond one request on each.
+type further struct {
+	most  int64
+	count atomic.Int64
+}
+
+// serve answers requests until the stream has ended and no worker runs any more. It returns what ended the stream.
+func (q *requests[R]) serve() error {
+	q.work()
+	q.workers.Wait()
+	return q.err
+}
+
+func (q *requests[R]) work() {
+	in := frames{pipe: q.stream.Pipe}
+	var r, none R
+	for q.wait() {
+		r = none
+		q.reading.Lock()
+		err := q.read(&in, &r)
+		q.waiting.Add(-1)
+		if err == nil {
+			q.follow()
+		}
+		q.reading.Unlock()
+		if err == nil {
+			err = q.answer(&r)
+		}
+		if err != nil {
+			q.fail(err)
+			return
+		}
+	}
+}
+
+// wait counts a worker in that wants to read, unless enough others do.
+func (q *requests[R]) wait() bool {
+	for {
+		n := q.waiting.Load()
+		if n > keepWorkers {
+			return false
+		}
+		if q.waiting.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+// follow sees to it that a worker reads the next request.
+func (q *requests[R]) follow() {
+	if q.waiting.Load() > 0 || q.count.Load() == q.most-1 {
+		return
+	}
+	if q.further.count.Add(1) > q.further.most {
+		q.further.count.Add(-1)
+		return
+	}
+	q.count.Add(1)
+	q.workers.Go(func() {
+		q.work()
+		q.count.Add(-1)
+		q.further.count.Add(-1)
+	})
+}
+
+// fail ends the stream: the other workers find the pipe closed. After an end of file they go on to answer what was asked.
+func (q *requests[R]) fail(err error) {
+	q.failing.Do(func() {
+		q.err = err
+		switch {
+		case err == io.EOF:
+		case q.stream.Pipe.Caused(err):
+			_ = q.stream.Pipe.Close()
+		default:
+			_ = q.stream.Pipe.Reset(errnoOf(err))
+		}
+	})
+}
