@@ -47,6 +47,9 @@ func (fs *fileSystem) leave() { <-fs.calls }
 
 // Serve answers requests until the guest closes the pipe, several at once.
 func (fs *fileSystem) Serve(ctx context.Context, s *Stream) error {
+	if err := noPayload(s); err != nil {
+		return err
+	}
 	if err := s.Opened(0, nil); err != nil {
 		return err
 	}

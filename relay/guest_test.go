@@ -119,6 +119,9 @@ type setup struct {
 	handlers       map[uint16]relay.Handler
 	network        relay.Network
 	tls            relay.TLS
+	input          io.Reader
+	output         io.Writer
+	onConsole      func(open bool)
 	connectTimeout time.Duration
 	streams        int
 	window         int
@@ -165,6 +168,7 @@ func start(t testing.TB, o setup) *machine {
 		mux.Handle(wire.ProtocolTLSConnection, relay.TLSConnection(o.tls))
 		mux.Handle(wire.ProtocolTLSListener, relay.TLSListener(o.tls))
 	}
+	mux.Handle(wire.ProtocolConsole, relay.Console(o.input, o.output, o.onConsole))
 	for protocol, h := range o.handlers {
 		mux.Handle(protocol, h)
 	}

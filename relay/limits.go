@@ -163,12 +163,13 @@ type logs struct {
 	acceptFailed *limit.Log
 	bindFailed   *limit.Log
 	panicked     *limit.Log
+	console      *limit.Log // that failed
 	reached      [limitCount]*limit.Log
 }
 
 func newLogs() (l logs) {
 	for _, place := range []**limit.Log{
-		&l.broken, &l.denied, &l.noPipe, &l.unknown, &l.acceptRefuse, &l.acceptFailed, &l.bindFailed, &l.panicked,
+		&l.broken, &l.denied, &l.noPipe, &l.unknown, &l.acceptRefuse, &l.acceptFailed, &l.bindFailed, &l.panicked, &l.console,
 	} {
 		*place = limit.NewLog(time.Second, 10)
 	}

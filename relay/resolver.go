@@ -38,6 +38,9 @@ type resolver struct {
 
 // Serve answers requests until the guest closes the pipe, several at once.
 func (r *resolver) Serve(ctx context.Context, s *Stream) error {
+	if err := noPayload(s); err != nil {
+		return err
+	}
 	if err := s.Opened(0, nil); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"sync"
@@ -42,6 +43,14 @@ func (s *Stream) Opened(status unix.Errno, payload []byte) error {
 	return s.write(func(b []byte) []byte {
 		return wire.AppendOpened(b, s.request, wire.Opened{Status: uint32(status), Payload: payload})
 	})
+}
+
+// noPayload is the check of an Open whose protocol adds nothing to it.
+func noPayload(s *Stream) error {
+	if len(s.Payload) > 0 {
+		return ProtocolError(fmt.Errorf("Open of protocol %d: %w", s.Protocol, wire.ErrLength))
+	}
+	return nil
 }
 
 // write sends the frame that encode appends, whole, whoever else writes to this pipe.

@@ -77,6 +77,15 @@ type Config struct {
 	// writer slows the guest, and one that never returns keeps [VM.Run] from
 	// ending; so does a Logger's. Nil discards.
 	Console io.Writer
+	// Input and Output are the standard input and output that the guest gets as a stream when it asks for them, one stream at a time; [VM.Run]
+	// doesn't close them. A nil Input is at its end, a nil Output discards; without both the guest is refused. Use *[os.File] where Input may
+	// keep a Read waiting, or Output a Write: files are waited for in a way that ends with the VM. A Read of any other reader goes on until it returns, and
+	// a Write that never returns keeps Run from ending. Guests of the older ABI have neither.
+	Input  io.Reader
+	Output io.Writer
+	// OnConsole, if not nil, is called with true when the guest opens that stream, before it learns of it, and with false when the stream has
+	// ended. It must return soon.
+	OnConsole func(open bool)
 	// Logger receives the guest's log records and the monitor's own. Nil discards.
 	Logger *slog.Logger
 	// OnListen, if not nil, is called once for each address on which the guest

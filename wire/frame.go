@@ -83,6 +83,7 @@ const (
 	ProtocolUnixConnection uint16 = 5
 	ProtocolResolver       uint16 = 6
 	ProtocolTLSConnection  uint16 = 7
+	ProtocolConsole        uint16 = 8
 	ProtocolTLSListener    uint16 = 9
 	// ProtocolPrivate is the first of the numbers that embedding programs may give out.
 	ProtocolPrivate uint16 = 0x8000

@@ -1,0 +1,179 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/internal/stdio"
+)
+
+// Console returns the handler of protocol 8: a standard input and output as a stream, one at a time; a second is EBUSY. A nil in is at its end, a nil out discards; without both
+// there is no console: EOPNOTSUPP. The handler serves one virtual machine and closes neither.
+//
+// An *[os.File] is read only when there is something, so that nothing is lost, and no goroutine left, when the stream ends. A Read of any other reader that waits then goes on
+// until it returns; what it read is for the next stream. A Write to any other writer isn't broken off.
+//
+// onOpen, if not nil, is called with true before the guest learns that it has the console, and with false when the stream has ended. It must return soon.
+func Console(in io.Reader, out io.Writer, onOpen func(open bool)) Handler {
+	c := &console{onOpen: onOpen}
+	if in != nil {
+		c.in = stdio.NewInput(in)
+	}
+	if out != nil {
+		c.out = stdio.NewOutput(out)
+	}
+	return c
+}
+
+type console struct {
+	in     *stdio.Input
+	out    *stdio.Output
+	onOpen func(open bool)
+
+	mu      sync.Mutex
+	current *consoleStream
+}
+
+// consoleStream is the stream that has the console.
+type consoleStream struct {
+	stream *Stream
+	leaves atomic.Bool   // the guest takes no more input
+	ended  chan struct{} // closed when another one may have the console
+}
+
+// Serve relays until both directions have ended.
+func (c *console) Serve(ctx context.Context, s *Stream) error {
+	if err := noPayload(s); err != nil {
+		return err
+	}
+	cs := &consoleStream{stream: s, ended: make(chan struct{})}
+	if err := c.take(ctx, cs); err != nil {
+		s.failed("console refused", err)
+		return s.Opened(errnoOf(err), nil)
+	}
+	defer c.leave(cs)
+	return c.relay(ctx, cs)
+}
+
+// take makes cs the one that has the console. Where the guest has left the one before already, it waits for its end.
+func (c *console) take(ctx context.Context, cs *consoleStream) error {
+	if c.in == nil && c.out == nil {
+		return unix.EOPNOTSUPP
+	}
+	for {
+		c.mu.Lock()
+		before := c.current
+		if before == nil {
+			c.current = cs
+		}
+		c.mu.Unlock()
+		switch {
+		case before == nil:
+			return nil
+		case !before.leaves.Load():
+			return unix.EBUSY
+		}
+		select {
+		case <-before.ended:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (c *console) leave(cs *consoleStream) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.current = nil
+	close(cs.ended)
+}
+
+func (c *console) relay(ctx context.Context, cs *consoleStream) error {
+	s := cs.stream
+	// The input ends with the guest's reader, too.
+	stopIn, err := stdio.NewStop()
+	if err != nil {
+		return s.Opened(errnoOf(err), nil)
+	}
+	defer stopIn.Close()
+	stopOut, err := stdio.NewStop()
+	if err != nil {
+		return s.Opened(errnoOf(err), nil)
+	}
+	defer stopOut.Close()
+	defer context.AfterFunc(ctx, func() {
+		stopIn.Set()
+		stopOut.Set()
+	})()
+	s.Pipe.OnWriteError(func() {
+		cs.leaves.Store(true)
+		stopIn.Set()
+	})
+	if c.onOpen != nil {
+		c.onOpen(true)
+		defer c.onOpen(false)
+	}
+	if err := s.Opened(0, nil); err != nil {
+		return err
+	}
+	received := make(chan error, 1)
+	go func() { received <- c.receive(s, stopIn) }()
+	sent := c.send(s, stopOut)
+	if sent != nil {
+		stopIn.Set()
+	}
+	if err := <-received; err != nil {
+		return err
+	}
+	return sent
+}
+
+// receive moves the input to the guest until it ends. It returns an error that ends the stream.
+func (c *console) receive(s *Stream, stop *stdio.Stop) error {
+	var err error
+	if c.in != nil {
+		var n int64
+		n, err = s.Pipe.ReadFrom(c.in.Until(stop))
+		s.toGuest.Add(uint64(n))
+	}
+	switch {
+	case err == nil:
+		_ = s.Pipe.CloseWrite()
+		return nil
+	case errors.Is(err, stdio.ErrStopped), s.Pipe.Caused(err):
+		return nil
+	}
+	s.warn(s.server.logs.console, "the console's input failed", slog.Any("err", err))
+	// The other direction ends, too.
+	_ = s.Pipe.Reset(errnoOf(err))
+	return err
+}
+
+// send moves what the guest writes to the output until the guest closes its writer, or the output takes no more. It returns an error that ends the stream.
+func (c *console) send(s *Stream, stop *stdio.Stop) error {
+	out := io.Discard
+	if c.out != nil {
+		out = c.out.Until(stop)
+	}
+	n, err := s.Pipe.WriteTo(out)
+	s.fromGuest.Add(uint64(n))
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, stdio.ErrStopped):
+		return unix.ECONNRESET
+	case s.Pipe.Caused(err):
+		return err
+	}
+	s.warn(s.server.logs.console, "the rest of the console's output is lost", slog.Any("err", err))
+	// The input may go on.
+	s.Pipe.OnReadError(nil)
+	_ = s.Pipe.CloseRead()
+	return nil
+}
