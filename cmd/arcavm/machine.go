@@ -69,9 +69,12 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 
 	read := time.Now()
 	logger := newLogger(m.streams, m.level.value, m.format.value)
+	term := newTerminal(m.streams.in, logger)
+	defer term.restore()
 	cfg := vmm.Config{
 		Image: img, Args: args, CPUs: m.cpus, Memory: uint64(m.memory), Window: uint64(m.window), ABI: abi, Share: share, Sockets: m.sockets,
 		Network: m.network, TLS: m.tls, Console: m.streams.out, Logger: logger, OnListen: m.onListen,
+		Input: m.streams.input(), Output: m.streams.out, OnConsole: term.use,
 	}
 	m.limits.apply(&cfg)
 	vm, err := vmm.New(cfg)
@@ -88,7 +91,7 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 	signals.attend(func() {
 		m.hint(logger, "asking the guest to stop; press Ctrl-C again to end it at once")
 		vm.Stop()
-	}, cancel)
+	}, cancel, term.restore)
 	code, err := vm.Run(ctx)
 	if err != nil {
 		return err

@@ -13,15 +13,29 @@ import (
 
 // streams are where the command reads and writes.
 type streams struct {
+	in  *os.File  // the guest's standard input; nil: none
 	out io.Writer // the guest's console, and what a command was asked to print
 	err io.Writer // logs, reports, errors
 	// terminal says whether err is a terminal that shows colours.
 	terminal bool
 }
 
+// input is in as a reader, nil if there is none.
+func (s streams) input() io.Reader {
+	if s.in == nil {
+		return nil
+	}
+	return s.in
+}
+
 func main() {
 	emulated.Init()
-	os.Exit(execute(os.Args[1:], streams{out: os.Stdout, err: os.Stderr, terminal: isTerminal(os.Stderr)}))
+	if len(os.Args) == 2 && os.Args[1] == watcherArgument {
+		// Nobody hears of an error: whoever would is gone.
+		_ = watch(os.Stdin, os.NewFile(3, "terminal"))
+		return
+	}
+	os.Exit(execute(os.Args[1:], streams{in: os.Stdin, out: os.Stdout, err: os.Stderr, terminal: isTerminal(os.Stderr)}))
 }
 
 // execute runs one command line and returns the process's exit code.

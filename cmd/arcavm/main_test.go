@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,6 +26,13 @@ const patience = 5 * time.Minute
 const mainVariable = "ARCAVM_TEST_MAIN"
 
 func TestMain(m *testing.M) {
+	if os.Getenv(leaderVariable) != "" {
+		if err := lead(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	if os.Getenv(mainVariable) != "" {
 		main()
 		return

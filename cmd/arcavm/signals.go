@@ -30,8 +30,8 @@ func catchSignals() *signals {
 }
 
 // attend calls stop at the first signal and cancel at the second. A stop that blocks, because nobody reads what it
-// prints, doesn't hold up the second.
-func (s *signals) attend(stop func(), cancel context.CancelCauseFunc) {
+// prints, doesn't hold up the second. If the process is to end without its caller, restore comes before.
+func (s *signals) attend(stop func(), cancel context.CancelCauseFunc, restore func()) {
 	s.wg.Go(func() {
 		select {
 		case <-s.done:
@@ -50,11 +50,12 @@ func (s *signals) attend(stop func(), cancel context.CancelCauseFunc) {
 			cancel(&codeError{code: code})
 			select {
 			case <-s.done:
+				return
 			case <-s.caught:
-				os.Exit(code)
 			case <-time.After(stopPatience):
-				os.Exit(code)
 			}
+			restore()
+			os.Exit(code)
 		}
 	})
 }

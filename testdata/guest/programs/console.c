@@ -64,8 +64,10 @@ int program_main(void) {
 		return fail("console", n);
 	if (TEXT_IS(how, "crash"))
 		panic("as asked");
-	if (TEXT_IS(how, "wait"))
+	if (TEXT_IS(how, "wait")) {
+		log(LOG_INFO, "waiting");
 		wait_for_stop();
+	}
 	error = stream_write(s, said, format(said, sizeof said, "%d bytes\n", n));
 	if (error)
 		return fail("console", error);
