@@ -32,6 +32,7 @@ const planName = "/emulated.json"
 type plan struct {
 	Modules  []string // files, in the order to load them
 	Network  bool     // bring up the virtual network card
+	Stdin    bool     // give the programs a standard input
 	Programs []plannedProgram
 }
 
@@ -110,10 +111,20 @@ func serve() error {
 		return err
 	}
 	var current target
+	var chunks chan []byte
+	var stdin *os.File
+	if p.Stdin {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return fail(err)
+		}
+		stdin, chunks = r, make(chan []byte, 1)
+		go feed(frames, w, chunks)
+	}
 	// Only after the first write: until the host end is open, a read says EOF.
-	go current.forwardSignals(port)
+	go current.receive(port, chunks)
 	for i, program := range p.Programs {
-		report := runProgram(frames, &current, program)
+		report := runProgram(frames, &current, program, stdin)
 		report.Program = i
 		if err := frames.sendJSON(frameExit, report); err != nil {
 			return err
@@ -247,10 +258,14 @@ func raiseLimits() error {
 	return nil
 }
 
-func runProgram(frames *frameWriter, current *target, p plannedProgram) exitReport {
+// runProgram runs a program to its end. A nil stdin is an empty one.
+func runProgram(frames *frameWriter, current *target, p plannedProgram, stdin *os.File) exitReport {
 	cmd := exec.CommandContext(context.Background(), p.Path, p.Args...)
 	cmd.Env = append([]string{"PATH=/bin", "HOME=/tmp", insideVariable + "=1"}, p.Env...)
 	cmd.Dir = p.Dir
+	if stdin != nil {
+		cmd.Stdin = stdin
+	}
 	cmd.Stdout = stream{frames, frameStdout}
 	cmd.Stderr = stream{frames, frameStderr}
 	// A process left behind may hold the output open for ever.
@@ -286,20 +301,30 @@ func (t *target) set(p *os.Process) {
 	t.process = p
 }
 
-func (t *target) forwardSignals(port *os.File) {
+// receive takes what the host sends. chunks, with room for one, get the standard input. It waits for nothing but the host.
+func (t *target) receive(port *os.File, chunks chan<- []byte) {
 	for {
 		kind, payload, err := readFrame(port)
 		if err != nil {
 			return
 		}
-		if kind != frameSignal || len(payload) != 1 {
-			continue
+		switch {
+		case kind == frameStdin:
+			select {
+			case chunks <- payload:
+			default: // more than the host was asked for
+			}
+		case kind == frameSignal && len(payload) == 1:
+			t.signal(syscall.Signal(payload[0]))
 		}
-		t.mu.Lock()
-		if t.process != nil {
-			// A program that has just ended needs no signal.
-			_ = t.process.Signal(syscall.Signal(payload[0]))
-		}
-		t.mu.Unlock()
+	}
+}
+
+func (t *target) signal(s syscall.Signal) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.process != nil {
+		// A program that has just ended needs no signal.
+		_ = t.process.Signal(s)
 	}
 }

@@ -30,7 +30,7 @@ func TestRunProgram(t *testing.T) {
 			var current target
 			report := runProgram(&frameWriter{w: &link}, &current, plannedProgram{
 				Path: test.path, Args: []string{"x"}, Dir: "/", Env: []string{programVariable + "=" + test.program},
-			})
+			}, nil)
 			if diff := cmp.Diff(test.want, report, cmpopts.IgnoreFields(exitReport{}, "Duration")); diff != "" {
 				t.Errorf("report (-want +got):\n%s", diff)
 			}

@@ -21,8 +21,9 @@ const (
 	frameExit                        // to the host: a program ended; JSON exitReport
 	frameFailed                      // to the host: init cannot go on; a sentence
 	frameDone                        // to the host: every program has ended; last frame
-	frameStdin                       // to init: bytes for the program; empty at their end
+	frameStdin                       // to init: bytes for the programs to read; empty at their end
 	frameSignal                      // to init: one byte, the signal for the program
+	frameTaken                       // to the host: the programs' standard input took the last frameStdin; another one may come
 )
 
 // maxFrame bounds a payload in either direction.

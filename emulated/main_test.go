@@ -1,6 +1,7 @@
 package emulated
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"net"
@@ -47,6 +48,19 @@ var programs = map[string]func() int{
 		conn := must2(listener.Accept())
 		must2(io.Copy(conn, conn))
 		conn.Close()
+		return 0
+	},
+	"stdin": func() int {
+		b := must2(io.ReadAll(os.Stdin))
+		fmt.Printf("%d bytes, %x\n", len(b), sha256.Sum256(b))
+		return 0
+	},
+	"line": func() int {
+		b := make([]byte, 1)
+		for b[0] != '\n' {
+			must2(os.Stdin.Read(b))
+			fmt.Print(string(b))
+		}
 		return 0
 	},
 	"die": func() int {

@@ -77,6 +77,10 @@ type Config struct {
 	// nothing but the machine itself.
 	Outbound bool
 
+	// Stdin is what the programs read, one after the other, as those of a shell script do. Default: nothing.
+	// Some of it may be read without a program ever asking. Use an *os.File where a Read may wait: a Read of
+	// any other reader that is under way when Run returns goes on until it returns.
+	Stdin          io.Reader
 	Stdout, Stderr io.Writer        // of the programs, as it comes; default: dropped
 	Signals        <-chan os.Signal // passed on to the program that runs
 
@@ -162,15 +166,22 @@ func runMachine(ctx context.Context, cfg Config) (Result, error) {
 		m.forwardSignals(ctx, cfg.Signals)
 	}()
 	defer cancel(nil)
+	stdin, err := newStdin(cfg.Stdin)
+	if err != nil {
+		m.end(true)
+		return result, err
+	}
 
 	err = m.publish(cfg)
 	if err == nil {
-		err = m.follow(cfg, &result, func() {
+		err = m.follow(cfg, &result, stdin, func() {
 			booting.Stop()
 			result.Boot = time.Since(started)
+			stdin.start(m)
 		})
 	}
 	m.end(err == nil)
+	stdin.end()
 	result.Console = m.console.String()
 	if err != nil && ctx.Err() != nil {
 		return result, context.Cause(ctx)
@@ -223,7 +234,7 @@ func buildInitramfs(k kernel, cfg Config) (*os.File, int64, error) {
 }
 
 func makePlan(modules []module, cfg Config) (plan, error) {
-	p := plan{Network: cfg.network()}
+	p := plan{Network: cfg.network(), Stdin: cfg.Stdin != nil}
 	for _, m := range modules {
 		p.Modules = append(p.Modules, "/modules/"+m.name+".ko")
 	}
@@ -249,7 +260,7 @@ func makePlan(modules []module, cfg Config) (plan, error) {
 func (cfg Config) network() bool { return cfg.Outbound || len(cfg.Publish) > 0 }
 
 // follow reads what init sends until everything is done.
-func (m *machine) follow(cfg Config, result *Result, ready func()) error {
+func (m *machine) follow(cfg Config, result *Result, stdin *stdin, ready func()) error {
 	stdout, stderr := orDiscard(cfg.Stdout), orDiscard(cfg.Stderr)
 	for {
 		kind, payload, err := readFrame(m.link)
@@ -263,6 +274,8 @@ func (m *machine) follow(cfg Config, result *Result, ready func()) error {
 			_, err = stdout.Write(payload)
 		case frameStderr:
 			_, err = stderr.Write(payload)
+		case frameTaken:
+			stdin.more()
 		case frameExit:
 			var report exitReport
 			if err := json.Unmarshal(payload, &report); err != nil {

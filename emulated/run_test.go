@@ -3,7 +3,9 @@ package emulated
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -87,6 +89,47 @@ func TestRun(t *testing.T) {
 		t.Errorf("stderr (-want +got):\n%s", diff)
 	}
 	t.Logf("kernel %s, boot %v, total %v", result.Kernel, result.Boot, result.Total)
+}
+
+// The programs read the standard input one after the other, and its end. One that doesn't read holds up nothing.
+func TestStdin(t *testing.T) {
+	t.Parallel()
+	r, w, err := os.Pipe()
+	must(t, err)
+	defer r.Close()
+	rest := bytes.Repeat([]byte("0123456789abcdef"), 20_000)
+	written := make(chan error, 1)
+	go func() {
+		_, err := w.Write(append([]byte("a line\n"), rest...))
+		w.Close()
+		written <- err
+	}()
+	signals := make(chan os.Signal, 1)
+	stdout := &on{text: "waiting", f: func() { signals <- unix.SIGINT }}
+	_, err = runHere(t.Context(), t, Config{
+		Programs: []Program{program("signal"), program("line"), program("stdin"), program("stdin")},
+		Stdin:    r, Stdout: stdout, Signals: signals,
+	})
+	must(t, err)
+	must(t, <-written)
+	want := fmt.Sprintf("waiting\na line\n%d bytes, %x\n0 bytes, %x\n", len(rest), sha256.Sum256(rest), sha256.Sum256(nil))
+	if diff := cmp.Diff(want, stdout.String()); diff != "" {
+		t.Errorf("stdout (-want +got):\n%s", diff)
+	}
+}
+
+// An input that doesn't come holds up nothing.
+func TestStdinUnread(t *testing.T) {
+	t.Parallel()
+	r, w, err := os.Pipe()
+	must(t, err)
+	defer r.Close()
+	defer w.Close()
+	result, err := runHere(t.Context(), t, Config{Programs: []Program{program("exit7")}, Stdin: r})
+	must(t, err)
+	if result.Exits[0].Code != 7 {
+		t.Errorf("exit code %d", result.Exits[0].Code)
+	}
 }
 
 func TestPublish(t *testing.T) {

@@ -38,6 +38,10 @@ func runEmulated(flags *pflag.FlagSet, s streams, args, shares []string, network
 			fmt.Fprintf(s.err, "arcavm: port %d of the guest is at %v\n", guest, host)
 		},
 	}
+	// In the background a read of the terminal would stop this process, whether the guest wants the input or not.
+	if s.in != nil && !isBackground(s.in) {
+		cfg.Stdin = s.in
+	}
 	command := []string{"run"}
 	for _, p := range network.publish {
 		if p.Protocol != "tcp" {

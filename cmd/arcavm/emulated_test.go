@@ -52,4 +52,12 @@ func TestRunEmulated(t *testing.T) {
 	if !strings.Contains(stderr.String(), `missing: error 2`) {
 		t.Errorf("the log is %q", &stderr)
 	}
+
+	// Its standard input gets in.
+	run = exec.CommandContext(ctx, program, "run", "--emulated", imageFile(t, "console"))
+	run.Stdin = strings.NewReader("what the user types\n")
+	out, err := run.Output()
+	if want := "WHAT THE USER TYPES\n20 bytes\n"; err != nil || string(out) != want {
+		t.Errorf("the command ended with %v and printed %q, want %q", err, out, want)
+	}
 }

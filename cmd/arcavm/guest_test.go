@@ -233,6 +233,25 @@ func TestConsoleFull(t *testing.T) {
 	}
 }
 
+// The guest's console stream is this process's standard input and output.
+func TestStandardInput(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	for _, c := range []struct {
+		in   io.Reader
+		want string
+	}{
+		{strings.NewReader("some text\n"), "SOME TEXT\n10 bytes\n"},
+		{nil, "0 bytes\n"}, // /dev/null
+	} {
+		cmd := command(t, "run", imageFile(t, "console"))
+		cmd.Stdin = c.in
+		if out, err := cmd.Output(); err != nil || string(out) != c.want {
+			t.Errorf("%v, stdout %q, want %q", err, out, c.want)
+		}
+	}
+}
+
 func TestABIByHand(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
