@@ -35,9 +35,10 @@ the window has room for), stream-files (256 on one stream), files (4K on all) an
 (4K), all at once, or of bytes (no limit), operations (no limit) and log (256K), these in a
 second; VALUE may have a unit: K, M, G. What comes of it: PROTOCOL.md, section 13.
 
-The guest's console goes to stdout. Log records, the guest's and arcavm's, go to
-stderr. The exit code is the guest's. If the guest dies, a report goes to stderr and
-the exit code is 70.
+The guest's console goes to stdout. A guest that opens the console stream reads stdin;
+as long as it does, a terminal hands it each key as it is typed. Log records, the
+guest's and arcavm's, go to stderr. The exit code is the guest's. If the guest dies, a
+report goes to stderr and the exit code is 70.
 
 The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once.`,
 		Example: `  arcavm run kernel.elf
@@ -46,6 +47,7 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
   arcavm run --share ./in --share out=/tmp/results:rw kernel.elf
   arcavm run --sockets /run/app:rw kernel.elf
   arcavm run --log-level debug --log-format json kernel.elf 2>log.json
+  echo text | arcavm run kernel.elf
   arcavm run --timing kernel.elf
   arcavm run --publish 8080:80 --deny out:* httpd.elf 0.0.0.0:80
   arcavm run --allow localhost:5432 --deny 10.0.0.0/8 kernel.elf
