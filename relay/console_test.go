@@ -138,13 +138,17 @@ func TestConsoleWithout(t *testing.T) {
 		wantBytes(t, c, []byte("text"))
 		wantEOF(t, c)
 	})
-	t.Run("an empty Open", func(t *testing.T) {
-		t.Parallel()
-		m := start(t, setup{input: strings.NewReader("")})
-		if _, err := open(m.pipe(), wire.ProtocolConsole, []byte("x")); !errors.Is(err, unix.EPROTO) {
-			t.Error(err)
+}
+
+// These protocols add nothing to an Open.
+func TestOpenWithPayload(t *testing.T) {
+	t.Parallel()
+	m := start(t, setup{input: strings.NewReader("")})
+	for _, protocol := range []uint16{wire.ProtocolFileSystem, wire.ProtocolResolver, wire.ProtocolConsole} {
+		if _, err := open(m.pipe(), protocol, []byte("x")); !errors.Is(err, unix.EPROTO) {
+			t.Errorf("protocol %d: %v", protocol, err)
 		}
-	})
+	}
 }
 
 // One stream has the console; when the guest has closed it the next one may have it at once, and what the first didn't take.

@@ -48,7 +48,7 @@ func (s *Stream) Opened(status unix.Errno, payload []byte) error {
 // noPayload is the check of an Open whose protocol adds nothing to it.
 func noPayload(s *Stream) error {
 	if len(s.Payload) > 0 {
-		return ProtocolError(fmt.Errorf("Open of protocol %d: %w", s.Protocol, wire.ErrLength))
+		return ProtocolError(fmt.Errorf("payload in an Open of protocol %d: %w", s.Protocol, wire.ErrLength))
 	}
 	return nil
 }
