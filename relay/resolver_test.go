@@ -428,6 +428,30 @@ func TestResolverTimeout(t *testing.T) {
 	g.want(1, "", unix.ETIMEDOUT)
 }
 
+// Lookups are operations, of which a guest gets so many a second.
+func TestResolverOperations(t *testing.T) {
+	t.Parallel()
+	names := newGate()
+	names.letGo("name")
+	m := start(t, setup{network: names.network(), limits: relay.Limits{Operations: 10}})
+	g := m.resolver(wire.ProtocolResolver)
+	for i := uint64(0); ; i++ {
+		if i == 100_000 {
+			t.Fatal("no lookup is refused")
+		}
+		g.ask(i, 0, "name")
+		if _, _, err := g.answer(); err != nil {
+			if !errors.Is(err, unix.EAGAIN) {
+				t.Error(err)
+			}
+			break
+		}
+	}
+	if m.server.Stats().Reached.Operations == 0 {
+		t.Error("not counted")
+	}
+}
+
 // Whoever ends the stream ends its lookups.
 func TestResolverCancelled(t *testing.T) {
 	t.Parallel()
