@@ -1,10 +1,30 @@
+// Package pipestest makes guests in Go, of package guest, for tests of whatever stands at the monitor's ends of pipes.
 package pipestest
 
 import (
 	"testing"
 
 	"github.com/fix-project/arcavm/pipes"
+	"github.com/fix-project/arcavm/pipes/guest"
 )
+
+// Names of package guest that tests say often.
+type (
+	Guest     = guest.Guest
+	GuestConn = guest.Conn
+	Ring      = guest.Ring
+)
+
+// The two rings of a pipe.
+const (
+	Outgoing = guest.Outgoing
+	Incoming = guest.Incoming
+)
+
+// NewGuest makes a window of the given size in bytes, and on it what [guest.New] makes.
+func NewGuest(windowSize int, o pipes.Options) (*Guest, error) {
+	return guest.New(make([]byte, windowSize), o)
+}
 
 // New makes a guest for a test and closes it at the test's end.
 func New(tb testing.TB, windowSize int, o pipes.Options) *Guest {

@@ -1,9 +1,9 @@
-// Package pipestest is the guest's half of PROTOCOL.md sections 7, 8 and 12 in Go, without KVM: for tests of whatever stands at the monitor's
-// ends of pipes.
+// Package guest is the guest's half of PROTOCOL.md sections 7, 8 and 12 in Go, without KVM: for tests and benchmarks of whatever stands at the
+// monitor's ends of pipes.
 //
 // A [Guest] works on the same memory as the table that it is made for. It learns of signals as a guest kernel does, from the pending bitmap when
 // the doorbell rings, and signals back by calling the table where a kernel would make hypercalls.
-package pipestest
+package guest
 
 import (
 	"errors"
@@ -24,22 +24,22 @@ type Guest struct {
 	done   chan struct{}
 	cpus   sync.WaitGroup
 	limit  int
-	conns  []atomic.Pointer[GuestConn] // by slot
+	conns  []atomic.Pointer[Conn] // by slot
 	events atomic.Uint64
 	stray  atomic.Uint64
 }
 
-// NewGuest makes a window of the given size in bytes, a table on it and a guest for that. o.Doorbell is set by NewGuest; CPUs and StreamLimit
-// default to 1 and 64.
-func NewGuest(windowSize int, o pipes.Options) (*Guest, error) {
+// New makes a table on a window, which must be zero and aligned to 8 bytes and stays the caller's, and a guest for that. o.Doorbell is set by New;
+// CPUs and StreamLimit default to 1 and 64. The window must stay mapped until Close and then [pipes.Table.Wait] have returned.
+func New(window []byte, o pipes.Options) (*Guest, error) {
 	if o.CPUs == 0 {
 		o.CPUs = 1
 	}
 	if o.StreamLimit == 0 {
 		o.StreamLimit = 64
 	}
-	g := &Guest{Window: make([]byte, windowSize), done: make(chan struct{}), limit: o.StreamLimit}
-	g.conns = make([]atomic.Pointer[GuestConn], o.StreamLimit)
+	g := &Guest{Window: window, done: make(chan struct{}), limit: o.StreamLimit}
+	g.conns = make([]atomic.Pointer[Conn], o.StreamLimit)
 	for range o.CPUs {
 		g.bells = append(g.bells, make(chan struct{}, 1))
 	}
@@ -133,14 +133,14 @@ func (g *Guest) event(e uint64) {
 	}
 }
 
-// GuestConn is the guest's end of a pipe: a net.Conn with half-close, and the ways to be a bad guest.
-type GuestConn struct {
+// Conn is the guest's end of a pipe: a [net.Conn] with half-close, and the ways to be a bad guest.
+type Conn struct {
 	*pipes.Pipe
 	guest *Guest
 }
 
 // Attach returns the guest's end of a pipe that the monitor has made.
-func (g *Guest) Attach(d pipes.Descriptor) (*GuestConn, error) {
+func (g *Guest) Attach(d pipes.Descriptor) (*Conn, error) {
 	if d.ID.Slot() >= uint32(g.limit) {
 		return nil, fmt.Errorf("attach to pipe %v: no such slot", d.ID)
 	}
@@ -148,13 +148,16 @@ func (g *Guest) Attach(d pipes.Descriptor) (*GuestConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &GuestConn{Pipe: p, guest: g}
+	c := &Conn{Pipe: p, guest: g}
 	g.conns[d.ID.Slot()].Store(c)
 	return c, nil
 }
 
+// Forget lets go of the guest's end of a pipe that has nothing to do any more: signals for it are dropped, and it is nobody's to close.
+func (g *Guest) Forget(id pipes.ID) { g.conns[id.Slot()].Store(nil) }
+
 // Pair makes a pipe and returns both of its ends.
-func (g *Guest) Pair(outgoing, incoming uint32) (host *pipes.Pipe, guest *GuestConn, err error) {
+func (g *Guest) Pair(outgoing, incoming uint32) (host *pipes.Pipe, guest *Conn, err error) {
 	host, err = g.Table.New(outgoing, incoming, 0)
 	if err != nil {
 		return nil, nil, err
@@ -180,7 +183,7 @@ const (
 
 // Poke writes a cursor and a state as the guest would, whatever the rules say, and notifies the monitor. In the outgoing ring these are the
 // producer's, in the incoming ring the consumer's.
-func (c *GuestConn) Poke(r Ring, cursor uint64, state uint32) error {
+func (c *Conn) Poke(r Ring, cursor uint64, state uint32) error {
 	at := c.Descriptor().Header + uint64(r)
 	if r == Incoming {
 		at += 64

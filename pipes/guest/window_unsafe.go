@@ -1,4 +1,4 @@
-package pipestest
+package guest
 
 import (
 	"sync/atomic"
