@@ -4,6 +4,7 @@
 const struct boot_block *boot;
 struct cpu cpus[MAX_CPUS];
 u32 stop_requested;
+u64 first_tsc;
 static struct thread *stop_waiter;
 
 enum {
@@ -80,7 +81,7 @@ static void run_program(void *unused) {
  * Every CPU comes here at once, on its boot stack, and waits for nobody: a CPU needs only what the boot block says, and work for it comes through
  * its remote list.
  */
-_Noreturn void cpu_start(u64 boot_address, u32 index) {
+_Noreturn void cpu_start(u64 boot_address, u32 index, u64 tsc) {
 	const struct boot_block *b = virtual(boot_address);
 	struct cpu *c = &cpus[index];
 
@@ -92,6 +93,7 @@ _Noreturn void cpu_start(u64 boot_address, u32 index) {
 	wrmsr(X2APIC_SPURIOUS, APIC_ENABLE | SPURIOUS_VECTOR);
 	if (index == 0) {
 		boot = b;
+		first_tsc = tsc;
 		memory_init();
 		threads_run(run_program, main_stack, main_stack_end - main_stack);
 	}

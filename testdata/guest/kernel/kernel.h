@@ -56,6 +56,8 @@ struct boot_block {
 
 /* Set before program_main starts, never written again. */
 extern const struct boot_block *boot;
+/* The time stamp counter at CPU 0's first instruction. */
+extern u64 first_tsc;
 
 struct text arg(u32 n);
 

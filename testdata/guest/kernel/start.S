@@ -16,8 +16,11 @@ main_stack_end:
 	.section .text.start, "ax"
 	.global _start
 	.type _start, @function
-/* RDI: boot block, RSI: CPU index, RSP: this CPU's stack. The zeros end a backtrace. */
+/* RDI: boot block, RSI: CPU index, RSP: this CPU's stack. cpu_start gets the time in RDX. The zeros end a backtrace. */
 _start:
+	rdtsc
+	shlq $32, %rdx
+	orq %rax, %rdx
 	xorl %ebp, %ebp
 	pushq $0
 	jmp cpu_start

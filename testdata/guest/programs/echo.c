@@ -1,8 +1,8 @@
 /*
- * echo ADDR:PORT
+ * echo ADDR:PORT [RING]
  *
- * A TCP echo server: sends every connection what it receives from it, also after the peer's half-close. Logs "listening on ADDR:PORT". Stops
- * listening and exits with 0 when asked to stop.
+ * A TCP echo server: sends every connection what it receives from it, also after the peer's half-close. Its rings have RING bytes, 64 KiB without it.
+ * Logs "listening on ADDR:PORT". Stops listening and exits with 0 when asked to stop.
  */
 #include "../proto/tcp.h"
 
@@ -26,24 +26,5 @@ static int serve(struct stream *s, const struct endpoint *peer) {
 }
 
 int program_main(void) {
-	static struct tcp_listener listener;
-	struct endpoint where;
-	char name[ENDPOINT_TEXT];
-
-	if (boot->arg_count != 2 || endpoint_parse(arg(1), &where, NULL)) {
-		log(LOG_ERROR, "usage: echo ADDR:PORT");
-		return 64;
-	}
-	int error = tcp_listen(&listener, &where, TCP_RING_SIZE, TCP_RING_SIZE);
-	if (!error)
-		error = tcp_serve(&listener, serve);
-	if (error) {
-		log(LOG_ERROR, "listen: error %d", -(i64)error);
-		return 1;
-	}
-	struct text bound = {name, endpoint_format(name, &listener.bound)};
-	log(LOG_INFO, "listening on %t", &bound);
-	wait_for_stop();
-	tcp_stop_listening(&listener);
-	return 0;
+	return tcp_server(serve, 0, 0);
 }

@@ -51,4 +51,10 @@ int tcp_connect(struct stream **s, const struct endpoint *e, struct text host);
  */
 int tcp_serve(struct tcp_listener *l, int (*serve)(struct stream *s, const struct endpoint *peer));
 
+/*
+ * The whole of a program that serves TCP by tcp_serve: its arguments are ADDR:PORT, and, if one of the sizes is 0, RING, which is that size. It logs where
+ * it listens, and ends when the monitor asks it to. The exit code.
+ */
+int tcp_server(int (*serve)(struct stream *s, const struct endpoint *peer), u32 outgoing_size, u32 incoming_size);
+
 #endif
