@@ -9,8 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/fix-project/arcavm/emulated"
 )
 
 // Options say what to run and for how long.
@@ -25,26 +28,34 @@ type Options struct {
 	Progress func(item string)
 	// Version is that of the program, for the report.
 	Version string
+	// Arcavm is the file of the arcavm command, whose start is measured as a process of its own. "": it isn't.
+	Arcavm string
 }
 
-// patience is how long one item may take; it is reached only by one that hangs.
-const patience = time.Minute
+// patience is how long one item may take; it is reached only by one that hangs. Emulated hardware is a hundred times slower.
+func patience() time.Duration {
+	if emulated.Inside() {
+		return 30 * time.Minute
+	}
+	return 4 * time.Minute
+}
 
 // errMissing is what an item wraps if the machine lacks something that it needs.
-var errMissing = errors.New("this machine lacks what it needs")
+var errMissing = errors.New("not on this machine")
 
-// item is one thing to measure.
+// item is one thing to measure, in a scope of its own.
 type item struct {
 	name string
-	run  func(context.Context, *runner) error
+	run  func(*scope, *runner) error
 }
 
 // runner is what items run with and report to.
 type runner struct {
 	rounds int
 	quick  bool
+	arcavm string
 	report *Report
-	floor  float64 // a hypercall and an interrupt in µs; 0 if not measured
+	calls  *callCounter // nil: system calls can't be counted
 }
 
 // slice is for how long one side is measured in one round.
@@ -57,7 +68,19 @@ func (r *runner) slice() time.Duration {
 
 func (r *runner) add(f Figure) { r.report.Figures = append(r.report.Figures, f) }
 
-// Run measures. An item that can't be measured on this machine is listed in the report; one that fails ends the run.
+// missing notes what a part of an item lacks, while the rest of the item goes on. It returns any other error.
+func (r *runner) missing(name string, err error) error {
+	if !errors.Is(err, errMissing) {
+		return err
+	}
+	if m := (Missing{Name: name, Reason: err.Error()}); !slices.Contains(r.report.Missing, m) {
+		r.report.Missing = append(r.report.Missing, m)
+	}
+	return nil
+}
+
+// Run measures. What can't be measured on this machine is listed in the report, and so is an item that failed. The error says that there is no
+// report: nothing was chosen, or ctx has ended.
 func Run(ctx context.Context, o Options) (*Report, error) {
 	if o.Rounds <= 0 {
 		o.Rounds = 5
@@ -65,7 +88,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 			o.Rounds = 3
 		}
 	}
-	r := &runner{rounds: o.Rounds, quick: o.Quick}
+	r := &runner{rounds: o.Rounds, quick: o.Quick, arcavm: o.Arcavm}
 	var names []string
 	var chosen []item
 	for _, it := range items(o.Quick) {
@@ -79,28 +102,42 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	}
 	start := time.Now()
 	r.report = &Report{Machine: describeMachine(o.Version), Started: start.UTC(), Rounds: o.Rounds, Quick: o.Quick}
+	var err error
+	if r.calls, err = newCallCounter(); err != nil {
+		_ = r.missing("system calls", err)
+	} else {
+		r.report.Counted = r.calls.what
+	}
 	for _, it := range chosen {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
 		if o.Progress != nil {
 			o.Progress(it.name)
 		}
 		err := it.runBounded(ctx, r)
-		if errors.Is(err, errMissing) {
-			r.report.Missing = append(r.report.Missing, Missing{Name: it.name, Reason: err.Error()})
-		} else if err != nil {
-			return nil, fmt.Errorf("%s: %w", it.name, err)
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if err := r.missing(it.name, err); err != nil {
+			r.report.Failed = append(r.report.Failed, Missing{Name: it.name, Reason: err.Error()})
 		}
 	}
 	r.report.Seconds = time.Since(start).Seconds()
 	return r.report, nil
 }
 
-func (it item) runBounded(ctx context.Context, r *runner) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+func (it item) runBounded(ctx context.Context, r *runner) (err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience(), errors.New("it took too long"))
 	defer cancel()
-	return it.run(ctx, r)
+	s := newScope(ctx)
+	defer func() {
+		cause := context.Cause(ctx)
+		if closing := s.close(); err == nil || cause == nil {
+			err = errors.Join(err, closing)
+		}
+		if cause != nil {
+			err = errors.Join(cause, err)
+		}
+	}()
+	return it.run(s, r)
 }
 
 // interleave measures the sides in turn, after a turn that doesn't count. The result has a row for each side, with a value for each round.

@@ -15,7 +15,10 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	Init()
+	goleak.VerifyTestMain(m)
+}
 
 func TestSpread(t *testing.T) {
 	t.Parallel()

@@ -1,141 +1,120 @@
 package bench
 
 import (
+	"bufio"
+	"bytes"
 	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
-	"net"
-	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
 	"time"
 
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/testdata/images"
-	"github.com/fix-project/arcavm/vmm"
-	"github.com/fix-project/arcavm/vmm/image"
 )
 
-// newVM builds a VM from one of the images that are part of this program.
-func newVM(name string, cfg vmm.Config) (*vmm.VM, error) {
-	img, err := image.ParseBytes(images.Bytes(name), name)
-	if err != nil {
-		return nil, err
-	}
-	cfg.Image = img
-	vm, err := vmm.New(cfg)
-	var unavailable *kvm.UnavailableError
-	if errors.As(err, &unavailable) {
-		return nil, fmt.Errorf("%w: %w", errMissing, err)
-	}
-	return vm, err
+// booting is one boot of hello by a process of its own, in ms since just before that process was made.
+type booting struct{ firstInstruction, firstLog, ended float64 }
+
+// Timing is what arcavm run --timing=json writes to its standard error as its last line.
+type Timing struct {
+	Steps []TimingStep `json:"steps"`
 }
 
-// boot measures the way from nothing to the guest's first log record, within this process.
-func boot(ctx context.Context, r *runner) error {
-	sizes := []uint64{128 << 20, 1 << 30, 64 << 30}
-	if r.quick {
-		sizes = sizes[:1]
+// TimingStep is a step on the way to a running guest and when it was done, in ns since 1970.
+type TimingStep struct {
+	Name string `json:"name"`
+	At   int64  `json:"at"`
+}
+
+// firstLogStep is the name of the step that ends the boot.
+const firstLogStep = "first log record of the guest"
+
+// boot measures the way from a process's start to the guest's first instruction, and on to its first log record.
+func boot(s *scope, r *runner) error {
+	if r.arcavm == "" {
+		return fmt.Errorf("%w: the arcavm command", errMissing)
 	}
-	for _, memory := range sizes {
-		rows, err := interleave(ctx, 2*r.rounds, []func() ([]sinceStart, error){func() ([]sinceStart, error) { return bootOnce(ctx, memory) }})
-		if err != nil {
-			return err
-		}
-		for i := range rows[0][0] {
-			values := pick(rows[0], func(steps []sinceStart) float64 { return float64(steps[i].took.Microseconds()) / 1000 })
-			f := Figure{
-				Group: "boot of hello, in this process", Name: fmt.Sprintf("%d MiB: %s", memory>>20, rows[0][0][i].name), Unit: "ms", Ours: spreadOf(values),
-			}
-			if rows[0][0][i].name == lastOfMonitor {
-				f = f.wantBelow(15)
-			}
-			r.add(f)
-		}
+	system, err := kvm.Open("")
+	if err != nil {
+		return fmt.Errorf("%w: %w", errMissing, err)
 	}
+	system.Close()
+	file, err := os.CreateTemp("", "arcavm-hello-")
+	if err != nil {
+		return err
+	}
+	s.keep(closeFunc(func() { _ = os.Remove(file.Name()) }))
+	_, err = file.Write(images.Bytes("hello"))
+	if closing := file.Close(); err == nil {
+		err = closing
+	}
+	if err != nil {
+		return err
+	}
+	sizes := []int{128, 1 << 10, 64 << 10}
+	var sides []func() (booting, error)
+	for _, mib := range sizes {
+		sides = append(sides, func() (booting, error) { return bootOnce(s.ctx, r.arcavm, file.Name(), mib) })
+	}
+	rows, err := interleave(s.ctx, 2*r.rounds, sides)
+	if err != nil {
+		return err
+	}
+	const group = "boot of hello, since the start of its process"
+	first := func(b booting) float64 { return b.firstInstruction }
+	for i, mib := range sizes {
+		label := fmt.Sprintf("%d MiB of guest memory: ", mib)
+		r.add(Figure{Group: group, Name: label + "first instruction of the guest", Unit: "ms", Ours: spreadOf(pick(rows[i], first))}.wantBelow(15))
+		r.add(Figure{Group: group, Name: label + "first log record", Unit: "ms", Ours: spreadOf(pick(rows[i], func(b booting) float64 { return b.firstLog }))})
+		r.add(Figure{Group: group, Name: label + "end of the process", Unit: "ms", Ours: spreadOf(pick(rows[i], func(b booting) float64 { return b.ended }))})
+	}
+	small, large := pick(rows[0], first), pick(rows[len(rows)-1], first)
+	r.add(Figure{
+		Group: group, Name: "flat: first instruction with 64 GiB by that with 128 MiB", Unit: "ms", Ours: spreadOf(large),
+	}.beside("128 MiB", large, small).wantRatioAtMost(1.2))
 	return nil
 }
 
-// lastOfMonitor is the step that ends the monitor's share of a boot.
-const lastOfMonitor = "virtual CPUs started"
-
-// sinceStart is a step of a boot, and the time since vmm.New was called.
-type sinceStart struct {
-	name string
-	took time.Duration
-}
-
-func bootOnce(ctx context.Context, memory uint64) ([]sinceStart, error) {
-	vm, err := newVM("hello", vmm.Config{Memory: memory})
+// bootOnce boots hello, which says by its own clock when its first instruction ran; that clock is set by the monitor's.
+func bootOnce(ctx context.Context, arcavm, image string, mib int) (b booting, err error) {
+	cmd := exec.CommandContext(ctx, arcavm, "run", "--mem", fmt.Sprintf("%dM", mib), "--timing=json", "--log-format", "json", image, "--started")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	start := time.Now()
+	err = cmd.Run()
+	b.ended = millis(time.Since(start))
 	if err != nil {
-		return nil, err
+		return b, fmt.Errorf("boot of hello with %d MiB: %w: %s", mib, err, bytes.TrimSpace(stderr.Bytes()))
 	}
-	code, err := vm.Run(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if code != 0 {
-		return nil, fmt.Errorf("hello: exit code %d", code)
-	}
-	start, steps := vm.Timing()
-	out := make([]sinceStart, len(steps))
-	for i, s := range steps {
-		out[i] = sinceStart{s.Name, s.At.Sub(start)}
-	}
-	return out, nil
-}
-
-// roundTripBooted is the echo by a booted guest beside a plain one.
-func roundTripBooted(ctx context.Context, r *runner) error {
-	s := newScope(ctx)
-	defer s.close()
-	listening := make(chan netip.AddrPort, 1)
-	vm, err := newVM("echo", vmm.Config{Args: []string{"127.0.0.1:0"}, OnListen: func(a netip.AddrPort) { listening <- a }})
-	if err != nil {
-		return err
-	}
-	s.keep(vm)
-	ended := make(chan error, 1)
-	s.goes(func() {
-		_, err := vm.Run(s.ctx)
-		ended <- err
-	})
-	var at netip.AddrPort
-	select {
-	case at = <-listening:
-	case err := <-ended:
-		return fmt.Errorf("echo has ended before it listened: %w", err)
-	}
-	guest, err := net.DialTCP("tcp4", nil, net.TCPAddrFromAddrPort(at))
-	if err != nil {
-		return err
-	}
-	s.keep(guest)
-	l, err := s.listen()
-	if err != nil {
-		return err
-	}
-	plain, err := s.echoPlain(l)
-	if err != nil {
-		return err
-	}
-	n := 1000
-	if r.quick {
-		n = 200
-	}
-	rows, err := interleave(s.ctx, r.rounds, []func() (trips, error){
-		func() (trips, error) { return ping(guest, n) },
-		func() (trips, error) { return ping(plain, n) },
-	})
-	if err != nil {
-		return err
-	}
-	for _, q := range percentiles {
-		micros := func(t trips) float64 { return t.micros(q.p) }
-		ours, theirs := pick(rows[0], micros), pick(rows[1], micros)
-		f := Figure{Group: "round trip of 64 bytes", Name: "booted guest, " + q.name, Unit: "µs", Ours: spreadOf(ours)}.beside("plain echo", ours, theirs)
-		if q.name == "p50" && r.floor > 0 {
-			f = f.wantAtMost(f.Neighbour.Value.Median + 1.5*r.floor)
+	since := func(ns int64) float64 { return millis(time.Unix(0, ns).Sub(start)) }
+	for lines := bufio.NewScanner(&stderr); lines.Scan(); {
+		var line struct {
+			Timing
+			Message string `json:"msg"`
 		}
-		r.add(f)
+		if json.Unmarshal(lines.Bytes(), &line) != nil {
+			continue
+		}
+		if text, ok := strings.CutPrefix(line.Message, "first instruction at "); ok {
+			var at int64
+			if _, err := fmt.Sscan(text, &at); err != nil {
+				return b, fmt.Errorf("boot of hello: %q: %w", line.Message, err)
+			}
+			b.firstInstruction = since(at)
+		}
+		for _, step := range line.Steps {
+			if step.Name == firstLogStep {
+				b.firstLog = since(step.At)
+			}
+		}
 	}
-	return nil
+	if b.firstInstruction <= 0 || b.firstLog < b.firstInstruction {
+		return b, fmt.Errorf("boot of hello: the first instruction after %v ms, the first record after %v ms", b.firstInstruction, b.firstLog)
+	}
+	return b, nil
 }
+
+func millis(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }

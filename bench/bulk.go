@@ -1,103 +1,171 @@
 package bench
 
 import (
-	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
-	"runtime"
+	"net"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/pipes"
+	"github.com/fix-project/arcavm/pipes/guest"
+	"github.com/fix-project/arcavm/vmm"
 )
 
-const (
-	bulkChunk = 64 << 10
-	mebibyte  = 1 << 20
-)
+const bulkChunk = 64 << 10
 
-// usage is what some work took.
-type usage struct {
-	elapsed time.Duration
-	cpu     time.Duration // processor time of the whole process
-	mallocs uint64
-	reads   int         // by whoever reads at the end of the way
-	table   pipes.Stats // counted meanwhile
-	bytes   int
-}
+// flow is one way that bytes go. send and receive move n bytes, each on a goroutine of its own; receive returns when all have arrived.
+type flow struct{ send, receive func(n int) error }
 
-func (u usage) mibPerSecond() float64 { return float64(u.bytes) / mebibyte / u.elapsed.Seconds() }
-func (u usage) mib() float64          { return float64(u.bytes) / mebibyte }
-func (u usage) cpuPerGiB() float64    { return u.cpu.Seconds() / (u.mib() / 1024) }
-
-func processorTime() (time.Duration, error) {
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		return 0, fmt.Errorf("getrusage: %w", err)
+// writes sends in chunks.
+func writes(w io.Writer) func(int) error {
+	b := make([]byte, bulkChunk)
+	return func(n int) error {
+		for n > 0 {
+			k, err := w.Write(b[:min(n, len(b))])
+			if err != nil {
+				return err
+			}
+			n -= k
+		}
+		return nil
 	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), nil
 }
 
-func mallocs() uint64 {
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return m.Mallocs
+// reads receives in chunks.
+func reads(r io.Reader) func(int) error {
+	b := make([]byte, bulkChunk)
+	return func(n int) error {
+		for n > 0 {
+			k, err := r.Read(b[:min(n, len(b))])
+			if err != nil {
+				return err
+			}
+			n -= k
+		}
+		return nil
+	}
 }
 
-// flow is one way that bytes go.
-type flow struct {
-	w       io.Writer
-	r       io.Reader
-	out, in []byte
+func copying(w io.Writer, r io.Reader) flow { return flow{writes(w), reads(r)} }
+
+// mover is a guest's end that moves cursors and copies nothing, so that the relay is what is measured.
+type mover struct{ *guest.Conn }
+
+func (m mover) Read(b []byte) (int, error) {
+	x, y, err := m.ReserveRead(1)
+	if err != nil {
+		return 0, err
+	}
+	n := min(len(b), len(x)+len(y))
+	m.CommitRead(n)
+	return n, nil
 }
 
-func newFlow(w io.Writer, r io.Reader) flow {
-	return flow{w: w, r: r, out: make([]byte, bulkChunk), in: make([]byte, bulkChunk)}
+func (m mover) Write(b []byte) (int, error) {
+	for n := 0; n < len(b); {
+		x, y, err := m.ReserveWrite(1)
+		if err != nil {
+			return n, err
+		}
+		k := min(len(b)-n, len(x)+len(y))
+		m.CommitWrite(k)
+		n += k
+	}
+	return len(b), nil
 }
 
-// move sends chunks through every flow at once, and returns when all have arrived.
-func move(flows []flow, chunks int) (usage, error) {
-	before := mallocs()
+// side moves bytes in one way, a number of flows at once.
+type side struct {
+	name   string
+	flows  []flow
+	counts func() counts // nil: nothing but a socket
+	least  int           // bytes of each flow at a time, so that rings fill up and it isn't the start that is measured
+	each   int           // as many as are moved
+}
+
+// calibrate chooses how many bytes take about that long.
+func (s *side) calibrate(slice time.Duration) error {
+	for s.each = max(s.least, bulkChunk); ; s.each *= 4 {
+		u, err := s.move()
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		if u.elapsed >= slice/4 {
+			chunks := float64(s.each) / bulkChunk * slice.Seconds() / u.elapsed.Seconds()
+			s.each = max(s.least, int(chunks)*bulkChunk, bulkChunk)
+			return nil
+		}
+	}
+}
+
+// move moves bytes through every flow at once, and returns when all have arrived.
+func (s *side) move() (u usage, err error) {
+	var counted counts
+	if s.counts != nil {
+		counted = s.counts()
+	}
+	allocated := mallocs()
 	cpu, err := processorTime()
 	if err != nil {
 		return usage{}, err
 	}
-	reads := make([]int, len(flows))
 	start := time.Now()
 	var work errgroup.Group
-	for i, f := range flows {
-		work.Go(func() error {
-			for range chunks {
-				if _, err := f.w.Write(f.out); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		work.Go(func() error {
-			for left := chunks * bulkChunk; left > 0; {
-				n, err := f.r.Read(f.in)
-				if err != nil {
-					return err
-				}
-				left -= n
-				reads[i]++
-			}
-			return nil
-		})
+	for _, f := range s.flows {
+		work.Go(func() error { return f.send(s.each) })
+		work.Go(func() error { return f.receive(s.each) })
 	}
 	if err := work.Wait(); err != nil {
 		return usage{}, err
 	}
-	u := usage{elapsed: time.Since(start), bytes: len(flows) * chunks * bulkChunk}
+	u = usage{elapsed: time.Since(start), bytes: len(s.flows) * s.each}
 	after, err := processorTime()
-	u.cpu, u.mallocs = after-cpu, mallocs()-before
-	for _, n := range reads {
-		u.reads += n
+	u.cpu, u.mallocs = after-cpu, mallocs()-allocated
+	if s.counts != nil {
+		u.counts = s.counts().since(counted)
 	}
 	return u, err
+}
+
+// moved is what sides did: usage for each round, and system calls per MiB.
+type moved struct {
+	usage []usage
+	calls []float64 // in rounds of their own; empty if they can't be counted
+}
+
+// measure calibrates the sides, measures them in turn, and counts their system calls.
+func (r *runner) measure(s *scope, sides []*side) ([]moved, error) {
+	var timed []func() (usage, error)
+	var counted []func() (float64, error)
+	for _, side := range sides {
+		if err := side.calibrate(r.slice()); err != nil {
+			return nil, err
+		}
+		timed = append(timed, side.move)
+		counted = append(counted, func() (float64, error) {
+			var u usage
+			n, err := r.calls.count(func() (err error) { u, err = side.move(); return err })
+			return float64(n) / u.mib(), err
+		})
+	}
+	rows, err := interleave(s.ctx, r.rounds, timed)
+	if err != nil {
+		return nil, err
+	}
+	calls := make([][]float64, len(sides))
+	if r.calls != nil {
+		if calls, err = interleave(s.ctx, min(r.rounds, 2), counted); err != nil {
+			return nil, err
+		}
+	}
+	out := make([]moved, len(sides))
+	for i := range sides {
+		out[i] = moved{rows[i], calls[i]}
+	}
+	return out, nil
 }
 
 // bulk is one way of the bytes with a number of streams: rings of several sizes beside plain TCP, and a proxy by splice.
@@ -121,55 +189,61 @@ func (b bulk) name() string {
 	return fmt.Sprintf("bulk %s, %d streams", b.way(), b.streams)
 }
 
-func (b bulk) run(ctx context.Context, r *runner) error {
-	s := newScope(ctx)
-	defer s.close()
-	l, err := s.listen()
-	if err != nil {
-		return err
-	}
-	plain := make([]flow, b.streams)
-	spliced := make([]flow, b.streams)
-	for i := range b.streams {
-		x, y, err := s.plain(l)
-		if err != nil {
-			return err
-		}
-		plain[i] = newFlow(x, y)
-		if x, y, err = s.spliced(l); err != nil {
-			return err
-		}
-		spliced[i] = newFlow(x, y)
-	}
-	// As many chunks as plain sockets move in a slice of time.
-	const first = 256
-	u, err := move(plain, max(1, first/b.streams))
-	if err != nil {
-		return err
-	}
-	chunks := max(1, int(u.mibPerSecond()*r.slice().Seconds()*mebibyte/bulkChunk)/b.streams)
+// The guest's ends that are measured.
+const (
+	copyingEnd = "Go end copies"
+	movingEnd  = "Go end moves cursors"
+	bootedEnd  = "booted guest moves cursors"
+)
 
-	sides := []func() (usage, error){
-		func() (usage, error) { return move(plain, chunks) },
-		func() (usage, error) { return move(spliced, chunks) },
-	}
-	for _, ring := range b.rings {
-		side, err := b.relayed(s, ring, chunks)
-		if err != nil {
-			return err
-		}
-		sides = append(sides, side)
-	}
-	rows, err := interleave(s.ctx, r.rounds, sides)
-	if err != nil {
-		return err
-	}
-	b.report(r, rows)
-	return nil
+// ringSide is a side that is ours.
+type ringSide struct {
+	*side
+	ring uint32
 }
 
-// relayed returns what moves the chunks through a relay with rings of that size.
-func (b bulk) relayed(s *scope, ring uint32, chunks int) (func() (usage, error), error) {
+// neighbours are plain sockets and a proxy.
+func (b bulk) neighbours(s *scope) (plain, spliced *side, err error) {
+	l, err := s.listen()
+	if err != nil {
+		return nil, nil, err
+	}
+	plain, spliced = &side{name: "plain"}, &side{name: "io.Copy proxy"}
+	for range b.streams {
+		x, y, err := s.plain(l)
+		if err != nil {
+			return nil, nil, err
+		}
+		plain.flows = append(plain.flows, copying(x, y))
+		if x, y, err = s.spliced(l); err != nil {
+			return nil, nil, err
+		}
+		spliced.flows = append(spliced.flows, copying(x, y))
+	}
+	return plain, spliced, nil
+}
+
+// runGo measures guest ends in Go.
+func (b bulk) runGo(s *scope, r *runner) error {
+	var ours []ringSide
+	for _, ring := range b.rings {
+		for _, moves := range []bool{true, false} {
+			side, err := b.relayed(s, ring, moves)
+			if err != nil {
+				return err
+			}
+			ours = append(ours, ringSide{side, ring})
+		}
+	}
+	slirp, err := s.slirped(b.toGuest, b.streams)
+	if err := r.missing("bulk through slirp4netns", err); err != nil {
+		return err
+	}
+	return b.run(s, r, ours, slirp)
+}
+
+// relayed is a relay with rings of that size, and a guest end in Go that moves cursors, or copies for real.
+func (b bulk) relayed(s *scope, ring uint32, moves bool) (*side, error) {
 	const small = 4 << 10
 	outgoing, incoming := ring, uint32(small)
 	if b.toGuest {
@@ -183,91 +257,185 @@ func (b bulk) relayed(s *scope, ring uint32, chunks int) (func() (usage, error),
 	if err != nil {
 		return nil, err
 	}
-	flows := make([]flow, b.streams)
-	for i := range flows {
+	out := &side{name: copyingEnd, counts: g.counts}
+	if moves {
+		out.name = movingEnd
+	}
+	for range b.streams {
 		p, peer, err := g.connect(l, outgoing, incoming)
 		if err != nil {
 			return nil, err
 		}
 		s.keep(peer)
+		var end io.ReadWriter = p
+		if moves {
+			end = mover{p}
+		}
 		if b.toGuest {
-			flows[i] = newFlow(peer, p)
+			out.flows = append(out.flows, copying(peer, end))
 		} else {
-			flows[i] = newFlow(p, peer)
+			out.flows = append(out.flows, copying(end, peer))
 		}
 	}
-	return func() (usage, error) {
-		before := g.table.Stats()
-		u, err := move(flows, chunks)
-		u.table = since(before, g.table.Stats())
-		return u, err
-	}, nil
+	return out, nil
 }
 
-// since returns what was counted in between.
-func since(before, after pipes.Stats) pipes.Stats {
-	for _, d := range []struct{ was, is *pipes.DirectionStats }{
-		{&before.Pipes.Read, &after.Pipes.Read}, {&before.Pipes.Write, &after.Pipes.Write},
-	} {
-		d.is.Bytes -= d.was.Bytes
-		d.is.Chunks -= d.was.Chunks
-		d.is.Signals -= d.was.Signals
-		d.is.Wakes -= d.was.Wakes
-		d.is.SpuriousWakes -= d.was.SpuriousWakes
+// runBooted measures booted guests, a VM for each size of ring.
+func (b bulk) runBooted(s *scope, r *runner) error {
+	var ours []ringSide
+	for _, ring := range b.rings {
+		side, err := b.booted(s, ring)
+		if err != nil {
+			return err
+		}
+		ours = append(ours, ringSide{side, ring})
 	}
-	return after
+	return b.run(s, r, ours, nil)
 }
 
-func (b bulk) report(r *runner, rows [][]usage) {
-	group := b.name()
-	plain, spliced := rows[0], rows[1]
-	for i, ring := range b.rings {
-		ours := rows[i+2]
-		label := fmt.Sprintf("ring %d KiB: ", ring>>10)
-		figure := func(name, unit string, higher bool, f func(usage) float64) Figure {
-			values := pick(ours, f)
-			return Figure{Group: group, Name: label + name, Unit: unit, Higher: higher, Ours: spreadOf(values)}.beside("plain", values, pick(plain, f))
-		}
-		rate := figure("throughput", "MiB/s", true, usage.mibPerSecond)
-		if b.streams == 1 || b.streams == 64 {
-			rate = rate.wantRatioAtLeast(0.95)
-		}
-		r.add(rate)
-		values := pick(ours, usage.mibPerSecond)
-		r.add(Figure{
-			Group: group, Name: label + "throughput and a proxy's", Unit: "MiB/s", Higher: true, Ours: spreadOf(values),
-		}.beside("io.Copy proxy", values, pick(spliced, usage.mibPerSecond)))
-		r.add(figure("processor time", "s/GiB", false, usage.cpuPerGiB))
-		b.count(r, label, ours, plain)
+func (b bulk) booted(s *scope, ring uint32) (*side, error) {
+	// Besides those in use the guest holds pipes ready for what it accepts next.
+	pipes := b.streams + 64
+	cfg := vmm.Config{Window: even(64<<20 + uint64(pipes)*2*uint64(ring)), StreamLimit: 2 * pipes}
+	program := "source"
+	if b.toGuest {
+		program = "sink"
 	}
+	g, err := s.boot(program, cfg, fmt.Sprint(ring))
+	if err != nil {
+		return nil, err
+	}
+	out := &side{name: bootedEnd, counts: g.counts}
+	for range b.streams {
+		c, err := s.dial(g)
+		if err != nil {
+			return nil, err
+		}
+		out.flows = append(out.flows, guestFlow(c, b.toGuest))
+	}
+	return out, nil
+}
+
+// guestFlow talks to the guests source and sink, which are told first how many bytes are to go.
+func guestFlow(c net.Conn, toGuest bool) flow {
+	number, answer := make([]byte, 8), make([]byte, 1)
+	tell := func(n int) error {
+		binary.LittleEndian.PutUint64(number, uint64(n))
+		_, err := c.Write(number)
+		return err
+	}
+	if !toGuest {
+		return flow{tell, reads(c)}
+	}
+	write := writes(c)
+	return flow{
+		send: func(n int) error {
+			if err := tell(n); err != nil {
+				return err
+			}
+			return write(n)
+		},
+		receive: func(int) error {
+			_, err := io.ReadFull(c, answer)
+			return err
+		},
+	}
+}
+
+// run measures our sides beside plain sockets, a proxy and, unless nil, slirp.
+func (b bulk) run(s *scope, r *runner, ours []ringSide, slirp *side) error {
+	plain, spliced, err := b.neighbours(s)
+	if err != nil {
+		return err
+	}
+	sides := []*side{plain, spliced}
+	for _, o := range ours {
+		o.least = max(2*int(o.ring), mebibyte)
+		sides = append(sides, o.side)
+	}
+	if slirp != nil {
+		sides = append(sides, slirp)
+	}
+	all, err := r.measure(s, sides)
+	if err != nil {
+		return err
+	}
+	for i, o := range ours {
+		b.report(r, o, all[i+2], all[0], all[1])
+		if slirp != nil && o.name == copyingEnd {
+			b.reportSlirp(r, o, all[i+2], all[len(all)-1])
+		}
+	}
+	return nil
+}
+
+func (o ringSide) label() string { return fmt.Sprintf("ring %d KiB, %s: ", o.ring>>10, o.name) }
+
+// reportSlirp compares throughput only: slirp4netns and what is behind it are other processes.
+func (b bulk) reportSlirp(r *runner, o ringSide, ours, slirp moved) {
+	values := pick(ours.usage, usage.mibPerSecond)
+	r.add(Figure{
+		Group: b.name(), Name: o.label() + "throughput and slirp4netns'", Unit: "MiB/s", Higher: true, Ours: spreadOf(values),
+	}.beside("slirp4netns", values, pick(slirp.usage, usage.mibPerSecond)))
+}
+
+func (b bulk) report(r *runner, o ringSide, ours, plain, spliced moved) {
+	label := o.label()
+	at := &Point{Way: b.way(), Series: o.name, Ring: int(o.ring), Streams: b.streams}
+	figure := func(name, unit string, f func(usage) float64, neighbour string, theirs moved) Figure {
+		values := pick(ours.usage, f)
+		return Figure{Group: b.name(), Name: label + name, Unit: unit, Ours: spreadOf(values)}.beside(neighbour, values, pick(theirs.usage, f))
+	}
+	rate := figure("throughput", "MiB/s", usage.mibPerSecond, "plain", plain)
+	rate.Higher, rate.Point = true, at
+	if b.streams == 1 || b.streams == 64 {
+		rate = rate.wantRatioAtLeast(0.95)
+	}
+	proxy := figure("throughput and a proxy's", "MiB/s", usage.mibPerSecond, "io.Copy proxy", spliced)
+	proxy.Higher = true
+	r.add(rate)
+	r.add(proxy)
+	r.add(figure("processor time", "s/GiB", usage.cpuPerGiB, "plain", plain))
+	r.add(figure("processor time and a proxy's", "s/GiB", usage.cpuPerGiB, "io.Copy proxy", spliced))
+	b.count(r, label, o.name == bootedEnd, ours, plain)
 }
 
 // count reports what is counted and not timed.
-func (b bulk) count(r *runner, label string, ours, plain []usage) {
-	group := b.name()
-	side := func(u usage) pipes.DirectionStats {
-		if b.toGuest {
-			return u.table.Pipes.Write
-		}
-		return u.table.Pipes.Read
+func (b bulk) count(r *runner, label string, booted bool, ours, plain moved) {
+	group := b.name() + ": counted per MiB"
+	if len(ours.calls) > 0 {
+		r.add(Figure{
+			Group: group, Name: label + "system calls of both ends", Unit: "/MiB", Ours: spreadOf(ours.calls),
+		}.beside("plain", ours.calls, plain.calls).wantRatioAtMost(1))
 	}
-	signals := pick(ours, func(u usage) float64 { d := side(u); return float64(d.Signals+d.Wakes) / u.mib() })
-	r.add(Figure{Group: group, Name: label + "signals of both ends", Unit: "/MiB", Ours: spreadOf(signals)}.wantBelow(4))
-
-	calls := pick(ours, func(u usage) float64 { return float64(side(u).Chunks) / u.mib() })
-	theirs := pick(plain, func(u usage) float64 {
-		if b.toGuest {
-			return float64(u.reads) / u.mib()
-		}
-		return mebibyte / bulkChunk
-	})
-	r.add(Figure{Group: group, Name: label + "chunks", Unit: "/MiB", Ours: spreadOf(calls)}.beside("plain", calls, theirs).wantRatioAtMost(1))
-
-	perChunk := pick(ours, func(u usage) float64 { return float64(u.mallocs) / float64(side(u).Chunks) })
-	f := Figure{Group: group, Name: label + "allocations per chunk", Ours: spreadOf(perChunk)}
-	if b.streams == 1 {
-		// What starts and ends a round allocates too.
-		f = f.wantBelow(0.1)
+	perMiB := func(name string, f func(counts) float64) Figure {
+		values := pick(ours.usage, func(u usage) float64 { return f(u.counts) / u.mib() })
+		return Figure{Group: group, Name: label + name, Unit: "/MiB", Ours: spreadOf(values)}
 	}
-	r.add(f)
+	direction := func(f func(pipes.DirectionStats) uint64) func(counts) float64 {
+		return func(c counts) float64 { return c.both(f) }
+	}
+	wakes := direction(func(d pipes.DirectionStats) uint64 { return d.Wakes })
+	doorbells := func(c counts) float64 { return float64(c.pipes.Doorbells) }
+	r.add(perMiB("signals: notifications and interrupts", func(c counts) float64 { return wakes(c) + doorbells(c) }).wantBelow(4))
+	r.add(perMiB("notifications by the guest", wakes))
+	r.add(perMiB("of these spurious", direction(func(d pipes.DirectionStats) uint64 { return d.SpuriousWakes })))
+	r.add(perMiB("interrupts", doorbells))
+	r.add(perMiB("wake-ups of the guest, sent", direction(func(d pipes.DirectionStats) uint64 { return d.Signals })))
+	r.add(perMiB("wake-ups of the guest, suppressed", direction(func(d pipes.DirectionStats) uint64 { return d.Suppressed })))
+	r.add(perMiB("wake-ups rescued", func(c counts) float64 { return float64(c.pipes.Rescued) }).wantAtMost(0))
+	if booted {
+		r.add(perMiB("exits to the monitor", func(c counts) float64 { return float64(c.exits) }))
+		r.add(perMiB("hypercalls", func(c counts) float64 { return float64(c.hypercalls) }))
+	}
+	r.add(perMiB("chunks", counts.chunks))
+
+	allocations, theirs := pick(ours.usage, usage.allocations), pick(plain.usage, usage.allocations)
+	r.add(Figure{Group: group, Name: label + "allocations", Unit: "/MiB", Ours: spreadOf(allocations)}.beside("plain", allocations, theirs))
+	// What starts and ends a round allocates too, for plain sockets as well; but rounds differ in length.
+	perChunk := make([]float64, len(ours.usage))
+	for i, u := range ours.usage {
+		perChunk[i] = max(0, float64(u.mallocs)-float64(plain.usage[i].mallocs)) / max(1, u.counts.chunks())
+	}
+	r.add(Figure{Group: group, Name: label + "allocations per chunk beyond plain's", Ours: spreadOf(perChunk)}.wantBelow(0.1))
 }

@@ -74,6 +74,9 @@ func WriteComparison(w io.Writer, older, newer *Report) error {
 	if older.Machine.Processor != newer.Machine.Processor || older.Machine.Kernel != newer.Machine.Kernel || older.Machine.KVM != newer.Machine.KVM {
 		fmt.Fprintf(w, "  That was another machine: %s, Linux %s, KVM: %s\n", older.Machine.Processor, older.Machine.Kernel, older.Machine.KVM)
 	}
+	if o, n := older.Machine, newer.Machine; o.Procs != n.Procs || o.Images != n.Images {
+		fmt.Fprintf(w, "  That was with GOMAXPROCS %d and guest images %s, now it is %d and %s\n", o.Procs, o.Images, n.Procs, n.Images)
+	}
 	if older.Quick != newer.Quick {
 		fmt.Fprintln(w, "  One of the runs was quick, the other wasn't: what starts and ends a round weighs more in a quick one")
 	}

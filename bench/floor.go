@@ -162,18 +162,6 @@ func (g *floorGuest) close() {
 	}
 }
 
-// bind makes the calling thread the CPU's. When ctx ends, so does toExit.
-func (g *floorGuest) bind(ctx context.Context) (release func()) {
-	g.ctx = ctx
-	g.cpu.BindThread()
-	stop := context.AfterFunc(ctx, func() { _ = g.cpu.Kick() })
-	return func() {
-		stop()
-		g.cpu.UnbindThread()
-		g.close()
-	}
-}
-
 // toExit runs the guest to its next call.
 func (g *floorGuest) toExit() error {
 	for {
@@ -208,45 +196,95 @@ func times(n int, f func() error) (trips, error) {
 	return t, nil
 }
 
-// floors measures what no hypercall and no interrupt can be faster than here.
-func floors(ctx context.Context, r *runner) error {
+// floors measure what no hypercall and no interrupt can be faster than here. They have a thread of their own, on which nothing else is measured.
+type floors struct {
+	work chan func()
+
+	caller, sleeper *floorGuest
+}
+
+func (s *scope) floors() (*floors, error) {
+	f := &floors{work: make(chan func())}
+	ready := make(chan error)
+	s.goes(func() { f.serve(s.ctx, ready) })
+	if err := <-ready; err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// serve is the thread.
+func (f *floors) serve(ctx context.Context, ready chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	caller, err := newFloorGuest(callForEver)
-	if err != nil {
-		return err
+	for _, g := range []struct {
+		guest **floorGuest
+		code  []byte
+	}{{&f.caller, callForEver}, {&f.sleeper, callAndSleep}} {
+		made, err := newFloorGuest(g.code)
+		if err != nil {
+			ready <- err
+			return
+		}
+		defer made.bind(ctx)()
+		*g.guest = made
 	}
-	defer caller.bind(ctx)()
-	sleeper, err := newFloorGuest(callAndSleep)
-	if err != nil {
-		return err
-	}
-	defer sleeper.bind(ctx)()
 	// Before its local APIC is on, an interrupt is lost.
-	if err := sleeper.toExit(); err != nil {
-		return err
+	if err := f.sleeper.toExit(); err != nil {
+		ready <- err
+		return
 	}
+	ready <- nil
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case do := <-f.work:
+			do()
+		}
+	}
+}
+
+// on runs measure on the thread.
+func (f *floors) on(ctx context.Context, measure func() (trips, error)) (t trips, err error) {
+	done := make(chan struct{})
+	select {
+	case f.work <- func() { t, err = measure(); close(done) }:
+		<-done
+		return t, err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+const floorTrips = 1000
+
+// exit measures a bare port exit.
+func (f *floors) exit(ctx context.Context) (trips, error) {
+	return f.on(ctx, func() (trips, error) { return times(floorTrips, f.caller.toExit) })
+}
+
+// interruptAndExit measures an interrupt by eventfd whose handler makes a port exit.
+func (f *floors) interruptAndExit(ctx context.Context) (trips, error) {
 	one := binary.NativeEndian.AppendUint64(nil, 1)
-	const n = 1000
-	rows, err := interleave(ctx, r.rounds, []func() (trips, error){
-		func() (trips, error) { return times(n, caller.toExit) },
-		func() (trips, error) {
-			return times(n, func() error {
-				if _, err := unix.Write(sleeper.event, one); err != nil {
-					return fmt.Errorf("write eventfd: %w", err)
-				}
-				return sleeper.toExit()
-			})
-		},
+	return f.on(ctx, func() (trips, error) {
+		return times(floorTrips, func() error {
+			if _, err := unix.Write(f.sleeper.event, one); err != nil {
+				return fmt.Errorf("write eventfd: %w", err)
+			}
+			return f.sleeper.toExit()
+		})
 	})
-	if err != nil {
-		return err
+}
+
+// bind makes the calling thread the CPU's. When ctx ends, so does toExit.
+func (g *floorGuest) bind(ctx context.Context) (release func()) {
+	g.ctx = ctx
+	g.cpu.BindThread()
+	stop := context.AfterFunc(ctx, func() { _ = g.cpu.Kick() })
+	return func() {
+		stop()
+		g.cpu.UnbindThread()
+		g.close()
 	}
-	median := func(t trips) float64 { return t.micros(0.5) }
-	for i, name := range []string{"hypercall: a bare port exit", "interrupt: eventfd, handler in the guest, port exit"} {
-		f := Figure{Group: "floors", Name: name, Unit: "µs", Ours: spreadOf(pick(rows[i], median))}
-		r.floor += f.Ours.Median
-		r.add(f)
-	}
-	return nil
 }

@@ -1,174 +1,401 @@
 package bench
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"github.com/fix-project/arcavm/wire"
+	"github.com/fix-project/arcavm/pipes/guest"
+	"github.com/fix-project/arcavm/vmm"
 )
 
-// idle is a number of connections that are open and still.
-type idle struct{ streams int }
+const (
+	activeShare = 100                   // one stream in so many is active
+	activePause = 50 * time.Millisecond // between round trips on an active stream
+)
 
-// queue is how many connections one listener holds; kernels allow 128 or more.
-const queue = 100
+// idle measures connections that are open and still, and what the few that aren't get. Each side is two processes: the one that serves, which is what
+// is measured, and its clients, whose files would be too many for one process.
+type idle struct{ sizes []int }
 
-// peers listens for connections and leaves them where the kernel queues them, so that the peers' ends cost this process neither files nor
-// memory.
-func (i idle) peers(s *scope) ([]*net.TCPListener, error) {
-	var out []*net.TCPListener
-	for range (i.streams + queue - 1) / queue {
-		l, err := s.listen()
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, l)
-	}
-	return out, nil
+// still is one side.
+type still struct {
+	name            string
+	server, clients *part
+	base            answer // memory before there were connections
 }
 
-// resident is the memory of this process that is in use after garbage has been given back.
-func resident() (held, error) {
-	debug.FreeOSMemory()
-	b, err := os.ReadFile("/proc/self/statm")
-	if err != nil {
-		return held{}, fmt.Errorf("memory in use: %w", err)
-	}
-	var size, pages float64
-	if _, err := fmt.Fscan(bytes.NewReader(b), &size, &pages); err != nil {
-		return held{}, fmt.Errorf("memory in use: %w", err)
-	}
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return held{all: pages * float64(os.Getpagesize()), stacks: float64(m.StackInuse)}, nil
-}
-
-func (i idle) run(ctx context.Context, r *runner) error {
+func (i idle) run(s *scope, r *runner) error {
+	most := slices.Max(i.sizes)
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return fmt.Errorf("getrlimit: %w", err)
 	}
-	if need := uint64(i.streams + i.streams/queue + 200); limit.Cur < need {
-		return fmt.Errorf("%w: %d files and sockets at once, this process may have %d: ulimit -n", errMissing, need, limit.Cur)
+	if need := uint64(most + 300); limit.Max < need {
+		return fmt.Errorf("%w: %d files and sockets at once, a process may have %d: ulimit -Hn", errMissing, need, limit.Max)
 	}
-	plain, err := i.plain(ctx, r)
-	if err != nil {
-		return err
+	var sides []*still
+	for _, name := range []string{"plain", "guest end in Go", "booted guest"} {
+		side, err := newStill(s, name, most)
+		if err := r.missing(fmt.Sprintf("%d streams at once, %s", most, name), err); err != nil {
+			return err
+		}
+		if err == nil {
+			sides = append(sides, side)
+		}
 	}
-	relayed, err := i.relayed(ctx, r)
-	if err != nil {
-		return err
+	for _, n := range i.sizes {
+		if err := i.measure(s.ctx, r, sides, n); err != nil {
+			return fmt.Errorf("%d streams: %w", n, err)
+		}
 	}
-	group := fmt.Sprintf("%d idle streams", i.streams)
-	r.add(Figure{
-		Group: group, Name: "host memory per stream, ring apart", Unit: "KiB", Ours: spreadOf(relayed.memory),
-	}.beside("socket and goroutine", relayed.memory, plain.memory).wantAtMost(8))
-	r.add(Figure{Group: group, Name: "of that, stacks of goroutines", Unit: "KiB", Ours: spreadOf(relayed.stacks)}.beside("socket and goroutine", relayed.stacks, plain.stacks))
-	load := Figure{Group: group, Name: "processor time", Unit: "% of a core", Ours: spreadOf(relayed.cpu)}.beside("sockets and goroutines", relayed.cpu, plain.cpu)
-	if i.streams == 10000 {
-		load = load.wantBelow(0.5)
-	}
-	r.add(load)
 	return nil
 }
 
-// still is what connections cost while nothing happens, round by round.
-type still struct {
-	memory []float64 // KiB for each stream
-	stacks []float64 // of that, stacks
-	cpu    []float64 // percent of a core
+func newStill(s *scope, name string, most int) (*still, error) {
+	server, err := s.part("server", nil)
+	if err != nil {
+		return nil, err
+	}
+	at, err := server.do(request{Op: "start", Name: name, Streams: most})
+	if err != nil {
+		return nil, err
+	}
+	clients, err := s.part("clients", nil)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := clients.do(request{Op: "start", Address: at.Address}); err != nil {
+		return nil, err
+	}
+	base, err := server.do(request{Op: "memory"})
+	return &still{name, server, clients, base}, err
 }
 
-// held is memory in use, in bytes.
-type held struct{ all, stacks float64 }
+// measured is what one round gave for one side.
+type measured struct {
+	memory, stacks        float64 // KiB for each stream
+	idleCPU               float64 // percent of a core
+	p50, p99, activeTrips float64 // µs; processor time of the server in percent of a core
+}
 
-// rest looks on. Before there were connections, base was held; rings is the rings' memory, which doesn't count.
-func (i idle) rest(ctx context.Context, r *runner, base held, rings int64) (s still, err error) {
-	perStream := func(n float64) float64 { return n / float64(i.streams) / 1024 }
+func (i idle) measure(ctx context.Context, r *runner, sides []*still, n int) error {
+	for _, side := range sides {
+		if _, err := side.clients.do(request{Op: "grow", Streams: n}); err != nil {
+			return fmt.Errorf("%s: %w", side.name, err)
+		}
+	}
+	window, active := 2*time.Second, time.Second
+	if n == 10000 {
+		window = 4 * time.Second
+	}
+	if r.quick {
+		window, active = 200*time.Millisecond, 200*time.Millisecond
+	}
+	rows := make([][]measured, len(sides))
 	for range r.rounds {
-		now, err := resident()
+		round, err := i.round(ctx, sides, n, window, active)
 		if err != nil {
-			return s, err
+			return err
 		}
-		before, err := processorTime()
-		if err != nil {
-			return s, err
+		for k, m := range round {
+			rows[k] = append(rows[k], m)
 		}
-		start := time.Now()
-		select {
-		case <-ctx.Done():
-			return s, ctx.Err()
-		case <-time.After(5 * r.slice()):
-		}
-		after, err := processorTime()
-		if err != nil {
-			return s, err
-		}
-		s.memory = append(s.memory, perStream(now.all-base.all-float64(rings)))
-		s.stacks = append(s.stacks, perStream(now.stacks-base.stacks))
-		s.cpu = append(s.cpu, 100*(after-before).Seconds()/time.Since(start).Seconds())
 	}
-	return s, nil
+	i.report(r, sides, n, rows)
+	return nil
 }
 
-func (i idle) plain(ctx context.Context, r *runner) (still, error) {
-	s := newScope(ctx)
-	defer s.close()
-	peers, err := i.peers(s)
-	if err != nil {
-		return still{}, err
-	}
-	base, err := resident()
-	if err != nil {
-		return still{}, err
-	}
-	for n := range i.streams {
-		c, err := net.DialTCP("tcp4", nil, peers[n/queue].Addr().(*net.TCPAddr))
+// round looks at all sides while nothing happens, at the same time, and then has each be active in turn.
+func (i idle) round(ctx context.Context, sides []*still, n int, window, active time.Duration) ([]measured, error) {
+	out := make([]measured, len(sides))
+	perStream := func(bytes float64) float64 { return bytes / float64(n) / 1024 }
+	for k, side := range sides {
+		now, err := side.server.do(request{Op: "memory"})
 		if err != nil {
-			return still{}, err
+			return nil, err
 		}
-		s.keep(c)
-		s.goes(func() { _, _ = io.ReadFull(c, make([]byte, 1)) })
+		out[k].memory = perStream(now.Anonymous - side.base.Anonymous)
+		out[k].stacks = perStream(now.Stacks - side.base.Stacks)
 	}
-	return i.rest(s.ctx, r, base, 0)
+	before, started := make([]int64, len(sides)), make([]time.Time, len(sides))
+	for k, side := range sides {
+		a, err := side.server.do(request{Op: "cpu"})
+		if err != nil {
+			return nil, err
+		}
+		before[k], started[k] = a.Nanoseconds, time.Now()
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(window):
+	}
+	share := func(k int) (float64, error) {
+		elapsed := time.Since(started[k])
+		a, err := sides[k].server.do(request{Op: "cpu"})
+		return 100 * float64(a.Nanoseconds-before[k]) / float64(elapsed.Nanoseconds()), err
+	}
+	var err error
+	for k := range sides {
+		if out[k].idleCPU, err = share(k); err != nil {
+			return nil, err
+		}
+	}
+	for k, side := range sides {
+		a, err := side.server.do(request{Op: "cpu"})
+		if err != nil {
+			return nil, err
+		}
+		before[k], started[k] = a.Nanoseconds, time.Now()
+		trips, err := side.clients.do(request{Op: "ping", Millis: int(active.Milliseconds())})
+		if err != nil {
+			return nil, err
+		}
+		out[k].p50, out[k].p99 = trips.P50, trips.P99
+		if out[k].activeTrips, err = share(k); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
-func (i idle) relayed(ctx context.Context, r *runner) (still, error) {
-	s := newScope(ctx)
-	defer s.close()
-	peers, err := i.peers(s)
-	if err != nil {
-		return still{}, err
+func (i idle) report(r *runner, sides []*still, n int, rows [][]measured) {
+	group := fmt.Sprintf("%d streams at once", n)
+	for k, side := range sides[1:] {
+		figure := func(name, unit string, f func(measured) float64) Figure {
+			ours, theirs := pick(rows[k+1], f), pick(rows[0], f)
+			return Figure{Group: group, Name: side.name + ": " + name, Unit: unit, Ours: spreadOf(ours)}.beside("sockets and goroutines", ours, theirs)
+		}
+		memory := figure("host memory per idle stream, rings and guest apart", "KiB", func(m measured) float64 { return m.memory })
+		if n >= 1000 {
+			// What a few streams take is lost in what the process takes or gives back for other reasons.
+			memory = memory.wantAtMost(8)
+		}
+		load := figure("processor time, idle", "% of a core", func(m measured) float64 { return m.idleCPU })
+		if n == 10000 {
+			load = load.wantBelow(0.5)
+		}
+		r.add(memory)
+		r.add(figure("of that, stacks of goroutines", "KiB", func(m measured) float64 { return m.stacks }))
+		r.add(load)
+		r.add(figure("1 % active, round trip p50", "µs", func(m measured) float64 { return m.p50 }))
+		r.add(figure("1 % active, round trip p99", "µs", func(m measured) float64 { return m.p99 }))
+		r.add(figure("1 % active, processor time", "% of a core", func(m measured) float64 { return m.activeTrips }))
 	}
-	g, err := s.rig(32<<20+16<<10*i.streams, i.streams+1)
-	if err != nil {
-		return still{}, err
+}
+
+// The first byte on a connection says what it is for; the server sends it back.
+const (
+	willRest = 'r'
+	willTalk = 't'
+)
+
+// serverPart serves connections in the way that it is told.
+func serverPart(s *scope) func(request) (answer, error) {
+	return func(q request) (a answer, err error) {
+		switch q.Op {
+		case "start":
+			a.Address, err = startServer(s, q.Name, q.Streams)
+		case "cpu":
+			var t time.Duration
+			t, err = processorTime()
+			a.Nanoseconds = t.Nanoseconds()
+		case "memory":
+			debug.FreeOSMemory()
+			var kib uint64
+			kib, err = numberIn("/proc/self/status", "RssAnon:")
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			a.Anonymous, a.Stacks = float64(kib)*1024, float64(m.StackInuse)
+		default:
+			err = errors.New("unknown request " + q.Op)
+		}
+		return a, err
 	}
-	base, err := resident()
-	if err != nil {
-		return still{}, err
-	}
-	rings := g.table.Stats().RingBytes
-	for n := range i.streams {
-		p, err := g.pipe(4<<10, 4<<10)
+}
+
+func startServer(s *scope, name string, streams int) (string, error) {
+	switch name {
+	case "plain":
+		l, err := s.listen()
 		if err != nil {
-			return still{}, err
+			return "", err
 		}
-		to := addrOf(peers[n/queue])
-		if _, err := open(p, wire.ProtocolTCPConnection, wire.AppendConnect(nil, wire.Connect{Endpoint: endpoint(to.Addr(), to.Port())})); err != nil {
-			return still{}, err
+		s.goes(func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				s.keep(c)
+				s.goes(func() { echoSmall(c) })
+			}
+		})
+		return l.Addr().String(), nil
+	case "booted guest":
+		cfg := vmm.Config{
+			CPUs: 1, Memory: even(128<<20 + 64<<10*uint64(streams)), Window: even(64<<20 + 32<<10*uint64(streams)), StreamLimit: streams + 128,
 		}
-		// The guest's end is the guest's memory: it is let go of.
-		g.ends[p.ID().Slot()].Store(nil)
+		g, err := s.boot("echo", cfg, "4096")
+		if err != nil {
+			return "", err
+		}
+		return g.at.String(), nil
 	}
-	return i.rest(s.ctx, r, base, g.table.Stats().RingBytes-rings)
+	l, err := s.listen()
+	if err != nil {
+		return "", err
+	}
+	g, err := s.rig(64<<20+16<<10*streams, streams+accepting+2)
+	if err != nil {
+		return "", err
+	}
+	listener, at, err := g.listener(l)
+	if err != nil {
+		return "", err
+	}
+	g.users.Go(func() { g.serve(listener, func(c *guest.Conn) { g.attend(c) }) })
+	return at.String(), nil
+}
+
+// even rounds up to what a VM's memory must be a multiple of.
+func even(n uint64) uint64 {
+	const unit = 2 << 20
+	return (n + unit - 1) / unit * unit
+}
+
+// echoSmall is echo with hardly any memory of its own.
+func echoSmall(c net.Conn) {
+	var b [64]byte
+	for {
+		n, err := c.Read(b[:])
+		if err != nil {
+			return
+		}
+		if _, err := c.Write(b[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// attend echoes without a goroutine. The guest's end of a stream that will rest is let go of: it is the guest's memory, which doesn't count.
+func (r *rig) attend(c *guest.Conn) {
+	b := make([]byte, 64)
+	var turn func()
+	turn = func() {
+		n, err := c.Read(b)
+		if err != nil {
+			return
+		}
+		if _, err := c.Write(b[:n]); err != nil {
+			return
+		}
+		if n == 1 && b[0] == willRest {
+			r.guest.Forget(c.ID())
+			return
+		}
+		c.OnReadable(turn)
+	}
+	c.OnReadable(turn)
+}
+
+// clientsPart opens connections and makes round trips on some of them.
+func clientsPart(s *scope) func(request) (answer, error) {
+	var to string
+	var open int
+	var talking []net.Conn
+	return func(q request) (a answer, err error) {
+		switch q.Op {
+		case "start":
+			to = q.Address
+		case "grow":
+			var more []net.Conn
+			more, err = dialMany(s, to, open, q.Streams)
+			open, talking = q.Streams, append(talking, more...)
+		case "ping":
+			var t trips
+			t, err = pingAll(talking, time.Duration(q.Millis)*time.Millisecond)
+			if err == nil {
+				a.P50, a.P99 = t.micros(0.5), t.micros(0.99)
+			}
+		default:
+			err = errors.New("unknown request " + q.Op)
+		}
+		return a, err
+	}
+}
+
+// dialMany opens connections until there are that many, and returns those that will talk.
+func dialMany(s *scope, to string, from, streams int) (talking []net.Conn, err error) {
+	var next atomic.Int64
+	next.Store(int64(from))
+	found := make([][]net.Conn, dialers)
+	var work errgroup.Group
+	for i := range dialers {
+		work.Go(func() error {
+			for {
+				n := int(next.Add(1)) - 1
+				if n >= streams {
+					return nil
+				}
+				c, err := net.Dial("tcp4", to)
+				if err != nil {
+					return err
+				}
+				s.keep(c)
+				b := []byte{willRest}
+				if n%activeShare == 0 {
+					b[0] = willTalk
+					found[i] = append(found[i], c)
+				}
+				if _, err := c.Write(b); err != nil {
+					return err
+				}
+				if _, err := io.ReadFull(c, b); err != nil {
+					return err
+				}
+			}
+		})
+	}
+	err = work.Wait()
+	return slices.Concat(found...), err
+}
+
+// pingAll makes round trips on all connections for that long, on each with a pause after each.
+func pingAll(conns []net.Conn, long time.Duration) (trips, error) {
+	all := make([]trips, len(conns))
+	until := time.Now().Add(long)
+	var work errgroup.Group
+	for i, c := range conns {
+		work.Go(func() error {
+			// Not all at once.
+			time.Sleep(activePause * time.Duration(i) / time.Duration(len(conns)))
+			for {
+				t, err := ping(c, 1)
+				if err != nil {
+					return err
+				}
+				all[i] = append(all[i], t...)
+				if time.Now().After(until) {
+					return nil
+				}
+				time.Sleep(activePause)
+			}
+		})
+	}
+	err := work.Wait()
+	t := slices.Concat(all...)
+	slices.Sort(t)
+	return t, err
 }

@@ -4,25 +4,24 @@ package bench
 func items(quick bool) []item {
 	streams := []int{1, 8, 64}
 	rings := []uint32{64 << 10, 256 << 10, 1 << 20, 4 << 20}
+	idling := []int{10, 1000, 10000}
 	if quick {
-		streams, rings = []int{1, 64}, []uint32{64 << 10, 1 << 20}
+		streams, rings, idling = []int{1, 64}, []uint32{64 << 10, 1 << 20}, []int{10, 1000}
 	}
 	list := []item{
-		// First, while little memory has been used and given back.
-		{"idle streams, 1000", idle{1000}.run},
-		{"idle streams, 10000", idle{10000}.run},
+		{"streams at once", idle{idling}.run},
+		{"round trip, guest end in Go", roundTripGo},
+		{"round trip, booted guest", roundTripBooted},
+		{"connections, guest end in Go", connectionsGo},
+		{"connections, booted guest", connectionsBooted},
+		{"fairness", fairness},
+		{"boot", boot},
 	}
 	for _, toGuest := range []bool{false, true} {
 		for _, n := range streams {
 			b := bulk{toGuest: toGuest, streams: n, rings: rings}
-			list = append(list, item{b.name(), b.run})
+			list = append(list, item{b.name() + ", guest end in Go", b.runGo}, item{b.name() + ", booted guest", b.runBooted})
 		}
 	}
-	return append(list,
-		item{"floors", floors}, // before the round trip that is judged by them
-		item{"round trip, guest end in Go", roundTripGo},
-		item{"round trip, booted guest", roundTripBooted},
-		item{"connections", connections},
-		item{"boot", boot},
-	)
+	return list
 }

@@ -2,32 +2,39 @@ package bench
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"os"
 	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/emulated"
 	"github.com/fix-project/arcavm/kvm"
+	"github.com/fix-project/arcavm/testdata/images"
 )
 
 // Machine is where and with what a report was made.
 type Machine struct {
 	Processor string `json:"processor"`
 	CPUs      int    `json:"cpus"`
+	Procs     int    `json:"gomaxprocs"`
 	Kernel    string `json:"kernel"`
 	KVM       string `json:"kvm"`
 	Lane      string `json:"lane"`
 	Go        string `json:"go"`
 	Version   string `json:"version"`
-	Load      string `json:"load"` // average of one, five and fifteen minutes
+	Images    string `json:"images"` // hash of the guest images
+	Load      string `json:"load"`   // average of one, five and fifteen minutes
 }
 
 func describeMachine(version string) Machine {
 	m := Machine{
-		Processor: processor(), CPUs: runtime.NumCPU(), Kernel: "unknown",
-		Go: runtime.Version(), Version: version, Load: "unknown",
+		Processor: processor(), CPUs: runtime.NumCPU(), Procs: runtime.GOMAXPROCS(0), Kernel: "unknown",
+		Go: runtime.Version(), Version: version, Images: hashImages(), Load: "unknown",
 	}
 	var u unix.Utsname
 	if err := unix.Uname(&u); err == nil {
@@ -40,6 +47,15 @@ func describeMachine(version string) Machine {
 	}
 	m.KVM, m.Lane = describeKVM()
 	return m
+}
+
+// hashImages is the beginning of a hash of all guest images.
+func hashImages() string {
+	h := sha256.New()
+	for _, name := range images.Names() {
+		fmt.Fprintf(h, "%s %x\n", name, sha256.Sum256(images.Bytes(name)))
+	}
+	return hex.EncodeToString(h.Sum(nil)[:6])
 }
 
 func processor() string {
@@ -57,6 +73,10 @@ func processor() string {
 
 // describeKVM returns the module's name and the lane: what runs guests.
 func describeKVM() (module, lane string) {
+	lane = "/dev/kvm"
+	if emulated.Inside() {
+		lane = "/dev/kvm of hardware that QEMU emulates; no time here says anything about a real machine"
+	}
 	system, err := kvm.Open("")
 	if err != nil {
 		var missing *kvm.UnavailableError
@@ -68,14 +88,14 @@ func describeKVM() (module, lane string) {
 	defer system.Close()
 	features, err := system.Features()
 	if err != nil {
-		return err.Error(), "/dev/kvm"
+		return err.Error(), lane
 	}
 	module = features.Module
 	if module == "" {
 		module = "module unknown"
 	}
 	if features.Software() {
-		return module + " (software: guest kernel code is interpreted)", "/dev/kvm"
+		module += " (software: guest kernel code is interpreted)"
 	}
-	return module, "/dev/kvm"
+	return module, lane
 }

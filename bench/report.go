@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -18,8 +19,10 @@ type Report struct {
 	Seconds float64   `json:"seconds"`
 	Rounds  int       `json:"rounds"`
 	Quick   bool      `json:"quick"`
+	Counted string    `json:"counted"` // which system calls
 	Figures []Figure  `json:"figures"`
 	Missing []Missing `json:"missing,omitempty"`
+	Failed  []Missing `json:"failed,omitempty"`
 }
 
 // Figure is one thing measured.
@@ -33,6 +36,16 @@ type Figure struct {
 	Neighbour *Neighbour `json:"neighbour,omitempty"`
 	Ratio     *Spread    `json:"ratio,omitempty"`
 	Target    *Target    `json:"target,omitempty"`
+	// Point is where the figure stands in the plots over ring size and streams. nil: in none.
+	Point *Point `json:"point,omitempty"`
+}
+
+// Point is what a throughput was measured with.
+type Point struct {
+	Way     string `json:"way"`
+	Series  string `json:"series"` // the guest's end
+	Ring    int    `json:"ring"`   // bytes
+	Streams int    `json:"streams"`
 }
 
 // Neighbour is what a figure is compared with.
@@ -47,7 +60,7 @@ type Target struct {
 	Met  bool   `json:"met"`
 }
 
-// Missing is an item that couldn't be measured on this machine.
+// Missing is what couldn't be measured on this machine, or failed.
 type Missing struct {
 	Name   string `json:"name"`
 	Reason string `json:"reason"`
@@ -133,15 +146,30 @@ func (r *Report) WriteText(w io.Writer) error {
 			return fmt.Errorf("write report: %w", err)
 		}
 	}
-	if len(r.Missing) > 0 {
-		fmt.Fprintln(w, "\nNot measured")
-	}
-	for _, m := range r.Missing {
-		fmt.Fprintf(w, "  %s: %s\n", m.Name, m.Reason)
+	for _, list := range r.lists() {
+		fmt.Fprintf(w, "\n%s\n", list.Title)
+		for _, m := range list.Items {
+			fmt.Fprintf(w, "  %s: %s\n", m.Name, m.Reason)
+		}
 	}
 	met, targets := r.score()
 	_, err := fmt.Fprintf(w, "\n%d of %d targets met in this run\n", met, targets)
 	return err
+}
+
+// list is what there is no figure of.
+type list struct {
+	Title string
+	Items []Missing
+}
+
+func (r *Report) lists() (out []list) {
+	for _, l := range []list{{"Failed", r.Failed}, {"Not measured", r.Missing}} {
+		if len(l.Items) > 0 {
+			out = append(out, l)
+		}
+	}
+	return out
 }
 
 func (r *Report) head() []string {
@@ -154,7 +182,8 @@ func (r *Report) head() []string {
 		fmt.Sprintf("arcavm bench: %s", run),
 		fmt.Sprintf("%s, %d CPUs, Linux %s", m.Processor, m.CPUs, m.Kernel),
 		fmt.Sprintf("KVM: %s; lane: %s", m.KVM, m.Lane),
-		fmt.Sprintf("arcavm %s", m.Version),
+		fmt.Sprintf("arcavm %s, GOMAXPROCS %d, guest images %s", m.Version, m.Procs, m.Images),
+		fmt.Sprintf("system calls counted: %s", cmp.Or(r.Counted, "none")),
 		fmt.Sprintf("load when it began: %s", m.Load),
 	}
 }

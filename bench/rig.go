@@ -5,130 +5,69 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/bits"
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/pipes"
+	"github.com/fix-project/arcavm/pipes/guest"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/wire"
 )
 
-// rig is a relay and a guest in Go on one window: the guest's half of PROTOCOL.md sections 7 to 9 and 12, without KVM.
+// rig is a relay and a guest in Go on one window, without KVM.
 type rig struct {
 	window  []byte
-	table   *pipes.Table
-	bell    chan struct{}                // room for one: an interrupt that is pending is not raised twice
-	ends    []atomic.Pointer[pipes.Pipe] // the guest's, by slot
+	guest   *guest.Guest
 	stop    context.CancelFunc
-	running sync.WaitGroup // the relay and the interrupt handler
+	running sync.WaitGroup // the relay
 	users   sync.WaitGroup // goroutines at the guest's ends
+	err     error          // of the guest's end
 
 	mu      sync.Mutex
-	control *pipes.Pipe // the guest's end
+	control *guest.Conn
 }
 
-// newRig makes a window of that many bytes, of which only what is touched is used.
+// newRig makes a window of that many bytes, of which only what is touched is used. It is shared memory, as a virtual machine's is.
 func newRig(ctx context.Context, window, streams int) (_ *rig, err error) {
-	r := &rig{bell: make(chan struct{}, 1), ends: make([]atomic.Pointer[pipes.Pipe], streams+1)}
-	r.window, err = unix.Mmap(-1, 0, window, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	r := &rig{}
+	r.window, err = unix.Mmap(-1, 0, window, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
 		return nil, fmt.Errorf("map a window of %d MiB: %w", window>>20, err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, unix.Munmap(r.window))
-		}
-	}()
-	r.table, err = pipes.NewTable(r.window, pipes.Options{CPUs: 1, StreamLimit: streams + 1, Doorbell: func(int) {
-		select {
-		case r.bell <- struct{}{}:
-		default:
-		}
-	}})
+	r.guest, err = guest.New(r.window, pipes.Options{StreamLimit: streams + 1})
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, unix.Munmap(r.window))
 	}
-	host, err := r.table.New(64<<10, 64<<10, 0)
+	host, control, err := r.guest.Pair(64<<10, 64<<10)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, r.guest.Close(), unix.Munmap(r.window))
 	}
-	if r.control, err = r.attach(host.Descriptor()); err != nil {
-		return nil, err
-	}
+	r.control = control
 	var mux relay.Mux
 	mux.Handle(wire.ProtocolTCPConnection, relay.TCPConnection())
 	mux.Handle(wire.ProtocolTCPListener, relay.TCPListener())
-	server := relay.New(r.table, host, &mux, relay.Options{})
+	server := relay.New(r.guest.Table, host, &mux, relay.Options{})
 	ctx, r.stop = context.WithCancel(ctx)
 	r.running.Go(func() {
 		_ = server.Serve(ctx)
-		_ = r.table.Close()
-		for i := range r.ends {
-			if p := r.ends[i].Load(); p != nil {
-				p.WakeReader()
-				p.WakeWriter()
-			}
-		}
+		r.err = r.guest.Close()
 	})
-	r.running.Go(func() { r.handleInterrupts(ctx) })
 	return r, nil
 }
 
-// close ends everything. Who uses a pipe is in users, or has returned.
-func (r *rig) close() {
+// close ends everything. Who uses a pipe is in users, or has returned. It returns an error if a wake-up was lost.
+func (r *rig) close() error {
 	r.stop()
 	r.running.Wait()
 	r.users.Wait()
-	r.table.Wait()
-	_ = unix.Munmap(r.window)
+	r.guest.Table.Wait()
+	return errors.Join(r.err, unix.Munmap(r.window))
 }
 
-func (r *rig) handleInterrupts(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-r.bell:
-			r.interrupt()
-		}
-	}
-}
-
-// interrupt is the guest's handler of the stream vector.
-func (r *rig) interrupt() {
-	base := r.table.PendingOffset()
-	for top := word(r.window, base).Swap(0); top != 0; top &= top - 1 {
-		m := uint64(bits.TrailingZeros64(top))
-		for mid := word(r.window, base+64+8*m).Swap(0); mid != 0; mid &= mid - 1 {
-			l := 64*m + uint64(bits.TrailingZeros64(mid))
-			for leaf := word(r.window, base+576+8*l).Swap(0); leaf != 0; leaf &= leaf - 1 {
-				event := 64*l + uint64(bits.TrailingZeros64(leaf))
-				p := r.ends[event/2].Load()
-				switch {
-				case p == nil:
-				case event%2 == 0:
-					p.WakeReader()
-				default:
-					p.WakeWriter()
-				}
-			}
-		}
-	}
-}
-
-func (r *rig) attach(d pipes.Descriptor) (*pipes.Pipe, error) {
-	p, err := pipes.Attach(r.window, d, r.table)
-	if err != nil {
-		return nil, err
-	}
-	r.ends[d.ID.Slot()].Store(p)
-	return p, nil
-}
+func (r *rig) counts() counts { return counts{pipes: r.guest.Table.Stats()} }
 
 // receive reads one frame.
 func receive(c io.Reader) (wire.Header, []byte, error) {
@@ -146,7 +85,7 @@ func receive(c io.Reader) (wire.Header, []byte, error) {
 }
 
 // pipe asks for a pipe through the control pipe. Several goroutines may call it.
-func (r *rig) pipe(outgoing, incoming uint32) (*pipes.Pipe, error) {
+func (r *rig) pipe(outgoing, incoming uint32) (*guest.Conn, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	request := wire.AppendNewStreamRequest(nil, 1, wire.NewStreamRequest{OutgoingSize: outgoing, IncomingSize: incoming})
@@ -165,14 +104,14 @@ func (r *rig) pipe(outgoing, incoming uint32) (*pipes.Pipe, error) {
 		return nil, fmt.Errorf("new stream: %w", unix.Errno(info.Status))
 	}
 	d := info.Pipe
-	return r.attach(pipes.Descriptor{
+	return r.guest.Attach(pipes.Descriptor{
 		ID: pipes.ID(d.ID), Header: d.Header, Outgoing: d.Outgoing, Incoming: d.Incoming,
 		OutgoingSize: d.OutgoingSize, IncomingSize: d.IncomingSize,
 	})
 }
 
 // open sends Open on p and returns Opened's payload.
-func open(p *pipes.Pipe, protocol uint16, payload []byte) ([]byte, error) {
+func open(p *guest.Conn, protocol uint16, payload []byte) ([]byte, error) {
 	if _, err := p.Write(wire.AppendOpen(nil, 2, wire.Open{Protocol: protocol, Payload: payload})); err != nil {
 		return nil, err
 	}
@@ -191,7 +130,7 @@ func open(p *pipes.Pipe, protocol uint16, payload []byte) ([]byte, error) {
 }
 
 // connect is the guest's connect: its end, and the peer's that l accepts.
-func (r *rig) connect(l *net.TCPListener, outgoing, incoming uint32) (*pipes.Pipe, *net.TCPConn, error) {
+func (r *rig) connect(l *net.TCPListener, outgoing, incoming uint32) (*guest.Conn, *net.TCPConn, error) {
 	p, err := r.pipe(outgoing, incoming)
 	if err != nil {
 		return nil, nil, err
@@ -207,3 +146,53 @@ func (r *rig) connect(l *net.TCPListener, outgoing, incoming uint32) (*pipes.Pip
 func endpoint(a netip.Addr, port uint16) wire.Endpoint { return wire.Endpoint{Addr: a, Port: port} }
 
 func addrOf(l *net.TCPListener) netip.AddrPort { return l.Addr().(*net.TCPAddr).AddrPort() }
+
+// listener is a listener of the guest's, bound to a free port of the address that l has.
+func (r *rig) listener(l *net.TCPListener) (*guest.Conn, *net.TCPAddr, error) {
+	p, err := r.pipe(64<<10, 64<<10)
+	if err != nil {
+		return nil, nil, err
+	}
+	bound, err := open(p, wire.ProtocolTCPListener, wire.AppendListen(nil, wire.Listen{Endpoint: endpoint(addrOf(l).Addr(), 0), Backlog: 1024}))
+	if err != nil {
+		return nil, nil, err
+	}
+	at, err := wire.DecodeEndpoint(bound)
+	return p, net.TCPAddrFromAddrPort(at.AddrPort()), err
+}
+
+// accepting is how many accepts the guest has asked for at once.
+const accepting = 16
+
+// serve accepts connections, each on small rings, and has serve called with them one after the other. It returns when the listener's stream ends.
+func (r *rig) serve(listener *guest.Conn, serve func(*guest.Conn)) {
+	waiting := make([]*guest.Conn, accepting)
+	ask := func(i int) error {
+		p, err := r.pipe(4<<10, 4<<10)
+		if err != nil {
+			return err
+		}
+		waiting[i] = p
+		_, err = listener.Write(wire.AppendAcceptConnection(nil, uint64(i), wire.AcceptConnection{Pipe: uint64(p.ID())}))
+		return err
+	}
+	for i := range waiting {
+		if ask(i) != nil {
+			return
+		}
+	}
+	for {
+		h, payload, err := receive(listener)
+		if err != nil || h.RequestID >= accepting {
+			return
+		}
+		c, err := wire.DecodeIncomingConnection(payload)
+		if err != nil || c.Status != 0 {
+			return
+		}
+		serve(waiting[h.RequestID])
+		if ask(int(h.RequestID)) != nil {
+			return
+		}
+	}
+}

@@ -1,12 +1,12 @@
 package bench
 
 import (
-	"context"
-	"fmt"
 	"io"
 	"net"
 	"slices"
 	"time"
+
+	"github.com/fix-project/arcavm/vmm"
 )
 
 // trips are round trips' durations in order of length.
@@ -46,15 +46,17 @@ func echo(c net.Conn) {
 	}
 }
 
-var percentiles = []struct {
+type quantile struct {
 	name string
 	p    float64
-}{{"p50", 0.5}, {"p99", 0.99}, {"p99.9", 0.999}}
+}
+
+var percentiles = []quantile{{"p50", 0.5}, {"p99", 0.99}, {"p99.9", 0.999}}
+
+const roundTrips = "round trip of 64 bytes"
 
 // roundTripGo is the echo by a guest end in Go beside a plain one.
-func roundTripGo(ctx context.Context, r *runner) error {
-	s := newScope(ctx)
-	defer s.close()
+func roundTripGo(s *scope, r *runner) error {
 	l, err := s.listen()
 	if err != nil {
 		return err
@@ -85,9 +87,7 @@ func roundTripGo(ctx context.Context, r *runner) error {
 		return err
 	}
 	for _, q := range percentiles {
-		micros := func(t trips) float64 { return t.micros(q.p) }
-		ours, theirs := pick(rows[0], micros), pick(rows[1], micros)
-		f := Figure{Group: "round trip of 64 bytes", Name: "guest end in Go, " + q.name, Unit: "µs", Ours: spreadOf(ours)}.beside("plain echo", ours, theirs)
+		f := tripFigure("guest end in Go, ", q, rows)
 		if q.name == "p50" {
 			f = f.wantRatioAtMost(1.3)
 		}
@@ -96,12 +96,71 @@ func roundTripGo(ctx context.Context, r *runner) error {
 	return nil
 }
 
-// echoPlain is the client's end of a connection to a plain echo.
-func (s *scope) echoPlain(l *net.TCPListener) (net.Conn, error) {
-	x, y, err := s.plain(l)
+// tripFigure compares our trips, in the first row, with a plain echo's, in the second.
+func tripFigure(label string, q quantile, rows [][]trips) Figure {
+	micros := func(t trips) float64 { return t.micros(q.p) }
+	ours, theirs := pick(rows[0], micros), pick(rows[1], micros)
+	return Figure{Group: roundTrips, Name: label + q.name, Unit: "µs", Ours: spreadOf(ours)}.beside("plain echo", ours, theirs)
+}
+
+// roundTripBooted is the echo by a booted guest beside a plain one, and beside what a hypercall and an interrupt cost at least.
+func roundTripBooted(s *scope, r *runner) error {
+	g, err := s.boot("echo", vmm.Config{})
 	if err != nil {
-		return nil, fmt.Errorf("plain connection: %w", err)
+		return err
 	}
-	s.goes(func() { echo(y) })
-	return x, nil
+	conn, err := s.dial(g)
+	if err != nil {
+		return err
+	}
+	l, err := s.listen()
+	if err != nil {
+		return err
+	}
+	plain, err := s.echoPlain(l)
+	if err != nil {
+		return err
+	}
+	n := 1000
+	if r.quick {
+		n = 200
+	}
+	sides := []func() (trips, error){
+		func() (trips, error) { return ping(conn, n) },
+		func() (trips, error) { return ping(plain, n) },
+	}
+	floor, err := s.floors()
+	if err == nil {
+		sides = append(sides,
+			func() (trips, error) { return floor.exit(s.ctx) },
+			func() (trips, error) { return floor.interruptAndExit(s.ctx) })
+	} else if err := r.missing("floors of hypercall and interrupt", err); err != nil {
+		return err
+	}
+	rows, err := interleave(s.ctx, r.rounds, sides)
+	if err != nil {
+		return err
+	}
+	median := func(t trips) float64 { return t.micros(0.5) }
+	var limit float64
+	if floor != nil {
+		exit, both := pick(rows[2], median), pick(rows[3], median)
+		interrupt, limits := make([]float64, len(exit)), make([]float64, len(exit))
+		plain := pick(rows[1], median)
+		for i := range exit {
+			interrupt[i] = both[i] - exit[i]
+			limits[i] = plain[i] + 1.5*(exit[i]+interrupt[i])
+		}
+		r.add(Figure{Group: roundTrips, Name: "floor of a hypercall: a bare port exit", Unit: "µs", Ours: spreadOf(exit)})
+		r.add(Figure{Group: roundTrips, Name: "floor of an interrupt: eventfd to handler, less the handler's port exit", Unit: "µs", Ours: spreadOf(interrupt)})
+		limit = spreadOf(limits).Median
+	}
+	for _, q := range percentiles {
+		f := tripFigure("booted guest, ", q, rows)
+		if q.name == "p50" && limit > 0 {
+			f = f.wantAtMost(limit)
+		}
+		r.add(f)
+	}
+	return nil
 }

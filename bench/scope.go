@@ -2,6 +2,8 @@ package bench
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"slices"
@@ -16,6 +18,8 @@ type scope struct {
 	mu      sync.Mutex
 	closers []io.Closer
 	rigs    []*rig
+	guests  []*booted
+	parts   []*part
 	running sync.WaitGroup
 }
 
@@ -50,13 +54,30 @@ func (s *scope) closeAll() {
 	s.closers = nil
 }
 
-func (s *scope) close() {
+// close returns an error if a machine has lost a wake-up or ended by itself: then nothing that was measured counts.
+func (s *scope) close() error {
 	s.unhook()
+	var errs []error
+	for _, p := range s.parts {
+		errs = append(errs, p.close())
+	}
+	for _, g := range s.guests {
+		errs = append(errs, g.close())
+	}
 	s.closeAll()
 	for _, r := range s.rigs {
-		r.close()
+		errs = append(errs, r.close())
 	}
 	s.running.Wait()
+	return errors.Join(errs...)
+}
+
+// errRescued is the error for wake-ups that somebody owed and a watchdog made up for.
+func errRescued(n uint64) error {
+	if n == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d wake-ups were lost and rescued by the watchdog", n)
 }
 
 func (s *scope) rig(window, streams int) (*rig, error) {
@@ -103,4 +124,14 @@ func (s *scope) spliced(l *net.TCPListener) (x, y *net.TCPConn, err error) {
 	s.goes(func() { _, _ = io.Copy(out, in) })
 	s.goes(func() { _, _ = io.Copy(in, out) })
 	return x, y, nil
+}
+
+// echoPlain is the client's end of a connection to a plain echo.
+func (s *scope) echoPlain(l *net.TCPListener) (net.Conn, error) {
+	x, y, err := s.plain(l)
+	if err != nil {
+		return nil, fmt.Errorf("plain connection: %w", err)
+	}
+	s.goes(func() { echo(y) })
+	return x, nil
 }

@@ -23,7 +23,7 @@ type machine struct {
 	window   size
 	level    choice
 	format   choice
-	timing   bool
+	timing   choice
 	limits   limitFlag
 	network  relay.Network // nil: a policy without rules
 	tls      relay.TLS
@@ -38,6 +38,7 @@ func newMachine(s streams) *machine {
 		window:  vmm.DefaultWindow,
 		level:   choice{value: "info", choices: logLevels},
 		format:  choice{value: "text", choices: logFormats},
+		timing:  choice{choices: timingFormats},
 	}
 }
 
@@ -48,7 +49,9 @@ func (m *machine) addFlags(cmd *cobra.Command) {
 	f.Var(&m.window, "window", "memory shared with the guest for its streams, a multiple of 2M;\nit costs only what is in use")
 	f.Var(&m.level, "log-level", "least important log records to show")
 	f.Var(&m.format, "log-format", "how log records are written to stderr")
-	f.BoolVar(&m.timing, "timing", false, "at the end, print the time of each boot step, and counts of exits,\nhypercalls, interrupts and bytes")
+	f.Var(&m.timing, "timing", "at the end, print the time of each boot step, and counts of exits,\nhypercalls, interrupts and bytes; =json: one line of JSON")
+	f.Lookup("timing").NoOptDefVal = "text"
+	complete(cmd, "timing", timingFormats)
 	complete(cmd, "log-level", logLevels)
 	complete(cmd, "log-format", logFormats)
 }
@@ -82,8 +85,11 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 		return err
 	}
 	defer func() { err = errors.Join(err, vm.Close()) }()
-	if m.timing {
+	switch m.timing.value {
+	case "text":
 		defer func() { writeTiming(m.streams.err, started, read, vm) }()
+	case "json":
+		defer func() { err = errors.Join(err, writeTimingJSON(m.streams.err, started, read, vm)) }()
 	}
 
 	ctx, cancel := context.WithCancelCause(context.Background())

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 
+	"github.com/fix-project/arcavm/bench"
 	"github.com/fix-project/arcavm/emulated"
 )
 
@@ -35,6 +36,7 @@ func main() {
 		_ = watch(os.Stdin, os.NewFile(3, "terminal"))
 		return
 	}
+	bench.Init()
 	os.Exit(execute(os.Args[1:], streams{in: os.Stdin, out: os.Stdout, err: os.Stderr, terminal: isTerminal(os.Stderr)}))
 }
 

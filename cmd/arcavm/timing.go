@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/bench"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/rpc"
@@ -56,6 +58,34 @@ func writeTiming(w io.Writer, started, read time.Time, vm *vmm.VM) {
 		writeStreams(&b, s.Pipes, s.Relay)
 	}
 	_, _ = io.WriteString(w, b.String())
+}
+
+// timingFormats are the values of --timing.
+var timingFormats = []string{"text", "json"}
+
+// timingJSON is what --timing=json writes, as one line.
+type timingJSON struct {
+	bench.Timing
+	Stats vmm.Stats `json:"stats"`
+}
+
+// writeTimingJSON writes when each step was done, and all counters.
+func writeTimingJSON(w io.Writer, started, read time.Time, vm *vmm.VM) error {
+	t := timingJSON{Stats: vm.Stats()}
+	step := func(name string, at time.Time) {
+		t.Steps = append(t.Steps, bench.TimingStep{Name: name, At: at.UnixNano()})
+	}
+	step("process started", started)
+	step("command line and image headers read", read)
+	_, steps := vm.Timing()
+	for _, s := range steps {
+		step(s.Name, s.At)
+	}
+	step("end", time.Now())
+	if err := json.NewEncoder(w).Encode(t); err != nil {
+		return fmt.Errorf("writing the timing: %w", err)
+	}
+	return nil
 }
 
 // count prints one counter.

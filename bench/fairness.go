@@ -1,0 +1,154 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// fairness measures what light streams get beside one that moves as much as it can.
+const fairStreams = 64
+
+// fair are streams of one kind: light ones, each a connection whose other end echoes, and a heavy one.
+type fair struct {
+	light []net.Conn
+	heavy flow
+}
+
+// trips makes round trips on the light streams for that long.
+func (f fair) trips(ctx context.Context, long time.Duration, beside bool) (t trips, err error) {
+	var work errgroup.Group
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	if beside {
+		started := make(chan struct{})
+		work.Go(func() error {
+			for first := true; ctx.Err() == nil; first = false {
+				if err := f.turn(); err != nil {
+					return err
+				}
+				if first {
+					close(started)
+				}
+			}
+			return nil
+		})
+		defer func() {
+			stop()
+			if heavy := work.Wait(); err == nil {
+				err = heavy
+			}
+		}()
+		select {
+		case <-started:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return pingAll(f.light, long)
+}
+
+// turn moves some MiB on the heavy stream.
+func (f fair) turn() error {
+	const size = 8 * mebibyte
+	var work errgroup.Group
+	work.Go(func() error { return f.heavy.send(size) })
+	work.Go(func() error { return f.heavy.receive(size) })
+	return work.Wait()
+}
+
+// fairGo has all streams on one relay.
+func fairGo(s *scope) (fair, error) {
+	const ring = mebibyte
+	g, err := s.rig(32<<20+2*ring, fairStreams)
+	if err != nil {
+		return fair{}, err
+	}
+	l, err := s.listen()
+	if err != nil {
+		return fair{}, err
+	}
+	var f fair
+	for range fairStreams - 1 {
+		p, peer, err := g.connect(l, 64<<10, 64<<10)
+		if err != nil {
+			return f, err
+		}
+		s.keep(peer)
+		g.users.Go(func() { echo(p) })
+		f.light = append(f.light, peer)
+	}
+	p, peer, err := g.connect(l, ring, 4<<10)
+	if err != nil {
+		return f, err
+	}
+	s.keep(peer)
+	var end io.ReadWriter = mover{p}
+	f.heavy = copying(end, peer)
+	return f, nil
+}
+
+func fairPlain(s *scope) (fair, error) {
+	l, err := s.listen()
+	if err != nil {
+		return fair{}, err
+	}
+	var f fair
+	for range fairStreams - 1 {
+		c, err := s.echoPlain(l)
+		if err != nil {
+			return f, err
+		}
+		f.light = append(f.light, c)
+	}
+	x, y, err := s.plain(l)
+	if err != nil {
+		return f, err
+	}
+	f.heavy = copying(x, y)
+	return f, nil
+}
+
+func fairness(s *scope, r *runner) error {
+	ours, err := fairGo(s)
+	if err != nil {
+		return err
+	}
+	plain, err := fairPlain(s)
+	if err != nil {
+		return err
+	}
+	long := time.Second
+	if r.quick {
+		long = 200 * time.Millisecond
+	}
+	var sides []func() (trips, error)
+	for _, f := range []fair{ours, plain} {
+		for _, beside := range []bool{false, true} {
+			sides = append(sides, func() (trips, error) { return f.trips(s.ctx, long, beside) })
+		}
+	}
+	rows, err := interleave(s.ctx, r.rounds, sides)
+	if err != nil {
+		return err
+	}
+	group := fmt.Sprintf("fairness: %d light streams beside one at full speed", fairStreams-1)
+	for i, name := range []string{"guest end in Go", "plain sockets"} {
+		for _, q := range percentiles[:2] {
+			micros := func(t trips) float64 { return t.micros(q.p) }
+			alone, beside := pick(rows[2*i], micros), pick(rows[2*i+1], micros)
+			f := Figure{
+				Group: group, Name: fmt.Sprintf("%s: round trip of 64 bytes, %s", name, q.name), Unit: "µs", Ours: spreadOf(beside),
+			}.beside("without the one", beside, alone)
+			if i == 0 && q.name == "p99" {
+				f = f.wantRatioAtMost(3)
+			}
+			r.add(f)
+		}
+	}
+	return nil
+}
