@@ -7,6 +7,8 @@ import (
 	"html/template"
 	"image/color"
 	"io"
+	"maps"
+	"slices"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
@@ -19,9 +21,9 @@ import (
 var pageText string
 
 type pageGroup struct {
-	Name string
-	Plot template.HTML // of the ratios; empty if there is none
-	Rows []pageRow
+	Name  string
+	Plots []template.HTML
+	Rows  []pageRow
 }
 
 type pageRow struct {
@@ -29,17 +31,22 @@ type pageRow struct {
 	Verdict string // met, not met or empty
 }
 
-// WriteHTML writes the report as a page that needs nothing else: tables, and a plot of the ratios of each group.
+// WriteHTML writes the report as a page that needs nothing else: tables and plots.
 func (r *Report) WriteHTML(w io.Writer) error {
 	var data struct {
 		Head    []string
+		Curves  []template.HTML
 		Groups  []pageGroup
-		Missing []Missing
+		Lists   []list
 		Met     int
 		Targets int
 	}
-	data.Head, data.Missing = r.head(), r.Missing
+	data.Head, data.Lists = r.head(), r.lists()
 	data.Met, data.Targets = r.score()
+	var err error
+	if data.Curves, err = plotCurves(r.Figures); err != nil {
+		return fmt.Errorf("plot throughput: %w", err)
+	}
 	for _, g := range r.groups() {
 		pg := pageGroup{Name: g.name}
 		for _, f := range g.figures {
@@ -49,11 +56,9 @@ func (r *Report) WriteHTML(w io.Writer) error {
 			}
 			pg.Rows = append(pg.Rows, row)
 		}
-		svg, err := plotRatios(g.figures)
-		if err != nil {
+		if pg.Plots, err = plotGroup(g.figures); err != nil {
 			return fmt.Errorf("plot %s: %w", g.name, err)
 		}
-		pg.Plot = template.HTML(svg)
 		data.Groups = append(data.Groups, pg)
 	}
 	page, err := template.New("report").Parse(pageText)
@@ -66,60 +71,189 @@ func (r *Report) WriteHTML(w io.Writer) error {
 	return nil
 }
 
-// ratioPoints is what gonum needs to draw medians with their spread.
-type ratioPoints struct {
+// Plots are black on white: the page inverts them where it is dark.
+var plotColors = []color.Color{
+	color.RGBA{R: 0x1f, G: 0x6f, B: 0xb4, A: 0xff}, color.RGBA{R: 0xd9, G: 0x5f, B: 0x02, A: 0xff}, color.RGBA{R: 0x1b, G: 0x9e, B: 0x77, A: 0xff},
+}
+
+// mostBars is how many values one plot shows; more can't be read.
+const mostBars = 40
+
+// plotGroup draws the ratios of figures that have a neighbour, and the values of the others, those with the same unit together.
+func plotGroup(figures []Figure) ([]template.HTML, error) {
+	var ratios []bar
+	values := map[string][]bar{}
+	var units []string
+	for _, f := range figures {
+		if f.Ratio != nil {
+			ratios = append(ratios, bar{f.Name, *f.Ratio})
+			continue
+		}
+		if values[f.Unit] == nil {
+			units = append(units, f.Unit)
+		}
+		values[f.Unit] = append(values[f.Unit], bar{f.Name, f.Ours})
+	}
+	var out []template.HTML
+	if len(ratios) > 0 {
+		svg, err := plotBars(ratios, "ratio to the neighbour: median, least and most of the rounds", true)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, svg)
+	}
+	for _, unit := range units {
+		if len(values[unit]) > mostBars {
+			continue
+		}
+		label := "median, least and most of the rounds"
+		if unit != "" {
+			label = unit + ": " + label
+		}
+		svg, err := plotBars(values[unit], label, false)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, svg)
+	}
+	return out, nil
+}
+
+// bar is a value with a name.
+type bar struct {
+	name  string
+	value Spread
+}
+
+// barPoints is what gonum needs to draw medians with their spread.
+type barPoints struct {
 	plotter.XYs
 	plotter.XErrors
 }
 
-// plotRatios draws the ratio of each figure that has a neighbour, with its spread, as SVG; nothing if there is none. It is black on white: the
-// page inverts it where it is dark.
-func plotRatios(figures []Figure) ([]byte, error) {
-	var points ratioPoints
+// plotBars draws medians with their spread, a row for each, and a line at 1 if they are ratios.
+func plotBars(bars []bar, label string, ratios bool) (template.HTML, error) {
+	var points barPoints
 	var names []string
-	for i := len(figures) - 1; i >= 0; i-- {
-		f := figures[i]
-		if f.Ratio == nil {
-			continue
-		}
-		points.XYs = append(points.XYs, plotter.XY{X: f.Ratio.Median, Y: float64(len(names))})
-		points.XErrors = append(points.XErrors, struct{ Low, High float64 }{f.Ratio.Median - f.Ratio.Min, f.Ratio.Max - f.Ratio.Median})
-		names = append(names, f.Name)
+	for _, b := range slices.Backward(bars) {
+		points.XYs = append(points.XYs, plotter.XY{X: b.value.Median, Y: float64(len(names))})
+		points.XErrors = append(points.XErrors, struct{ Low, High float64 }{b.value.Median - b.value.Min, b.value.Max - b.value.Median})
+		names = append(names, b.name)
 	}
-	if len(names) == 0 {
-		return nil, nil
-	}
-	p := plot.New()
-	for _, s := range []*draw.TextStyle{&p.X.Label.TextStyle, &p.X.Tick.Label, &p.Y.Tick.Label} {
-		s.Font.Variant = "Sans"
-	}
-	p.X.Label.Text = "ratio to the neighbour: median, least and most of the rounds"
+	p := newPlot()
+	p.X.Label.Text = label
 	p.X.Min = 0
 	p.NominalY(names...)
 	spread, err := plotter.NewXErrorBars(points)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	medians, err := plotter.NewScatter(points)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	medians.GlyphStyle = draw.GlyphStyle{Color: color.RGBA{R: 0x1f, G: 0x6f, B: 0xb4, A: 0xff}, Radius: vg.Points(3), Shape: draw.CircleGlyph{}}
-	same, err := plotter.NewLine(plotter.XYs{{X: 1, Y: -0.5}, {X: 1, Y: float64(len(names)) - 0.5}})
-	if err != nil {
-		return nil, err
+	medians.GlyphStyle = draw.GlyphStyle{Color: plotColors[0], Radius: vg.Points(3), Shape: draw.CircleGlyph{}}
+	if ratios {
+		same, err := plotter.NewLine(plotter.XYs{{X: 1, Y: -0.5}, {X: 1, Y: float64(len(names)) - 0.5}})
+		if err != nil {
+			return "", err
+		}
+		dashed(same)
+		p.Add(same)
 	}
-	same.Color, same.Dashes = color.Gray{Y: 0x80}, []vg.Length{vg.Points(4), vg.Points(3)}
-	p.Add(same, spread, medians)
+	p.Add(spread, medians)
+	return drawPlot(p, vg.Points(50+18*float64(len(names))))
+}
 
-	canvas := vgsvg.New(vg.Points(560), vg.Points(50+18*float64(len(names))))
+// plotCurves draws throughput beside plain sockets over ring size and over streams, with a curve for each guest's end.
+func plotCurves(figures []Figure) ([]template.HTML, error) {
+	type curves map[string]plotter.XYs // by series
+	charts := map[string]curves{}
+	var titles []string
+	ticks := map[string][]plot.Tick{}
+	add := func(title, series, tick string, x, y float64) {
+		if charts[title] == nil {
+			charts[title] = curves{}
+			titles = append(titles, title)
+		}
+		charts[title][series] = append(charts[title][series], plotter.XY{X: x, Y: y})
+		ticks[title] = append(ticks[title], plot.Tick{Value: x, Label: tick})
+	}
+	for _, f := range figures {
+		if p := f.Point; p != nil && f.Ratio != nil {
+			add(fmt.Sprintf("%s, %d streams, over the ring's size in KiB", p.Way, p.Streams), p.Series, fmt.Sprint(p.Ring>>10), float64(p.Ring), f.Ratio.Median)
+		}
+	}
+	for _, f := range figures {
+		if p := f.Point; p != nil && f.Ratio != nil && p.Ring == mebibyte {
+			add(fmt.Sprintf("%s, rings of 1 MiB, over the number of streams", p.Way), p.Series, fmt.Sprint(p.Streams), float64(p.Streams), f.Ratio.Median)
+		}
+	}
+	var out []template.HTML
+	for _, title := range titles {
+		p := newPlot()
+		p.X.Label.Text, p.Y.Label.Text = title, "throughput by plain TCP's"
+		p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, plot.ConstantTicks(ticks[title])
+		p.Y.Min = 0
+		p.Legend.Top = true
+		p.Legend.TextStyle.Font.Variant = "Sans"
+		var least, most float64
+		for i, series := range slices.Sorted(maps.Keys(charts[title])) {
+			points := charts[title][series]
+			line, dots, err := plotter.NewLinePoints(points)
+			if err != nil {
+				return nil, err
+			}
+			line.Color, line.Width = plotColors[i%len(plotColors)], vg.Points(1.5)
+			dots.GlyphStyle = draw.GlyphStyle{Color: line.Color, Radius: vg.Points(3), Shape: draw.CircleGlyph{}}
+			p.Add(line, dots)
+			p.Legend.Add(series, line, dots)
+			for _, xy := range points {
+				if least == 0 || xy.X < least {
+					least = xy.X
+				}
+				most = max(most, xy.X)
+			}
+		}
+		same, err := plotter.NewLine(plotter.XYs{{X: least, Y: 1}, {X: max(most, 2*least), Y: 1}})
+		if err != nil {
+			return nil, err
+		}
+		dashed(same)
+		p.Add(same)
+		// Room for the legend.
+		p.Y.Max *= 1.4
+		svg, err := drawPlot(p, vg.Points(220))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, svg)
+	}
+	return out, nil
+}
+
+func newPlot() *plot.Plot {
+	p := plot.New()
+	for _, s := range []*draw.TextStyle{&p.X.Label.TextStyle, &p.Y.Label.TextStyle, &p.X.Tick.Label, &p.Y.Tick.Label} {
+		s.Font.Variant = "Sans"
+	}
+	return p
+}
+
+func dashed(l *plotter.Line) {
+	l.Color, l.Dashes = color.Gray{Y: 0x80}, []vg.Length{vg.Points(4), vg.Points(3)}
+}
+
+// drawPlot draws as SVG.
+func drawPlot(p *plot.Plot, height vg.Length) (template.HTML, error) {
+	canvas := vgsvg.New(vg.Points(560), height)
 	const margin = 8
 	p.Draw(draw.Crop(draw.New(canvas), margin, -margin, margin, -margin))
 	var b bytes.Buffer
 	if _, err := canvas.WriteTo(&b); err != nil {
-		return nil, err
+		return "", err
 	}
 	// In a page there is no XML declaration before an svg element.
 	svg := b.Bytes()
-	return svg[max(0, bytes.Index(svg, []byte("<svg"))):], nil
+	return template.HTML(svg[max(0, bytes.Index(svg, []byte("<svg"))):]), nil
 }
