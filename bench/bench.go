@@ -43,6 +43,9 @@ func patience() time.Duration {
 // errMissing is what an item wraps if the machine lacks something that it needs.
 var errMissing = errors.New("not on this machine")
 
+// errBroken is what a scope's end wraps if something in it was lost: it is never merely missing.
+var errBroken = errors.New("what was measured doesn't count")
+
 // item is one thing to measure, in a scope of its own.
 type item struct {
 	name string
@@ -70,7 +73,7 @@ func (r *runner) add(f Figure) { r.report.Figures = append(r.report.Figures, f) 
 
 // missing notes what a part of an item lacks, while the rest of the item goes on. It returns any other error.
 func (r *runner) missing(name string, err error) error {
-	if !errors.Is(err, errMissing) {
+	if !errors.Is(err, errMissing) || errors.Is(err, errBroken) {
 		return err
 	}
 	if m := (Missing{Name: name, Reason: err.Error()}); !slices.Contains(r.report.Missing, m) {
@@ -82,16 +85,19 @@ func (r *runner) missing(name string, err error) error {
 // Run measures. What can't be measured on this machine is listed in the report, and so is an item that failed. The error says that there is no
 // report: nothing was chosen, or ctx has ended.
 func Run(ctx context.Context, o Options) (*Report, error) {
+	return run(ctx, o, items(o.Quick))
+}
+
+func run(ctx context.Context, o Options, all []item) (*Report, error) {
 	if o.Rounds <= 0 {
 		o.Rounds = 5
 		if o.Quick {
 			o.Rounds = 3
 		}
 	}
-	r := &runner{rounds: o.Rounds, quick: o.Quick, arcavm: o.Arcavm}
 	var names []string
 	var chosen []item
-	for _, it := range items(o.Quick) {
+	for _, it := range all {
 		names = append(names, it.name)
 		if o.Only == nil || o.Only.MatchString(it.name) {
 			chosen = append(chosen, it)
@@ -100,14 +106,8 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if len(chosen) == 0 {
 		return nil, fmt.Errorf("nothing is named %q; there are: %s", o.Only, strings.Join(names, "; "))
 	}
+	r := newRunner(o)
 	start := time.Now()
-	r.report = &Report{Machine: describeMachine(o.Version), Started: start.UTC(), Rounds: o.Rounds, Quick: o.Quick}
-	var err error
-	if r.calls, err = newCallCounter(); err != nil {
-		_ = r.missing("system calls", err)
-	} else {
-		r.report.Counted = r.calls.what
-	}
 	for _, it := range chosen {
 		if o.Progress != nil {
 			o.Progress(it.name)
@@ -122,6 +122,18 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	}
 	r.report.Seconds = time.Since(start).Seconds()
 	return r.report, nil
+}
+
+func newRunner(o Options) *runner {
+	r := &runner{rounds: o.Rounds, quick: o.Quick, arcavm: o.Arcavm}
+	r.report = &Report{Machine: describeMachine(o.Version), Started: time.Now().UTC(), Rounds: o.Rounds, Quick: o.Quick}
+	var err error
+	if r.calls, err = newCallCounter(); err != nil {
+		_ = r.missing("system calls", err)
+	} else {
+		r.report.Counted = r.calls.what
+	}
+	return r
 }
 
 func (it item) runBounded(ctx context.Context, r *runner) (err error) {

@@ -24,7 +24,6 @@ type rig struct {
 	stop    context.CancelFunc
 	running sync.WaitGroup // the relay
 	users   sync.WaitGroup // goroutines at the guest's ends
-	err     error          // of the guest's end
 
 	mu      sync.Mutex
 	control *guest.Conn
@@ -53,7 +52,7 @@ func newRig(ctx context.Context, window, streams int) (_ *rig, err error) {
 	ctx, r.stop = context.WithCancel(ctx)
 	r.running.Go(func() {
 		_ = server.Serve(ctx)
-		r.err = r.guest.Close()
+		_ = r.guest.Close()
 	})
 	return r, nil
 }
@@ -64,7 +63,7 @@ func (r *rig) close() error {
 	r.running.Wait()
 	r.users.Wait()
 	r.guest.Table.Wait()
-	return errors.Join(r.err, unix.Munmap(r.window))
+	return errors.Join(errRescued(r.guest.Table.Stats().Rescued), unix.Munmap(r.window))
 }
 
 func (r *rig) counts() counts { return counts{pipes: r.guest.Table.Stats()} }

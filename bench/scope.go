@@ -77,7 +77,7 @@ func errRescued(n uint64) error {
 	if n == 0 {
 		return nil
 	}
-	return fmt.Errorf("%d wake-ups were lost and rescued by the watchdog", n)
+	return fmt.Errorf("%w: %d wake-ups were lost and rescued by the watchdog", errBroken, n)
 }
 
 func (s *scope) rig(window, streams int) (*rig, error) {
