@@ -121,7 +121,7 @@ func sample() *Report {
 	return &Report{
 		Machine: Machine{Processor: "a processor", CPUs: 2, Kernel: "6.1", KVM: "kvm_x", Lane: "/dev/kvm", Go: "go1", Version: "v1", Load: "0 0 0"},
 		Started: time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC), Seconds: 7, Rounds: 3,
-		Figures: []Figure{fast, slow, alone}, Missing: []Missing{{"floor", "no KVM"}}, Failed: []Missing{{"fairness", "it took too long"}},
+		Figures: []Figure{fast, slow, alone}, Missing: []Missing{{"floor", "no KVM"}, {"slirp", "no tool"}, {"boot", "no KVM"}}, Failed: []Missing{{"fairness", "it took too long"}},
 		Counted: "all",
 	}
 }
@@ -169,7 +169,7 @@ func TestText(t *testing.T) {
 	if err := sample().WriteText(&b); err != nil {
 		t.Fatal(err)
 	}
-	wantAll(t, b.String(), "2001-02-03 04:05 UTC", "kvm_x", "95.0", "90.0–100", "ratio ≥ 0.95: met", "< 4.00: not met", "Not measured\n  floor: no KVM", "Failed\n  fairness: it took too long", "system calls counted: all", "1 of 2 targets met")
+	wantAll(t, b.String(), "2001-02-03 04:05 UTC", "kvm_x", "95.0", "90.0–100", "ratio ≥ 0.95: met", "< 4.00: not met", "Not measured\n  floor; boot: no KVM\n  slirp: no tool\n", "Failed\n  fairness: it took too long", "system calls counted: all", "1 of 2 targets met")
 }
 
 func TestHTML(t *testing.T) {
@@ -178,7 +178,7 @@ func TestHTML(t *testing.T) {
 	if err := sample().WriteHTML(&b); err != nil {
 		t.Fatal(err)
 	}
-	wantAll(t, b.String(), "<svg", "guest → TCP, 64 streams", "it took too long", "prefers-color-scheme: dark", "&lt;whole&gt;", "ratio ≥ 0.95: met", "1 of 2 targets")
+	wantAll(t, b.String(), "<svg", "guest → TCP, 64 streams", "<li>fairness: it took too long", "<li>floor; boot: no KVM", "prefers-color-scheme: dark", "&lt;whole&gt;", "ratio ≥ 0.95: met", "1 of 2 targets")
 	// Of the throughput over ring size and over streams; of bulk's ratio and of its signals; of the boot.
 	if n := strings.Count(b.String(), "<svg"); n != 5 || strings.Contains(b.String(), "<?xml") {
 		t.Errorf("%d plots, or an XML declaration", n)

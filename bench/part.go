@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 )
 
@@ -134,7 +135,7 @@ func (p *part) do(q request) (answer, error) {
 	}
 	switch {
 	case a.Missing:
-		return a, fmt.Errorf("%w: %s", errMissing, a.Error)
+		return a, fmt.Errorf("%w%s", errMissing, strings.TrimPrefix(a.Error, errMissing.Error()))
 	case a.Error != "":
 		return a, errors.New(a.Error)
 	}

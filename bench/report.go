@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 )
@@ -148,8 +149,8 @@ func (r *Report) WriteText(w io.Writer) error {
 	}
 	for _, list := range r.lists() {
 		fmt.Fprintf(w, "\n%s\n", list.Title)
-		for _, m := range list.Items {
-			fmt.Fprintf(w, "  %s: %s\n", m.Name, m.Reason)
+		for _, reason := range list.Reasons {
+			fmt.Fprintf(w, "  %s: %s\n", strings.Join(list.Names[reason], "; "), reason)
 		}
 	}
 	met, targets := r.score()
@@ -157,17 +158,29 @@ func (r *Report) WriteText(w io.Writer) error {
 	return err
 }
 
-// list is what there is no figure of.
+// list is what there is no figure of, by the reason.
 type list struct {
-	Title string
-	Items []Missing
+	Title   string
+	Reasons []string
+	Names   map[string][]string
 }
 
 func (r *Report) lists() (out []list) {
-	for _, l := range []list{{"Failed", r.Failed}, {"Not measured", r.Missing}} {
-		if len(l.Items) > 0 {
-			out = append(out, l)
+	for _, of := range []struct {
+		title string
+		items []Missing
+	}{{"Failed", r.Failed}, {"Not measured", r.Missing}} {
+		if len(of.items) == 0 {
+			continue
 		}
+		l := list{Title: of.title, Names: map[string][]string{}}
+		for _, m := range of.items {
+			if l.Names[m.Reason] == nil {
+				l.Reasons = append(l.Reasons, m.Reason)
+			}
+			l.Names[m.Reason] = append(l.Names[m.Reason], m.Name)
+		}
+		out = append(out, l)
 	}
 	return out
 }
