@@ -96,7 +96,7 @@ func plotGroup(figures []Figure) ([]template.HTML, error) {
 	}
 	var out []template.HTML
 	if len(ratios) > 0 {
-		svg, err := plotBars(ratios, "ratio to the neighbour: median, least and most of the rounds", true)
+		svg, err := plotBars(ratios, "ratio to the neighbour (median, min, max)", true)
 		if err != nil {
 			return nil, err
 		}
@@ -106,9 +106,9 @@ func plotGroup(figures []Figure) ([]template.HTML, error) {
 		if len(values[unit]) > mostBars {
 			continue
 		}
-		label := "median, least and most of the rounds"
+		label := "median, min, max"
 		if unit != "" {
-			label = unit + ": " + label
+			label = unit + " (" + label + ")"
 		}
 		svg, err := plotBars(values[unit], label, false)
 		if err != nil {
@@ -177,7 +177,9 @@ func plotCurves(figures []Figure) ([]template.HTML, error) {
 			titles = append(titles, title)
 		}
 		charts[title][series] = append(charts[title][series], plotter.XY{X: x, Y: y})
-		ticks[title] = append(ticks[title], plot.Tick{Value: x, Label: tick})
+		if t := (plot.Tick{Value: x, Label: tick}); !slices.Contains(ticks[title], t) {
+			ticks[title] = append(ticks[title], t)
+		}
 	}
 	for _, f := range figures {
 		if p := f.Point; p != nil && f.Ratio != nil {
