@@ -127,6 +127,9 @@ func run(ctx context.Context, o Options, all []item) (*Report, error) {
 func newRunner(o Options) *runner {
 	r := &runner{rounds: o.Rounds, quick: o.Quick, arcavm: o.Arcavm}
 	r.report = &Report{Machine: describeMachine(o.Version), Started: time.Now().UTC(), Rounds: o.Rounds, Quick: o.Quick}
+	if o.Only != nil {
+		r.report.Only = o.Only.String()
+	}
 	var err error
 	if r.calls, err = newCallCounter(); err != nil {
 		_ = r.missing("system calls", err)

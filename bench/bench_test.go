@@ -214,7 +214,12 @@ func TestCompare(t *testing.T) {
 	if err := WriteComparison(&b, sample(), newer); err != nil {
 		t.Fatal(err)
 	}
-	wantAll(t, b.String(), "worse", "-47 %", "noise ±5 %", "0.95 → 0.50", "another machine", "was quick", "0 figures within the noise")
+	wantAll(t, b.String(), "gone", "worse", "-47 %", "noise ±5 %", "0.95 → 0.50", "another machine", "was quick", "0 figures within the noise")
+	b.Reset()
+	newer.Only = "bulk"
+	if err := WriteComparison(&b, sample(), newer); err != nil || strings.Contains(b.String(), "gone") {
+		t.Errorf("what wasn't chosen is said to be gone: %v\n%s", err, b.String())
+	}
 }
 
 func TestRun(t *testing.T) {

@@ -68,7 +68,7 @@ func compare(o, n Figure) Change {
 	return c
 }
 
-// WriteComparison writes what changed, and how many figures did not.
+// WriteComparison writes what changed, and how many figures did not. What is gone counts only if everything was measured.
 func WriteComparison(w io.Writer, older, newer *Report) error {
 	fmt.Fprintf(w, "\nCompared with the run of %s\n", older.Started.Format("2006-01-02 15:04 UTC"))
 	if older.Machine.Processor != newer.Machine.Processor || older.Machine.Kernel != newer.Machine.Kernel || older.Machine.KVM != newer.Machine.KVM {
@@ -89,6 +89,9 @@ func WriteComparison(w io.Writer, older, newer *Report) error {
 		case "new":
 			fmt.Fprintf(t, "  new\t%s\t%s %s\t\t\n", c.Figure, number(c.New.Median), c.Unit)
 		case "gone":
+			if newer.Only != "" {
+				continue
+			}
 			fmt.Fprintf(t, "  gone\t%s\t%s %s\t\t\n", c.Figure, number(c.Old.Median), c.Unit)
 		default:
 			fmt.Fprintf(t, "  %s\t%s\t%s %s → %s %s\t%+.0f %%\tnoise ±%.0f %%\n", c.Verdict, c.Figure,

@@ -20,7 +20,8 @@ type Report struct {
 	Seconds float64   `json:"seconds"`
 	Rounds  int       `json:"rounds"`
 	Quick   bool      `json:"quick"`
-	Counted string    `json:"counted"` // which system calls
+	Only    string    `json:"only,omitempty"` // what was chosen; "": everything
+	Counted string    `json:"counted"`        // which system calls
 	Figures []Figure  `json:"figures"`
 	Missing []Missing `json:"missing,omitempty"`
 	Failed  []Missing `json:"failed,omitempty"`
