@@ -133,37 +133,37 @@ func (s *side) move() (u usage, err error) {
 // moved is what sides did: usage for each round, and system calls per MiB.
 type moved struct {
 	usage []usage
-	calls []float64 // in rounds of their own; empty if they can't be counted
+	calls []calls // in rounds of their own; empty if they can't be counted
 }
 
 // measure calibrates the sides, measures them in turn, and counts their system calls.
 func (r *runner) measure(s *scope, sides []*side) ([]moved, error) {
 	var timed []func() (usage, error)
-	var counted []func() (float64, error)
+	var counted []func() (calls, error)
 	for _, side := range sides {
 		if err := side.calibrate(r.slice()); err != nil {
 			return nil, err
 		}
 		timed = append(timed, side.move)
-		counted = append(counted, func() (float64, error) {
+		counted = append(counted, func() (calls, error) {
 			var u usage
 			n, err := r.calls.count(func() (err error) { u, err = side.move(); return err })
-			return float64(n) / u.mib(), err
+			return calls{n.all / u.mib(), n.moving / u.mib()}, err
 		})
 	}
 	rows, err := interleave(s.ctx, r.rounds, timed)
 	if err != nil {
 		return nil, err
 	}
-	calls := make([][]float64, len(sides))
+	called := make([][]calls, len(sides))
 	if r.calls != nil {
-		if calls, err = interleave(s.ctx, min(r.rounds, 2), counted); err != nil {
+		if called, err = interleave(s.ctx, min(r.rounds, 2), counted); err != nil {
 			return nil, err
 		}
 	}
 	out := make([]moved, len(sides))
 	for i := range sides {
-		out[i] = moved{rows[i], calls[i]}
+		out[i] = moved{rows[i], called[i]}
 	}
 	return out, nil
 }
@@ -404,9 +404,17 @@ func (b bulk) report(r *runner, o ringSide, ours, plain, spliced moved) {
 func (b bulk) count(r *runner, label string, booted bool, ours, plain moved) {
 	group := b.name() + ": counted per MiB"
 	if len(ours.calls) > 0 {
-		r.add(Figure{
-			Group: group, Name: label + "system calls of both ends", Unit: "/MiB", Ours: spreadOf(ours.calls),
-		}.beside("plain", ours.calls, plain.calls).wantRatioAtMost(1))
+		figure := func(name string, f func(calls) float64) Figure {
+			values := pick(ours.calls, f)
+			return Figure{Group: group, Name: label + name, Unit: "/MiB", Ours: spreadOf(values)}.beside("plain", values, pick(plain.calls, f))
+		}
+		moving := figure("system calls of both ends that move bytes or ring doorbells", func(c calls) float64 { return c.moving })
+		if r.calls.tracepoint == 0 {
+			moving = moving.wantRatioAtMost(1)
+		} else {
+			r.add(figure("system calls of both ends", func(c calls) float64 { return c.all }).wantRatioAtMost(1))
+		}
+		r.add(moving)
 	}
 	perMiB := func(name string, f func(counts) float64) Figure {
 		values := pick(ours.usage, func(u usage) float64 { return f(u.counts) / u.mib() })

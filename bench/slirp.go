@@ -1,6 +1,8 @@
 package bench
 
 import (
+	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -88,16 +90,18 @@ func (s *scope) startSlirp(file string, pid int) error {
 	defer ready.Close()
 	cmd := exec.CommandContext(s.ctx, file, "--configure", "--mtu=65520", "--ready-fd=3", fmt.Sprint(pid), "tap0")
 	cmd.ExtraFiles = []*os.File{written}
+	var said bytes.Buffer
+	cmd.Stderr = &said
 	err = cmd.Start()
 	_ = written.Close()
 	if err != nil {
 		return err
 	}
+	if _, err := io.ReadFull(ready, make([]byte, 1)); err != nil {
+		return fmt.Errorf("%w: %s", cmp.Or(cmd.Wait(), err), bytes.TrimSpace(said.Bytes()))
+	}
 	s.goes(func() { _ = cmd.Wait() })
 	s.keep(closeFunc(func() { _ = cmd.Process.Kill() }))
-	if _, err := io.ReadFull(ready, make([]byte, 1)); err != nil {
-		return errors.New("it has ended before it was ready")
-	}
 	return nil
 }
 

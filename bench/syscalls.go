@@ -8,9 +8,16 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
+
+// calls are numbers of system calls.
+type calls struct {
+	all    float64 // that can be counted
+	moving float64 // of these, those that move bytes: read, write, sendmsg, splice and the like
+}
 
 // callCounter counts the system calls of this process, all threads together.
 type callCounter struct {
@@ -74,81 +81,110 @@ func readUnmounted(fsType, file string) ([]byte, error) {
 }
 
 // count returns how many system calls there were while f ran. The tracepoint makes each of them slower: f is not for timing.
-func (c *callCounter) count(f func() error) (calls uint64, err error) {
-	if c.tracepoint == 0 {
-		before, err := ioCalls()
+func (c *callCounter) count(f func() error) (calls, error) {
+	look := func() (calls, error) {
+		n, err := ioCalls()
+		return calls{n, n}, err
+	}
+	if c.tracepoint != 0 {
+		events, err := c.open()
+		defer events.close()
 		if err != nil {
-			return 0, err
+			return calls{}, err
 		}
-		if err := f(); err != nil {
-			return 0, err
-		}
-		after, err := ioCalls()
-		return after - before, err
+		look = events.look
 	}
-	events, err := c.open()
+	before, err := look()
 	if err != nil {
-		return 0, err
-	}
-	defer closeAll(events)
-	before, err := sum(events)
-	if err != nil {
-		return 0, err
+		return calls{}, err
 	}
 	if err := f(); err != nil {
-		return 0, err
+		return calls{}, err
 	}
-	after, err := sum(events)
-	return after - before, err
+	after, err := look()
+	return calls{after.all - before.all, after.moving - before.moving}, err
+}
+
+// events are perf events, one for each thread.
+type events struct{ all, moving []int }
+
+func (e *events) look() (c calls, err error) {
+	if c.all, err = sum(e.all); err == nil {
+		c.moving, err = sum(e.moving)
+	}
+	return c, err
+}
+
+func (e *events) close() {
+	for _, fd := range slices.Concat(e.all, e.moving) {
+		_ = unix.Close(fd)
+	}
+	*e = events{}
+}
+
+// add adds those of a thread.
+func (e *events) add(tracepoint uint64, tid int) error {
+	for _, of := range []struct {
+		to     *[]int
+		filter string
+	}{{&e.all, ""}, {&e.moving, movingCalls()}} {
+		fd, err := unix.PerfEventOpen(&unix.PerfEventAttr{
+			Type: unix.PERF_TYPE_TRACEPOINT, Size: uint32(reflect.TypeFor[unix.PerfEventAttr]().Size()), Config: tracepoint, Bits: unix.PerfBitInherit,
+		}, tid, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
+		if err != nil {
+			return os.NewSyscallError("perf_event_open", err)
+		}
+		*of.to = append(*of.to, fd)
+		if of.filter != "" {
+			if err := filterEvent(fd, of.filter); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// movingCalls names the system calls that move bytes, in the tracepoint's language.
+func movingCalls() string {
+	var terms []string
+	for _, n := range []int{
+		unix.SYS_READ, unix.SYS_WRITE, unix.SYS_READV, unix.SYS_WRITEV, unix.SYS_SENDTO, unix.SYS_RECVFROM, unix.SYS_SENDMSG, unix.SYS_RECVMSG, unix.SYS_SPLICE,
+	} {
+		terms = append(terms, fmt.Sprintf("id == %d", n))
+	}
+	return strings.Join(terms, " || ")
 }
 
 // open makes a counter for each thread; threads that these start later inherit it. A thread may be started by one that has no counter yet: then all of
 // it is done again.
-func (c *callCounter) open() ([]int, error) {
+func (c *callCounter) open() (*events, error) {
+	e := new(events)
 	for range 100 {
 		before, err := threads()
 		if err != nil {
-			return nil, err
+			return e, err
 		}
-		var events []int
 		for _, tid := range before {
-			fd, err := unix.PerfEventOpen(&unix.PerfEventAttr{
-				Type: unix.PERF_TYPE_TRACEPOINT, Size: uint32(reflect.TypeFor[unix.PerfEventAttr]().Size()), Config: c.tracepoint, Bits: unix.PerfBitInherit,
-			}, tid, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
-			if errors.Is(err, unix.ESRCH) {
-				continue
+			if err := e.add(c.tracepoint, tid); err != nil && !errors.Is(err, unix.ESRCH) {
+				return e, err
 			}
-			if err != nil {
-				closeAll(events)
-				return nil, os.NewSyscallError("perf_event_open", err)
-			}
-			events = append(events, fd)
 		}
 		after, err := threads()
-		if err == nil && slices.Equal(before, after) {
-			return events, nil
+		if err != nil || slices.Equal(before, after) {
+			return e, err
 		}
-		closeAll(events)
-		if err != nil {
-			return nil, err
-		}
+		e.close()
 	}
-	return nil, errors.New("the number of threads doesn't settle")
+	return e, errors.New("the number of threads doesn't settle")
 }
 
-func closeAll(fds []int) {
-	for _, fd := range fds {
-		_ = unix.Close(fd)
-	}
-}
-
-func sum(events []int) (total uint64, err error) {
+func sum(fds []int) (total float64, err error) {
 	b := make([]byte, 8)
-	for _, fd := range events {
+	for _, fd := range fds {
 		if n, err := unix.Read(fd, b); n != len(b) {
 			return 0, errors.Join(errors.New("a counter can't be read"), err)
 		}
-		total += nativeUint64(b)
+		total += float64(nativeUint64(b))
 	}
 	return total, nil
 }
@@ -170,13 +206,13 @@ func threads() ([]int, error) {
 }
 
 // ioCalls is the sum of the two counters of calls in /proc/self/io.
-func ioCalls() (uint64, error) {
+func ioCalls() (float64, error) {
 	reads, err := numberIn("/proc/self/io", "syscr:")
 	if err != nil {
 		return 0, err
 	}
 	writes, err := numberIn("/proc/self/io", "syscw:")
-	return reads + writes, err
+	return float64(reads + writes), err
 }
 
 // numberIn returns the first number behind a name that begins a line of a file.
