@@ -54,12 +54,15 @@ func (q *requests[R]) work() {
 		q.waiting.Add(-1)
 		if err == nil {
 			q.follow()
+		} else {
+			// Before another one reads: that would find the end of file behind half a request.
+			q.fail(err)
 		}
 		q.reading.Unlock()
-		if err == nil {
-			err = q.answer(&r)
-		}
 		if err != nil {
+			return
+		}
+		if err := q.answer(&r); err != nil {
 			q.fail(err)
 			return
 		}

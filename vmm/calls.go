@@ -29,14 +29,14 @@ func (c *cpu) hypercall() {
 
 // dispatch does the call in r. It reports whether the guest goes on, with the result in r.
 func (c *cpu) dispatch(r *kvm.Regs) bool {
-	call := hypercall.Call{
+	c.call = hypercall.Call{
 		Number:    hypercall.Number(r.RAX),
 		Arguments: [6]uint64{r.RDI, r.RSI, r.RCX, r.R10, r.R8, r.R9},
 	}
-	result, ended := c.vm.calls.Dispatch(c.index, &c.calls, &call)
+	result, ended := c.vm.calls.Dispatch(c.index, &c.calls, &c.call)
 	r.RAX = result
 	if int64(result) < 0 && !ended {
-		c.refused(call, unix.Errno(-int64(result)))
+		c.refused(c.call, unix.Errno(-int64(result)))
 	}
 	return !ended
 }

@@ -20,6 +20,7 @@ type cpu struct {
 	// exits counts by exit reason. Only the CPU's thread adds.
 	exits [maxExitReason]atomic.Uint64
 	calls hypercall.Counters
+	call  hypercall.Call // under way; here so that none is allocated
 }
 
 // maxExitReason bounds the exit reasons counted one by one; KVM has about 40.
