@@ -288,7 +288,7 @@ func (l *listener) serve(a *accept, conn Conn) {
 	l.stream.log(slog.LevelDebug, "accepted", slog.Any("peer", conn.RemoteAddr()), slog.Any("on", a.stream.Pipe.ID()))
 	m := wire.IncomingConnection{
 		Pipe: uint64(a.stream.Pipe.ID()),
-		Peer: endpoint(conn.RemoteAddr()), Local: endpoint(conn.LocalAddr()),
+		Peer: endpoint(conn.RemoteAddr()), Local: guestEndpoint(l.ln, conn.LocalAddr()),
 	}
 	var err error
 	if c, ok := conn.(*tlsConn); ok {

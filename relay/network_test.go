@@ -205,7 +205,8 @@ func TestPublished(t *testing.T) {
 	g := m.pipe()
 	l.ask(1, g.ID())
 	peer := dialed(t, <-heard)
-	if _, a := l.answer(); a.Status != 0 {
+	_, a := l.answer()
+	if a.Status != 0 || a.Local.AddrPort() != l.at || a.Peer.AddrPort() != peer.LocalAddr().(*net.TCPAddr).AddrPort() {
 		t.Fatalf("%+v", a)
 	}
 	echo(t, g, peer)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"time"
 
 	"github.com/fix-project/arcavm/wire"
 )
@@ -26,6 +27,9 @@ func serveTCPConnection(ctx context.Context, s *Stream) error {
 		s.failed("connect failed", err)
 		return s.Opened(errnoOf(err), nil)
 	}
+	if m.Options != nil {
+		setTCPOptions(conn, *m.Options)
+	}
 	s.log(slog.LevelDebug, "connected", slog.Any("peer", conn.RemoteAddr()))
 	ends := wire.AppendEndpoint(nil, endpoint(conn.LocalAddr()))
 	ends = wire.AppendEndpoint(ends, endpoint(conn.RemoteAddr()))
@@ -35,6 +39,26 @@ func serveTCPConnection(ctx context.Context, s *Stream) error {
 	}
 	relayConn(s, conn)
 	return nil
+}
+
+// setTCPOptions changes what differs from Go's defaults, which are this protocol's too: TCP_NODELAY, and keep-alive as net.KeepAliveConfig has it. A
+// socket that can't take it any more fails when it's used.
+func setTCPOptions(conn Conn, o wire.TCPOptions) {
+	tcp := asTCP(conn)
+	if tcp == nil {
+		return
+	}
+	if o.Flags&wire.TCPDelay != 0 {
+		_ = tcp.SetNoDelay(false)
+	}
+	switch o.KeepAlive {
+	case 0:
+	case wire.KeepAliveOff:
+		_ = tcp.SetKeepAlive(false)
+	default:
+		every := time.Duration(o.KeepAlive) * time.Second
+		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: every, Interval: every})
+	}
 }
 
 func dial(ctx context.Context, s *Stream, m wire.Connect) (Conn, error) {

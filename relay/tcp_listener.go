@@ -23,6 +23,7 @@ func serveTCPListener(ctx context.Context, s *Stream) error {
 		s.bindFailed("listen failed", err)
 		return s.Opened(errnoOf(err), nil)
 	}
+	ln = optionsListener{ln, m.Options}
 	return serveListener(ctx, s, ln, wire.AppendEndpoint(nil, boundEndpoint(s, ln)), wire.ProtocolTCPConnection)
 }
 
@@ -41,8 +42,37 @@ func boundEndpoint(s *Stream, ln net.Listener) wire.Endpoint {
 	if s.server.onListen != nil {
 		s.server.onListen(endpoint(ln.Addr()).AddrPort())
 	}
-	if published, ok := ln.(interface{ GuestAddr() net.Addr }); ok {
-		return endpoint(published.GuestAddr())
+	return guestEndpoint(ln, ln.Addr())
+}
+
+// guestEndpoint is a local address of ln, or of a connection that it accepted, as the guest sees it. One who listens on a published port is told nothing
+// of where that is on the host.
+func guestEndpoint(ln net.Listener, local net.Addr) wire.Endpoint {
+	for {
+		switch l := ln.(type) {
+		case interface{ GuestAddr() net.Addr }:
+			return endpoint(l.GuestAddr())
+		case optionsListener:
+			ln = l.Listener
+		case *tlsListener:
+			ln = l.Listener
+		default:
+			return endpoint(local)
+		}
 	}
-	return endpoint(ln.Addr())
+}
+
+// optionsListener sets options of each connection.
+type optionsListener struct {
+	net.Listener
+	options wire.TCPOptions
+}
+
+func (l optionsListener) Accept() (net.Conn, error) {
+	conn, err := asConn(l.Listener.Accept())
+	if err != nil {
+		return nil, err
+	}
+	setTCPOptions(conn, l.options)
+	return conn, nil
 }

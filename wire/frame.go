@@ -235,6 +235,7 @@ var (
 	ErrFamily   = errors.New("unknown address family")
 	ErrAddress  = errors.New("address bytes beyond the family's")
 	ErrName     = errors.New("host name with a NUL byte")
+	ErrOptions  = errors.New("options that don't exist")
 )
 
 func malformed(k Kind, err error) error {

@@ -197,6 +197,14 @@ var golden = []struct {
 		Payload: AppendConnect(nil, Connect{Endpoint: Endpoint{Port: 80}, Name: []byte("host.example")})}},
 		"2c000000 0300 0000 0600000000000000" + "0200 0000 00000000" +
 			"00 00 5000 00000000 00000000000000000000000000000000" + hex.EncodeToString([]byte("host.example"))},
+	{"Open connection with options", message{Request: 6, Body: Open{Protocol: ProtocolTCPConnection,
+		Payload: AppendConnect(nil, Connect{Endpoint: Endpoint{Port: 80}, Options: &TCPOptions{KeepAlive: 600}, Name: []byte("host.example")})}},
+		"30000000 0300 0000 0600000000000000" + "0200 0000 00000000" +
+			"00 01 5000 00000000 00000000000000000000000000000000" + "0000 5802" + hex.EncodeToString([]byte("host.example"))},
+	{"Open listener with options", message{Request: 4, Body: Open{Protocol: ProtocolTCPListener,
+		Payload: AppendListen(nil, Listen{Endpoint: v4, Options: TCPOptions{Flags: TCPDelay, KeepAlive: KeepAliveOff}})}},
+		"28000000 0300 0000 0400000000000000" + "0100 0000 00000000" +
+			"04 00 901f 00000000 7f000001 000000000000000000000000" + "00000000 0100 ffff"},
 	{"Open private", message{Request: 7, Body: Open{Protocol: ProtocolPrivate, Payload: []byte{1, 2}}},
 		"0a000000 0300 0000 0700000000000000" + "0080 0000 00000000 0102"},
 	{"Opened", message{Request: 8, Body: Opened{Payload: AppendEndpoint(nil, mapped)}},
@@ -491,7 +499,8 @@ func TestMalformedOpenPayload(t *testing.T) {
 	}{
 		{"listen without backlog", listen, ep4, ErrLength},
 		{"listen without family", listen, none + "00000000 00000000", ErrFamily},
-		{"listen reserved", listen, ep4 + "00000000 01000000", ErrReserved},
+		{"listen with an unknown option", listen, ep4 + "00000000 0200 0000", ErrOptions},
+		{"listen with a long keep-alive", listen, ep4 + "00000000 0000 0080", ErrOptions},
 		{"endpoint reserved", listen, "04 01 901f 00000000 7f000001 000000000000000000000000 00000000 00000000", ErrReserved},
 		{"endpoint family 10", connect, "0a 00 901f 00000000 7f000001 000000000000000000000000", ErrFamily},
 		{"endpoint scope with IPv4", connect, "04 00 901f 01000000 7f000001 000000000000000000000000", ErrAddress},
@@ -503,6 +512,10 @@ func TestMalformedOpenPayload(t *testing.T) {
 		{"connect short", connect, "04 00 901f", ErrLength},
 		{"connect address and name", connect, ep4 + "61", ErrLength},
 		{"connect neither", connect, none, ErrLength},
+		{"connect without the options announced", connect, "04 01 901f 00000000 7f000001 000000000000000000000000 0000", ErrLength},
+		{"connect with an unknown option", connect, "04 01 901f 00000000 7f000001 000000000000000000000000 0080 0000", ErrOptions},
+		{"connect with options and neither", connect, "00 01 901f 00000000 00000000 000000000000000000000000 0100 0000", ErrLength},
+		{"connect with a further reserved bit", connect, "04 03 901f 00000000 7f000001 000000000000000000000000 0100 0000", ErrReserved},
 		{"connect long name", connect, none + strings.Repeat("61", MaxName+1), ErrLength},
 		{"connect NUL", connect, none + "6100", ErrName},
 		{"TLS connect short", tlsConnect, ep4 + "0000 0000 0000", ErrLength},
@@ -619,11 +632,12 @@ func FuzzEndpoint(f *testing.F) {
 }
 
 func FuzzListen(f *testing.F) {
-	fuzzPayload(f, DecodeListen, AppendListen, Listen{Endpoint: v4}, Listen{Endpoint: v6, Backlog: 1})
+	fuzzPayload(f, DecodeListen, AppendListen, Listen{Endpoint: v4}, Listen{Endpoint: v6, Backlog: 1, Options: TCPOptions{Flags: TCPDelay}})
 }
 
 func FuzzConnect(f *testing.F) {
-	fuzzPayload(f, DecodeConnect, AppendConnect, Connect{Endpoint: v4}, Connect{Name: []byte("a.example")})
+	fuzzPayload(f, DecodeConnect, AppendConnect, Connect{Endpoint: v4}, Connect{Name: []byte("a.example")},
+		Connect{Endpoint: v6, Options: &TCPOptions{KeepAlive: 1}})
 }
 
 func FuzzTLSConnect(f *testing.F) {
