@@ -3,6 +3,7 @@ package relay_test
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"sync"
 	"testing"
@@ -78,6 +79,68 @@ func TestPrivateProtocol(t *testing.T) {
 	m.wantFree()
 	if n := m.server.Stats().Opened[wire.ProtocolPrivate]; n != 1 {
 		t.Errorf("%d streams", n)
+	}
+}
+
+// A handler of an embedding program relays to a connection of that program's: each end by itself, and a reset.
+func TestPrivateRelay(t *testing.T) {
+	t.Parallel()
+	inside := make(chan relay.Conn, 1)
+	m := start(t, setup{handlers: map[uint16]relay.Handler{
+		wire.ProtocolPrivate: relay.HandlerFunc(func(_ context.Context, s *relay.Stream) error {
+			conn := <-inside
+			if err := s.Opened(0, []byte("ready")); err != nil {
+				return err
+			}
+			s.Logger().Info("relaying")
+			s.Relay(conn)
+			return errors.New("nobody cares")
+		}),
+	}})
+	connect := func() (*pipestest.GuestConn, *net.UnixConn) {
+		a, b := socketPair(t)
+		inside <- a
+		c := m.pipe()
+		if p, err := open(c, wire.ProtocolPrivate, nil); err != nil || string(p) != "ready" {
+			t.Fatalf("%q, %v", p, err)
+		}
+		return c, b
+	}
+	c, outside := connect()
+	c.Write([]byte("question"))
+	c.CloseWrite()
+	wantAll(t, outside, []byte("question"))
+	outside.Write([]byte("the answer"))
+	outside.Close()
+	wantAll(t, c, []byte("the answer"))
+	c.Close()
+	m.wantFree()
+	if s := m.server.Stats(); s.FromGuest != 8 || s.ToGuest != 10 || m.log.count("relaying") != 1 {
+		t.Errorf("%+v", s)
+	}
+	c, outside = connect()
+	c.Reset(unix.ECANCELED)
+	wantEOF(t, outside)
+	m.wantFree()
+}
+
+// What a handler moves by itself counts if it says so.
+func TestCount(t *testing.T) {
+	t.Parallel()
+	m := start(t, setup{handlers: map[uint16]relay.Handler{
+		wire.ProtocolPrivate: relay.HandlerFunc(func(_ context.Context, s *relay.Stream) error {
+			s.Count(3, 4)
+			return s.Opened(0, nil)
+		}),
+	}})
+	c := m.pipe()
+	if _, err := open(c, wire.ProtocolPrivate, nil); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	m.wantFree()
+	if s := m.server.Stats(); s.ToGuest != 3 || s.FromGuest != 4 {
+		t.Errorf("%+v", s)
 	}
 }
 

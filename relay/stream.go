@@ -62,6 +62,17 @@ func (s *Stream) write(encode func([]byte) []byte) error {
 	return err
 }
 
+// Logger is the server's, with the stream's number and protocol in each record. What a guest can cause again and again belongs at debug level.
+func (s *Stream) Logger() *slog.Logger {
+	return s.server.log.With(slog.Uint64("stream", uint64(s.Pipe.ID())), slog.Uint64("protocol", uint64(s.Protocol)))
+}
+
+// Count adds bytes that a handler has moved by itself to the [Stats]. Relay counts what it moves.
+func (s *Stream) Count(toGuest, fromGuest int) {
+	s.toGuest.Add(uint64(toGuest))
+	s.fromGuest.Add(uint64(fromGuest))
+}
+
 func (s *Stream) log(level slog.Level, msg string, attrs ...slog.Attr) {
 	log := s.server.log
 	if !log.Enabled(context.Background(), level) {

@@ -38,8 +38,13 @@ type link struct {
 	parts int   // which have not ended: directions, and an abort under way
 }
 
-// relayConn relays s and conn until both directions have ended. Then it closes conn and ends the stream. It returns at once, and whatever the handler
-// returns after it counts for nothing.
+// Relay relays the stream and conn, raw, until both directions have ended: the end of file of one closes the other's writer, and a reset of one is the
+// other's, as PROTOCOL.md has it for connections. Then it closes conn and ends the stream. The handler answers the Open before. Where conn has a
+// *[net.TCPConn] below (NetConn), resets go out as RST and come in with their errno; any other one is closed where a reset would be sent.
+//
+// Relay returns at once and owns conn and the stream from then on: the handler leaves both alone and returns; what it returns counts for nothing.
+func (s *Stream) Relay(conn Conn) { relayConn(s, conn) }
+
 func relayConn(s *Stream, conn Conn) {
 	l := &link{stream: s, conn: conn, parts: 2}
 	l.to = sending{socket: socket{conn: conn, moved: &s.fromGuest}}
