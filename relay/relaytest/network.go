@@ -15,14 +15,16 @@ import (
 	"github.com/fix-project/arcavm/relay"
 )
 
-// Network is a network on which only those meet who were given it: the guest, as its [relay.Network], and the test. It has TCP and names, and
-// refuses datagrams with EOPNOTSUPP. Anybody may listen on any address. The zero value is ready; its methods may be called concurrently.
+// Network is a network on which only those meet who were given it: the guest, as its [relay.Network], and the test. It has TCP, UDP, UNIX stream
+// sockets whose paths are names and no files, and host names. Anybody may listen on any address. The zero value is ready; its methods may be
+// called concurrently.
 type Network struct {
 	// Hosts are the names that can be looked up. It must not change once the network is in use.
 	Hosts map[string]netip.Addr
 
 	mu        sync.Mutex
-	listeners map[netip.AddrPort]*listener
+	listeners map[string]*listener             // by address or path
+	sockets   map[netip.AddrPort]*packetSocket // of UDP
 	next      uint16
 }
 
@@ -34,13 +36,29 @@ const backlog = 128
 // firstPort is the first port that is given to who asks for none.
 const firstPort = 32768
 
-// endpoint reads HOST:PORT.
-func (n *Network) endpoint(network, address string) (netip.AddrPort, error) {
-	switch network {
-	case "tcp", "tcp4", "tcp6":
-	default:
-		return netip.AddrPort{}, unix.EOPNOTSUPP
+// Where who hasn't said from which address connects and sends from.
+var (
+	ownIPv4 = netip.MustParseAddr("198.18.0.1")
+	ownIPv6 = netip.MustParseAddr("2001:2::1")
+)
+
+func own(family netip.Addr) netip.Addr {
+	if family.Is4() {
+		return ownIPv4
 	}
+	return ownIPv6
+}
+
+// everywhere is the address at which who listens is reached by every address of to's family.
+func everywhere(to netip.AddrPort) netip.AddrPort {
+	if to.Addr().Is4() {
+		return netip.AddrPortFrom(netip.IPv4Unspecified(), to.Port())
+	}
+	return netip.AddrPortFrom(netip.IPv6Unspecified(), to.Port())
+}
+
+// endpoint reads HOST:PORT.
+func (n *Network) endpoint(address string) (netip.AddrPort, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return netip.AddrPort{}, err
@@ -54,59 +72,92 @@ func (n *Network) endpoint(network, address string) (netip.AddrPort, error) {
 
 // Listen listens. ctx isn't looked at.
 func (n *Network) Listen(_ context.Context, network, address string) (net.Listener, error) {
-	at, err := n.endpoint(network, address)
-	if err != nil {
-		return nil, &net.OpError{Op: "listen", Net: network, Err: err}
-	}
+	fail := func(err error) (net.Listener, error) { return nil, &net.OpError{Op: "listen", Net: network, Err: err} }
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if at.Port() == 0 {
-		at = netip.AddrPortFrom(at.Addr(), n.port())
+	var at net.Addr
+	switch network {
+	case "tcp", "tcp4", "tcp6":
+		ap, err := n.endpoint(address)
+		if err != nil {
+			return fail(err)
+		}
+		at = net.TCPAddrFromAddrPort(n.withPort(ap))
+	case "unix":
+		at = &net.UnixAddr{Name: address, Net: network}
+	default:
+		return fail(unix.EOPNOTSUPP)
 	}
-	if n.listeners[at] != nil {
-		return nil, &net.OpError{Op: "listen", Net: network, Addr: net.TCPAddrFromAddrPort(at), Err: unix.EADDRINUSE}
+	if n.listeners[at.String()] != nil {
+		return fail(unix.EADDRINUSE)
 	}
 	if n.listeners == nil {
-		n.listeners = make(map[netip.AddrPort]*listener)
+		n.listeners = make(map[string]*listener)
 	}
 	l := &listener{network: n, at: at, arrived: make(chan *conn, backlog), closed: make(chan struct{})}
-	n.listeners[at] = l
+	n.listeners[at.String()] = l
 	return l, nil
 }
 
-// port returns another port at each call. mu is held.
-func (n *Network) port() uint16 {
+// withPort returns at, with another port at each call if it has none. mu is held.
+func (n *Network) withPort(at netip.AddrPort) netip.AddrPort {
+	if at.Port() != 0 {
+		return at
+	}
 	n.next = max(n.next+1, firstPort)
-	return n.next
+	return netip.AddrPortFrom(at.Addr(), n.next)
 }
 
-// DialContext connects, if somebody listens there, or on the unspecified address. It never waits.
+// DialContext connects, if somebody listens there, or on the unspecified address; over UDP, whoever is there. It never waits.
 func (n *Network) DialContext(_ context.Context, network, address string) (net.Conn, error) {
-	to, err := n.endpoint(network, address)
-	if err != nil {
-		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
-	}
+	fail := func(err error) (net.Conn, error) { return nil, &net.OpError{Op: "dial", Net: network, Err: err} }
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	l := n.listeners[to]
-	if l == nil {
-		l = n.listeners[netip.AddrPortFrom(netip.IPv4Unspecified(), to.Port())]
+	if network == "unix" {
+		c, err := n.connect(n.listeners[address], &net.UnixAddr{Net: network}, &net.UnixAddr{Name: address, Net: network})
+		if err != nil {
+			return fail(err)
+		}
+		return c, nil
 	}
+	to, err := n.endpoint(address)
+	if err != nil {
+		return fail(err)
+	}
+	from := n.withPort(netip.AddrPortFrom(own(to.Addr()), 0))
+	switch network {
+	case "tcp", "tcp4", "tcp6":
+		l := n.listeners[to.String()]
+		if l == nil {
+			l = n.listeners[everywhere(to).String()]
+		}
+		c, err := n.connect(l, net.TCPAddrFromAddrPort(from), net.TCPAddrFromAddrPort(to))
+		if err != nil {
+			return fail(err)
+		}
+		return c, nil
+	case "udp", "udp4", "udp6":
+		c, err := n.bind(from, to)
+		if err != nil {
+			return fail(err)
+		}
+		return c, nil
+	default:
+		return fail(unix.EOPNOTSUPP)
+	}
+}
+
+// connect makes a connection that l, which may be nil, has yet to accept. mu is held.
+func (n *Network) connect(l *listener, from, to net.Addr) (*conn, error) {
 	if l == nil || len(l.arrived) == backlog {
-		return nil, &net.OpError{Op: "dial", Net: network, Addr: net.TCPAddrFromAddrPort(to), Err: unix.ECONNREFUSED}
+		return nil, unix.ECONNREFUSED
 	}
-	from := netip.AddrPortFrom(netip.MustParseAddr("198.18.0.1"), n.port())
 	near, far, err := pair(from, to)
 	if err != nil {
-		return nil, &net.OpError{Op: "dial", Net: network, Addr: net.TCPAddrFromAddrPort(to), Err: err}
+		return nil, err
 	}
 	l.arrived <- far
 	return near, nil
-}
-
-// ListenPacket refuses.
-func (n *Network) ListenPacket(_ context.Context, network, _ string) (relay.PacketConn, error) {
-	return nil, &net.OpError{Op: "listen", Net: network, Err: unix.EOPNOTSUPP}
 }
 
 // LookupNetIP knows Hosts, and addresses.
@@ -138,12 +189,12 @@ func (n *Network) LookupAddr(_ context.Context, address string) ([]string, error
 
 type listener struct {
 	network *Network
-	at      netip.AddrPort
+	at      net.Addr
 	arrived chan *conn // sent to under network.mu, while the listener is in network.listeners
 	closed  chan struct{}
 }
 
-func (l *listener) Addr() net.Addr { return net.TCPAddrFromAddrPort(l.at) }
+func (l *listener) Addr() net.Addr { return l.at }
 
 func (l *listener) Accept() (net.Conn, error) {
 	select {
@@ -151,17 +202,17 @@ func (l *listener) Accept() (net.Conn, error) {
 	case c := <-l.arrived:
 		return c, nil
 	}
-	return nil, &net.OpError{Op: "accept", Net: "tcp", Addr: l.Addr(), Err: net.ErrClosed}
+	return nil, &net.OpError{Op: "accept", Net: l.at.Network(), Addr: l.at, Err: net.ErrClosed}
 }
 
 // Close ends the connections that nobody has accepted.
 func (l *listener) Close() error {
 	l.network.mu.Lock()
 	defer l.network.mu.Unlock()
-	if l.network.listeners[l.at] != l {
+	if l.network.listeners[l.at.String()] != l {
 		return net.ErrClosed
 	}
-	delete(l.network.listeners, l.at)
+	delete(l.network.listeners, l.at.String())
 	close(l.closed)
 	for {
 		select {
@@ -173,7 +224,7 @@ func (l *listener) Close() error {
 	}
 }
 
-// conn is an end of a pair of sockets that calls itself TCP.
+// conn is an end of a pair of sockets that has other addresses than these.
 type conn struct {
 	*net.UnixConn
 	local, remote net.Addr
@@ -182,7 +233,7 @@ type conn struct {
 func (c *conn) LocalAddr() net.Addr  { return c.local }
 func (c *conn) RemoteAddr() net.Addr { return c.remote }
 
-func pair(a, b netip.AddrPort) (near, far *conn, err error) {
+func pair(from, to net.Addr) (near, far *conn, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, nil, err
@@ -197,10 +248,10 @@ func pair(a, b netip.AddrPort) (near, far *conn, err error) {
 		}
 		return nil, nil, err
 	}
-	at, to := net.TCPAddrFromAddrPort(a), net.TCPAddrFromAddrPort(b)
-	return &conn{x, at, to}, &conn{y, to, at}, nil
+	return &conn{x, from, to}, &conn{y, to, from}, nil
 }
 
+// socket takes over fd.
 func socket(fd int) (*net.UnixConn, error) {
 	f := os.NewFile(uintptr(fd), "")
 	defer f.Close()
