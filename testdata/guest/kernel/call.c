@@ -6,14 +6,13 @@
 struct call {
 	struct call *next, **previous;
 	struct thread *thread;
-	void *answer;
-	u64 cap;
-	i64 result;
-	u16 answer_kind;
+	answer_taker *take;
+	void *argument;
+	int result;
 	u32 done;
 };
 
-static void finish(struct call *call, i64 result) {
+static void finish(struct call *call, int result) {
 	struct thread *t = call->thread;
 	call->result = result;
 	__atomic_store_n(&call->done, 1, __ATOMIC_RELEASE); /* the call is gone after this */
@@ -32,18 +31,13 @@ static int deal_one(struct channel *c) {
 	if (error)
 		return error;
 	struct call *call = (struct call *)h.request_id;
-	if (h.kind != call->answer_kind || h.flags)
-		return -EPROTO;
-	u64 n = MIN((u64)h.length, call->cap);
-	error = stream_read_full(c->stream, call->answer, n);
-	if (!error)
-		error = stream_skip(c->stream, h.length - n);
-	if (error)
+	error = call->take(call->argument, c->stream, &h);
+	if (error || (h.flags & FRAME_MORE))
 		return error;
 	spin_lock(&c->lock);
 	unlink_call(call);
 	spin_unlock(&c->lock);
-	finish(call, n);
+	finish(call, 0);
 	return 0;
 }
 
@@ -71,8 +65,8 @@ int channel_start(struct channel *c, struct stream *s) {
 	return thread_start(this_cpu()->index, dispatch, c);
 }
 
-i64 channel_call(struct channel *c, struct frame_header *request, u16 answer_kind, void *answer, u64 cap) {
-	struct call call = {.thread = thread_current(), .answer = answer, .cap = cap, .answer_kind = answer_kind};
+int channel_request(struct channel *c, struct frame_header *request, u32 first, const struct text *parts, u32 count, answer_taker *take, void *argument) {
+	struct call call = {.thread = thread_current(), .take = take, .argument = argument};
 
 	request->request_id = (u64)&call;
 	spin_lock(&c->lock);
@@ -89,11 +83,36 @@ i64 channel_call(struct channel *c, struct frame_header *request, u16 answer_kin
 
 	mutex_lock(&c->send);
 	/* After an error the dispatcher ends too, and fails this call with the others. */
-	stream_write(c->stream, request, sizeof *request + request->length);
+	int error = stream_write(c->stream, request, sizeof *request + first);
+	for (u32 i = 0; i < count && !error; i++)
+		error = stream_write(c->stream, parts[i].data, parts[i].length);
 	mutex_unlock(&c->send);
 	while (!__atomic_load_n(&call.done, __ATOMIC_ACQUIRE))
 		thread_sleep();
 	return call.result;
+}
+
+struct whole {
+	void *answer;
+	u64 cap, length;
+	u16 kind;
+};
+
+static int take_whole(void *argument, struct stream *s, const struct frame_header *header) {
+	struct whole *w = argument;
+
+	if (header->kind != w->kind || header->flags)
+		return -EPROTO;
+	w->length = MIN((u64)header->length, w->cap);
+	int error = stream_read_full(s, w->answer, w->length);
+	return error ? error : stream_skip(s, header->length - w->length);
+}
+
+i64 channel_call(struct channel *c, struct frame_header *request, u16 answer_kind, void *answer, u64 cap) {
+	struct whole w = {answer, cap, 0, answer_kind};
+	int error = channel_request(c, request, request->length, NULL, 0, take_whole, &w);
+
+	return error ? error : (i64)w.length;
 }
 
 void channel_close(struct channel *c) {

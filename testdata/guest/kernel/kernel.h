@@ -222,11 +222,21 @@ struct channel {
 	int error;
 };
 
+/*
+ * Takes one frame of an answer: reads its whole payload, header->length bytes, from s. It runs in the dispatcher's thread, which deals no other answer
+ * meanwhile. Of what it returns, an errno ends the channel.
+ */
+typedef int answer_taker(void *argument, struct stream *s, const struct frame_header *header);
+
 /* Starts the dispatcher; the channel must stay where it is until the VM ends. */
 int channel_start(struct channel *c, struct stream *s);
 /*
- * Sends a request, header->length bytes of payload right after its header, and sleeps until the answer is there; sets the request id. The
- * length of the answer's payload, cut at cap.
+ * Sends a request and sleeps until take has had its answer, the last frame of which has no FRAME_MORE; sets the request id. The payload of request->length
+ * bytes is the first ones right after the header, and then the parts. 0, or -ECONNRESET.
+ */
+int channel_request(struct channel *c, struct frame_header *request, u32 first, const struct text *parts, u32 count, answer_taker *take, void *argument);
+/*
+ * The same for a request whose whole payload lies right after its header, and an answer of one frame of this kind. The length of its payload, cut at cap.
  */
 i64 channel_call(struct channel *c, struct frame_header *request, u16 answer_kind, void *answer, u64 cap);
 /* Sends no more. When the monitor closes its end in turn, calls under way fail with -ECONNRESET. */

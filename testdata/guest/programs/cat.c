@@ -11,7 +11,7 @@ static void print(void *unused, const u8 *data, u64 n) {
 }
 
 int program_main(void) {
-	struct stream *files;
+	static struct file_system files;
 	int result = 0;
 
 	if (boot->arg_count < 2) {
@@ -25,12 +25,12 @@ int program_main(void) {
 	}
 	for (u32 i = 1; i < boot->arg_count; i++) {
 		struct text path = arg(i);
-		i64 n = file_read(files, path, 0, ~0ul, print, NULL);
+		i64 n = file_read(&files, path, 0, ~0ul, print, NULL);
 		if (n < 0) {
 			log(LOG_ERROR, "%t: error %d", &path, -n);
 			result = 1;
 		}
 	}
-	stream_close(files);
+	file_system_close(&files);
 	return result;
 }

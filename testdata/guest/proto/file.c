@@ -24,133 +24,135 @@ enum { PATHS_MAX = 8192, DATA_MAX = 65536, LIST_MAX = 4096 };
 
 static const struct text nothing = {"", 0};
 
-int file_system_open(struct stream **s) {
-	int error = stream_open(s, 8192, 65536);
+int file_system_open(struct file_system *f) {
+	struct stream *s;
+	int error = stream_open(&s, 8192, 65536);
+
 	if (error)
 		return error;
-	error = protocol_open(*s, PROTOCOL_FILE_SYSTEM, NULL, 0, NULL, 0);
+	error = protocol_open(s, PROTOCOL_FILE_SYSTEM, NULL, 0, NULL, 0);
+	if (!error)
+		error = channel_start(&f->channel, s);
 	if (error)
-		stream_close(*s);
+		stream_close(s);
 	return error;
 }
 
-/* Sends a request: count words, then one path or two. */
-static int request(struct stream *s, u16 kind, const u64 *words, u32 count, struct text path, struct text other) {
+void file_system_close(struct file_system *f) {
+	channel_close(&f->channel);
+}
+
+/* What takes the answer to a request: status is what its last frame said, 0 or a negative errno. */
+struct answer {
+	i64 status;
+	u16 kind;
+	/* Takes what follows the status, n bytes; status is 0. Its errors are the stream's. */
+	int (*take)(struct answer *a, struct stream *s, u64 n);
+	void *to; /* for take */
+	u64 length;
+	file_sink *sink;
+	void *argument;
+};
+
+static int take(void *argument, struct stream *s, const struct frame_header *header) {
+	struct answer *a = argument;
+	u32 status[2];
+
+	if (header->kind != a->kind || header->length < sizeof status)
+		return -EPROTO;
+	int error = stream_read_full(s, status, sizeof status);
+	if (error)
+		return error;
+	u64 rest = header->length - sizeof status;
+	a->status = -(i64)status[0];
+	return a->status ? stream_skip(s, rest) : a->take(a, s, rest);
+}
+
+/* An answer of length bytes. */
+static int take_bytes(struct answer *a, struct stream *s, u64 n) {
+	return n == a->length ? stream_read_full(s, a->to, n) : -EPROTO;
+}
+
+/* Sends a request, count words and then up to two texts, and has its answer taken. The stream's error, or what the answer said. */
+static i64 send(struct file_system *f, u16 kind, const u64 *words, u32 count, struct text text, struct text other, struct answer *a) {
 	struct {
 		struct frame_header header;
 		u64 words[3];
-	} frame = {.header = {8 * count + path.length + other.length, kind, 0, 1}};
+	} frame = {.header = {8 * count + text.length + other.length, kind, 0, 0}};
+	struct text parts[] = {text, other};
 
-	if (path.length + other.length > PATHS_MAX)
-		return -EINVAL;
 	memcpy(frame.words, words, 8 * count);
-	int error = stream_write(s, &frame, sizeof frame.header + 8 * count);
-	if (!error)
-		error = stream_write(s, path.data, path.length);
-	if (!error)
-		error = stream_write(s, other.data, other.length);
-	return error;
+	int error = channel_request(&f->channel, &frame.header, 8 * count, parts, 2, take, a);
+	return error ? error : a->status;
 }
 
-/* Reads an answer up to its status, and if that is an error to its end. How many bytes follow. */
-static i64 answer(struct stream *s, u16 kind, u16 *flags) {
-	struct {
-		struct frame_header header;
-		u32 status, reserved;
-	} a;
-	int error = stream_read_full(s, &a, sizeof a);
+static i64 ask(struct file_system *f, u16 kind, const u64 *words, u32 count, struct text path, struct text other, struct answer *a) {
+	return path.length + other.length > PATHS_MAX ? -EINVAL : send(f, kind, words, count, path, other, a);
+}
 
+/* A request that a FileDone answers. */
+static int ask_done(struct file_system *f, u16 kind, const u64 *words, u32 count, struct text path, struct text other, u64 *value) {
+	u64 ignored;
+	struct answer a = {.kind = KIND_FILE_DONE, .take = take_bytes, .to = value ? value : &ignored, .length = 8};
+
+	return ask(f, kind, words, count, path, other, &a);
+}
+
+/* A frame of FileData: length is the sum of those before. */
+static int take_data(struct answer *a, struct stream *s, u64 n) {
+	u64 offset;
+
+	if (n < sizeof offset || n > sizeof offset + DATA_MAX)
+		return -EPROTO;
+	int error = stream_read_full(s, &offset, sizeof offset);
 	if (error)
 		return error;
-	if (a.header.kind != kind || a.header.length < 8)
-		return -EPROTO;
-	if (flags)
-		*flags = a.header.flags;
-	if (!a.status)
-		return a.header.length - 8;
-	error = stream_skip(s, a.header.length - 8);
-	return error ? error : -(int)a.status;
+	for (n -= sizeof offset; n;) {
+		u8 *data;
+		i64 part = stream_peek(s, &data);
+		if (part <= 0)
+			return part ? part : -EIO;
+		part = MIN((u64)part, n);
+		a->sink(a->argument, data, part);
+		stream_consume(s, part);
+		a->length += part;
+		n -= part;
+	}
+	return 0;
 }
 
-/* Reads a FileDone. */
-static int done(struct stream *s, u64 *value) {
-	u64 ignored;
-	i64 n = answer(s, KIND_FILE_DONE, NULL);
-
-	if (n < 0)
-		return n;
-	return n == 8 ? stream_read_full(s, value ? value : &ignored, 8) : -EPROTO;
-}
-
-/* Reads FileData to the last. */
-static i64 receive(struct stream *s, file_sink *sink, void *argument) {
-	i64 total = 0;
-	u16 flags;
-
-	do {
-		u64 offset;
-		i64 left = answer(s, KIND_FILE_DATA, &flags);
-		if (left < 0)
-			return left;
-		if (left < 8 || left > 8 + DATA_MAX)
-			return -EPROTO;
-		int error = stream_read_full(s, &offset, sizeof offset);
-		if (error)
-			return error;
-		for (left -= 8; left;) {
-			u8 *data;
-			i64 n = stream_peek(s, &data);
-			if (n <= 0)
-				return n ? n : -EIO;
-			n = MIN(n, left);
-			sink(argument, data, n);
-			stream_consume(s, n);
-			left -= n;
-			total += n;
-		}
-	} while (flags & FRAME_MORE);
-	return total;
-}
-
-i64 file_read(struct stream *s, struct text path, u64 offset, u64 length, file_sink *sink, void *argument) {
+i64 file_read(struct file_system *f, struct text path, u64 offset, u64 length, file_sink *sink, void *argument) {
 	u64 words[] = {offset, length};
+	struct answer a = {.kind = KIND_FILE_DATA, .take = take_data, .sink = sink, .argument = argument};
 
 	if (!path.length)
 		return -EINVAL;
-	int error = request(s, KIND_READ_FILE_REQUEST, words, 2, path, nothing);
-	return error ? error : receive(s, sink, argument);
+	i64 error = ask(f, KIND_READ_FILE_REQUEST, words, 2, path, nothing, &a);
+	return error ? error : (i64)a.length;
 }
 
-int file_open(struct stream *s, struct text path, u32 flags, u64 *handle) {
+int file_open(struct file_system *f, struct text path, u32 flags, u64 *handle) {
 	u64 words[] = {flags};
 
-	if (!path.length)
-		return -EINVAL;
-	int error = request(s, KIND_OPEN_FILE_REQUEST, words, 1, path, nothing);
-	return error ? error : done(s, handle);
+	return path.length ? ask_done(f, KIND_OPEN_FILE_REQUEST, words, 1, path, nothing, handle) : -EINVAL;
 }
 
-i64 file_read_at(struct stream *s, u64 handle, u64 offset, u64 length, file_sink *sink, void *argument) {
+i64 file_read_at(struct file_system *f, u64 handle, u64 offset, u64 length, file_sink *sink, void *argument) {
 	u64 words[] = {handle, offset, length};
-	int error = request(s, KIND_READ_REQUEST, words, 3, nothing, nothing);
+	struct answer a = {.kind = KIND_FILE_DATA, .take = take_data, .sink = sink, .argument = argument};
+	i64 error = ask(f, KIND_READ_REQUEST, words, 3, nothing, nothing, &a);
 
-	return error ? error : receive(s, sink, argument);
+	return error ? error : (i64)a.length;
 }
 
-i64 file_write_at(struct stream *s, u64 handle, u64 offset, const void *data, u64 n) {
+i64 file_write_at(struct file_system *f, u64 handle, u64 offset, const void *data, u64 n) {
 	u64 total = 0;
 
 	do {
 		u64 piece = MIN(n - total, (u64)DATA_MAX), written = 0;
-		struct {
-			struct frame_header header;
-			u64 handle, offset;
-		} frame = {{16 + piece, KIND_WRITE_REQUEST, 0, 1}, handle, offset + total};
-		int error = stream_write(s, &frame, sizeof frame);
-		if (!error)
-			error = stream_write(s, (const u8 *)data + total, piece);
-		if (!error)
-			error = done(s, &written);
+		u64 words[] = {handle, offset + total};
+		struct answer a = {.kind = KIND_FILE_DONE, .take = take_bytes, .to = &written, .length = 8};
+		i64 error = send(f, KIND_WRITE_REQUEST, words, 2, (struct text){(const char *)data + total, piece}, nothing, &a);
 		if (error)
 			return error;
 		total += written;
@@ -160,93 +162,88 @@ i64 file_write_at(struct stream *s, u64 handle, u64 offset, const void *data, u6
 	return total;
 }
 
-int file_truncate(struct stream *s, u64 handle, u64 size) {
+int file_truncate(struct file_system *f, u64 handle, u64 size) {
 	u64 words[] = {handle, size};
-	int error = request(s, KIND_TRUNCATE_REQUEST, words, 2, nothing, nothing);
 
-	return error ? error : done(s, NULL);
+	return ask_done(f, KIND_TRUNCATE_REQUEST, words, 2, nothing, nothing, NULL);
 }
 
-static int handle_request(struct stream *s, u16 kind, u64 handle) {
-	int error = request(s, kind, &handle, 1, nothing, nothing);
-	return error ? error : done(s, NULL);
+int file_sync(struct file_system *f, u64 handle) {
+	return ask_done(f, KIND_SYNC_REQUEST, &handle, 1, nothing, nothing, NULL);
 }
 
-int file_sync(struct stream *s, u64 handle) {
-	return handle_request(s, KIND_SYNC_REQUEST, handle);
+int file_close(struct file_system *f, u64 handle) {
+	return ask_done(f, KIND_CLOSE_REQUEST, &handle, 1, nothing, nothing, NULL);
 }
 
-int file_close(struct stream *s, u64 handle) {
-	return handle_request(s, KIND_CLOSE_REQUEST, handle);
+static int stat(struct file_system *f, u64 handle, struct text path, struct file_info *info) {
+	u64 words[] = {handle, 0};
+	struct answer a = {.kind = KIND_FILE_INFO, .take = take_bytes, .to = info, .length = sizeof *info};
+
+	return ask(f, KIND_STAT_REQUEST, words, 2, path, nothing, &a);
 }
 
-int file_stat(struct stream *s, struct text path, struct file_info *info) {
-	u64 words[] = {0, 0};
+int file_stat(struct file_system *f, struct text path, struct file_info *info) {
+	return path.length ? stat(f, 0, path, info) : -EINVAL;
+}
+
+int file_stat_handle(struct file_system *f, u64 handle, struct file_info *info) {
+	return handle ? stat(f, handle, nothing, info) : -EINVAL;
+}
+
+struct page {
+	void (*sink)(void *argument, u8 type, struct text name);
+	void *argument;
+	char last[FILE_NAME_MAX]; /* name, of length bytes; none at first */
+	u64 length, names;        /* names: on this page */
+};
+
+static int take_page(struct answer *a, struct stream *s, u64 n) {
+	struct page *page = a->to;
+
+	while (n) {
+		u8 prefix[2]; /* type, length */
+		if (n < sizeof prefix || stream_read_full(s, prefix, sizeof prefix))
+			return -EPROTO;
+		n -= sizeof prefix;
+		if (!prefix[1] || prefix[1] > n || stream_read_full(s, page->last, prefix[1]))
+			return -EPROTO;
+		page->length = prefix[1];
+		n -= page->length;
+		page->names++;
+		page->sink(page->argument, prefix[0], (struct text){page->last, page->length});
+	}
+	return 0;
+}
+
+int file_list(struct file_system *f, struct text path, void (*sink)(void *argument, u8 type, struct text name), void *argument) {
+	struct page page = {.sink = sink, .argument = argument};
+	u64 words[] = {LIST_MAX | path.length << 32};
 
 	if (!path.length)
 		return -EINVAL;
-	int error = request(s, KIND_STAT_REQUEST, words, 2, path, nothing);
-	if (error)
-		return error;
-	i64 n = answer(s, KIND_FILE_INFO, NULL);
-	if (n < 0)
-		return n;
-	return n == sizeof *info ? stream_read_full(s, info, sizeof *info) : -EPROTO;
-}
-
-int file_list(struct stream *s, struct text path, void (*sink)(void *argument, u8 type, struct text name), void *argument) {
-	static const u64 limit = LIST_MAX;
-	char last[FILE_NAME_MAX];
-	u64 length = 0;
-
-	if (!path.length)
-		return -EINVAL;
-	for (;;) {
-		u64 words[] = {limit | path.length << 32};
-		int error = request(s, KIND_LIST_REQUEST, words, 1, path, (struct text){last, length});
+	do {
+		struct answer a = {.kind = KIND_FILE_LIST, .take = take_page, .to = &page};
+		page.names = 0;
+		i64 error = ask(f, KIND_LIST_REQUEST, words, 1, path, (struct text){page.last, page.length}, &a);
 		if (error)
 			return error;
-		i64 left = answer(s, KIND_FILE_LIST, NULL);
-		if (left <= 0)
-			return left;
-		while (left) {
-			u8 prefix[2];
-			error = stream_read_full(s, prefix, sizeof prefix);
-			if (error)
-				return error;
-			length = prefix[1];
-			left -= sizeof prefix + length;
-			if (!length || left < 0)
-				return -EPROTO;
-			error = stream_read_full(s, last, length);
-			if (error)
-				return error;
-			sink(argument, prefix[0], (struct text){last, length});
-		}
-	}
+	} while (page.names);
+	return 0;
 }
 
-int file_make_folder(struct stream *s, struct text path) {
+int file_make_folder(struct file_system *f, struct text path) {
 	u64 words[] = {MKDIR_PARENTS};
 
-	if (!path.length)
-		return -EINVAL;
-	int error = request(s, KIND_MKDIR_REQUEST, words, 1, path, nothing);
-	return error ? error : done(s, NULL);
+	return path.length ? ask_done(f, KIND_MKDIR_REQUEST, words, 1, path, nothing, NULL) : -EINVAL;
 }
 
-int file_remove(struct stream *s, struct text path) {
-	if (!path.length)
-		return -EINVAL;
-	int error = request(s, KIND_REMOVE_REQUEST, NULL, 0, path, nothing);
-	return error ? error : done(s, NULL);
+int file_remove(struct file_system *f, struct text path) {
+	return path.length ? ask_done(f, KIND_REMOVE_REQUEST, NULL, 0, path, nothing, NULL) : -EINVAL;
 }
 
-int file_rename(struct stream *s, struct text from, struct text to) {
+int file_rename(struct file_system *f, struct text from, struct text to) {
 	u64 words[] = {from.length};
 
-	if (!from.length || !to.length)
-		return -EINVAL;
-	int error = request(s, KIND_RENAME_REQUEST, words, 1, from, to);
-	return error ? error : done(s, NULL);
+	return from.length && to.length ? ask_done(f, KIND_RENAME_REQUEST, words, 1, from, to, NULL) : -EINVAL;
 }
