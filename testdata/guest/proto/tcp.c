@@ -3,6 +3,7 @@
 
 enum { KIND_ACCEPT_CONNECTION = 0x20, KIND_INCOMING_CONNECTION };
 enum { LISTENER_RING_SIZE = 4096, NAME_MAX = 253 };
+enum { OPTIONS_FOLLOW = 1 }; /* in an endpoint's second byte */
 
 int tcp_listen_by(struct tcp_listener *l, u16 protocol, const void *payload, u32 length, u32 outgoing_size, u32 incoming_size) {
 	struct stream *s;
@@ -23,13 +24,14 @@ int tcp_listen_by(struct tcp_listener *l, u16 protocol, const void *payload, u32
 int tcp_listen(struct tcp_listener *l, const struct endpoint *where, u32 outgoing_size, u32 incoming_size) {
 	struct {
 		struct endpoint endpoint;
-		u32 backlog, reserved;
-	} payload = {*where, 0, 0};
+		u32 backlog;
+		struct tcp_options options;
+	} payload = {*where, l->backlog, l->options};
 
 	return tcp_listen_by(l, PROTOCOL_TCP_LISTENER, &payload, sizeof payload, outgoing_size, incoming_size);
 }
 
-int tcp_accept(struct tcp_listener *l, struct stream **s, struct endpoint *peer) {
+int tcp_accept(struct tcp_listener *l, struct stream **s, struct tcp_ends *ends) {
 	struct {
 		struct frame_header header;
 		u64 pipe;
@@ -53,7 +55,8 @@ int tcp_accept(struct tcp_listener *l, struct stream **s, struct endpoint *peer)
 		stream_close(*s);
 		return n;
 	}
-	*peer = answer.peer;
+	if (ends)
+		*ends = (struct tcp_ends){answer.local, answer.peer};
 	return 0;
 }
 
@@ -62,20 +65,29 @@ void tcp_stop_listening(struct tcp_listener *l) {
 }
 
 int tcp_connect(struct stream **s, const struct endpoint *e, struct text host) {
+	return tcp_connect_with(s, e, host, (struct tcp_options){0, 0}, NULL);
+}
+
+int tcp_connect_with(struct stream **s, const struct endpoint *e, struct text host, struct tcp_options options, struct tcp_ends *ends) {
 	struct {
 		struct endpoint endpoint;
+		struct tcp_options options;
 		char host[NAME_MAX];
-	} payload = {.endpoint = *e};
-	struct endpoint ends[2];
+	} payload = {.endpoint = *e, .options = options};
+	struct tcp_ends opened;
 
 	if (host.length > sizeof payload.host)
 		return -EINVAL;
 	int error = stream_open(s, TCP_RING_SIZE, TCP_RING_SIZE);
 	if (error)
 		return error;
+	payload.endpoint.reserved = OPTIONS_FOLLOW;
 	memcpy(payload.host, host.data, host.length);
-	error = protocol_open(*s, PROTOCOL_TCP_CONNECTION, &payload, sizeof payload.endpoint + host.length, ends, sizeof ends);
+	u32 length = sizeof payload.endpoint + sizeof payload.options + host.length;
+	error = protocol_open(*s, PROTOCOL_TCP_CONNECTION, &payload, length, &opened, sizeof opened);
 	if (error)
 		stream_close(*s);
+	else if (ends)
+		*ends = opened;
 	return error;
 }

@@ -27,7 +27,22 @@ u64 address_format(char *to, const struct endpoint *e);
 
 enum { TCP_RING_SIZE = 65536 };
 
+/* What one may choose of a connection's socket, as it goes over the wire; all 0 are the defaults. */
+struct tcp_options {
+	u16 flags;      /* TCP_DELAY */
+	u16 keep_alive; /* seconds before and between probes, or TCP_KEEP_ALIVE_OFF */
+};
+enum { TCP_DELAY = 1, TCP_KEEP_ALIVE_OFF = 0xFFFF };
+
+struct tcp_ends {
+	struct endpoint local, peer;
+};
+
 struct tcp_listener {
+	/* The caller's, before it listens; 0 are the defaults. */
+	u32 backlog;
+	struct tcp_options options; /* of each connection */
+
 	struct channel channel;
 	struct endpoint bound;
 	u32 outgoing_size, incoming_size; /* of each connection's rings */
@@ -37,13 +52,18 @@ struct tcp_listener {
 int tcp_listen(struct tcp_listener *l, const struct endpoint *where, u32 outgoing_size, u32 incoming_size);
 /* The same by a protocol whose connections are accepted as TCP's are, with its payload of Open. */
 int tcp_listen_by(struct tcp_listener *l, u16 protocol, const void *payload, u32 length, u32 outgoing_size, u32 incoming_size);
-/* Waits for a connection, which is homed on the calling CPU; any number of threads may wait. */
-int tcp_accept(struct tcp_listener *l, struct stream **s, struct endpoint *peer);
-/* Threads that wait in tcp_accept fail. */
+/*
+ * Waits for a connection, which is homed on the calling CPU; any number of threads may wait. *s is set before it does: another thread that closes that stream's reader
+ * ends the wait with -ECANCELED. ends may be NULL.
+ */
+int tcp_accept(struct tcp_listener *l, struct stream **s, struct tcp_ends *ends);
+/* Threads that wait in tcp_accept fail with -ECONNRESET. By then the port is free. */
 void tcp_stop_listening(struct tcp_listener *l);
 
 /* Connects to e, or where its family is 0, to the host of this name. */
 int tcp_connect(struct stream **s, const struct endpoint *e, struct text host);
+/* The same with options; ends may be NULL. */
+int tcp_connect_with(struct stream **s, const struct endpoint *e, struct text host, struct tcp_options options, struct tcp_ends *ends);
 
 /*
  * Serves every connection in a thread of its own, spread over all CPUs. The stream is closed after serve, or reset if serve gives an

@@ -53,11 +53,11 @@ static void room_made(void) {
 static void worker(void *unused) {
 	u32 *count = &accepting[this_cpu()->index];
 	struct stream *s;
-	struct endpoint peer;
+	struct tcp_ends ends;
 
 	(void)unused;
 	for (;;) {
-		int error = tcp_accept(listener, &s, &peer);
+		int error = tcp_accept(listener, &s, &ends);
 		if (error == -ENOMEM || error == -EMFILE) {
 			wait_for_room(error);
 			continue;
@@ -73,7 +73,7 @@ static void worker(void *unused) {
 			if (thread_start(this_cpu()->index, worker, NULL))
 				--*count;
 		}
-		if (serve_connection(s, &peer))
+		if (serve_connection(s, &ends.peer))
 			stream_reset(s, ECONNRESET);
 		else
 			stream_close(s);
