@@ -2,13 +2,19 @@ package vmm_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/relay"
@@ -17,6 +23,7 @@ import (
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/image"
 	"github.com/fix-project/arcavm/vmm/vmmtest"
+	"github.com/fix-project/arcavm/wire"
 )
 
 // A guest on a network that exists in memory only: its server can be reached by who has the network, and by nobody else.
@@ -57,13 +64,29 @@ func ExampleConfig_network() {
 	// It prints: 00 01 02 <nil>
 }
 
-// TestExampleConfigNetwork runs the example where there is a KVM. An example can't be skipped.
-func TestExampleConfigNetwork(t *testing.T) {
+// TestExamples runs the examples that boot a guest, where there is a KVM. An example can't be skipped.
+func TestExamples(t *testing.T) {
 	system, err := kvm.Open("")
 	if err != nil {
 		vmmtest.Unavailable(t, err)
 	}
 	system.Close()
+	for _, c := range []struct {
+		example func()
+		want    string
+	}{
+		{ExampleConfig_network, "00 01 02 <nil>\n"},
+		{ExampleConfig_handlers, "HELLO FROM THE GUEST <nil>\n0 <nil>\n"},
+	} {
+		if got := printed(t, c.example); got != c.want {
+			t.Errorf("got %q, want %q", got, c.want)
+		}
+	}
+}
+
+// printed returns what f writes to standard output, which fits into a pipe.
+func printed(t *testing.T, f func()) string {
+	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -71,12 +94,69 @@ func TestExampleConfigNetwork(t *testing.T) {
 	defer r.Close()
 	stdout := os.Stdout
 	os.Stdout = w
-	ExampleConfig_network()
+	f()
 	os.Stdout = stdout
 	w.Close()
-	if printed, err := io.ReadAll(r); string(printed) != "00 01 02 <nil>\n" || err != nil {
-		t.Errorf("%q, %v", printed, err)
+	text, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return string(text)
+}
+
+// A protocol of the embedding program: each stream that a guest opens with it is a connection to a server of the program's, here one that answers in
+// capital letters. The guest sends, half-closes, and prints the answer.
+func ExampleConfig_handlers() {
+	folder, err := os.MkdirTemp("", "")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(folder)
+	server, err := net.Listen("unix", filepath.Join(folder, "upper"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer server.Close()
+	go func() {
+		conn, err := server.Accept()
+		if err != nil {
+			log.Fatal(err)
+		}
+		defer conn.Close()
+		text, err := io.ReadAll(conn)
+		fmt.Fprintln(conn, strings.ToUpper(string(text)), err)
+	}()
+	connect := func(ctx context.Context, s *relay.Stream) error {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "unix", filepath.Join(folder, filepath.Base(string(s.Payload))))
+		if err != nil {
+			return s.Opened(unix.ECONNREFUSED, nil)
+		}
+		if err := s.Opened(0, nil); err != nil {
+			return errors.Join(err, conn.Close())
+		}
+		s.Relay(conn.(*net.UnixConn))
+		return nil
+	}
+
+	img, err := image.ParseBytes(images.Bytes("private"), "private")
+	if err != nil {
+		log.Fatal(err)
+	}
+	vm, err := vmm.New(vmm.Config{
+		Image:    img,
+		Args:     []string{fmt.Sprint(wire.ProtocolPrivate), "upper", "hello from ", "the guest"},
+		Handlers: map[uint16]relay.Handler{wire.ProtocolPrivate: relay.HandlerFunc(connect)},
+		Console:  os.Stdout,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	code, err := vm.Run(context.Background())
+	fmt.Println(code, err)
+	// It prints:
+	// HELLO FROM THE GUEST <nil>
+	// 0 <nil>
 }
 
 // A guest that may connect to one network only, and whose port 80 is bound at port 8080 of this machine.
