@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -108,5 +109,64 @@ func TestUDPRefused(t *testing.T) {
 	}
 	if want := fmt.Sprintf("error %d", unix.ECONNREFUSED); !strings.Contains(g.Log(), want) {
 		t.Errorf("the log doesn't say %q:\n%s", want, g.Log())
+	}
+}
+
+// A guest that is late is told how many datagrams that cost it, and of one that its ring is too small for, how long it was.
+func TestUDPLost(t *testing.T) {
+	t.Parallel()
+	const (
+		sent = 500
+		size = 5000
+		fits = 4096 - 48 // in the ring beside the frame's header and the datagram's own
+	)
+	g := boot(t, "udp", "late", "127.0.0.1:0", "4096")
+	to := boundTo(t, g)
+	c := udpSocket(t, "127.0.0.1:0")
+	for range sent {
+		if _, err := c.WriteToUDPAddrPort(make([]byte, size), to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.VM.Stop()
+	// An empty one ends it. Those that find no room are lost as well, and counted, until the guest has made some.
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		g.Wait()
+	}()
+	extra := 0
+	for done := false; !done; {
+		if _, err := c.WriteToUDPAddrPort(nil, to); err != nil {
+			t.Fatal(err)
+		}
+		extra++
+		select {
+		case <-ended:
+			done = true
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	if code, err := g.Wait(); code != 0 || err != nil {
+		t.Fatalf("the guest ended with %d, %v", code, err)
+	}
+	found := regexp.MustCompile(`received (\d+), (\d+) of (\d+) bytes cut to (\d+), (\d+) dropped`).FindStringSubmatch(g.Log())
+	if found == nil {
+		t.Fatal("no account of it in the log")
+	}
+	var n [5]int
+	for i := range n {
+		n[i], _ = strconv.Atoi(found[i+1])
+	}
+	received, cut, dropped := n[0], n[1], n[4]
+	t.Logf("%s, of %d and %d empty ones", found[0], sent, extra)
+	if received == 0 || cut != received || n[2] != size || n[3] != fits {
+		t.Errorf("%s, want all of them cut from %d bytes to %d", found[0], size, fits)
+	}
+	if dropped == 0 || received+dropped < sent || received+dropped > sent+extra {
+		t.Errorf("received and dropped are %d together; %d and %d empty ones were sent", received+dropped, sent, extra)
+	}
+	if got := g.VM.Stats().Relay.DatagramsDropped; got < uint64(dropped) || got > uint64(dropped+extra) {
+		t.Errorf("the monitor counts %d dropped, the guest %d", got, dropped)
 	}
 }

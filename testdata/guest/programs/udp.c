@@ -3,6 +3,11 @@
  *
  * Sends every datagram back to where it came from. Logs "bound to ADDR:PORT", and each error of a datagram that it sent. Exits with 0 when asked to stop.
  *
+ * udp late ADDR:PORT RING
+ *
+ * Binds with rings of this size, and logs "bound to ADDR:PORT". Doesn't receive before it is asked to stop; then it does, up to the first empty
+ * datagram, and logs "received N, N of SIZE bytes cut to LENGTH, N dropped".
+ *
  * udp send ADDR:PORT TEXT…
  *
  * Sends each text as a datagram to this peer, one after the answer to the other, and prints the answers to the console, a line each. Exit code 0, or 1 and
@@ -36,15 +41,45 @@ static void echo(void *unused) {
 	}
 }
 
-static int serve(const struct endpoint *where) {
+static int bind(const struct endpoint *where, u32 ring) {
 	char name[ENDPOINT_TEXT];
-	int error = udp_bind(&s, where);
+	int error = udp_bind_with(&s, where, ring);
 
 	if (error)
 		return fail("bind", error);
 	struct text bound = {name, endpoint_format(name, &s.local)};
 	log(LOG_INFO, "bound to %t", &bound);
-	error = thread_start(0, echo, NULL);
+	return 0;
+}
+
+static int receive_late(const struct endpoint *where, u32 ring) {
+	u64 received = 0, cut = 0, size = 0, length = 0;
+	struct udp_datagram d;
+
+	if (bind(where, ring))
+		return 1;
+	wait_for_stop();
+	for (;;) {
+		i64 n = udp_receive(&s, &d, data, sizeof data);
+		if (n < 0)
+			return fail("receive", n);
+		if (!d.size)
+			break;
+		received++;
+		if (n < d.size) {
+			cut++;
+			size = d.size;
+			length = n;
+		}
+	}
+	log(LOG_INFO, "received %u, %u of %u bytes cut to %u, %u dropped", received, cut, size, length, (u64)d.dropped);
+	return 0;
+}
+
+static int serve(const struct endpoint *where) {
+	if (bind(where, UDP_RING_SIZE))
+		return 1;
+	int error = thread_start(0, echo, NULL);
 	if (error)
 		return fail("thread", error);
 	wait_for_stop();
@@ -74,13 +109,16 @@ static int send(const struct endpoint *peer) {
 
 int program_main(void) {
 	struct endpoint where;
+	u64 ring;
 
 	if (boot->arg_count >= 3 && !endpoint_parse(arg(2), &where, NULL)) {
 		if (text_equal(arg(1), "echo") && boot->arg_count == 3)
 			return serve(&where);
+		if (text_equal(arg(1), "late") && boot->arg_count == 4 && !parse_number(arg(3), &ring))
+			return receive_late(&where, ring);
 		if (text_equal(arg(1), "send"))
 			return send(&where);
 	}
-	log(LOG_ERROR, "usage: udp echo ADDR:PORT | udp send ADDR:PORT TEXT...");
+	log(LOG_ERROR, "usage: udp echo ADDR:PORT | udp late ADDR:PORT RING | udp send ADDR:PORT TEXT...");
 	return 64;
 }

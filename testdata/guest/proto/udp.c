@@ -3,9 +3,9 @@
 
 enum { KIND_SEND_DATAGRAM = 0x30, KIND_RECEIVED_DATAGRAM, KIND_DATAGRAM_ERROR };
 
-static int udp_open(struct udp_socket *s, const struct endpoint ends[2]) {
+static int udp_open(struct udp_socket *s, const struct endpoint ends[2], u32 ring_size) {
 	struct endpoint bound[2];
-	int error = stream_open(&s->stream, UDP_RING_SIZE, UDP_RING_SIZE);
+	int error = stream_open(&s->stream, ring_size, ring_size);
 
 	if (error)
 		return error;
@@ -19,14 +19,18 @@ static int udp_open(struct udp_socket *s, const struct endpoint ends[2]) {
 	return 0;
 }
 
-int udp_bind(struct udp_socket *s, const struct endpoint *local) {
+int udp_bind_with(struct udp_socket *s, const struct endpoint *local, u32 ring_size) {
 	struct endpoint ends[2] = {*local};
-	return udp_open(s, ends);
+	return udp_open(s, ends, ring_size);
+}
+
+int udp_bind(struct udp_socket *s, const struct endpoint *local) {
+	return udp_bind_with(s, local, UDP_RING_SIZE);
 }
 
 int udp_connect(struct udp_socket *s, const struct endpoint *peer) {
 	struct endpoint ends[2] = {{0}, *peer};
-	return udp_open(s, ends);
+	return udp_open(s, ends, UDP_RING_SIZE);
 }
 
 int udp_send(struct udp_socket *s, u64 request, const struct endpoint *to, const void *data, u64 n) {

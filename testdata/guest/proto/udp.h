@@ -20,7 +20,9 @@ struct udp_datagram {
 	u64 request;          /* of an error: udp_send's, or 0 if the network gave the datagram back */
 };
 
-/* Binds to an address and a port, 0 for any. */
+/* Binds to an address and a port, 0 for any, with rings of this size. One that is too small for a datagram cuts it. */
+int udp_bind_with(struct udp_socket *s, const struct endpoint *local, u32 ring_size);
+/* The same with rings of UDP_RING_SIZE. */
 int udp_bind(struct udp_socket *s, const struct endpoint *local);
 /* Sends to this peer, and hears it only. */
 int udp_connect(struct udp_socket *s, const struct endpoint *peer);
