@@ -191,20 +191,27 @@ func TestPublished(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	heard := make(chan netip.AddrPort, 1)
-	m := start(t, setup{
-		onListen: func(a netip.AddrPort) { heard <- a },
-		network: relay.NewPolicy(relay.Host{}, []relay.Rule{rule}, []relay.Publish{
-			{Protocol: "tcp", Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 80},
-		}),
-	})
+	heard, told := make(chan netip.AddrPort, 1), make(chan netip.AddrPort, 1)
+	publish := relay.Publish{Protocol: "tcp", Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 80}
+	policy := relay.NewPolicy(relay.Host{}, []relay.Rule{rule}, []relay.Publish{publish})
+	policy.OnPublish = func(p relay.Publish, host netip.AddrPort) {
+		if p != publish {
+			t.Errorf("published is %+v", p)
+		}
+		told <- host
+	}
+	m := start(t, setup{onListen: func(a netip.AddrPort) { heard <- a }, network: policy})
 	l := m.listen("0.0.0.0:80", 7)
 	if l.at != netip.MustParseAddrPort("0.0.0.0:80") {
 		t.Errorf("the guest is told %v", l.at)
 	}
 	g := m.pipe()
 	l.ask(1, g.ID())
-	peer := dialed(t, <-heard)
+	host := <-told
+	if at := <-heard; at != host {
+		t.Errorf("the guest listens at %v on the host, and its port is published at %v", at, host)
+	}
+	peer := dialed(t, host)
 	_, a := l.answer()
 	if a.Status != 0 || a.Local.AddrPort() != l.at || a.Peer.AddrPort() != peer.LocalAddr().(*net.TCPAddr).AddrPort() {
 		t.Fatalf("%+v", a)

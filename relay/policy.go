@@ -27,6 +27,10 @@ import (
 //
 // Datagrams to who has sent one to the same socket are allowed.
 type Policy struct {
+	// OnPublish, if not nil, is told where on the host a published port is bound, each time a guest binds it, before the guest learns of it. It must
+	// not block, and must be set before the policy is in use.
+	OnPublish func(p Publish, host netip.AddrPort)
+
 	network   Network
 	rules     []Rule
 	published map[publication]netip.AddrPort
@@ -282,7 +286,15 @@ func (p *Policy) Listen(ctx context.Context, network, address string) (net.Liste
 		}
 		return ln, nil
 	}
+	p.tellPublished("tcp", at, ln.Addr())
 	return publishedListener{ln, net.TCPAddrFromAddrPort(at)}, nil
+}
+
+func (p *Policy) tellPublished(protocol string, at netip.AddrPort, host net.Addr) {
+	if p.OnPublish != nil {
+		asked := p.published[publication{protocol, at.Port()}]
+		p.OnPublish(Publish{Protocol: protocol, Host: asked, Guest: at.Port()}, endpoint(host).AddrPort())
+	}
 }
 
 // ListenPacket binds, at the published address if there is one.
@@ -297,6 +309,7 @@ func (p *Policy) ListenPacket(ctx context.Context, network, address string) (Pac
 	}
 	bound := c.LocalAddr()
 	if to != at {
+		p.tellPublished("udp", at, bound)
 		bound = net.UDPAddrFromAddrPort(at)
 	} else if err := p.checkBound("udp", at, bound); err != nil {
 		_ = c.Close()

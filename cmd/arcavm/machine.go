@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -25,7 +26,7 @@ type machine struct {
 	format   choice
 	timing   choice
 	limits   limitFlag
-	network  relay.Network // nil: a policy without rules
+	policy   *relay.Policy // nil: one without rules
 	tls      relay.TLS
 	sockets  vmm.Share
 	onListen func(netip.AddrPort)
@@ -76,8 +77,16 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 	defer term.restore()
 	cfg := vmm.Config{
 		Image: img, Args: args, CPUs: m.cpus, Memory: uint64(m.memory), Window: uint64(m.window), ABI: abi, Share: share, Sockets: m.sockets,
-		Network: m.network, TLS: m.tls, Console: m.streams.out, Logger: logger, OnListen: m.onListen,
+		TLS: m.tls, Console: m.streams.out, Logger: logger, OnListen: m.onListen,
 		Input: m.streams.input(), Output: m.streams.out, OnConsole: term.use,
+	}
+	if m.policy != nil {
+		m.policy.OnPublish = func(p relay.Publish, host netip.AddrPort) {
+			if p.Host.Port() == 0 { // who asked for a port knows it
+				m.hint(logger, fmt.Sprintf("%s port %d of the guest is at %v", strings.ToUpper(p.Protocol), p.Guest, host))
+			}
+		}
+		cfg.Network = m.policy
 	}
 	m.limits.apply(&cfg)
 	vm, err := vmm.New(cfg)

@@ -35,7 +35,7 @@ func (n *networkFlags) add(f *pflag.FlagSet) {
 	f.Var(&publishFlag{n}, "publish", "bind what the guest listens on at PORT to HOSTPORT of this machine;\n0 is a free one; the address is 127.0.0.1 unless given")
 }
 
-func (n *networkFlags) policy() relay.Network {
+func (n *networkFlags) policy() *relay.Policy {
 	rules := make([]relay.Rule, 0, len(n.rules))
 	for _, r := range n.rules {
 		rules = append(rules, r.Rule)

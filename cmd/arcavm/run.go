@@ -72,7 +72,7 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 				}
 				return runEmulated(cmd.Flags(), s, args, shares, network, tls)
 			}
-			m.network = network.policy()
+			m.policy = network.policy()
 			img, err := image.Open(args[0])
 			if err != nil {
 				return inputError(err)
