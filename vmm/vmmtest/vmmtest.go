@@ -3,7 +3,7 @@
 //	g := vmmtest.Boot(t, vmm.Config{Image: img, Args: []string{"127.0.0.1:0"}})
 //	resp, err := http.Get("http://" + g.Addr().String())
 //
-// The guest ends with the test. On a machine without a usable KVM the test is
+// The guest ends with the test, and a little before go test's -timeout. On a machine without a usable KVM the test is
 // skipped with the reason, or fails if ARCAVM_REQUIRE_KVM=1 is set.
 package vmmtest
 
@@ -27,15 +27,26 @@ import (
 	"github.com/fix-project/arcavm/vmm/image"
 )
 
-// patience is how long a guest may run, and how long anything here waits. It
-// only bounds a hang: emulated hardware is a hundred times slower than real.
-const patience = 5 * time.Minute
+// limit is when a guest's time is up, and that of all that waits for it: a little before the test's own, so that it can still report. Without a deadline
+// (-timeout 0, benchmarks) it is never.
+func limit(t testing.TB) (context.Context, context.CancelFunc) {
+	test, ok := t.(interface{ Deadline() (time.Time, bool) })
+	if !ok {
+		return context.WithCancel(context.Background())
+	}
+	deadline, ok := test.Deadline()
+	if !ok {
+		return context.WithCancel(context.Background())
+	}
+	return context.WithDeadline(context.Background(), deadline.Add(-min(10*time.Second, time.Until(deadline)/10)))
+}
 
 // Guest is a VM that runs in a test. Its methods may be called from any goroutine.
 type Guest struct {
 	VM *vmm.VM
 
 	t      testing.TB
+	limit  context.Context
 	cancel context.CancelFunc
 	addrs  chan netip.AddrPort
 	output *journal // console
@@ -101,8 +112,10 @@ func Boot(t testing.TB, cfg vmm.Config) *Guest {
 	if err != nil {
 		t.Fatalf("making the VM: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	g.VM, g.cancel = vm, cancel
+	limited, release := limit(t)
+	t.Cleanup(release)
+	ctx, cancel := context.WithCancel(limited)
+	g.VM, g.limit, g.cancel = vm, limited, cancel
 	go func() {
 		defer close(g.done)
 		defer g.output.close()
@@ -140,7 +153,7 @@ func (g *Guest) Addr() netip.AddrPort {
 		default:
 		}
 		g.t.Fatalf("the guest ended before it listened: code %d, %v", g.code, g.err)
-	case <-time.After(patience):
+	case <-g.limit.Done():
 		g.t.Fatal("the guest doesn't listen")
 	}
 	panic("unreachable")
@@ -151,7 +164,7 @@ func (g *Guest) Wait() (int, error) {
 	g.t.Helper()
 	select {
 	case <-g.done:
-	case <-time.After(patience):
+	case <-g.limit.Done():
 		g.t.Fatal("the guest doesn't end")
 	}
 	return g.code, g.err
@@ -169,7 +182,7 @@ func (g *Guest) Log() string { return g.log.String() }
 // WaitLog waits until the log contains text.
 func (g *Guest) WaitLog(text string) {
 	g.t.Helper()
-	if !g.log.wait(text, patience) {
+	if !g.log.wait(text, g.limit.Done()) {
 		g.t.Fatalf("the guest's log never said %q", text)
 	}
 }
@@ -177,7 +190,7 @@ func (g *Guest) WaitLog(text string) {
 // WaitConsole waits until the console's output contains text.
 func (g *Guest) WaitConsole(text string) {
 	g.t.Helper()
-	if !g.output.wait(text, patience) {
+	if !g.output.wait(text, g.limit.Done()) {
 		g.t.Fatalf("the guest's console never said %q", text)
 	}
 }
@@ -218,9 +231,8 @@ func (j *journal) String() string {
 	return j.text.String()
 }
 
-// wait reports whether text came within the time and before the journal was closed.
-func (j *journal) wait(text string, limit time.Duration) bool {
-	deadline := time.After(limit)
+// wait reports whether text came before the limit, and before the journal was closed.
+func (j *journal) wait(text string, limit <-chan struct{}) bool {
 	for {
 		j.mu.Lock()
 		found, closed, changed := strings.Contains(j.text.String(), text), j.closed, j.changed
@@ -230,7 +242,7 @@ func (j *journal) wait(text string, limit time.Duration) bool {
 		}
 		select {
 		case <-changed:
-		case <-deadline:
+		case <-limit:
 			return false
 		}
 	}
