@@ -1,17 +1,17 @@
 /*
  * hostile SEED OPERATIONS ADDR:PORT
  *
- * Attacks the monitor. One thread on each CPU but the first, or on the only one, makes pipes, writes random and crafted values over
- * their headers, rings and its own pending bitmap, sends frames that are nearly right, and makes hypercalls with wild arguments: so many operations
- * each. CPU 0 meanwhile keeps an echo stream to ADDR:PORT going and checks every byte; at the end it breaks the control pipe and goes on a little. Exit code 0, or 1
- * with a log record if the good stream suffered or a hypercall gave what no hypercall may give.
+ * Attacks the monitor. One thread on each CPU but the first, or on the only one, makes pipes of every protocol, writes random and crafted values over
+ * their headers, rings and the pending bitmaps, sends frames of every kind that are right or nearly so, and makes hypercalls with wild arguments: so many operations
+ * each. CPU 0 meanwhile keeps an echo stream to ADDR:PORT going and checks every byte; at the end it breaks the control pipe, in a way that SEED chooses, and goes on a
+ * little. Exit code 0, or 1 with a log record if the good stream suffered or a hypercall gave what no hypercall may give.
  */
 #include "../proto/open.h"
 #include "../proto/tcp.h"
 
 enum { TARGETS = 4, RING = 4096, CHUNK = 1024, LAST_ROUNDS = 8 };
 enum { CALL_LOG = 1, CALL_SYMNAME, CALL_MEMSET, CALL_MEMCLR, CALL_NOTIFY_READ = 16, CALL_NOTIFY_WRITE };
-enum { KIND_READ_FILE = 0x10, KIND_ACCEPT = 0x20 };
+enum { KIND_OPEN = 3, KIND_READ_FILE = 0x10, KIND_OPEN_FILE = 0x15, KIND_CLOSE_FILE = 0x1F, KIND_ACCEPT = 0x20, KIND_SEND_DATAGRAM = 0x30 };
 
 static u64 seed, operations;
 static struct endpoint peer;
@@ -120,66 +120,220 @@ static void wild_call(struct dice *d, u8 *page) {
 	}
 }
 
-/* Only bits of events that exist: what lies behind the bitmap belongs to others. CPU 0's are the good stream's. */
+/*
+ * In the bitmap of any CPU. Only bits of events that exist: what lies behind the bitmap belongs to others. CPU 0's are the good stream's: a bit there is set as
+ * the monitor would, on all levels and with an interrupt, or the monitor would rightly believe that one is on its way.
+ */
 static void wild_bits(struct dice *d) {
-	struct pending *p = this_cpu()->pending;
-	if (!this_cpu()->index)
-		return;
 	u64 event = roll(d) % (2 * boot->stream_limit), leaf = event / 64, mid = leaf / 64;
 	u64 r = roll(d);
+	struct cpu *c = &cpus[(r >> 8 & 63) % boot->cpu_count];
+	struct pending *p = c->pending;
 
+	if (!c->index)
+		r = 7;
 	if (r & 1)
 		__atomic_fetch_or(&p->leaf[leaf], 1ul << (event & 63), __ATOMIC_SEQ_CST);
 	if (r & 2)
 		__atomic_fetch_or(&p->mid[mid], 1ul << (leaf & 63), __ATOMIC_SEQ_CST);
 	if (r & 4)
 		__atomic_fetch_or(&p->top, 1ul << mid, __ATOMIC_SEQ_CST);
-	if ((r & 0x38) == 0)
+	if (!c->index)
+		cpu_kick(c);
+	else if ((r & 0x38) == 0)
 		__atomic_store_n(&p->leaf[leaf], 0, __ATOMIC_SEQ_CST);
 }
 
-/* Opens a new pipe with a protocol and sends a request or two, nearly right. What is sent fits into the ring, so nothing waits. */
+/* A frame under construction. */
+struct draft {
+	struct frame_header header;
+	u8 payload[256];
+};
+
+static void put(struct draft *f, const void *data, u64 n) {
+	memcpy(f->payload + f->header.length, data, n);
+	f->header.length += n;
+}
+
+static void put_u64(struct draft *f, u64 n) {
+	put(f, &n, sizeof n);
+}
+
+static void put_path(struct draft *f, struct dice *d) {
+	static const char paths[][8] = {"a", "b", "f", "f/c", "a/../b", "../x", "/", ".", "", "f/\0", "\xFF"};
+	const char *path = paths[roll(d) % (sizeof paths / sizeof *paths)];
+
+	put(f, path, strlen(path));
+}
+
+/* An address to which nobody minds that something is sent: the peer's, mostly, or one with a wild port or family. */
+static struct endpoint somewhere(struct dice *d) {
+	struct endpoint e = peer;
+	u64 r = roll(d);
+
+	if (!(r & 7))
+		e.port = 0;
+	if (!(r & 0x38))
+		e.family = r >> 8;
+	if (!(r & 0x1C0))
+		e.scope = r >> 16;
+	return e;
+}
+
+/* Chooses a protocol, and drafts its Open. */
+static u16 draft_open(struct draft *f, struct dice *d) {
+	static const struct endpoint nowhere;
+	u64 r = roll(d);
+	u16 protocol = (r & 15) == 15 ? r >> 16 : (r & 15) % (PROTOCOL_RESOLVER + 1);
+	struct endpoint e = somewhere(d);
+
+	if (protocol == PROTOCOL_TCP_CONNECTION && r & 0xF00) /* few: a connection takes a port of the host */
+		protocol = PROTOCOL_FILE_SYSTEM;
+	*f = (struct draft){.header = {0, KIND_OPEN, 0, r}};
+	put_u64(f, protocol);
+	switch (protocol) {
+	case PROTOCOL_TCP_LISTENER:
+		e.port = 0;
+		put(f, &e, sizeof e);
+		put_u64(f, value(d));
+		break;
+	case PROTOCOL_TCP_CONNECTION:
+		e.reserved = r >> 12 & 1;
+		put(f, &e, sizeof e);
+		if (e.reserved)
+			put(f, &(u32){value(d)}, 4);
+		break;
+	case PROTOCOL_UDP:
+		e.port = 0;
+		put(f, &e, sizeof e);
+		put(f, r >> 12 & 1 ? &e : &nowhere, sizeof e);
+		break;
+	case PROTOCOL_FILE_SYSTEM:
+		break;
+	default:
+		put(f, &e, r >> 12 & 15);
+	}
+	return protocol;
+}
+
+/* Drafts a request of a kind of the protocol, or of any. */
+static void draft_request(struct draft *f, struct dice *d, u16 protocol) {
+	u64 r = roll(d), kind = KIND_OPEN_FILE + (r >> 8) % (KIND_CLOSE_FILE - KIND_OPEN_FILE + 1);
+	struct endpoint e = somewhere(d);
+
+	if (protocol == PROTOCOL_TCP_LISTENER || protocol == PROTOCOL_UNIX_LISTENER)
+		kind = KIND_ACCEPT;
+	else if (protocol == PROTOCOL_UDP)
+		kind = KIND_SEND_DATAGRAM;
+	else if (!(r & 7))
+		kind = KIND_READ_FILE;
+	if (!(r & 0xF0))
+		kind = r >> 16 & 0x3F;
+	*f = (struct draft){.header = {0, kind, 0, r}};
+	switch (kind) {
+	case KIND_READ_FILE:
+		put_u64(f, value(d));
+		put_u64(f, value(d));
+		put_path(f, d);
+		break;
+	case KIND_OPEN_FILE:
+		put_u64(f, r & 1ul << 32 ? r >> 40 & 63 : value(d));
+		put_path(f, d);
+		break;
+	case KIND_OPEN_FILE + 1: /* ReadRequest */
+		put_u64(f, r >> 32 & 7); /* handles are small numbers */
+		put_u64(f, value(d));
+		put_u64(f, value(d));
+		break;
+	case KIND_OPEN_FILE + 2: /* WriteRequest: near the beginning, or no disk is large enough */
+		put_u64(f, r >> 32 & 7);
+		put_u64(f, r & 1ul << 40 ? r >> 41 & 0xFFFF : 1ul << 63 | value(d));
+		put(f, scratch, r >> 58 & 63);
+		break;
+	case KIND_OPEN_FILE + 3: /* StatRequest */
+		put_u64(f, r & 1ul << 32 ? 0 : r >> 33 & 7);
+		put_u64(f, r >> 36 & 1);
+		if (r & 1ul << 32)
+			put_path(f, d);
+		break;
+	case KIND_OPEN_FILE + 4: /* ListRequest */
+		put_u64(f, (r & 1ul << 32 ? 4096 : (u32)value(d)) | (r >> 33 & 3) << 32);
+		put_path(f, d);
+		put_path(f, d);
+		break;
+	case KIND_OPEN_FILE + 5: /* MkdirRequest */
+		put_u64(f, r >> 32 & 1);
+		put_path(f, d);
+		break;
+	case KIND_OPEN_FILE + 6: /* RemoveRequest */
+		put_path(f, d);
+		break;
+	case KIND_OPEN_FILE + 7: /* RenameRequest */
+		put_u64(f, 1 + (r >> 32 & 3));
+		put_path(f, d);
+		put_path(f, d);
+		break;
+	case KIND_OPEN_FILE + 8: /* TruncateRequest */
+		put_u64(f, r >> 32 & 7);
+		put_u64(f, r & 1ul << 40 ? r >> 41 & 0xFFFF : 1ul << 63 | value(d));
+		break;
+	case KIND_OPEN_FILE + 9: /* SyncRequest */
+	case KIND_CLOSE_FILE:
+		put_u64(f, r >> 32 & 7);
+		break;
+	case KIND_ACCEPT:
+		put_u64(f, (r >> 32 & 63) | (r & 1ul << 40 ? value(d) << 32 : 0));
+		break;
+	case KIND_SEND_DATAGRAM:
+		e.port = r & 1ul << 32 ? e.port : 0;
+		put(f, &e, sizeof e);
+		put(f, scratch, r >> 40 & 127);
+		break;
+	default:
+		put(f, scratch, r >> 40 & 127);
+	}
+}
+
+/* Sends a frame, now and then one whose header isn't what it should be. */
+static int send_draft(struct stream *s, struct draft *f, struct dice *d) {
+	u32 length = f->header.length;
+	u64 r = roll(d);
+
+	if (!(r & 15))
+		((u8 *)&f->header)[r >> 4 & 15] ^= 1 << (r >> 8 & 7);
+	return stream_write(s, f, sizeof f->header + length);
+}
+
+/* Asks for pipes that there can't be. Those requests are in order, and the control pipe lives on. */
+static void absurd_pipe(struct dice *d) {
+	struct stream *s;
+
+	if (!stream_open(&s, value(d), value(d)))
+		stream_close(s);
+}
+
+/* Opens a new pipe with a protocol and sends some requests, right or nearly. What is sent fits into the ring, so nothing waits. */
 static struct stream *renew(struct dice *d) {
-	struct {
-		struct frame_header header;
-		u16 protocol, reserved0;
-		u32 reserved1;
-		struct endpoint where;
-	} open = {.header = {8, 3, 0, 7}};
-	struct {
-		struct frame_header header;
-		u64 a, b;
-		char path[8];
-	} request = {.header = {24, KIND_READ_FILE, 0, 8}, .a = value(d), .b = value(d), .path = "a/../b/c"};
+	struct draft f;
 	struct stream *s;
 	u64 r = roll(d);
 
+	if (!(r & 0xF000))
+		absurd_pipe(d);
 	if (stream_open(&s, RING, RING))
 		return NULL;
-	switch (r & 15) {
-	case 0: /* few: a connection takes a port of the host */
-		open.protocol = PROTOCOL_TCP_CONNECTION;
-		open.where = peer;
-		open.header.length += sizeof open.where;
-		break;
-	case 1:
-	case 2:
-		open.protocol = 0x4000 + (r >> 16 & 0xFFF);
-		break;
-	case 3:
-		open.header.kind = r >> 16;
-		break;
-	case 4:
-		open.header.length = r >> 16;
-		break;
-	case 5: /* silent */
+	if (!(r & 15)) /* silent */
 		return s;
-	}
-	if (stream_write(s, &open, sizeof open.header + 8 + (open.protocol == PROTOCOL_TCP_CONNECTION ? sizeof open.where : 0)))
+	u16 protocol = draft_open(&f, d);
+	if (!(r & 0xF0))
+		f.header.kind = r >> 16;
+	if (send_draft(s, &f, d))
 		return s;
-	for (u32 n = r >> 32 & 7; n; n--)
-		if (stream_write(s, &request, sizeof request))
+	for (u32 n = r >> 32 & 7; n; n--) {
+		draft_request(&f, d, protocol);
+		if (send_draft(s, &f, d))
 			break;
+	}
 	return s;
 }
 
@@ -231,7 +385,7 @@ static void attacker(void *argument) {
 		struct stream **s = &own[r >> 32 & (TARGETS - 1)];
 		if (!*s) {
 			*s = renew(&d);
-		} else if ((r & 127) == 0) {
+		} else if ((r & 63) == 0) {
 			give_up(*s);
 			*s = NULL;
 		} else {
@@ -264,6 +418,49 @@ static int echo(struct stream *s, struct dice *d) {
 	return 0;
 }
 
+/* Breaks the control pipe, which works up to here, behind the kernel's back. */
+static void break_control(void) {
+	const struct pipe_descriptor *control = &boot->control_pipe;
+	struct ring_header *out = virtual(boot->window_base + control->header);
+	u8 *ring = virtual(boot->window_base + control->outgoing);
+	u64 cursor = __atomic_load_n(&out->write_cursor, __ATOMIC_RELAXED);
+	struct {
+		struct frame_header header;
+		u32 outgoing_size, incoming_size, home_cpu, reserved;
+	} request = {{16, 1, 0, 0}, RING, RING, 0, 0};
+	u64 end = cursor + sizeof request;
+
+	switch (seed & 7) {
+	case 0:
+		request.header.kind = 0x7777;
+		break;
+	case 1: /* no request of this pipe */
+		request.header.kind = KIND_READ_FILE;
+		break;
+	case 2:
+		request.header.length = ~0u;
+		break;
+	case 3:
+		request.header.flags = 1;
+		break;
+	case 4:
+		request.reserved = 1;
+		break;
+	case 5:
+		end = cursor - 1;
+		break;
+	case 6:
+		end = cursor + (1ul << 60);
+		break;
+	default:
+		__atomic_store_n(&out->writer_state, 0x7777, __ATOMIC_SEQ_CST);
+	}
+	for (u32 i = 0; i < sizeof request; i++)
+		ring[(cursor + i) & (control->outgoing_size - 1)] = ((u8 *)&request)[i];
+	__atomic_store_n(&out->write_cursor, end, __ATOMIC_SEQ_CST);
+	call(CALL_NOTIFY_READ, control->id, 0, 0);
+}
+
 int program_main(void) {
 	u64 rounds = 0;
 	struct stream *good;
@@ -287,10 +484,7 @@ int program_main(void) {
 			return 1;
 		rounds++;
 	}
-	const struct pipe_descriptor *control = &boot->control_pipe;
-	struct ring_header *out = virtual(boot->window_base + control->header);
-	__atomic_store_n(&out->write_cursor, 1ul << 60, __ATOMIC_SEQ_CST);
-	call(CALL_NOTIFY_READ, control->id, 0, 0);
+	break_control();
 	for (u32 i = 0; i < LAST_ROUNDS; i++)
 		if (echo(good, &d))
 			return 1;
