@@ -12,11 +12,10 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/pipes/pipestest"
@@ -29,6 +28,8 @@ const (
 	attackers   = 4
 	targetsEach = 6
 	hostileRing = 4096
+	// The good streams live on CPU 0 alone.
+	hostileCPUs = 4
 )
 
 // A guest writes whatever it likes over the headers and rings of some pipes, calls with whatever it likes, and sets pending bits, on several
@@ -86,7 +87,8 @@ func TestHostileGuest(t *testing.T) {
 	p, s := h.m.guest.Table.Stats(), h.m.server.Stats()
 	t.Logf("%d operations, seed %d: %d pipes, %d broken rings, %d protocol errors, opened %v",
 		operations, seed, p.Opened, p.Broken, s.ProtocolErrors, s.Opened)
-	if p.Broken == 0 || s.ProtocolErrors == 0 || s.Opened[wire.ProtocolFileSystem] < 2 {
+	if p.Broken == 0 || s.ProtocolErrors == 0 || s.FileErrors == 0 || s.Opened[wire.ProtocolFileSystem] < 2 ||
+		s.Opened[wire.ProtocolTCPListener] == 0 || s.Opened[wire.ProtocolUDP] == 0 {
 		t.Error("this was no attack")
 	}
 
@@ -166,7 +168,7 @@ func newHostile(t *testing.T) *hostile {
 	})
 
 	var err error
-	if h.m.guest, err = pipestest.NewGuest(4<<20, pipes.Options{CPUs: 2, StreamLimit: 64}); err != nil {
+	if h.m.guest, err = pipestest.NewGuest(4<<20, pipes.Options{CPUs: hostileCPUs, StreamLimit: 64}); err != nil {
 		t.Fatal(err)
 	}
 	host, control, err := h.m.guest.Pair(64<<10, 64<<10)
@@ -175,13 +177,18 @@ func newHostile(t *testing.T) *hostile {
 	}
 	h.m.control = control
 	var mux relay.Mux
-	mux.Handle(wire.ProtocolFileSystem, relay.FileSystem(shared.Share{Root: shareBytes(t, fileSize)}))
-	mux.Handle(wire.ProtocolTCPConnection, relay.HandlerFunc(h.connect))
-	mux.Handle(wire.ProtocolTCPListener, relay.HandlerFunc(h.listen))
+	mux.Handle(wire.ProtocolFileSystem, relay.FileSystem(shared.Share{
+		Root: shareBytes(t, fileSize), Named: map[string]shared.Share{"w": {Root: root(t, t.TempDir()), Writable: true}},
+	}))
+	mux.Handle(wire.ProtocolTCPConnection, relay.TCPConnection())
+	mux.Handle(wire.ProtocolTCPListener, relay.TCPListener())
+	mux.Handle(wire.ProtocolUDP, relay.UDP())
 	unixSockets := sockets(t, socketFolder(t), true)
 	mux.Handle(wire.ProtocolUnixListener, relay.UnixListener(unixSockets))
 	mux.Handle(wire.ProtocolUnixConnection, relay.UnixConnection(unixSockets))
-	h.m.server = relay.New(h.m.guest.Table, host, &mux, relay.Options{})
+	// Nothing gets out but what this test expects.
+	h.m.server = relay.New(h.m.guest.Table, host, &mux, relay.Options{Network: policyOf(t,
+		"allow out:"+h.echo.String(), "allow out:"+h.refused.String(), "allow in:127.0.0.1", "deny *")})
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() { served <- h.m.server.Serve(ctx) }()
@@ -199,21 +206,19 @@ func newHostile(t *testing.T) *hostile {
 	return h
 }
 
-// connect lets nothing out but what this test expects.
-func (h *hostile) connect(ctx context.Context, s *relay.Stream) error {
-	m, err := wire.DecodeConnect(s.Payload)
-	if to := m.Endpoint.AddrPort(); err == nil && to != h.echo && to != h.refused {
-		return s.Opened(unix.EACCES, nil)
+// policyOf makes a policy of rules, each with allow or deny in front.
+func policyOf(t *testing.T, texts ...string) *relay.Policy {
+	t.Helper()
+	var rules []relay.Rule
+	for _, text := range texts {
+		what, rule, _ := strings.Cut(text, " ")
+		r, err := relay.ParseRule(what == "allow", rule)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rules = append(rules, r)
 	}
-	return relay.TCPConnection().Serve(ctx, s)
-}
-
-func (h *hostile) listen(ctx context.Context, s *relay.Stream) error {
-	m, err := wire.DecodeListen(s.Payload)
-	if at := m.Endpoint.AddrPort(); err == nil && (!at.Addr().IsLoopback() || at.Port() != 0 && at != h.echo) {
-		return s.Opened(unix.EACCES, nil)
-	}
-	return relay.TCPListener().Serve(ctx, s)
+	return relay.NewPolicy(relay.Host{}, rules, nil)
 }
 
 // end ends everything and waits for it.
@@ -365,16 +370,18 @@ func (a *attacker) renew(t *target) {
 	t.wild, t.cursor, t.left = false, 0, a.rng.IntN(50)
 	t.protocol = wire.ProtocolFileSystem
 	switch n := a.rng.IntN(100); {
-	case n == 0: // few: each takes a port of the host
+	case n < 3: // few: each takes a port of the host
 		t.protocol = wire.ProtocolTCPConnection
-	case n == 1:
+	case n < 7:
 		t.protocol = wire.ProtocolTCPListener
-	case n < 5:
-		t.protocol = wire.ProtocolUnixListener
 	case n < 10:
+		t.protocol = wire.ProtocolUnixListener
+	case n < 15:
 		t.protocol = wire.ProtocolUnixConnection
-	case n < 30:
-		t.protocol = uint16(3 + a.rng.IntN(0x10000-3))
+	case n < 25:
+		t.protocol = wire.ProtocolUDP
+	case n < 45:
+		t.protocol = uint16(a.rng.IntN(0x10000))
 	}
 }
 
@@ -382,9 +389,14 @@ func (a *attacker) newPipe() (wire.DataStreamInfo, error) {
 	if err := a.m.control.SetDeadline(time.Now().Add(patience)); err != nil {
 		return wire.DataStreamInfo{}, err
 	}
-	request := wire.NewStreamRequest{OutgoingSize: hostileRing, IncomingSize: hostileRing, HomeCPU: 1}
-	if a.rng.IntN(50) == 0 {
+	request := wire.NewStreamRequest{OutgoingSize: hostileRing, IncomingSize: hostileRing, HomeCPU: a.cpu()}
+	switch a.rng.IntN(100) {
+	case 0:
 		request.OutgoingSize = uint32(a.value())
+	case 1:
+		request.IncomingSize = uint32(a.value())
+	case 2:
+		request.HomeCPU = uint32(a.value()) | hostileCPUs
 	}
 	if _, err := a.m.control.Write(wire.AppendNewStreamRequest(nil, 1, request)); err != nil {
 		return wire.DataStreamInfo{}, err
@@ -416,41 +428,6 @@ func (a *attacker) behave(t *target) {
 	t.cursor += uint64(len(frame))
 	a.m.guest.Store(t.d.Header, t.cursor)
 	_ = a.m.guest.Table.NotifyRead(t.d.ID)
-}
-
-func (a *attacker) frame(t *target) []byte {
-	var b []byte
-	if t.cursor == 0 {
-		open := wire.Open{Protocol: t.protocol, Payload: make([]byte, a.rng.IntN(40))}
-		switch t.protocol {
-		case wire.ProtocolFileSystem:
-			open.Payload = nil
-		case wire.ProtocolTCPConnection:
-			open.Payload = connectTo([]netip.AddrPort{a.echo, a.refused}[a.rng.IntN(2)])
-		case wire.ProtocolTCPListener:
-			open.Payload = wire.AppendListen(nil, wire.Listen{
-				Endpoint: at([]netip.AddrPort{a.echo, netip.MustParseAddrPort("127.0.0.1:0")}[a.rng.IntN(2)]), Backlog: a.rng.Uint32(),
-			})
-		case wire.ProtocolUnixListener:
-			open.Payload = wire.AppendUnixListen(nil, wire.UnixListen{Backlog: a.rng.Uint32(), Path: []byte(a.socket())})
-		case wire.ProtocolUnixConnection:
-			open.Payload = wire.AppendUnixConnect(nil, wire.UnixConnect{Path: []byte(a.socket())})
-		}
-		b = wire.AppendOpen(nil, a.rng.Uint64(), open)
-	} else if t.protocol == wire.ProtocolTCPListener || t.protocol == wire.ProtocolUnixListener {
-		b = wire.AppendAcceptConnection(nil, a.rng.Uint64(), wire.AcceptConnection{Pipe: uint64(a.id())})
-	} else {
-		path := []string{"file", "/", "../file", "none", "file/file", "\x00", "\xff"}[a.rng.IntN(7)]
-		b = wire.AppendReadFileRequest(nil, a.rng.Uint64(), wire.ReadFileRequest{Offset: a.value(), Length: a.value(), Path: []byte(path)})
-	}
-	if a.rng.IntN(8) == 0 {
-		b[a.rng.IntN(wire.HeaderSize)] ^= 1 << a.rng.IntN(8)
-	}
-	return b
-}
-
-func (a *attacker) socket() string {
-	return []string{"s", "/s", "../s", "s/s", "\x00", ".", "t"}[a.rng.IntN(7)]
 }
 
 // abandon closes both directions for good, whatever was written there before.
@@ -485,8 +462,8 @@ func (a *attacker) attack(d *pipes.Descriptor) {
 		_ = g.Table.NotifyRead(a.id())
 	case n == 13:
 		_ = g.Table.NotifyWrite(a.id())
-	case n == 14: // the bitmap of the CPU that no good stream lives on
-		g.Store(g.Table.PendingOffset()+g.Table.PendingStride()+8*uint64(a.rng.IntN(74)), a.value())
+	case n == 14: // the bitmap of a CPU that no good stream lives on
+		g.Store(g.Table.PendingOffset()+uint64(a.cpu())*g.Table.PendingStride()+8*uint64(a.rng.IntN(74)), a.value())
 	default:
 		ring := []uint64{d.Outgoing, d.Incoming}[a.rng.IntN(2)]
 		scribble(g.Window[ring+uint64(a.rng.IntN(hostileRing)):], []byte{0xff})
@@ -503,6 +480,9 @@ func scribble(to, from []byte) int {
 	}
 	return n
 }
+
+// cpu is one that no good stream lives on.
+func (a *attacker) cpu() uint32 { return 1 + uint32(a.rng.IntN(hostileCPUs-1)) }
 
 // id is a pipe's, or nearly.
 func (a *attacker) id() pipes.ID {
