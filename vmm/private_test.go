@@ -20,12 +20,9 @@ import (
 func TestPrivateProtocol(t *testing.T) {
 	t.Parallel()
 	handlers := map[uint16]relay.Handler{
-		// Gives back what it gets, behind the payload.
+		// Gives back the payload, and then what it gets.
 		wire.ProtocolPrivate: relay.HandlerFunc(func(_ context.Context, s *relay.Stream) error {
-			if err := s.Opened(0, nil); err != nil {
-				return err
-			}
-			if _, err := fmt.Fprintf(s.Pipe, "%s: ", s.Payload); err != nil {
+			if err := s.Opened(0, append(s.Payload, ": "...)); err != nil {
 				return err
 			}
 			n, err := io.Copy(s.Pipe, s.Pipe)

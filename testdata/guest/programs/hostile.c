@@ -9,7 +9,7 @@
 #include "../proto/open.h"
 #include "../proto/tcp.h"
 
-enum { TARGETS = 4, RING = 4096, CHUNK = 1024, LAST_ROUNDS = 8 };
+enum { PROTOCOLS = 10, TARGETS = 4, RING = 4096, CHUNK = 1024, LAST_ROUNDS = 8 };
 enum { CALL_LOG = 1, CALL_SYMNAME, CALL_MEMSET, CALL_MEMCLR, CALL_NOTIFY_READ = 16, CALL_NOTIFY_WRITE };
 enum { KIND_OPEN = 3, KIND_READ_FILE = 0x10, KIND_OPEN_FILE = 0x15, KIND_CLOSE_FILE = 0x1F, KIND_ACCEPT = 0x20, KIND_SEND_DATAGRAM = 0x30 };
 
@@ -184,10 +184,10 @@ static struct endpoint somewhere(struct dice *d) {
 static u16 draft_open(struct draft *f, struct dice *d) {
 	static const struct endpoint nowhere;
 	u64 r = roll(d);
-	u16 protocol = (r & 15) == 15 ? r >> 16 : (r & 15) % (PROTOCOL_RESOLVER + 1);
+	u16 protocol = (r & 15) >= PROTOCOLS ? r >> 16 : r & 15;
 	struct endpoint e = somewhere(d);
 
-	if (protocol == PROTOCOL_TCP_CONNECTION && r & 0xF00) /* few: a connection takes a port of the host */
+	if ((protocol == PROTOCOL_TCP_CONNECTION || protocol == PROTOCOL_TLS_CONNECTION) && r & 0x300) /* few: a connection takes a port of the host */
 		protocol = PROTOCOL_FILE_SYSTEM;
 	*f = (struct draft){.header = {0, KIND_OPEN, 0, r}};
 	put_u64(f, protocol);
@@ -210,8 +210,10 @@ static u16 draft_open(struct draft *f, struct dice *d) {
 		break;
 	case PROTOCOL_FILE_SYSTEM:
 		break;
-	default:
-		put(f, &e, r >> 12 & 15);
+	default: /* many begin so */
+		put(f, &e, sizeof e);
+		put_u64(f, r >> 12 & 1 ? 0 : value(d));
+		put(f, scratch, r >> 16 & 15);
 	}
 	return protocol;
 }
@@ -221,7 +223,7 @@ static void draft_request(struct draft *f, struct dice *d, u16 protocol) {
 	u64 r = roll(d), kind = KIND_OPEN_FILE + (r >> 8) % (KIND_CLOSE_FILE - KIND_OPEN_FILE + 1);
 	struct endpoint e = somewhere(d);
 
-	if (protocol == PROTOCOL_TCP_LISTENER || protocol == PROTOCOL_UNIX_LISTENER)
+	if (protocol == PROTOCOL_TCP_LISTENER || protocol == PROTOCOL_UNIX_LISTENER || protocol == PROTOCOL_TLS_LISTENER)
 		kind = KIND_ACCEPT;
 	else if (protocol == PROTOCOL_UDP)
 		kind = KIND_SEND_DATAGRAM;

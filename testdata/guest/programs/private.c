@@ -1,8 +1,8 @@
 /*
  * private PROTOCOL PAYLOAD TEXT…
  *
- * Opens a stream of a protocol that the embedding program has added, with this payload, sends the texts one after the other, half-closes, and prints what comes
- * back to the console. Exit code 0, or 1 and a log record if something fails.
+ * Opens a stream of a protocol that the embedding program has added, with this payload, sends the texts one after the other, half-closes, and prints what Opened
+ * brings and what comes back to the console. Exit code 0, or 1 and a log record if something fails.
  */
 #include "../proto/open.h"
 
@@ -12,6 +12,7 @@ static int fail(const char *doing, i64 error) {
 }
 
 int program_main(void) {
+	static u8 opened[4096];
 	struct stream *s;
 	u64 protocol;
 	u8 *data;
@@ -25,9 +26,10 @@ int program_main(void) {
 	int error = stream_open(&s, 65536, 65536);
 	if (error)
 		return fail("stream", error);
-	error = protocol_open(s, protocol, payload.data, payload.length, NULL, 0);
-	if (error)
-		return fail("open", error);
+	n = protocol_open_up_to(s, protocol, payload.data, payload.length, opened, sizeof opened);
+	if (n < 0)
+		return fail("open", n);
+	console_write(opened, n);
 	for (u32 i = 3; i < boot->arg_count; i++) {
 		struct text t = arg(i);
 		error = stream_write(s, t.data, t.length);

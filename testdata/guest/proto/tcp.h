@@ -41,7 +41,7 @@ struct tcp_ends {
 struct tcp_listener {
 	/* The caller's, before it listens; 0 are the defaults. */
 	u32 backlog;
-	struct tcp_options options; /* of each connection */
+	struct tcp_options options; /* of each connection; not of TLS */
 
 	struct channel channel;
 	struct endpoint bound;

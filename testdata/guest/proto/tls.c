@@ -55,7 +55,7 @@ int tls_listen(struct tcp_listener *l, const struct endpoint *where, struct text
 		u32 backlog;
 		u16 alpn_length, reserved;
 		u8 alpn[1 + ALPN_NAME_MAX];
-	} payload = {*where, 0, alpn_size(alpn), 0, {0}};
+	} payload = {*where, l->backlog, alpn_size(alpn), 0, {0}};
 
 	if (alpn.length > ALPN_NAME_MAX)
 		return -EINVAL;
