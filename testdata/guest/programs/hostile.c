@@ -184,7 +184,7 @@ static struct endpoint somewhere(struct dice *d) {
 static u16 draft_open(struct draft *f, struct dice *d) {
 	static const struct endpoint nowhere;
 	u64 r = roll(d);
-	u16 protocol = (r & 15) >= PROTOCOLS ? r >> 16 : r & 15;
+	u16 protocol = (r & 15) < PROTOCOLS ? r & 15 : (r & 15) < 15 ? r >> 4 & 3 : r >> 16; /* the lower ones more often */
 	struct endpoint e = somewhere(d);
 
 	if ((protocol == PROTOCOL_TCP_CONNECTION || protocol == PROTOCOL_TLS_CONNECTION) && r & 0x300) /* few: a connection takes a port of the host */
