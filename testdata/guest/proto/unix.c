@@ -7,7 +7,7 @@ int unix_listen(struct tcp_listener *l, struct text path, u32 outgoing_size, u32
 	struct {
 		u32 backlog, reserved;
 		u8 path[UNIX_PATH_MAX];
-	} payload = {0};
+	} payload = {.backlog = l->backlog};
 	struct stream *s;
 
 	if (path.length > sizeof payload.path)
@@ -16,7 +16,9 @@ int unix_listen(struct tcp_listener *l, struct text path, u32 outgoing_size, u32
 	int error = stream_open(&s, LISTENER_RING_SIZE, LISTENER_RING_SIZE);
 	if (error)
 		return error;
-	*l = (struct tcp_listener){.outgoing_size = outgoing_size, .incoming_size = incoming_size};
+	l->outgoing_size = outgoing_size;
+	l->incoming_size = incoming_size;
+	l->bound = (struct endpoint){0};
 	error = protocol_open(s, PROTOCOL_UNIX_LISTENER, &payload, 8 + path.length, NULL, 0);
 	if (!error)
 		error = channel_start(&l->channel, s);
