@@ -52,8 +52,8 @@ func guestEndpoint(ln net.Listener, local net.Addr) wire.Endpoint {
 		switch l := ln.(type) {
 		case interface{ GuestAddr() net.Addr }:
 			return endpoint(l.GuestAddr())
-		case optionsListener:
-			ln = l.Listener
+		case interface{ NetListener() net.Listener }:
+			ln = l.NetListener()
 		case *tlsListener:
 			ln = l.Listener
 		default:
@@ -67,6 +67,9 @@ type optionsListener struct {
 	net.Listener
 	options wire.TCPOptions
 }
+
+// NetListener returns the listener that l was made of.
+func (l optionsListener) NetListener() net.Listener { return l.Listener }
 
 func (l optionsListener) Accept() (net.Conn, error) {
 	conn, err := asConn(l.Listener.Accept())
