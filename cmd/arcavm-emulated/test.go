@@ -125,7 +125,7 @@ func testProgram(p testPackage, flags ...string) emulated.Program {
 		Path: p.binary,
 		Name: path.Join(folder(p), path.Base(p.path)+".test"),
 		Dir:  folder(p),
-		Args: append([]string{"-test.paniconexit0", "-test.timeout=5m"}, flags...),
+		Args: append([]string{"-test.paniconexit0", "-test.timeout=10m"}, flags...),
 		// The machine has a KVM: a test that finds none has found a fault.
 		Env: []string{"ARCAVM_REQUIRE_KVM=1"},
 	}
