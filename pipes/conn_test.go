@@ -32,7 +32,9 @@ func TestConn(t *testing.T) {
 				return c1, c2, func() {
 					c1.Close()
 					c2.Close()
-					g.Close()
+					if err := g.Close(); err != nil {
+						t.Error(err)
+					}
 				}, nil
 			})
 		})

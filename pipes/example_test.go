@@ -14,7 +14,11 @@ func Example() {
 	if err != nil {
 		panic(err)
 	}
-	defer g.Close()
+	defer func() {
+		if err := g.Close(); err != nil {
+			panic(err)
+		}
+	}()
 	monitor, guest, err := g.Pair(4096, 4096)
 	if err != nil {
 		panic(err)

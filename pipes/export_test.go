@@ -11,3 +11,6 @@ func (p *Pipe) StartAt(cursor uint64) {
 
 // Table returns the table of a monitor's end.
 func (p *Pipe) Table() *Table { return p.table }
+
+// WatchBatch is how many slots the watchdog looks at each time.
+const WatchBatch = watchBatch

@@ -43,6 +43,7 @@ type half struct {
 	notified bool // a signal came since the owner last looked
 	awaited  int  // how many bytes the owner sleeps for; 0 if it doesn't, or is being woken
 	suspect  bool // the watchdog's last look found that a notification is missing
+	sleeper  sleeper
 	broken   bool // the other end broke the rules of the ring
 	detached bool // the memory may belong to another pipe: don't touch
 
@@ -225,7 +226,7 @@ func (h *half) unlock() {
 // await is called with mu held by the owner and releases mu.
 func (h *half) await(min int, later func()) (a, b []byte, err error) {
 	n := 0
-	slept := false
+	waited, slept := false, false
 	for {
 		if err = h.usable(); err != nil {
 			break
@@ -240,10 +241,8 @@ func (h *half) await(min int, later func()) (a, b []byte, err error) {
 
 		// Every store and load here is sequentially consistent: flag, then fence, then the second look.
 		h.mine.waiting.Store(1)
+		waited = true
 		if n, err = h.look(min); err != nil || n >= min {
-			if h.onReady == nil {
-				h.mine.waiting.Store(0)
-			}
 			break
 		}
 		// Who kept signals back must not sleep on them.
@@ -259,6 +258,9 @@ func (h *half) await(min int, later func()) (a, b []byte, err error) {
 		h.moved.Wait()
 		h.awaited = 0
 		slept = true
+	}
+	if waited && h.onReady == nil && h.mine.waiting.Load() != 0 {
+		h.mine.waiting.Store(0)
 	}
 	if err != nil {
 		h.tell()
@@ -369,6 +371,9 @@ func (h *half) due() (ready, failed func()) {
 	}
 	if n > 0 || err != nil {
 		ready, h.onReady = h.onReady, nil
+		if ready != nil && h.awaited == 0 && !h.detached {
+			h.mine.waiting.Store(0)
+		}
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		failed, h.onError = h.onError, nil

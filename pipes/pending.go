@@ -37,7 +37,7 @@ func (b *bitmap) set(event uint64) bool {
 // raise tells the guest of an event.
 func (t *Table) raise(cpu int, event uint64) {
 	if t.pending[cpu].set(event) {
-		t.doorbells.Add(1)
+		t.doorbells[cpu].Add(1)
 		t.o.Doorbell(cpu)
 	}
 }

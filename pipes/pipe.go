@@ -33,8 +33,9 @@ type Pipe struct {
 	table  *Table   // monitor's end
 	notify Notifier // guest's end
 
-	life sync.Mutex // orders close, reset and free
-	over bool       // freed, or nothing left to say: the memory isn't ours
+	life    sync.Mutex // orders close, reset and free
+	over    bool       // freed, or nothing left to say: the memory isn't ours
+	suspect bool       // the watchdog's last look found that nothing is left but to free it
 
 	rd half
 	_  [64]byte
@@ -486,11 +487,9 @@ func (p *Pipe) finish() {
 	}
 	p.rd.mu.Lock()
 	p.wr.mu.Lock()
-	quiet := p.rd.local != stateOpen && p.wr.local != stateOpen && !p.rd.busy && !p.wr.busy
+	quiet := p.quiet()
 	var tell []*half
-	if quiet && p.table != nil {
-		quiet = p.table.closing.Load() || p.rd.theirs.state.Load() != stateOpen && p.wr.theirs.state.Load() != stateOpen
-	} else if quiet {
+	if quiet && p.table == nil {
 		// What was deferred is stored now, the half that the monitor knows to be closed first: the other is the last store.
 		first, last := &p.wr, &p.rd
 		if first.stored == stateOpen {
@@ -506,6 +505,9 @@ func (p *Pipe) finish() {
 	if quiet {
 		p.over = true
 		for _, h := range []*half{&p.rd, &p.wr} {
+			if h.wentOn() {
+				p.table.monitorForgot(p, h)
+			}
 			h.detached = true
 			h.data, h.mine, h.theirs = nil, nil, nil
 		}
@@ -521,6 +523,14 @@ func (p *Pipe) finish() {
 	if p.table != nil {
 		p.table.free(p)
 	}
+}
+
+// quiet reports whether nothing can happen in a pipe that isn't over: at this end, and for the monitor at the guest's too. life and mu of both halves are held.
+func (p *Pipe) quiet() bool {
+	if p.rd.local == stateOpen || p.wr.local == stateOpen || p.rd.busy || p.wr.busy {
+		return false
+	}
+	return p.table == nil || p.table.closing.Load() || p.rd.theirs.state.Load() != stateOpen && p.wr.theirs.state.Load() != stateOpen
 }
 
 func (h *half) closed() bool {

@@ -25,7 +25,11 @@ func TestRingIsAQueue(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer g.Close()
+		defer func() {
+			if err := g.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
 		size := 4096 << rapid.IntRange(0, 2).Draw(t, "size")
 		host, err := g.Table.New(uint32(size), uint32(size), 0)
 		if err != nil {

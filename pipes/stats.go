@@ -33,6 +33,8 @@ type Stats struct {
 	Opened    uint64 // pipes ever
 	Broken    uint64 // pipes reset because the guest broke a ring
 	Rescued   uint64 // wake-ups that the guest owed and the watchdog made up for: never in a sound guest
+	Forgotten uint64 // wake-ups that a sleeping guest was owed, by a signal or by an interrupt, and the watchdog made up for: never
+	Late      uint64 // wake-ups that the watchdog made up for while a CPU of the guest was busy, or waited for one of the machine's
 	Doorbells uint64 // interrupts raised; one can carry many signals
 	Pipes     PipeStats
 	RingBytes int64 // in use
@@ -53,8 +55,11 @@ func (t *Table) Stats() Stats {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := Stats{
-		Open: t.open, Opened: t.opened, Broken: t.broken.Load(), Rescued: t.rescued.Load(), Doorbells: t.doorbells.Load(),
+		Open: t.open, Opened: t.opened, Broken: t.broken.Load(), Rescued: t.rescued.Load(), Forgotten: t.forgotten.Load(), Late: t.lateWakeUps.Load(),
 		Pipes: t.past, RingBytes: t.used, HotBytes: t.hotSize,
+	}
+	for cpu := range t.doorbells {
+		s.Doorbells += t.doorbells[cpu].Load()
 	}
 	for i := range t.generations {
 		if p := t.slots[i].Load(); p != nil {

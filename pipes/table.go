@@ -32,6 +32,13 @@ type Options struct {
 	// a goroutine of the table's own. [Table.Wait] waits for it.
 	Release func(off, n int64) error
 
+	// WatchInterval is how often the watchdog looks for lost wake-ups, which takes two looks; 0: every 2 seconds.
+	WatchInterval time.Duration
+
+	// Halted reports whether a CPU waits for an interrupt. The watchdog tells lost wake-ups from late ones by it. nil: every CPU does, always, and
+	// a guest that needs longer than WatchInterval from a store to the signal that follows it is taken for one that forgot.
+	Halted func(cpu int) bool
+
 	// Logger gets what a guest did wrong, at a limited rate: broken rings as warnings, lost wake-ups as errors. nil: nobody does.
 	Logger *slog.Logger
 
@@ -49,10 +56,20 @@ type Table struct {
 	slots         []atomic.Pointer[Pipe]
 	closing       atomic.Bool
 	logs          struct{ broken, rescued, kept *limit.Log }
-	doorbells     atomic.Uint64
+	doorbells     []atomic.Uint64 // by CPU
 	broken        atomic.Uint64
 	rescued       atomic.Uint64
-	watched       int // the watchdog's: slots that its round has covered
+	forgotten     atomic.Uint64
+	lateWakeUps   atomic.Uint64
+
+	auditing   sync.Mutex // a look of the watchdog; before all other locks
+	byHand     bool       // Audit has taken over
+	looked     time.Time  // when the last look began
+	suspicious bool       // it suspected something
+	late       bool       // the look is, or a CPU of the guest isn't halted
+	asked      bool       // the latter is known
+	watched    int        // slots that its round has covered
+	bells      []bell     // by CPU
 
 	mu          sync.Mutex
 	settled     sync.Cond // fewer pipes are open, or a trim ended
@@ -69,6 +86,7 @@ type Table struct {
 	past        PipeStats // of freed pipes
 	watching    bool      // the watchdog's timer runs, or a look is under way
 	watchdog    *time.Timer
+	due         time.Time // its next look
 }
 
 // NewTable lays out the window: pending bitmaps, pipe headers, ring data. The window must be zero, and stays the caller's; it must stay mapped until
@@ -80,10 +98,15 @@ func NewTable(window []byte, o Options) (*Table, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.WatchInterval <= 0 {
+		o.WatchInterval = watchInterval
+	}
 	t := &Table{
 		o: o, window: window,
-		stride: roundUp(bitmapSize(o.StreamLimit), pageSize),
-		slots:  make([]atomic.Pointer[Pipe], o.StreamLimit),
+		stride:    roundUp(bitmapSize(o.StreamLimit), pageSize),
+		slots:     make([]atomic.Pointer[Pipe], o.StreamLimit),
+		doorbells: make([]atomic.Uint64, o.CPUs),
+		bells:     make([]bell, o.CPUs),
 	}
 	t.logs.broken, t.logs.rescued, t.logs.kept = limit.NewLog(time.Second, 10), limit.NewLog(time.Second, 10), limit.NewLog(time.Second, 10)
 	t.settled.L = &t.mu

@@ -54,14 +54,14 @@ func TestNewTableRefuses(t *testing.T) {
 		size int
 		o    Options
 	}{
-		{"no CPU", 1 << 20, Options{0, 8, bell, nil, nil, 0}},
-		{"65 CPUs", 1 << 20, Options{65, 8, bell, nil, nil, 0}},
-		{"no stream", 1 << 20, Options{1, 0, bell, nil, nil, 0}},
-		{"too many streams", 64 << 20, Options{1, MaxStreams + 1, bell, nil, nil, 0}},
-		{"no doorbell", 1 << 20, Options{1, 8, nil, nil, nil, 0}},
-		{"no window", 0, Options{1, 8, bell, nil, nil, 0}},
-		{"negative ring limit", 1 << 20, Options{1, 8, bell, nil, nil, -1}},
-		{"room for headers only", 12 << 10, Options{1, 8, bell, nil, nil, 0}},
+		{"no CPU", 1 << 20, Options{CPUs: 0, StreamLimit: 8, Doorbell: bell}},
+		{"65 CPUs", 1 << 20, Options{CPUs: 65, StreamLimit: 8, Doorbell: bell}},
+		{"no stream", 1 << 20, Options{CPUs: 1, StreamLimit: 0, Doorbell: bell}},
+		{"too many streams", 64 << 20, Options{CPUs: 1, StreamLimit: MaxStreams + 1, Doorbell: bell}},
+		{"no doorbell", 1 << 20, Options{CPUs: 1, StreamLimit: 8, Doorbell: nil}},
+		{"no window", 0, Options{CPUs: 1, StreamLimit: 8, Doorbell: bell}},
+		{"negative ring limit", 1 << 20, Options{CPUs: 1, StreamLimit: 8, Doorbell: bell, RingLimit: -1}},
+		{"room for headers only", 12 << 10, Options{CPUs: 1, StreamLimit: 8, Doorbell: bell}},
 	} {
 		if _, err := NewTable(make([]byte, c.size), c.o); !errors.Is(err, unix.EINVAL) {
 			t.Errorf("%s: %v, want EINVAL", c.what, err)

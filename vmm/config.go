@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/share"
@@ -100,6 +101,9 @@ type Config struct {
 	TLS relay.TLS
 	// Handlers serve protocols of the embedding program, numbered from 0x8000, of guests of the stream ABI.
 	Handlers map[uint16]relay.Handler
+
+	// WatchInterval is how often the watchdog looks for lost wake-ups; see [pipes.Options]. Default 2 seconds.
+	WatchInterval time.Duration
 
 	// Device is the path of the KVM device. Default /dev/kvm.
 	Device string

@@ -242,4 +242,7 @@ func TestStopBeforeTheStart(t *testing.T) {
 	if code, err := vm.Run(ctx); code != 0 || err != nil {
 		t.Errorf("the guest ended with %d, %v; want 0", code, err)
 	}
+	if s := vm.Stats().Pipes; s.Rescued+s.Forgotten != 0 {
+		t.Errorf("%d wake-ups of the monitor were lost, and %d of the guest", s.Rescued, s.Forgotten)
+	}
 }

@@ -52,6 +52,10 @@ func (a *streamABI) connect() (err error) {
 		Doorbell:    a.interrupts.raiseStream,
 		Release:     v.memory.window.release,
 		Logger:      v.cfg.Logger,
+
+		WatchInterval: v.cfg.WatchInterval,
+		// Nobody is owed anything before the guest runs, and has all of its CPUs.
+		Halted: func(cpu int) bool { return v.cpus[cpu].vcpu.Halted() },
 	})
 	if err != nil {
 		return &ConfigError{"window", err.Error()}

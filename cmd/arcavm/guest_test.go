@@ -72,6 +72,15 @@ func TestSockets(t *testing.T) {
 	}
 }
 
+// No test passes in which a wake-up was lost: a command of a test fails then.
+func TestLostWakeUpIsSeen(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	if got := asProcess(t, "run", imageFile(t, "hello"), "lost wake-up"); got.code != exitLostWakeUp {
+		t.Errorf("code %d, want %d; stderr:\n%s", got.code, exitLostWakeUp, got.err)
+	}
+}
+
 func TestLogFormats(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -178,6 +187,7 @@ func TestTiming(t *testing.T) {
 	for _, want := range []string{
 		`(?m)^ +\d+\.\d{3}  command line and image headers read$`, `(?m)^ +\d+\.\d{3}  first log record of the guest$`,
 		`(?m)^ +1  EXIT$`, `(?m)^ +1  LOG$`, `(?m)^ +\d+  KVM_EXIT_IO$`, `(?m)^ +\d+  interrupts raised for them$`, `(?m)^ +0  bytes relayed from the guest$`,
+		`(?m)^ +0  signals from the guest that found nothing to do$`, `(?m)^ +0  wake-ups lost that the guest owed$`, `(?m)^ +0  wake-ups lost that arcavm owed$`,
 	} {
 		if !regexp.MustCompile(want).MatchString(got.err) {
 			t.Errorf("%s is not in:\n%s", want, got.err)

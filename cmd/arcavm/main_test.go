@@ -9,11 +9,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
+	"github.com/fix-project/arcavm/emulated"
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/testdata/images"
 	"github.com/fix-project/arcavm/vmm/vmmtest"
@@ -34,10 +36,32 @@ func TestMain(m *testing.M) {
 		return
 	}
 	if os.Getenv(mainVariable) != "" {
-		main()
-		return
+		emulated.Init()
+		log := &journal{to: os.Stderr}
+		code := execute(os.Args[1:], streams{out: os.Stdout, err: log, terminal: isTerminal(os.Stderr)})
+		if log.lostWakeUp {
+			code = exitLostWakeUp
+		}
+		os.Exit(code)
 	}
 	goleak.VerifyTestMain(m)
+}
+
+// exitLostWakeUp is how a command of a test ends, whatever it did, if its guest or arcavm forgot to wake the other.
+const exitLostWakeUp = 99
+
+// journal is stderr.
+type journal struct {
+	to         *os.File
+	mu         sync.Mutex
+	lostWakeUp bool
+}
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.lostWakeUp = j.lostWakeUp || bytes.Contains(p, []byte("lost wake-up"))
+	return j.to.Write(p)
 }
 
 // result is what a command line gave.

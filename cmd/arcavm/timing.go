@@ -116,10 +116,13 @@ func writeStreams(w io.Writer, p pipes.Stats, r relay.Stats) {
 	count(w, "chunks from the guest", out.Chunks)
 	count(w, "chunks to the guest", in.Chunks)
 	count(w, "signals from the guest", out.Wakes+in.Wakes)
+	count(w, "signals from the guest that found nothing to do", out.SpuriousWakes+in.SpuriousWakes)
 	count(w, "signals to the guest", out.Signals+in.Signals)
 	count(w, "signals not needed, because the guest was awake", out.Suppressed+in.Suppressed)
-	count(w, "wake-ups lost and rescued", p.Rescued)
 	count(w, "interrupts raised for them", p.Doorbells)
+	count(w, "wake-ups lost that the guest owed", p.Rescued)
+	count(w, "wake-ups lost that arcavm owed", p.Forgotten)
+	count(w, "wake-ups late, while the guest was busy", p.Late)
 }
 
 // writeReached prints the limits that were reached.

@@ -20,6 +20,7 @@ type Guest struct {
 	Table  *pipes.Table
 	Window []byte
 
+	halted []atomic.Bool   // by CPU
 	bells  []chan struct{} // for each CPU, room for one: an interrupt that is pending already is not raised twice
 	done   chan struct{}
 	cpus   sync.WaitGroup
@@ -27,6 +28,7 @@ type Guest struct {
 	conns  []atomic.Pointer[Conn] // by slot
 	events atomic.Uint64
 	stray  atomic.Uint64
+	deaf   atomic.Int32
 }
 
 // New makes a table on a window, which must be zero and aligned to 8 bytes and stays the caller's, and a guest for that. o.Doorbell is set by New;
@@ -40,10 +42,17 @@ func New(window []byte, o pipes.Options) (*Guest, error) {
 	}
 	g := &Guest{Window: window, done: make(chan struct{}), limit: o.StreamLimit}
 	g.conns = make([]atomic.Pointer[Conn], o.StreamLimit)
+	g.halted = make([]atomic.Bool, o.CPUs)
+	if o.Halted == nil {
+		o.Halted = func(cpu int) bool { return g.halted[cpu].Load() && len(g.bells[cpu]) == 0 }
+	}
 	for range o.CPUs {
 		g.bells = append(g.bells, make(chan struct{}, 1))
 	}
 	o.Doorbell = func(cpu int) {
+		if g.deaf.Load() > 0 && g.deaf.Add(-1) >= 0 {
+			return
+		}
 		select {
 		case g.bells[cpu] <- struct{}{}:
 		default:
@@ -61,9 +70,10 @@ func New(window []byte, o pipes.Options) (*Guest, error) {
 	return g, nil
 }
 
-// Close closes the table and stops the guest's CPUs. It doesn't wait for operations at the monitor's ends. It returns an error if a wake-up was lost
-// and the table's watchdog had to make up for it.
+// Close closes the table and stops the guest's CPUs. It doesn't wait for operations at the monitor's ends. It returns an error if a wake-up was lost, in
+// either direction, and the table's watchdog had to make up for it. For that the watchdog looks once more; only if it suspects something, that takes time.
 func (g *Guest) Close() error {
+	g.Table.Audit()
 	err := g.Table.Close()
 	select {
 	case <-g.done:
@@ -77,11 +87,14 @@ func (g *Guest) Close() error {
 			c.WakeWriter()
 		}
 	}
-	if n := g.Table.Stats().Rescued; n > 0 {
-		err = errors.Join(err, fmt.Errorf("%d wake-ups were lost", n))
+	if s := g.Table.Stats(); s.Rescued+s.Forgotten > 0 {
+		err = errors.Join(err, fmt.Errorf("%d wake-ups of the monitor were lost, and %d of the guest", s.Rescued, s.Forgotten))
 	}
 	return err
 }
+
+// LoseInterrupts makes the next n interrupts get lost on their way to the guest.
+func (g *Guest) LoseInterrupts(n int) { g.deaf.Store(int32(n)) }
 
 // Events is the number of pending bits taken so far; Stray those that named a slot without an open end.
 func (g *Guest) Events() (events, stray uint64) { return g.events.Load(), g.stray.Load() }
@@ -90,10 +103,12 @@ func (g *Guest) run(cpu int) {
 	defer g.cpus.Done()
 	base := g.Table.PendingOffset() + uint64(cpu)*g.Table.PendingStride()
 	for {
+		g.halted[cpu].Store(true)
 		select {
 		case <-g.done:
 			return
 		case <-g.bells[cpu]:
+			g.halted[cpu].Store(false)
 			g.interrupt(base)
 		}
 	}

@@ -3,6 +3,7 @@ package pipestest
 
 import (
 	"testing"
+	"time"
 
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/pipes/guest"
@@ -21,8 +22,15 @@ const (
 	Incoming = guest.Incoming
 )
 
-// NewGuest makes a window of the given size in bytes, and on it what [guest.New] makes.
+// watchInterval is short enough that a wake-up lost in a test is noticed before something else makes up for it, and long enough for a goroutine that
+// a busy machine doesn't let run between its store and its signal.
+const watchInterval = 200 * time.Millisecond
+
+// NewGuest makes a window of the given size in bytes, and on it what [guest.New] makes. WatchInterval defaults to a fifth of a second.
 func NewGuest(windowSize int, o pipes.Options) (*Guest, error) {
+	if o.WatchInterval == 0 {
+		o.WatchInterval = watchInterval
+	}
 	return guest.New(make([]byte, windowSize), o)
 }
 

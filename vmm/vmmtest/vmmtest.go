@@ -41,6 +41,9 @@ func limit(t testing.TB) (context.Context, context.CancelFunc) {
 	return context.WithDeadline(context.Background(), deadline.Add(-min(10*time.Second, time.Until(deadline)/10)))
 }
 
+// watchInterval is short enough that a wake-up lost in a short test is noticed.
+const watchInterval = 100 * time.Millisecond
+
 // Guest is a VM that runs in a test. Its methods may be called from any goroutine.
 type Guest struct {
 	VM *vmm.VM
@@ -81,7 +84,7 @@ func Unavailable(t testing.TB, err error) {
 
 // Boot starts a guest. cfg's Logger and Console, if nil, are collected for
 // [Guest.Log] and [Guest.Console]; its OnListen for [Guest.Addr]. Its Network, if nil,
-// is [relay.Host]: a guest in a test may connect to this machine.
+// is [relay.Host]: a guest in a test may connect to this machine. Its WatchInterval, if 0, is a tenth of a second.
 func Boot(t testing.TB, cfg vmm.Config) *Guest {
 	t.Helper()
 	g := &Guest{t: t, addrs: make(chan netip.AddrPort, 64), output: newJournal(), log: newJournal(), done: make(chan struct{})}
@@ -103,6 +106,9 @@ func Boot(t testing.TB, cfg vmm.Config) *Guest {
 			default:
 			}
 		}
+	}
+	if cfg.WatchInterval == 0 {
+		cfg.WatchInterval = watchInterval
 	}
 	vm, err := vmm.New(cfg)
 	var missing *kvm.UnavailableError
@@ -129,8 +135,12 @@ func Boot(t testing.TB, cfg vmm.Config) *Guest {
 func (g *Guest) stop() {
 	g.cancel()
 	<-g.done
-	if n := g.VM.Stats().Pipes.Rescued; n > 0 && !g.careless {
-		g.t.Errorf("%d wake-ups were lost", n)
+	s := g.VM.Stats().Pipes
+	if s.Rescued > 0 && !g.careless {
+		g.t.Errorf("%d wake-ups of the monitor were lost", s.Rescued)
+	}
+	if s.Forgotten > 0 && !g.careless {
+		g.t.Errorf("%d wake-ups of the guest were lost", s.Forgotten)
 	}
 	if g.t.Failed() {
 		g.t.Logf("guest's log:\n%s\nguest's console:\n%s", g.Log(), g.Console())

@@ -153,9 +153,11 @@ static i64 wait_readable(struct stream *s) {
 		__atomic_exchange_n(&s->in->reader_waiting, 1, __ATOMIC_SEQ_CST);
 		n = readable(s, &ended);
 		if (n || ended)
-			return n;
+			break;
 		thread_sleep();
 	}
+	__atomic_store_n(&s->in->reader_waiting, 0, __ATOMIC_RELAXED);
+	return n;
 }
 
 i64 stream_wait_writable(struct stream *s) {
@@ -172,9 +174,11 @@ i64 stream_wait_writable(struct stream *s) {
 		__atomic_exchange_n(&s->out->writer_waiting, 1, __ATOMIC_SEQ_CST);
 		n = writable(s);
 		if (n)
-			return n;
+			break;
 		thread_sleep();
 	}
+	__atomic_store_n(&s->out->writer_waiting, 0, __ATOMIC_RELAXED);
+	return n;
 }
 
 i64 stream_peek(struct stream *s, u8 **data) {
