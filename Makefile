@@ -61,6 +61,14 @@ hostile:
 		ARCAVM_HOSTILE_GUEST_OPERATIONS=$$(($(HOSTILE_OPERATIONS) / 200)) \
 		go test -count=1 -v -timeout 0 -run '^TestHostileGuest$$' ./relay ./vmm
 
+# How long make soak runs.
+SOAK ?= 30m
+
+## soak: mixed traffic through guests for SOAK, each byte checked, memory, descriptors and goroutines flat
+.PHONY: soak
+soak:
+	ARCAVM_SOAK=$(SOAK) go test -count=1 -v -timeout 0 -run '^TestSoak$$' ./vmm
+
 ## lint: gofmt, go vet and golangci-lint with staticcheck, pinned in tools/go.mod
 .PHONY: lint
 lint:
