@@ -584,6 +584,24 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
+// Every kind has a frame that the tests above take apart, and that FuzzFrame begins with.
+func TestEveryKindIsGolden(t *testing.T) {
+	t.Parallel()
+	seen := map[Kind]bool{}
+	for _, g := range golden {
+		h, err := DecodeHeader(unhex(t, g.hex))
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen[h.Kind] = true
+	}
+	for k := range Kind(0xffff) {
+		if _, _, ok := k.bounds(); ok && !seen[k] {
+			t.Errorf("no golden frame of kind %v", k)
+		}
+	}
+}
+
 func FuzzFrame(f *testing.F) {
 	for _, g := range golden {
 		f.Add(unhex(f, g.hex))
