@@ -12,13 +12,13 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// seen is the host's network, whose connections the test sees, too.
-type seen struct {
+// sighted is the host's network, whose connections the test sees, too.
+type sighted struct {
 	relay.Host
 	conns chan *net.TCPConn
 }
 
-func (w seen) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+func (w sighted) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	c, err := w.Host.DialContext(ctx, network, address)
 	if err == nil {
 		w.conns <- c.(*net.TCPConn)
@@ -26,17 +26,17 @@ func (w seen) DialContext(ctx context.Context, network, address string) (net.Con
 	return c, err
 }
 
-func (w seen) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+func (w sighted) Listen(ctx context.Context, network, address string) (net.Listener, error) {
 	l, err := w.Host.Listen(ctx, network, address)
-	return seenListener{l, w.conns}, err
+	return sightedListener{l, w.conns}, err
 }
 
-type seenListener struct {
+type sightedListener struct {
 	net.Listener
 	conns chan *net.TCPConn
 }
 
-func (l seenListener) Accept() (net.Conn, error) {
+func (l sightedListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err == nil {
 		l.conns <- c.(*net.TCPConn)
@@ -91,7 +91,7 @@ func TestTCPOptions(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			network := seen{conns: make(chan *net.TCPConn, 1)}
+			network := sighted{conns: make(chan *net.TCPConn, 1)}
 			m := start(t, setup{network: network})
 
 			_, to := hostListener(t, "127.0.0.1:0")
