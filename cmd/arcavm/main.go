@@ -29,15 +29,18 @@ func (s streams) input() io.Reader {
 	return s.in
 }
 
-func main() {
+func main() { os.Exit(process(os.Stderr)) }
+
+// process is all that this process does, with stderr in place of its standard error.
+func process(stderr io.Writer) int {
 	emulated.Init()
 	if len(os.Args) == 2 && os.Args[1] == watcherArgument {
 		// Nobody hears of an error: whoever would is gone.
 		_ = watch(os.Stdin, os.NewFile(3, "terminal"))
-		return
+		return 0
 	}
 	bench.Init()
-	os.Exit(execute(os.Args[1:], streams{in: os.Stdin, out: os.Stdout, err: os.Stderr, terminal: isTerminal(os.Stderr)}))
+	return execute(os.Args[1:], streams{in: os.Stdin, out: os.Stdout, err: stderr, terminal: isTerminal(os.Stderr)})
 }
 
 // execute runs one command line and returns the process's exit code.

@@ -15,7 +15,6 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/fix-project/arcavm/emulated"
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/testdata/images"
 	"github.com/fix-project/arcavm/vmm/vmmtest"
@@ -36,9 +35,8 @@ func TestMain(m *testing.M) {
 		return
 	}
 	if os.Getenv(mainVariable) != "" {
-		emulated.Init()
 		log := &journal{to: os.Stderr}
-		code := execute(os.Args[1:], streams{out: os.Stdout, err: log, terminal: isTerminal(os.Stderr)})
+		code := process(log)
 		if log.lostWakeUp {
 			code = exitLostWakeUp
 		}
