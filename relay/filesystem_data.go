@@ -4,6 +4,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -17,16 +18,22 @@ func (f *fileStream) readFile(r *fileRequest, m wire.ReadFileRequest) error {
 	if err := f.holdFile(); err != nil {
 		return f.sendFailure(r, m.Offset, err)
 	}
-	defer f.dropFile()
 	file, size, err := f.openToRead(string(m.Path))
 	if err != nil {
+		f.dropFile()
 		return f.sendFailure(r, m.Offset, err)
 	}
-	defer f.closeRead(file)
-	if m.Offset >= size {
-		return f.send(r, file, m.Offset, 0)
+	// A guest that has the answer may open another file at once: this one doesn't count any more.
+	done := sync.OnceFunc(func() {
+		f.closeRead(file)
+		f.dropFile()
+	})
+	defer done()
+	length := uint64(0)
+	if m.Offset < size {
+		length = min(m.Length, size-m.Offset)
 	}
-	return f.send(r, file, m.Offset, min(m.Length, size-m.Offset))
+	return f.send(r, file, m.Offset, length, done)
 }
 
 func (f *fileStream) openToRead(path string) (file *os.File, size uint64, err error) {
@@ -56,14 +63,14 @@ func (f *fileStream) read(r *fileRequest, m wire.ReadRequest) error {
 	if err != nil {
 		return f.sendFailure(r, m.Offset, err)
 	}
-	return f.send(r, o.file, m.Offset, m.Length)
+	return f.send(r, o.file, m.Offset, m.Length, func() {})
 }
 
 // send sends length bytes of a file, fewer if it ends before. Between two frames other answers have their turn. Where bytes are limited it waits after each
-// frame, when it keeps nobody from sending.
-func (f *fileStream) send(r *fileRequest, file *os.File, offset, length uint64) error {
+// frame, when it keeps nobody from sending. done is called when the file has been read, before the guest has the last frame.
+func (f *fileStream) send(r *fileRequest, file *os.File, offset, length uint64, done func()) error {
 	for {
-		n, more, err := f.sendData(r, file, offset, length)
+		n, more, err := f.sendData(r, file, offset, length, done)
 		f.stream.spend(f.ctx.Done(), int(n))
 		if err != nil || !more {
 			return err
@@ -75,7 +82,7 @@ func (f *fileStream) send(r *fileRequest, file *os.File, offset, length uint64) 
 
 // sendData reads up to left bytes straight into the ring and sends them as one frame. It returns how many these were, and
 // whether the frame promised more: not at the end of the file, nor after an error.
-func (f *fileStream) sendData(r *fileRequest, file *os.File, offset, left uint64) (n uint64, more bool, err error) {
+func (f *fileStream) sendData(r *fileRequest, file *os.File, offset, left uint64, done func()) (n uint64, more bool, err error) {
 	pipe := f.stream.Pipe
 	// Half a ring at least, so that a slow reader doesn't make for small frames.
 	half := uint64(pipe.Descriptor().IncomingSize / 2)
@@ -101,6 +108,9 @@ func (f *fileStream) sendData(r *fileRequest, file *os.File, offset, left uint64
 	wire.AppendFileDataPrefix(prefix[:0], r.RequestID, flags, status, offset, int(n))
 	x, y = part(a, b, 0, fileDataPrefix)
 	copy(y, prefix[copy(x, prefix[:]):])
+	if !more {
+		done()
+	}
 	pipe.CommitWrite(fileDataPrefix + int(n))
 	f.stream.toGuest.Add(n)
 	return n, more, nil
