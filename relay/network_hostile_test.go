@@ -287,7 +287,7 @@ func (s script) check(a account, g seen) error {
 	case s.up.resets() || s.down.resets() || s.guest != polite:
 		return nil
 	case g.opened != nil || g.reading != nil || g.writing != nil:
-		return fmt.Errorf("opening: %v, reading: %v, writing: %v", g.opened, g.reading, g.writing)
+		return fmt.Errorf("the guest's opening, reading or writing: %w", errors.Join(g.opened, g.reading, g.writing))
 	case a.appEnd != nil:
 		return fmt.Errorf("the application's end: %w", a.appEnd)
 	case len(a.toApp) != len(request):
@@ -309,7 +309,7 @@ func leftovers(m *machine) (check func()) {
 		m.t.Helper()
 		settled(m.t, "pipes", stats.Open, func() int { return m.guest.Table.Stats().Open })
 		settled(m.t, "bytes of rings", int(stats.RingBytes), func() int { return int(m.guest.Table.Stats().RingBytes) })
-		settled(m.t, "streams", int(streams), func() int { return int(m.server.Stats().Streams) })
+		settled(m.t, "streams", streams, func() int { return m.server.Stats().Streams })
 		settled(m.t, "descriptors", fds, func() int { return descriptors(m.t) })
 		settled(m.t, "goroutines", goroutines, runtime.NumGoroutine)
 	}
@@ -384,7 +384,7 @@ func TestNetworkFailsAnywhere(t *testing.T) {
 		count = 300
 	}
 	seed := number(t, "ARCAVM_HOSTILE_SEED", 1)
-	random := rand.New(rand.NewPCG(uint64(seed), 0))
+	random := rand.New(rand.NewPCG(seed, 0))
 	direction := func(size int) fault {
 		f := fault{kind: faultKind(random.IntN(4)), after: random.IntN(size + 1)}
 		if size < 1000 {

@@ -187,7 +187,7 @@ func (s *soak) download(random *rand.Rand) error {
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	if err != nil || len(b) != n || patternError(b, 0) >= 0 {
-		return fmt.Errorf("GET of %d bytes: %d bytes came, %v, or they differ", n, len(b), err)
+		return errors.Join(err, fmt.Errorf("GET of %d bytes: %d bytes came, or others", n, len(b)))
 	}
 	s.requests.Add(1)
 	s.bytes.Add(int64(n))
