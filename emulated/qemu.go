@@ -53,7 +53,7 @@ func qemuArgs(image string, memory int64, cfg Config) []string {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		// One processor on one thread: QEMU loses interrupts otherwise.
-		"-accel", "tcg", "-cpu", "max", "-smp", "1",
+		"-accel", "tcg", "-cpu", "max,erms=off,fsrm=off", "-smp", "1",
 		"-m", strconv.FormatInt((memory+1<<20-1)>>20, 10) + "M",
 		"-kernel", image, "-initrd", fmt.Sprintf("/proc/self/fd/%d", initramfsFD), "-append", kernelArgs,
 		"-serial", "stdio",

@@ -28,6 +28,11 @@ const (
 	// quietIntervals is for how many intervals of a tier a ring has been quiet when it goes there.
 	quietIntervals = 2
 
+	// On a machine with one processor each look takes it away from the guest, so looks may cost one part in lookShare of the time: intervals are that many
+	// times as long as what a look has cost of late, up to maxFirstInterval.
+	lookShare        = 4
+	maxFirstInterval = time.Millisecond
+
 	// spinTime is how long one goroutine at a time looks at its own ring before it parks it.
 	spinTime = 20 * time.Microsecond
 )
@@ -65,13 +70,14 @@ type watcher struct {
 	notified atomic.Bool  // the guest notifies
 	stopped  atomic.Bool
 
-	mu      sync.Mutex
-	tiers   [tierCount]tier
-	count   int
-	scanned time.Duration // when all rings were last looked at
-	pending bool          // a notification came
-	until   time.Duration // when the goroutine wakes by itself; 0 if it is awake
-	event   int           // eventfd that wakes it; -1 before it runs and afterwards
+	mu       sync.Mutex
+	tiers    [tierCount]tier
+	count    int
+	scanned  time.Duration // when all rings were last looked at
+	shortest time.Duration // interval
+	pending  bool          // a notification came
+	until    time.Duration // when the goroutine wakes by itself; 0 if it is awake
+	event    int           // eventfd that wakes it; -1 before it runs and afterwards
 
 	looks, wakes, sleeps atomic.Uint64
 }
@@ -79,7 +85,7 @@ type watcher struct {
 const forever = time.Duration(1<<63 - 1)
 
 func newWatcher() *watcher {
-	return &watcher{start: time.Now(), spin: runtime.NumCPU() > 1 && runtime.GOMAXPROCS(0) > 1, event: -1}
+	return &watcher{start: time.Now(), spin: runtime.NumCPU() > 1 && runtime.GOMAXPROCS(0) > 1, shortest: firstInterval, event: -1}
 }
 
 // await waits until w is ready. wake is the caller's own, with room for one. errStopped: the watcher has stopped.
@@ -100,7 +106,7 @@ func (s *watcher) await(w watch, wake chan struct{}) error {
 	now := time.Since(s.start)
 	t := &s.tiers[0]
 	if len(t.rings) == 0 {
-		t.due = dueAfter(now, 0)
+		t.due = s.dueAfter(now, 0)
 	}
 	t.rings = append(t.rings, parked{w, now, wake})
 	s.count++
@@ -179,8 +185,12 @@ func (s *watcher) run() error {
 		}
 		s.until = next
 		s.mu.Unlock()
+		slept := time.Since(s.start)
 		s.sleep(event, next)
 		s.mu.Lock()
+		if s.until != 0 && !s.spin {
+			s.pay(slept - now + time.Since(s.start) - next)
+		}
 		s.until = 0
 	}
 	s.event = -1
@@ -222,7 +232,7 @@ func (s *watcher) look(now time.Duration) (woken int, next time.Duration) {
 		}
 		if t.due <= now || all {
 			woken += s.lookAt(k, now)
-			t.due = dueAfter(now, k)
+			t.due = s.dueAfter(now, k)
 		}
 		if len(t.rings) > 0 && !notified {
 			next = min(next, t.due, s.scanDue())
@@ -242,8 +252,17 @@ func (s *watcher) scanDue() time.Duration {
 
 func interval(k int) time.Duration { return firstInterval << k }
 
-// dueAfter is when a tier is looked at next. Tiers meet at common multiples of their intervals, so that they wake the goroutine once for all.
-func dueAfter(now time.Duration, k int) time.Duration { return (now/interval(k) + 1) * interval(k) }
+// dueAfter is when a tier is looked at next. Tiers meet at common multiples of their intervals, so that they wake the goroutine once for all. mu is held.
+func (s *watcher) dueAfter(now time.Duration, k int) time.Duration {
+	d := max(interval(k), s.shortest)
+	return (now/d + 1) * d
+}
+
+// pay takes what a look has cost, its wake-up being late included, into account. mu is held.
+func (s *watcher) pay(cost time.Duration) {
+	s.shortest += (lookShare*cost - s.shortest) / 8
+	s.shortest = min(max(s.shortest, firstInterval), maxFirstInterval)
+}
 
 func (s *watcher) lookAt(k int, now time.Duration) (woken int) {
 	t := &s.tiers[k]
@@ -258,7 +277,7 @@ func (s *watcher) lookAt(k int, now time.Duration) (woken int) {
 		case now-p.since >= quietIntervals*interval(k+1) && (k < lastTier || k+1 < tierCount && len(kept) >= crowd):
 			up := &s.tiers[k+1]
 			if len(up.rings) == 0 {
-				up.due = dueAfter(now, k+1)
+				up.due = s.dueAfter(now, k+1)
 			}
 			up.rings = append(up.rings, *p)
 		default:
