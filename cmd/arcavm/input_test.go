@@ -266,3 +266,22 @@ func TestOlderABI(t *testing.T) {
 	}
 	wantLine(t, got.err, "arcavm run --emulated runs it in emulated hardware")
 }
+
+// What an image's ABI has no use for is refused, not ignored.
+func TestStreamOnlyFlags(t *testing.T) {
+	t.Parallel()
+	for name, flags := range map[string][]string{
+		"by the image": {"--sockets", t.TempDir(), imageFile(t, "rpc-hello")},
+		"by hand":      {"--abi", "rpc", "--sockets", t.TempDir(), imageFile(t, "hello")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := inProcess(append([]string{"run"}, flags...)...)
+			if got.code != exitUsage {
+				t.Errorf("code %d, want %d", got.code, exitUsage)
+			}
+			wantLine(t, got.err, "--sockets: ")
+			wantLine(t, got.err, "speaks the older request/response ABI")
+		})
+	}
+}

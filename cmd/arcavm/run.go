@@ -2,6 +2,7 @@ package main
 
 import (
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/image"
@@ -78,6 +79,9 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 				return inputError(err)
 			}
 			defer img.Close()
+			if err := refuseStreamOnly(cmd.Flags(), img, abi.value); err != nil {
+				return err
+			}
 			shared, err := openShares("--share", shares)
 			if err != nil {
 				return err
@@ -105,6 +109,19 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 	_ = cmd.MarkFlagDirname("share")
 	_ = cmd.MarkFlagDirname("sockets")
 	return cmd
+}
+
+// refuseStreamOnly refuses what guests of the older ABI can't make use of.
+func refuseStreamOnly(flags *pflag.FlagSet, img *image.Image, abi string) error {
+	if abi == "stream" || abi == "auto" && img.ABI != image.ABIRequestResponse {
+		return nil
+	}
+	for _, name := range []string{"sockets", "tls-ca", "tls-cert"} {
+		if flags.Changed(name) {
+			return usageError("--%s: %s speaks the older request/response ABI, which can't make use of it; leave it out", name, oneLine(img.Name))
+		}
+	}
+	return nil
 }
 
 // abis are the values of --abi.
