@@ -190,7 +190,7 @@ func (h *half) signalled() bool {
 		return false
 	}
 	h.mu.Unlock()
-	h.pipe.signal(h)
+	h.pipe.signalUnlocked(h)
 	h.mu.Lock()
 	return true
 }

@@ -34,10 +34,10 @@ func (b *bitmap) set(event uint64) bool {
 		b.top.Or(1<<mid) == 0
 }
 
-// raise tells the guest of an event.
-func (t *Table) raise(cpu int, event uint64) {
+// raise tells the guest of an event, by the doorbell given.
+func (t *Table) raise(cpu int, event uint64, doorbell func(cpu int)) {
 	if t.pending[cpu].set(event) {
 		t.doorbells[cpu].Add(1)
-		t.o.Doorbell(cpu)
+		doorbell(cpu)
 	}
 }

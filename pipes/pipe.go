@@ -90,16 +90,34 @@ func validRing(size uint32) bool {
 	return size >= MinRingSize && size <= MaxRingSize && size&(size-1) == 0
 }
 
-// signal tells the other end that this one moved, or changed state, in a ring.
+// signal tells the other end that this one moved, or changed state, in a ring. The caller may hold life.
 func (p *Pipe) signal(h *half) {
 	if p.table != nil {
-		event := 2 * uint64(p.id.Slot())
-		if !h.producer {
-			event++
-		}
-		p.table.raise(p.home, event)
+		p.table.raise(p.home, p.event(h), p.table.o.Doorbell)
 		return
 	}
+	p.notifyOf(h)
+}
+
+// signalUnlocked is signal for callers that hold no lock.
+func (p *Pipe) signalUnlocked(h *half) {
+	if p.table != nil {
+		p.table.raise(p.home, p.event(h), p.table.o.Interrupt)
+		return
+	}
+	p.notifyOf(h)
+}
+
+// event is a half's bit in the pending bitmap.
+func (p *Pipe) event(h *half) uint64 {
+	event := 2 * uint64(p.id.Slot())
+	if !h.producer {
+		event++
+	}
+	return event
+}
+
+func (p *Pipe) notifyOf(h *half) {
 	// A refused call means that the pipe is free already; PROTOCOL.md section 12: it means nothing.
 	if h.producer {
 		_ = p.notify.NotifyRead(p.id)

@@ -28,6 +28,10 @@ type Options struct {
 	// Doorbell raises the stream interrupt on a CPU. It must not wait, nor use a pipe or the table. Several goroutines may call it at once.
 	Doorbell func(cpu int)
 
+	// Interrupt, if set, is called in Doorbell's place where no lock of this package is held: when a cursor has moved, but not when a state has changed. It
+	// must not wait either, but may use pipes and the table, as the interrupt handler of a guest in this process does.
+	Interrupt func(cpu int)
+
 	// Release gives pages of the window back to the host, by a hole for instance; they read as zero or as before afterwards. nil: they are kept. It is called on
 	// a goroutine of the table's own. [Table.Wait] waits for it.
 	Release func(off, n int64) error
@@ -97,6 +101,9 @@ func NewTable(window []byte, o Options) (*Table, error) {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Interrupt == nil {
+		o.Interrupt = o.Doorbell
 	}
 	if o.WatchInterval <= 0 {
 		o.WatchInterval = watchInterval

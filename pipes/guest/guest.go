@@ -31,7 +31,7 @@ type Guest struct {
 	deaf   atomic.Int32
 }
 
-// New makes a table on a window, which must be zero and aligned to 8 bytes and stays the caller's, and a guest for that. o.Doorbell is set by New;
+// New makes a table on a window, which must be zero and aligned to 8 bytes and stays the caller's, and a guest for that. o.Doorbell and o.Interrupt are set by New;
 // CPUs and StreamLimit default to 1 and 64. The window must stay mapped until Close and then [pipes.Table.Wait] have returned.
 func New(window []byte, o pipes.Options) (*Guest, error) {
 	if o.CPUs == 0 {
@@ -49,8 +49,13 @@ func New(window []byte, o pipes.Options) (*Guest, error) {
 	for range o.CPUs {
 		g.bells = append(g.bells, make(chan struct{}, 1))
 	}
+	o.Interrupt = func(cpu int) {
+		if g.hears() {
+			g.interrupt(cpu)
+		}
+	}
 	o.Doorbell = func(cpu int) {
-		if g.deaf.Load() > 0 && g.deaf.Add(-1) >= 0 {
+		if !g.hears() {
 			return
 		}
 		select {
@@ -101,7 +106,6 @@ func (g *Guest) Events() (events, stray uint64) { return g.events.Load(), g.stra
 
 func (g *Guest) run(cpu int) {
 	defer g.cpus.Done()
-	base := g.Table.PendingOffset() + uint64(cpu)*g.Table.PendingStride()
 	for {
 		g.halted[cpu].Store(true)
 		select {
@@ -109,13 +113,18 @@ func (g *Guest) run(cpu int) {
 			return
 		case <-g.bells[cpu]:
 			g.halted[cpu].Store(false)
-			g.interrupt(base)
+			g.interrupt(cpu)
 		}
 	}
 }
 
-// interrupt is the guest's handler of the stream vector. A program in the guest may have set any bit.
-func (g *Guest) interrupt(base uint64) {
+// hears reports whether an interrupt arrives.
+func (g *Guest) hears() bool { return g.deaf.Load() <= 0 || g.deaf.Add(-1) < 0 }
+
+// interrupt is the guest's handler of the stream vector. A program in the guest may have set any bit. Several of them may run at once, since each
+// takes the bits that it handles: on the goroutine of whoever moved a cursor, which spares a switch, and on that of the CPU.
+func (g *Guest) interrupt(cpu int) {
+	base := g.Table.PendingOffset() + uint64(cpu)*g.Table.PendingStride()
 	leaves := uint64(2*g.limit+63) / 64
 	for top := word(g.Window, base).Swap(0); top != 0; top &= top - 1 {
 		m := uint64(bits.TrailingZeros64(top))
