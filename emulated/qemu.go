@@ -37,15 +37,13 @@ const (
 	initramfsFD = 5
 )
 
-// kernelArgs keep boot short and quiet, and the tick periodic: QEMU now and then
-// overlooks an interrupt that comes while it enters or leaves a guest of KVM,
-// until the next one; with one-shot timers there would be no next one.
+// kernelArgs keep boot short and quiet.
 // What the kernel prints nevertheless comes on the serial line; a panic there
 // restarts at once, which ends QEMU.
 // The emulated TSC follows the host's clock, but the kernel would drop it for a
 // far slower clock as soon as the emulation stutters.
 const kernelArgs = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off nokaslr " +
-	"nohz=off highres=off tsc=reliable no_timer_check nowatchdog rcupdate.rcu_cpu_stall_suppress=1 " +
+	"nohz=off tsc=reliable no_timer_check nowatchdog rcupdate.rcu_cpu_stall_suppress=1 " +
 	"lsm=landlock cryptomgr.notests 8250.nr_uarts=1 i8042.noaux i8042.nokbd random.trust_cpu=on " +
 	initVariable + "=1"
 
@@ -54,6 +52,9 @@ func qemuArgs(image string, memory int64, cfg Config) []string {
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		// One processor on one thread: QEMU loses interrupts otherwise.
 		"-accel", "tcg", "-cpu", "max,erms=off,fsrm=off", "-smp", "1",
+		// Interrupt lines for the heartbeat (see startHeartbeat): this machine's
+		// default leaves the HPET none but the one of the kernel's own timer.
+		"-global", "hpet.hpet-intcap=0xff0104",
 		"-m", strconv.FormatInt((memory+1<<20-1)>>20, 10) + "M",
 		"-kernel", image, "-initrd", fmt.Sprintf("/proc/self/fd/%d", initramfsFD), "-append", kernelArgs,
 		"-serial", "stdio",

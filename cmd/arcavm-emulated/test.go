@@ -18,9 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// selfCheck is the test of package emulated that the lane begins with: if it
-// fails, the emulator loses interrupts and later failures mean nothing.
-const selfCheck = "^TestHypercallsToInterrupts$"
+// selfCheck are the tests of package emulated that the lane begins with: if they
+// fail, the emulator loses interrupts and later failures mean nothing.
+const selfCheck = "^(TestHypercallsToInterrupts|TestHeartbeat)$"
 
 func testCommand() *cobra.Command {
 	var limit time.Duration
