@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"errors"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -32,6 +33,10 @@ const (
 	// times as long as what a look has cost of late, up to maxFirstInterval.
 	lookShare        = 4
 	maxFirstInterval = time.Millisecond
+
+	// deepSleep is from when on a sleep gives Go's processor back at once. That takes longer to wake from than a system call, in which the processor stays
+	// for another 10 ms, with the scheduler looking after it all the while.
+	deepSleep = 5 * time.Millisecond
 
 	// spinTime is how long one goroutine at a time looks at its own ring before it parks it.
 	spinTime = 20 * time.Microsecond
@@ -77,7 +82,7 @@ type watcher struct {
 	shortest time.Duration // interval
 	pending  bool          // a notification came
 	until    time.Duration // when the goroutine wakes by itself; 0 if it is awake
-	event    int           // eventfd that wakes it; -1 before it runs and afterwards
+	event    *os.File      // eventfd that wakes it; nil before it runs and afterwards
 
 	looks, wakes, sleeps atomic.Uint64
 }
@@ -85,7 +90,7 @@ type watcher struct {
 const forever = time.Duration(1<<63 - 1)
 
 func newWatcher() *watcher {
-	return &watcher{start: time.Now(), spin: runtime.NumCPU() > 1 && runtime.GOMAXPROCS(0) > 1, shortest: firstInterval, event: -1}
+	return &watcher{start: time.Now(), spin: runtime.NumCPU() > 1 && runtime.GOMAXPROCS(0) > 1, shortest: firstInterval}
 }
 
 // await waits until w is ready. wake is the caller's own, with room for one. errStopped: the watcher has stopped.
@@ -148,9 +153,9 @@ func (s *watcher) spinFor(w *watch) bool {
 // rouse wakes the goroutine. mu is held.
 func (s *watcher) rouse() {
 	s.until = 0
-	if s.event >= 0 {
+	if s.event != nil {
 		one := [8]byte{1}
-		_, _ = unix.Write(s.event, one[:]) // It fails only if it is full, and then the goroutine wakes anyway.
+		_, _ = s.event.Write(one[:]) // It fails only if it is full, and then the goroutine wakes anyway.
 	}
 }
 
@@ -167,10 +172,11 @@ func (s *watcher) notify() {
 
 // run looks until stop is called. It returns an error if it could not begin.
 func (s *watcher) run() error {
-	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return err
 	}
+	event := os.NewFile(uintptr(fd), "eventfd")
 	s.mu.Lock()
 	s.event = event
 	for !s.stopped.Load() {
@@ -186,16 +192,16 @@ func (s *watcher) run() error {
 		s.until = next
 		s.mu.Unlock()
 		slept := time.Since(s.start)
-		s.sleep(event, next)
+		s.sleep(event, fd, next)
 		s.mu.Lock()
 		if s.until != 0 && !s.spin {
 			s.pay(slept - now + time.Since(s.start) - next)
 		}
 		s.until = 0
 	}
-	s.event = -1
+	s.event = nil
 	s.mu.Unlock()
-	return unix.Close(event)
+	return event.Close()
 }
 
 // stop ends run, and every await with errStopped.
@@ -291,25 +297,33 @@ func (s *watcher) lookAt(k int, now time.Duration) (woken int) {
 	return woken
 }
 
-// sleep returns at the given time, or when the eventfd says so. A Go timer would be late by a millisecond, the kernel's by 50 microseconds
-// unless the thread asks for better.
-func (s *watcher) sleep(event int, until time.Duration) {
+// sleep returns at the given time, or when the eventfd, whose descriptor is fd, says so.
+func (s *watcher) sleep(event *os.File, fd int, until time.Duration) {
 	s.sleeps.Add(1)
-	var timeout *unix.Timespec
-	if until != forever {
-		d := until - time.Since(s.start)
-		if d <= 0 {
-			return
-		}
-		if d < time.Millisecond {
-			_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0) // Without it the timer is late, no more.
-		}
-		ts := unix.NsecToTimespec(int64(d))
-		timeout = &ts
+	var b [8]byte
+	d := until - time.Since(s.start)
+	switch {
+	case until == forever:
+		// Neither fails, unless by the deadline: nobody else closes it.
+		_ = event.SetReadDeadline(time.Time{})
+		_, _ = event.Read(b[:])
+	case d >= deepSleep:
+		_ = event.SetReadDeadline(s.start.Add(until))
+		_, _ = event.Read(b[:])
+	case d > 0:
+		s.nap(fd, d)
 	}
-	fds := [1]unix.PollFd{{Fd: int32(event), Events: unix.POLLIN}}
-	if n, err := unix.Ppoll(fds[:], timeout, nil); err == nil && n > 0 {
+}
+
+// nap is a short sleep. A Go timer would be late by a millisecond, the kernel's by 50 microseconds unless the thread asks for better.
+func (s *watcher) nap(fd int, d time.Duration) {
+	if d < time.Millisecond {
+		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0) // Without it the timer is late, no more.
+	}
+	timeout := unix.NsecToTimespec(int64(d))
+	fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	if n, err := unix.Ppoll(fds[:], &timeout, nil); err == nil && n > 0 {
 		var b [8]byte
-		_, _ = unix.Read(event, b[:])
+		_, _ = unix.Read(fd, b[:])
 	}
 }
