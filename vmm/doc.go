@@ -5,5 +5,6 @@
 // It knows ioctls and rings by their types only, and sockets not at all.
 //
 // An embedding program needs three names: [Config], [New] and [VM.Run]. A test
-// needs vmmtest.Boot.
+// needs vmmtest.Boot. GOMAXPROCS should be larger than the number of virtual
+// CPUs: each holds one of Go's processors while it is in the guest.
 package vmm

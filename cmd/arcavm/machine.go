@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"runtime"
 	"strings"
 	"time"
 
@@ -62,6 +64,14 @@ func complete(cmd *cobra.Command, flag string, values []string) {
 	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 }
 
+// spareProcessor has Go run goroutines beside the guest's virtual CPUs. Each of them has one of Go's processors while it is in the guest, and where
+// that is the last one, everything else waits until the scheduler takes it away.
+func spareProcessor(cpus int) {
+	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) <= cpus {
+		runtime.GOMAXPROCS(cpus + 1)
+	}
+}
+
 // boot runs the image to its end. A guest's exit code other than 0 is a codeError without a text.
 func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.Share) (err error) {
 	started := processStart()
@@ -89,6 +99,7 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 		cfg.Network = m.policy
 	}
 	m.limits.apply(&cfg)
+	spareProcessor(m.cpus)
 	vm, err := vmm.New(cfg)
 	if err != nil {
 		return err
