@@ -1,6 +1,8 @@
 package relay_test
 
 import (
+	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/fix-project/arcavm/wire"
@@ -8,18 +10,25 @@ import (
 
 // frame is the next one for t: its Open, or a request of its protocol. It is right, but for its values; now and then its header isn't.
 func (a *attacker) frame(t *target) []byte {
+	a.mild = t.mild
 	var b []byte
 	switch {
 	case t.cursor == 0:
 		b = wire.AppendOpen(nil, a.rng.Uint64(), wire.Open{Protocol: t.protocol, Payload: a.openPayload(t.protocol)})
-	case t.protocol == wire.ProtocolTCPListener, t.protocol == wire.ProtocolUnixListener:
-		b = wire.AppendAcceptConnection(nil, a.rng.Uint64(), wire.AcceptConnection{Pipe: uint64(a.id())})
+	case t.protocol == wire.ProtocolTCPListener, t.protocol == wire.ProtocolUnixListener, t.protocol == wire.ProtocolTLSListener:
+		pipe := uint64(a.id())
+		if len(a.silent) > 0 && !a.odd(2) {
+			pipe, a.silent = a.silent[0], a.silent[1:]
+		}
+		b = wire.AppendAcceptConnection(nil, a.rng.Uint64(), wire.AcceptConnection{Pipe: pipe})
 	case t.protocol == wire.ProtocolUDP:
 		b = wire.AppendSendDatagram(nil, a.rng.Uint64(), wire.SendDatagram{To: a.endpoint(), Data: make([]byte, a.rng.IntN(200))})
+	case t.protocol == wire.ProtocolResolver:
+		b = a.lookup()
 	default:
 		b = a.fileRequest()
 	}
-	if a.rng.IntN(8) == 0 {
+	if a.odd(8) {
 		b[a.rng.IntN(wire.HeaderSize)] ^= 1 << a.rng.IntN(8)
 	}
 	return b
@@ -27,21 +36,40 @@ func (a *attacker) frame(t *target) []byte {
 
 func (a *attacker) openPayload(protocol uint16) []byte {
 	options := wire.TCPOptions{Flags: wire.TCPFlags(a.rng.IntN(2)), KeepAlive: wire.KeepAliveOff}
-	if a.rng.IntN(4) == 0 {
+	if a.odd(4) {
 		options = wire.TCPOptions{Flags: wire.TCPFlags(a.value()), KeepAlive: uint16(a.value())}
 	}
 	local := at(netip.MustParseAddrPort("127.0.0.1:0"))
 	switch protocol {
-	case wire.ProtocolFileSystem:
+	case wire.ProtocolFileSystem, wire.ProtocolResolver, wire.ProtocolConsole:
+		if a.odd(16) {
+			return make([]byte, 1+a.rng.IntN(40))
+		}
 		return nil
 	case wire.ProtocolTCPConnection:
-		m := wire.Connect{Endpoint: at([]netip.AddrPort{a.echo, a.refused}[a.rng.IntN(2)])}
+		to := a.echo
+		if a.odd(2) {
+			to = a.refused
+		}
+		m := a.peer(to)
 		if a.rng.IntN(2) == 0 {
 			m.Options = &options
 		}
 		return wire.AppendConnect(nil, m)
+	case wire.ProtocolTLSConnection:
+		to := a.outside.tls.Addr().(*net.TCPAddr).AddrPort()
+		if a.odd(3) {
+			to = []netip.AddrPort{a.echo, a.refused}[a.rng.IntN(2)]
+		}
+		m := wire.TLSConnect{Connect: a.peer(to), ALPN: a.alpn()}
+		if a.odd(4) {
+			m.ServerName = []byte([]string{nameServer, "other.test", "127.0.0.1", "\xff", "a\x00b"}[a.rng.IntN(5)])
+		}
+		return wire.AppendTLSConnect(nil, m)
+	case wire.ProtocolTLSListener:
+		return wire.AppendTLSListen(nil, wire.TLSListen{Listen: wire.Listen{Endpoint: local, Backlog: a.rng.Uint32()}, ALPN: a.alpn()})
 	case wire.ProtocolTCPListener:
-		if a.rng.IntN(4) == 0 {
+		if a.odd(4) {
 			local = at(a.echo)
 		}
 		return wire.AppendListen(nil, wire.Listen{Endpoint: local, Backlog: a.rng.Uint32(), Options: options})
@@ -52,7 +80,11 @@ func (a *attacker) openPayload(protocol uint16) []byte {
 		}
 		return wire.AppendUDPSocket(nil, m)
 	case wire.ProtocolUnixListener:
-		return wire.AppendUnixListen(nil, wire.UnixListen{Backlog: a.rng.Uint32(), Path: []byte(a.socket())})
+		path := a.socket()
+		if a.mild { // a socket of its own
+			path = fmt.Sprint(a.rng.Uint64())
+		}
+		return wire.AppendUnixListen(nil, wire.UnixListen{Backlog: a.rng.Uint32(), Path: []byte(path)})
 	case wire.ProtocolUnixConnection:
 		return wire.AppendUnixConnect(nil, wire.UnixConnect{Path: []byte(a.socket())})
 	default:
@@ -60,8 +92,53 @@ func (a *attacker) openPayload(protocol uint16) []byte {
 	}
 }
 
+// peer is to an address, or to a name with that port.
+func (a *attacker) peer(to netip.AddrPort) wire.Connect {
+	if a.odd(3) {
+		return wire.Connect{Endpoint: wire.Endpoint{Port: to.Port()}, Name: a.name()}
+	}
+	return wire.Connect{Endpoint: at(to)}
+}
+
+// alpn is a list of ALPN names, or nearly.
+func (a *attacker) alpn() []byte {
+	lists := []string{"", "\x02h2", "\x08http/1.1\x02h2"}
+	if a.odd(4) {
+		lists = []string{"\x00", "\x05h2", "\x01\x00"}
+	}
+	return []byte(lists[a.rng.IntN(len(lists))])
+}
+
+func (a *attacker) name() []byte {
+	if a.mild {
+		return []byte(nameServer)
+	}
+	names := []string{nameServer, nameServer, nameMany, nameStalls, "none.test", "denied", "127.0.0.1", "::1", "\xff", "a\x00b"}
+	return []byte(names[a.rng.IntN(len(names))])
+}
+
+// lookup is a request to the resolver.
+func (a *attacker) lookup() []byte {
+	request := a.rng.Uint64()
+	if a.rng.IntN(3) == 0 {
+		e := wire.Endpoint{Addr: a.echo.Addr()}
+		if a.odd(3) {
+			e = a.endpoint()
+		}
+		return wire.AppendResolveAddress(nil, request, wire.ResolveAddress{Address: e})
+	}
+	family := []uint8{0, 4, 6}[a.rng.IntN(3)]
+	if a.odd(16) {
+		family = uint8(a.value())
+	}
+	return wire.AppendResolveName(nil, request, wire.ResolveName{Family: family, Name: a.name()})
+}
+
 func (a *attacker) socket() string {
-	return []string{"s", "/s", "../s", "s/s", "\x00", ".", "t"}[a.rng.IntN(7)]
+	if a.mild {
+		return socketServer
+	}
+	return []string{socketServer, socketServer, "s", "/s", "../s", "s/s", "\x00", ".", "t"}[a.rng.IntN(9)]
 }
 
 // endpoint is the echo server's, where no UDP socket is, or a wild one.

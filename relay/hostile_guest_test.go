@@ -3,6 +3,7 @@ package relay_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +13,6 @@ import (
 	"os"
 	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -30,6 +30,8 @@ const (
 	hostileRing = 4096
 	// The good streams live on CPU 0 alone.
 	hostileCPUs = 4
+	// How often an attacker lets others run, at most, until a pipe of its has an answer.
+	maxPatience = 100_000
 )
 
 // A guest writes whatever it likes over the headers and rings of some pipes, calls with whatever it likes, and sets pending bits, on several
@@ -70,8 +72,10 @@ func TestHostileGuest(t *testing.T) {
 	for i := range attackers {
 		a := &attacker{hostile: h, own: h.targets[i*targetsEach:][:targetsEach], rng: rand.New(rand.NewPCG(seed, uint64(i)))}
 		attacking.Go(func() {
-			for range operations / attackers {
-				a.step()
+			for n := uint64(0); n < operations/attackers; {
+				if a.step() {
+					n++
+				}
 			}
 		})
 	}
@@ -87,9 +91,19 @@ func TestHostileGuest(t *testing.T) {
 	p, s := h.m.guest.Table.Stats(), h.m.server.Stats()
 	t.Logf("%d operations, seed %d: %d pipes, %d broken rings, %d protocol errors, opened %v",
 		operations, seed, p.Opened, p.Broken, s.ProtocolErrors, s.Opened)
-	if p.Broken == 0 || s.ProtocolErrors == 0 || s.FileErrors == 0 || s.Opened[wire.ProtocolFileSystem] < 2 ||
-		s.Opened[wire.ProtocolTCPListener] == 0 || s.Opened[wire.ProtocolUDP] == 0 {
+	t.Logf("outside: %+v", h.outside.counts())
+	if p.Broken == 0 || s.ProtocolErrors == 0 || s.FileErrors == 0 || s.Denied == 0 || s.Accepted == 0 || s.Opened[wire.ProtocolFileSystem] < 2 {
 		t.Error("this was no attack")
+	}
+	for protocol := range wire.ProtocolTLSListener + 1 {
+		if s.Opened[protocol] == 0 {
+			t.Errorf("no stream of protocol %d was opened", protocol)
+		}
+	}
+	for _, c := range h.outside.counts() {
+		if c.n == 0 {
+			t.Errorf("%s: none", c.name)
+		}
 	}
 
 	h.end()
@@ -121,8 +135,7 @@ func number(t *testing.T, variable string, otherwise uint64) uint64 {
 // hostile is a machine whose guest attacks it.
 type hostile struct {
 	m             *machine
-	listener      net.Listener
-	serving       sync.WaitGroup
+	outside       outside
 	echo, refused netip.AddrPort
 	targets       []*target
 }
@@ -136,7 +149,11 @@ type target struct {
 	// The owner's:
 	left     int // steps that it still behaves for
 	protocol uint16
+	mild     bool // what is sent is right
+	silent   bool // nothing is sent: it is for a listener's connection
 	cursor   uint64
+	answered uint64 // the incoming ring's cursor when the last frame was sent
+	patience int    // how often it still waits for an answer before it goes on
 }
 
 func newHostile(t *testing.T) *hostile {
@@ -145,27 +162,11 @@ func newHostile(t *testing.T) *hostile {
 	for range attackers * targetsEach {
 		h.targets = append(h.targets, &target{})
 	}
-	l, to := hostListener(t, "127.0.0.1:0")
+	h.outside.begin(t)
+	h.echo = h.outside.echo.Addr().(*net.TCPAddr).AddrPort()
 	closed, refused := hostListener(t, "127.0.0.1:0")
 	closed.Close()
 	h.refused = refused
-	h.listener, h.echo = l, to
-	if err := l.SetDeadline(time.Time{}); err != nil {
-		t.Fatal(err)
-	}
-	h.serving.Go(func() {
-		for {
-			c, err := l.AcceptTCP()
-			if err != nil {
-				return
-			}
-			h.serving.Go(func() {
-				defer c.Close()
-				// Not as themselves: Go would keep pipes to splice them.
-				io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c})
-			})
-		}
-	})
 
 	var err error
 	if h.m.guest, err = pipestest.NewGuest(4<<20, pipes.Options{CPUs: hostileCPUs, StreamLimit: 64}); err != nil {
@@ -183,12 +184,26 @@ func newHostile(t *testing.T) *hostile {
 	mux.Handle(wire.ProtocolTCPConnection, relay.TCPConnection())
 	mux.Handle(wire.ProtocolTCPListener, relay.TCPListener())
 	mux.Handle(wire.ProtocolUDP, relay.UDP())
-	unixSockets := sockets(t, socketFolder(t), true)
+	unixSockets := sockets(t, h.outside.folder, true)
 	mux.Handle(wire.ProtocolUnixListener, relay.UnixListener(unixSockets))
 	mux.Handle(wire.ProtocolUnixConnection, relay.UnixConnection(unixSockets))
+	mux.Handle(wire.ProtocolResolver, relay.Resolver())
+	trust := relay.TLS{RootCAs: h.outside.authority.Pool, Certificates: []tls.Certificate{h.outside.authority.Issue(t, nil)}}
+	mux.Handle(wire.ProtocolTLSConnection, relay.TLSConnection(trust))
+	mux.Handle(wire.ProtocolTLSListener, relay.TLSListener(trust))
+	mux.Handle(wire.ProtocolConsole, relay.Console(h.outside.input, h.outside.output, nil))
 	// Nothing gets out but what this test expects.
-	h.m.server = relay.New(h.m.guest.Table, host, &mux, relay.Options{Network: policyOf(t,
-		"allow out:"+h.echo.String(), "allow out:"+h.refused.String(), "allow in:127.0.0.1", "deny *")})
+	var rules []relay.Rule
+	for _, text := range []string{
+		"out:" + h.echo.String(), "out:" + h.outside.tls.Addr().String(), "out:" + h.refused.String(), "out:*.test", "in:127.0.0.1", "*",
+	} {
+		r, err := relay.ParseRule(text != "*", text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rules = append(rules, r)
+	}
+	h.m.server = relay.New(h.m.guest.Table, host, &mux, relay.Options{Network: relay.NewPolicy(h.outside.names(), rules, nil), OnListen: h.outside.call})
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() { served <- h.m.server.Serve(ctx) }()
@@ -204,21 +219,6 @@ func newHostile(t *testing.T) *hostile {
 		}
 	}
 	return h
-}
-
-// policyOf makes a policy of rules, each with allow or deny in front.
-func policyOf(t *testing.T, texts ...string) *relay.Policy {
-	t.Helper()
-	var rules []relay.Rule
-	for _, text := range texts {
-		what, rule, _ := strings.Cut(text, " ")
-		r, err := relay.ParseRule(what == "allow", rule)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rules = append(rules, r)
-	}
-	return relay.NewPolicy(relay.Host{}, rules, nil)
 }
 
 // end ends everything and waits for it.
@@ -240,10 +240,7 @@ func (h *hostile) end() {
 	case <-time.After(patience):
 		panic("the table's Wait doesn't return")
 	}
-	if err := h.listener.Close(); err != nil {
-		t.Error(err)
-	}
-	h.serving.Wait()
+	h.outside.end(t)
 }
 
 // ruinControl breaks the control pipe.
@@ -314,19 +311,36 @@ type attacker struct {
 	*hostile
 	own []*target
 	rng *rand.Rand
+
+	renewed int      // pipes made
+	silent  []uint64 // the last pipes made for a listener's connection that no accept has named yet
+	mild    bool     // the frame that is being made shall be right
 }
 
-// step is one operation.
-func (a *attacker) step() {
+// mildPipes are the protocols of an attacker's first pipes, on which all it does is right until it lets go of them: so the attack begins with something at work in
+// every handler.
+var mildPipes = []uint16{
+	noProtocol, wire.ProtocolTLSListener, wire.ProtocolTLSConnection, noProtocol, wire.ProtocolTCPListener, wire.ProtocolResolver, wire.ProtocolConsole,
+	wire.ProtocolUnixConnection, wire.ProtocolUnixListener, wire.ProtocolUDP, wire.ProtocolTCPConnection, wire.ProtocolFileSystem,
+}
+
+// noProtocol is for a pipe that waits to be given a connection.
+const noProtocol = 0xffff
+
+// odd reports true once in n times, and never if what is being made shall be right.
+func (a *attacker) odd(n int) bool { return !a.mild && a.rng.IntN(n) == 0 }
+
+// step is one operation. It reports false if it waits instead.
+func (a *attacker) step() bool {
 	if a.rng.IntN(2) == 0 && a.join(a.targets[a.rng.IntN(len(a.targets))]) {
-		return
+		return true
 	}
 	t := a.own[a.rng.IntN(len(a.own))]
 	switch {
 	case t.d == nil:
 		a.renew(t)
 	case t.left > 0:
-		a.behave(t)
+		return a.behave(t)
 	case !t.wild:
 		t.mu.Lock()
 		t.wild = true
@@ -336,6 +350,7 @@ func (a *attacker) step() {
 	default:
 		a.attack(t.d)
 	}
+	return true
 }
 
 // join attacks a pipe, whosever it is, if its owner has let it loose.
@@ -367,9 +382,11 @@ func (a *attacker) renew(t *target) {
 		ID: pipes.ID(p.ID), Header: p.Header, Outgoing: p.Outgoing, Incoming: p.Incoming,
 		OutgoingSize: p.OutgoingSize, IncomingSize: p.IncomingSize,
 	}
-	t.wild, t.cursor, t.left = false, 0, a.rng.IntN(50)
+	t.wild, t.mild, t.cursor, t.answered, t.left, t.patience = false, false, 0, 0, a.rng.IntN(50), 0
 	t.protocol = wire.ProtocolFileSystem
 	switch n := a.rng.IntN(100); {
+	case a.renewed < len(mildPipes):
+		t.mild, t.protocol, t.left = true, mildPipes[a.renewed], 10
 	case n < 3: // few: each takes a port of the host
 		t.protocol = wire.ProtocolTCPConnection
 	case n < 7:
@@ -380,8 +397,29 @@ func (a *attacker) renew(t *target) {
 		t.protocol = wire.ProtocolUnixConnection
 	case n < 25:
 		t.protocol = wire.ProtocolUDP
-	case n < 45:
-		t.protocol = uint16(a.rng.IntN(0x10000))
+	case n < 32:
+		t.protocol = wire.ProtocolResolver
+	case n < 35: // few, as with TCP
+		t.protocol = wire.ProtocolTLSConnection
+	case n < 39:
+		t.protocol = wire.ProtocolTLSListener
+	case n < 43:
+		t.protocol = wire.ProtocolConsole
+	case n < 50:
+		t.protocol = noProtocol
+	case n < 60:
+		t.protocol = uint16(a.rng.IntN(noProtocol))
+	}
+	a.renewed++
+	if t.silent = t.protocol == noProtocol; t.silent {
+		a.silent = append(a.silent[max(0, len(a.silent)-targetsEach+1):], p.ID)
+	}
+	// Without any, no handler that waits for others would get far before the attack on it begins.
+	switch {
+	case t.mild:
+		t.patience = maxPatience
+	case t.silent, a.rng.IntN(3) == 0:
+		t.patience = maxPatience / 10
 	}
 }
 
@@ -408,19 +446,24 @@ func (a *attacker) newPipe() (wire.DataStreamInfo, error) {
 	return wire.DecodeDataStreamInfo(p)
 }
 
-// behave takes the pipe a step further, as a guest would that means well, or nearly.
-func (a *attacker) behave(t *target) {
-	t.left--
+// behave takes the pipe a step further, as a guest would that means well, or nearly. It reports false if it waits for the monitor instead.
+func (a *attacker) behave(t *target) bool {
 	runtime.Gosched()
+	if t.patience > 0 && (t.silent || t.cursor > 0) && a.m.guest.Load(t.d.Header+128) == t.answered && a.m.guest.Load(t.d.Header+128+8)&0xffff == 0 {
+		t.patience--
+		return false
+	}
+	t.left--
 	if a.rng.IntN(4) == 0 { // what came is read
 		a.m.guest.Store(t.d.Header+128+64, a.m.guest.Load(t.d.Header+128))
 		_ = a.m.guest.Table.NotifyWrite(t.d.ID)
-		return
+		return true
 	}
+	t.answered = a.m.guest.Load(t.d.Header + 128)
 	frame := a.frame(t)
 	room := hostileRing - (t.cursor - a.m.guest.Load(t.d.Header+64))
 	if uint64(len(frame)) > room {
-		return
+		return true
 	}
 	ring := a.m.guest.Window[t.d.Outgoing:][:t.d.OutgoingSize]
 	at := t.cursor % hostileRing
@@ -428,6 +471,7 @@ func (a *attacker) behave(t *target) {
 	t.cursor += uint64(len(frame))
 	a.m.guest.Store(t.d.Header, t.cursor)
 	_ = a.m.guest.Table.NotifyRead(t.d.ID)
+	return true
 }
 
 // abandon closes both directions for good, whatever was written there before.
