@@ -2,9 +2,9 @@ package relay_test
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 
+	"github.com/fix-project/arcavm/internal/outside"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -47,7 +47,7 @@ func (a *attacker) openPayload(protocol uint16) []byte {
 		}
 		return nil
 	case wire.ProtocolTCPConnection:
-		to := a.echo
+		to := a.outside.Echo
 		if a.odd(2) {
 			to = a.refused
 		}
@@ -57,20 +57,20 @@ func (a *attacker) openPayload(protocol uint16) []byte {
 		}
 		return wire.AppendConnect(nil, m)
 	case wire.ProtocolTLSConnection:
-		to := a.outside.tls.Addr().(*net.TCPAddr).AddrPort()
+		to := a.outside.TLS
 		if a.odd(3) {
-			to = []netip.AddrPort{a.echo, a.refused}[a.rng.IntN(2)]
+			to = []netip.AddrPort{a.outside.Echo, a.refused}[a.rng.IntN(2)]
 		}
 		m := wire.TLSConnect{Connect: a.peer(to), ALPN: a.alpn()}
 		if a.odd(4) {
-			m.ServerName = []byte([]string{nameServer, "other.test", "127.0.0.1", "\xff", "a\x00b"}[a.rng.IntN(5)])
+			m.ServerName = []byte([]string{outside.NameServer, "other.test", "127.0.0.1", "\xff", "a\x00b"}[a.rng.IntN(5)])
 		}
 		return wire.AppendTLSConnect(nil, m)
 	case wire.ProtocolTLSListener:
 		return wire.AppendTLSListen(nil, wire.TLSListen{Listen: wire.Listen{Endpoint: local, Backlog: a.rng.Uint32()}, ALPN: a.alpn()})
 	case wire.ProtocolTCPListener:
 		if a.odd(4) {
-			local = at(a.echo)
+			local = at(a.outside.Echo)
 		}
 		return wire.AppendListen(nil, wire.Listen{Endpoint: local, Backlog: a.rng.Uint32(), Options: options})
 	case wire.ProtocolUDP:
@@ -111,9 +111,9 @@ func (a *attacker) alpn() []byte {
 
 func (a *attacker) name() []byte {
 	if a.mild {
-		return []byte(nameServer)
+		return []byte(outside.NameServer)
 	}
-	names := []string{nameServer, nameServer, nameMany, nameStalls, "none.test", "denied", "127.0.0.1", "::1", "\xff", "a\x00b"}
+	names := []string{outside.NameServer, outside.NameServer, outside.NameMany, outside.NameStalls, "none.test", "denied", "127.0.0.1", "::1", "\xff", "a\x00b"}
 	return []byte(names[a.rng.IntN(len(names))])
 }
 
@@ -121,7 +121,7 @@ func (a *attacker) name() []byte {
 func (a *attacker) lookup() []byte {
 	request := a.rng.Uint64()
 	if a.rng.IntN(3) == 0 {
-		e := wire.Endpoint{Addr: a.echo.Addr()}
+		e := wire.Endpoint{Addr: a.outside.Echo.Addr()}
 		if a.odd(3) {
 			e = a.endpoint()
 		}
@@ -136,14 +136,14 @@ func (a *attacker) lookup() []byte {
 
 func (a *attacker) socket() string {
 	if a.mild {
-		return socketServer
+		return outside.Socket
 	}
-	return []string{socketServer, socketServer, "s", "/s", "../s", "s/s", "\x00", ".", "t"}[a.rng.IntN(9)]
+	return []string{outside.Socket, outside.Socket, "s", "/s", "../s", "s/s", "\x00", ".", "t"}[a.rng.IntN(9)]
 }
 
 // endpoint is the echo server's, where no UDP socket is, or a wild one.
 func (a *attacker) endpoint() wire.Endpoint {
-	e := at(a.echo)
+	e := at(a.outside.Echo)
 	switch a.rng.IntN(4) {
 	case 0:
 		e = wire.Endpoint{}

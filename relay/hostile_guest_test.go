@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -17,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fix-project/arcavm/internal/outside"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/pipes/pipestest"
 	"github.com/fix-project/arcavm/relay"
@@ -48,7 +48,7 @@ func TestHostileGuest(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	good := []behaved{&fileReader{h.m.files(hostileRing), 0}}
 	for i := range 3 {
-		good = append(good, &echoed{conn: h.m.connect(h.echo), content: pattern(i, 100_000)})
+		good = append(good, &echoed{conn: h.m.connect(h.outside.Echo), content: pattern(i, 100_000)})
 	}
 	stop := make(chan struct{})
 	var behaving, attacking sync.WaitGroup
@@ -91,7 +91,7 @@ func TestHostileGuest(t *testing.T) {
 	p, s := h.m.guest.Table.Stats(), h.m.server.Stats()
 	t.Logf("%d operations, seed %d: %d pipes, %d broken rings, %d protocol errors, opened %v",
 		operations, seed, p.Opened, p.Broken, s.ProtocolErrors, s.Opened)
-	t.Logf("outside: %+v", h.outside.counts())
+	t.Logf("outside: %+v", h.outside.Counts())
 	if p.Broken == 0 || s.ProtocolErrors == 0 || s.FileErrors == 0 || s.Denied == 0 || s.Accepted == 0 || s.Opened[wire.ProtocolFileSystem] < 2 {
 		t.Error("this was no attack")
 	}
@@ -100,9 +100,9 @@ func TestHostileGuest(t *testing.T) {
 			t.Errorf("no stream of protocol %d was opened", protocol)
 		}
 	}
-	for _, c := range h.outside.counts() {
-		if c.n == 0 {
-			t.Errorf("%s: none", c.name)
+	for _, c := range h.outside.Counts() {
+		if c.N == 0 {
+			t.Errorf("%s: none", c.Of)
 		}
 	}
 
@@ -134,10 +134,10 @@ func number(t *testing.T, variable string, otherwise uint64) uint64 {
 
 // hostile is a machine whose guest attacks it.
 type hostile struct {
-	m             *machine
-	outside       outside
-	echo, refused netip.AddrPort
-	targets       []*target
+	m       *machine
+	outside *outside.World
+	refused netip.AddrPort // of nobody
+	targets []*target
 }
 
 // target is a pipe under attack. Its owner makes it, behaves for a while, and lets everybody loose on it then.
@@ -162,8 +162,7 @@ func newHostile(t *testing.T) *hostile {
 	for range attackers * targetsEach {
 		h.targets = append(h.targets, &target{})
 	}
-	h.outside.begin(t)
-	h.echo = h.outside.echo.Addr().(*net.TCPAddr).AddrPort()
+	h.outside = outside.New(t)
 	closed, refused := hostListener(t, "127.0.0.1:0")
 	closed.Close()
 	h.refused = refused
@@ -184,26 +183,16 @@ func newHostile(t *testing.T) *hostile {
 	mux.Handle(wire.ProtocolTCPConnection, relay.TCPConnection())
 	mux.Handle(wire.ProtocolTCPListener, relay.TCPListener())
 	mux.Handle(wire.ProtocolUDP, relay.UDP())
-	unixSockets := sockets(t, h.outside.folder, true)
+	unixSockets := sockets(t, h.outside.Folder, true)
 	mux.Handle(wire.ProtocolUnixListener, relay.UnixListener(unixSockets))
 	mux.Handle(wire.ProtocolUnixConnection, relay.UnixConnection(unixSockets))
 	mux.Handle(wire.ProtocolResolver, relay.Resolver())
-	trust := relay.TLS{RootCAs: h.outside.authority.Pool, Certificates: []tls.Certificate{h.outside.authority.Issue(t, nil)}}
+	trust := relay.TLS{RootCAs: h.outside.Authority.Pool, Certificates: []tls.Certificate{h.outside.Authority.Issue(t, nil)}}
 	mux.Handle(wire.ProtocolTLSConnection, relay.TLSConnection(trust))
 	mux.Handle(wire.ProtocolTLSListener, relay.TLSListener(trust))
-	mux.Handle(wire.ProtocolConsole, relay.Console(h.outside.input, h.outside.output, nil))
+	mux.Handle(wire.ProtocolConsole, relay.Console(h.outside.Input, h.outside.Output, nil))
 	// Nothing gets out but what this test expects.
-	var rules []relay.Rule
-	for _, text := range []string{
-		"out:" + h.echo.String(), "out:" + h.outside.tls.Addr().String(), "out:" + h.refused.String(), "out:*.test", "in:127.0.0.1", "*",
-	} {
-		r, err := relay.ParseRule(text != "*", text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rules = append(rules, r)
-	}
-	h.m.server = relay.New(h.m.guest.Table, host, &mux, relay.Options{Network: relay.NewPolicy(h.outside.names(), rules, nil), OnListen: h.outside.call})
+	h.m.server = relay.New(h.m.guest.Table, host, &mux, relay.Options{Network: h.outside.Network(t, "out:"+h.refused.String()), OnListen: h.outside.Call})
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() { served <- h.m.server.Serve(ctx) }()
@@ -240,7 +229,7 @@ func (h *hostile) end() {
 	case <-time.After(patience):
 		panic("the table's Wait doesn't return")
 	}
-	h.outside.end(t)
+	h.outside.Close(t)
 }
 
 // ruinControl breaks the control pipe.

@@ -1,16 +1,15 @@
 package vmm_test
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"testing"
 
+	"github.com/fix-project/arcavm/internal/outside"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/vmm"
@@ -23,41 +22,29 @@ import (
 // ARCAVM_HOSTILE_GUEST_OPERATIONS, of each attacking CPU and all guests together, and ARCAVM_HOSTILE_SEED for a long run.
 func TestHostileGuest(t *testing.T) {
 	const guests = 8 // as many as there are ways to break the control pipe
-	operations, seed := variable(t, "ARCAVM_HOSTILE_GUEST_OPERATIONS", 4000), variable(t, "ARCAVM_HOSTILE_SEED", 1)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	opened, errors := make(map[uint16]uint64), uint64(0)
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			serving.Go(func() {
-				defer c.Close()
-				// Not as themselves: Go would keep pipes to splice them.
-				io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c})
-			})
-		}
-	})
+	operations, seed := variable(t, "ARCAVM_HOSTILE_GUEST_OPERATIONS", 8000), variable(t, "ARCAVM_HOSTILE_SEED", 1)
+	opened, through, errors := make(map[uint16]uint64), make(map[string]uint64), uint64(0)
 	for i := range uint64(guests) {
 		t.Run(fmt.Sprint("seed ", seed+i), func(t *testing.T) {
-			s := attack(t, l.Addr(), seed+i, operations/guests)
+			s, counts := attack(t, seed+i, operations/guests)
 			for protocol, n := range s.Relay.Opened {
 				opened[protocol] += n
+			}
+			for _, c := range counts {
+				through[c.Of] += c.N
 			}
 			errors += s.Relay.FileErrors
 		})
 	}
-	l.Close()
-	serving.Wait()
-	t.Logf("opened %v, %d errors of files", opened, errors)
-	for _, protocol := range []uint16{wire.ProtocolFileSystem, wire.ProtocolTCPListener, wire.ProtocolTCPConnection, wire.ProtocolUDP} {
+	t.Logf("opened %v, %d errors of files, outside: %v", opened, errors, through)
+	for protocol := range wire.ProtocolTLSListener + 1 {
 		if opened[protocol] == 0 {
 			t.Errorf("no stream of protocol %d was opened", protocol)
+		}
+	}
+	for of, n := range through {
+		if n == 0 {
+			t.Errorf("%s: none", of)
 		}
 	}
 	if errors == 0 {
@@ -78,28 +65,27 @@ func variable(t *testing.T, name string, otherwise uint64) uint64 {
 	return n
 }
 
-// attack boots one guest. Nothing of it reaches anything but the server at peer, and itself.
-func attack(t *testing.T, peer net.Addr, seed, operations uint64) vmm.Stats {
-	var rules []relay.Rule
-	for _, text := range []string{"out:" + peer.String(), "in:127.0.0.1", "*"} {
-		r, err := relay.ParseRule(text != "*", text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rules = append(rules, r)
-	}
+// attack boots one guest. Nothing of it reaches anything but a World of its own, and itself.
+func attack(t *testing.T, seed, operations uint64) (vmm.Stats, []outside.Count) {
 	dir := t.TempDir()
 	if err := errors.Join(os.Mkdir(filepath.Join(dir, "f"), 0o700), os.WriteFile(filepath.Join(dir, "a"), content(seed, 100_000), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	descriptors := openDescriptors(t)
+	world := outside.New(t)
 	folder, err := share.Open(dir, true)
 	if err != nil {
 		t.Fatal(err)
 	}
+	sockets, err := share.Open(world.Folder, true)
+	if err != nil {
+		t.Fatal(err)
+	}
 	g := vmmtest.Boot(t, vmm.Config{
-		Image: vmmtest.Image(t, "hostile"), Args: []string{fmt.Sprint(seed), fmt.Sprint(operations), peer.String()},
-		CPUs: 3, StreamLimit: 64, Share: folder, Network: relay.NewPolicy(relay.Host{}, rules, nil),
+		Image: vmmtest.Image(t, "hostile"), Args: []string{fmt.Sprint(seed), fmt.Sprint(operations), world.Echo.String(), world.TLS.String()},
+		CPUs: 3, StreamLimit: 64, Share: folder, Sockets: sockets, Network: world.Network(t), OnListen: world.Call,
+		Input: world.Input, Output: world.Output,
+		TLS: relay.TLS{RootCAs: world.Authority.Pool, Certificates: []tls.Certificate{world.Authority.Issue(t, nil)}},
 	})
 	g.AllowLostWakeups()
 	if code, err := g.Wait(); code != 0 || err != nil {
@@ -114,11 +100,12 @@ func attack(t *testing.T, peer net.Addr, seed, operations uint64) vmm.Stats {
 	if s.Pipes.Open != 0 || s.Pipes.RingBytes != 0 {
 		t.Errorf("%+v is left", s.Pipes)
 	}
-	if err := folder.Close(); err != nil {
+	if err := errors.Join(folder.Close(), sockets.Close()); err != nil {
 		t.Error(err)
 	}
+	world.Close(t)
 	if n := openDescriptors(t); n > descriptors {
 		t.Errorf("%d descriptors, %d before", n, descriptors)
 	}
-	return s
+	return s, world.Counts()
 }

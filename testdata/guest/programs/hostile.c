@@ -1,9 +1,9 @@
 /*
- * hostile SEED OPERATIONS ADDR:PORT
+ * hostile SEED OPERATIONS ADDR:PORT TLS-ADDR:PORT
  *
  * Attacks the monitor. One thread on each CPU but the first, or on the only one, makes pipes of every protocol, writes random and crafted values over
  * their headers, rings and the pending bitmaps, sends frames of every kind that are right or nearly so, and makes hypercalls with wild arguments: so many operations
- * each. CPU 0 meanwhile keeps an echo stream to ADDR:PORT going and checks every byte; at the end it breaks the control pipe, in a way that SEED chooses, and goes on a
+ * each. TLS-ADDR:PORT is a TLS server's. CPU 0 meanwhile keeps an echo stream to ADDR:PORT going and checks every byte; at the end it breaks the control pipe, in a way that SEED chooses, and goes on a
  * little. Exit code 0, or 1 with a log record if the good stream suffered or a hypercall gave what no hypercall may give.
  */
 #include "../proto/open.h"
@@ -11,10 +11,11 @@
 
 enum { PROTOCOLS = 10, TARGETS = 4, RING = 4096, CHUNK = 1024, LAST_ROUNDS = 8 };
 enum { CALL_LOG = 1, CALL_SYMNAME, CALL_MEMSET, CALL_MEMCLR, CALL_NOTIFY_READ = 16, CALL_NOTIFY_WRITE };
-enum { KIND_OPEN = 3, KIND_READ_FILE = 0x10, KIND_OPEN_FILE = 0x15, KIND_CLOSE_FILE = 0x1F, KIND_ACCEPT = 0x20, KIND_SEND_DATAGRAM = 0x30 };
+enum { KIND_OPEN = 3, KIND_READ_FILE = 0x10, KIND_OPEN_FILE = 0x15, KIND_CLOSE_FILE = 0x1F, KIND_ACCEPT = 0x20, KIND_SEND_DATAGRAM = 0x30,
+       KIND_RESOLVE_NAME = 0x40, KIND_RESOLVE_ADDRESS };
 
 static u64 seed, operations;
-static struct endpoint peer;
+static struct endpoint peer, tls_peer;
 static u32 attackers, done, failed;
 /* What hypercalls may read and write: nobody else uses it. */
 static u8 scratch[MAX_CPUS][4096] __attribute__((aligned(4096)));
@@ -144,6 +145,19 @@ static void wild_bits(struct dice *d) {
 		__atomic_store_n(&p->leaf[leaf], 0, __ATOMIC_SEQ_CST);
 }
 
+/* One thread that attacks. */
+struct attacker {
+	struct dice dice;
+	u64 silent;  /* the last pipe made for a listener's connection */
+	u32 renewed; /* pipes made */
+	int mild;    /* what is drafted shall be right */
+};
+
+/* True once in n times, and never if what is drafted shall be right. */
+static int odd(struct attacker *a, u64 n) {
+	return !a->mild && !(roll(&a->dice) % n);
+}
+
 /* A frame under construction. */
 struct draft {
 	struct frame_header header;
@@ -180,46 +194,109 @@ static struct endpoint somewhere(struct dice *d) {
 	return e;
 }
 
-/* Chooses a protocol, and drafts its Open. */
-static u16 draft_open(struct draft *f, struct dice *d) {
-	static const struct endpoint nowhere;
-	u64 r = roll(d);
-	u16 protocol = (r & 15) < PROTOCOLS ? r & 15 : (r & 15) < 15 ? r >> 4 & 3 : r >> 16; /* the lower ones more often */
-	struct endpoint e = somewhere(d);
+static void put_text(struct draft *f, const char *text) {
+	put(f, text, strlen(text));
+}
 
-	if ((protocol == PROTOCOL_TCP_CONNECTION || protocol == PROTOCOL_TLS_CONNECTION) && r & 0x300) /* few: a connection takes a port of the host */
-		protocol = PROTOCOL_FILE_SYSTEM;
+/* Names that the monitor's side knows something of, and others. */
+static const char *name(struct attacker *a) {
+	static const char names[][16] = {"server.test", "many.test", "stalls.test", "none.test", "denied", "127.0.0.1", "::1", "\xFF"};
+
+	return names[a->mild ? 0 : roll(&a->dice) % (sizeof names / sizeof *names)];
+}
+
+static void put_socket(struct draft *f, struct attacker *a) {
+	static const char paths[][8] = {"server", "server", "s", "t", "../s", "s/s", ".", ""};
+
+	put_text(f, paths[a->mild ? 0 : roll(&a->dice) % (sizeof paths / sizeof *paths)]);
+}
+
+/* A list of ALPN names, or nearly: the length of its text says how long it is. */
+static const char *alpn(struct attacker *a) {
+	static const char lists[][16] = {"", "\x02h2", "\x08http/1.1\x02h2", "\x05h2", "\x02h2\x01"};
+
+	return lists[roll(&a->dice) % (a->mild ? 3 : sizeof lists / sizeof *lists)];
+}
+
+static void draft_tls_connect(struct draft *f, struct attacker *a) {
+	const char *host = odd(a, 3) ? name(a) : "", *server = odd(a, 3) ? name(a) : "", *list = alpn(a);
+	struct endpoint e = odd(a, 4) ? peer : tls_peer;
+
+	if (*host)
+		e = (struct endpoint){.port = e.port};
+	put(f, &e, sizeof e);
+	put_u64(f, strlen(host) | strlen(server) << 16 | strlen(list) << 32 | (odd(a, 16) ? value(&a->dice) << 48 : 0));
+	put_text(f, host);
+	put_text(f, server);
+	put_text(f, list);
+}
+
+/* Drafts the Open of a protocol. */
+static void draft_open(struct draft *f, struct attacker *a, u16 protocol) {
+	static const struct endpoint nowhere;
+	struct dice *d = &a->dice;
+	u64 r = roll(d);
+	struct endpoint e = a->mild ? peer : somewhere(d);
+	const char *list;
+
 	*f = (struct draft){.header = {0, KIND_OPEN, 0, r}};
 	put_u64(f, protocol);
 	switch (protocol) {
 	case PROTOCOL_TCP_LISTENER:
 		e.port = 0;
 		put(f, &e, sizeof e);
-		put_u64(f, value(d));
+		put_u64(f, a->mild ? 0 : value(d));
 		break;
 	case PROTOCOL_TCP_CONNECTION:
 		e.reserved = r >> 12 & 1;
+		if (odd(a, 4))
+			e = (struct endpoint){.reserved = e.reserved, .port = e.port};
 		put(f, &e, sizeof e);
 		if (e.reserved)
-			put(f, &(u32){value(d)}, 4);
+			put(f, &(u32){a->mild ? 0 : value(d)}, 4);
+		if (!e.family)
+			put_text(f, name(a));
 		break;
 	case PROTOCOL_UDP:
 		e.port = 0;
 		put(f, &e, sizeof e);
-		put(f, r >> 12 & 1 ? &e : &nowhere, sizeof e);
+		put(f, r >> 12 & 1 && !a->mild ? &e : &nowhere, sizeof e);
+		break;
+	case PROTOCOL_UNIX_LISTENER:
+		put_u64(f, r >> 12 & 1 ? 0 : value(d) & 0xFFFFFFFF);
+		if (a->mild) /* a socket of its own */
+			put(f, (const char[]){'l', 'a' + (r & 15), 'a' + (r >> 4 & 15)}, 3);
+		else
+			put_socket(f, a);
+		break;
+	case PROTOCOL_UNIX_CONNECTION:
+		put_socket(f, a);
+		break;
+	case PROTOCOL_TLS_CONNECTION:
+		draft_tls_connect(f, a);
+		break;
+	case PROTOCOL_TLS_LISTENER:
+		e.port = 0;
+		list = alpn(a);
+		put(f, &e, sizeof e);
+		put_u64(f, (r >> 16 & 7) | strlen(list) << 32);
+		put_text(f, list);
 		break;
 	case PROTOCOL_FILE_SYSTEM:
+	case PROTOCOL_RESOLVER:
+	case PROTOCOL_CONSOLE:
+		if (odd(a, 16))
+			put(f, scratch, 1 + (r >> 16 & 15));
 		break;
-	default: /* many begin so */
+	default:
 		put(f, &e, sizeof e);
-		put_u64(f, r >> 12 & 1 ? 0 : value(d));
 		put(f, scratch, r >> 16 & 15);
 	}
-	return protocol;
 }
 
 /* Drafts a request of a kind of the protocol, or of any. */
-static void draft_request(struct draft *f, struct dice *d, u16 protocol) {
+static void draft_request(struct draft *f, struct attacker *a, u16 protocol) {
+	struct dice *d = &a->dice;
 	u64 r = roll(d), kind = KIND_OPEN_FILE + (r >> 8) % (KIND_CLOSE_FILE - KIND_OPEN_FILE + 1);
 	struct endpoint e = somewhere(d);
 
@@ -227,10 +304,12 @@ static void draft_request(struct draft *f, struct dice *d, u16 protocol) {
 		kind = KIND_ACCEPT;
 	else if (protocol == PROTOCOL_UDP)
 		kind = KIND_SEND_DATAGRAM;
+	else if (protocol == PROTOCOL_RESOLVER)
+		kind = KIND_RESOLVE_NAME + (r >> 8 & 1);
 	else if (!(r & 7))
 		kind = KIND_READ_FILE;
-	if (!(r & 0xF0))
-		kind = r >> 16 & 0x3F;
+	if (odd(a, 16))
+		kind = r >> 16 & 0x7F;
 	*f = (struct draft){.header = {0, kind, 0, r}};
 	switch (kind) {
 	case KIND_READ_FILE:
@@ -284,7 +363,16 @@ static void draft_request(struct draft *f, struct dice *d, u16 protocol) {
 		put_u64(f, r >> 32 & 7);
 		break;
 	case KIND_ACCEPT:
-		put_u64(f, (r >> 32 & 63) | (r & 1ul << 40 ? value(d) << 32 : 0));
+		put_u64(f, odd(a, 2) ? (r >> 32 & 63) | (r & 1ul << 40 ? value(d) << 32 : 0) : a->silent);
+		break;
+	case KIND_RESOLVE_NAME:
+		put_u64(f, odd(a, 8) ? value(d) : (const u64[]){0, 4, 6, 0}[r >> 32 & 3]);
+		put_text(f, name(a));
+		break;
+	case KIND_RESOLVE_ADDRESS:
+		e = odd(a, 3) ? e : peer;
+		e.port = odd(a, 16);
+		put(f, &e, sizeof e);
 		break;
 	case KIND_SEND_DATAGRAM:
 		e.port = r & 1ul << 32 ? e.port : 0;
@@ -297,11 +385,11 @@ static void draft_request(struct draft *f, struct dice *d, u16 protocol) {
 }
 
 /* Sends a frame, now and then one whose header isn't what it should be. */
-static int send_draft(struct stream *s, struct draft *f, struct dice *d) {
+static int send_draft(struct stream *s, struct draft *f, struct attacker *a) {
 	u32 length = f->header.length;
-	u64 r = roll(d);
+	u64 r = roll(&a->dice);
 
-	if (!(r & 15))
+	if (odd(a, 16))
 		((u8 *)&f->header)[r >> 4 & 15] ^= 1 << (r >> 8 & 7);
 	return stream_write(s, f, sizeof f->header + length);
 }
@@ -314,8 +402,44 @@ static void absurd_pipe(struct dice *d) {
 		stream_close(s);
 }
 
-/* Opens a new pipe with a protocol and sends some requests, right or nearly. What is sent fits into the ring, so nothing waits. */
-static struct stream *renew(struct dice *d) {
+/*
+ * The protocols of an attacker's first pipes, on which all is right until it lets go of them: so the attack begins with something at work in every handler. SILENT is
+ * no protocol but a pipe that is given a connection by the listener after it.
+ */
+enum { SILENT = 0xFFFF };
+static const u16 mild_pipes[] = {
+	SILENT, PROTOCOL_TLS_LISTENER, PROTOCOL_TLS_CONNECTION, PROTOCOL_RESOLVER, PROTOCOL_CONSOLE, PROTOCOL_UNIX_CONNECTION, SILENT, PROTOCOL_TCP_LISTENER,
+	PROTOCOL_UNIX_LISTENER, PROTOCOL_UDP, PROTOCOL_TCP_CONNECTION, PROTOCOL_FILE_SYSTEM,
+};
+enum { MILD_PIPES = sizeof mild_pipes / sizeof *mild_pipes };
+
+/* Gives the monitor and those outside some time to answer with more than so many bytes. */
+static void await_answer(struct stream *s, u64 beyond) {
+	u64 begin = rdtsc(), patience = boot->tsc_hz ? boot->tsc_hz : 1ul << 31;
+
+	while (__atomic_load_n(&s->in->write_cursor, __ATOMIC_ACQUIRE) <= beyond && !__atomic_load_n(&s->in->writer_state, __ATOMIC_ACQUIRE) &&
+	       rdtsc() - begin < patience)
+		thread_yield();
+}
+
+static u16 choose_protocol(struct attacker *a) {
+	u64 r = roll(&a->dice);
+	u16 protocol = (r & 15) < PROTOCOLS ? r & 15 : (r & 15) < 14 ? r >> 4 & 3 : (r & 15) == 14 ? SILENT : r >> 16; /* the lower ones more often */
+
+	a->mild = a->renewed < MILD_PIPES;
+	if (a->mild)
+		return mild_pipes[a->renewed];
+	if ((protocol == PROTOCOL_TCP_CONNECTION || protocol == PROTOCOL_TLS_CONNECTION) && r & 0x3000000) /* few: a connection takes a port of the host */
+		return PROTOCOL_FILE_SYSTEM;
+	return protocol;
+}
+
+/*
+ * Opens a new pipe with a protocol and sends some requests, right or nearly. What is sent fits into the ring, so nothing waits. The first two answers to a listener
+ * are Opened and IncomingConnection.
+ */
+static struct stream *renew(struct attacker *a) {
+	struct dice *d = &a->dice;
 	struct draft f;
 	struct stream *s;
 	u64 r = roll(d);
@@ -324,18 +448,26 @@ static struct stream *renew(struct dice *d) {
 		absurd_pipe(d);
 	if (stream_open(&s, RING, RING))
 		return NULL;
-	if (!(r & 15)) /* silent */
+	u16 protocol = choose_protocol(a);
+	a->renewed++;
+	if (protocol == SILENT) {
+		a->silent = s->id;
 		return s;
-	u16 protocol = draft_open(&f, d);
-	if (!(r & 0xF0))
+	}
+	draft_open(&f, a, protocol);
+	if (odd(a, 16))
 		f.header.kind = r >> 16;
-	if (send_draft(s, &f, d))
+	if (send_draft(s, &f, a))
 		return s;
-	for (u32 n = r >> 32 & 7; n; n--) {
-		draft_request(&f, d, protocol);
-		if (send_draft(s, &f, d))
+	if (a->mild)
+		await_answer(s, 0);
+	for (u32 n = a->mild ? 1 : r >> 32 & 7; n; n--) {
+		draft_request(&f, a, protocol);
+		if (send_draft(s, &f, a))
 			break;
 	}
+	if (a->mild && (protocol == PROTOCOL_TLS_LISTENER || protocol == PROTOCOL_TCP_LISTENER))
+		await_answer(s, sizeof f.header + 8 + sizeof(struct endpoint));
 	return s;
 }
 
@@ -379,19 +511,20 @@ static void attack(struct dice *d, struct stream *s, u8 *page) {
 
 static void attacker(void *argument) {
 	u64 index = (u64)argument;
-	struct dice d = {(seed * MAX_CPUS + index) * 0x9E3779B97F4A7C15ul + 1};
+	struct attacker a = {.dice = {(seed * MAX_CPUS + index) * 0x9E3779B97F4A7C15ul + 1}};
+	struct dice *d = &a.dice;
 	struct stream **own = targets[index];
 
 	for (u64 i = 0; i < operations; i++) {
-		u64 r = roll(&d);
+		u64 r = roll(d);
 		struct stream **s = &own[r >> 32 & (TARGETS - 1)];
 		if (!*s) {
-			*s = renew(&d);
+			*s = renew(&a);
 		} else if ((r & 63) == 0) {
 			give_up(*s);
 			*s = NULL;
 		} else {
-			attack(&d, *s, scratch[this_cpu()->index]);
+			attack(d, *s, scratch[this_cpu()->index]);
 		}
 		thread_yield();
 	}
@@ -467,8 +600,9 @@ int program_main(void) {
 	u64 rounds = 0;
 	struct stream *good;
 
-	if (boot->arg_count != 4 || parse_number(arg(1), &seed) || parse_number(arg(2), &operations) || endpoint_parse(arg(3), &peer, NULL)) {
-		log(LOG_ERROR, "usage: hostile SEED OPERATIONS ADDR:PORT");
+	if (boot->arg_count != 5 || parse_number(arg(1), &seed) || parse_number(arg(2), &operations) || endpoint_parse(arg(3), &peer, NULL) ||
+	    endpoint_parse(arg(4), &tls_peer, NULL)) {
+		log(LOG_ERROR, "usage: hostile SEED OPERATIONS ADDR:PORT TLS-ADDR:PORT");
 		return 64;
 	}
 	struct dice d = {seed * 2 + 1};

@@ -1,0 +1,255 @@
+// Package outside is for tests: all that a guest that attacks can reach, on loopback addresses. It counts what gets there, the proof that an attack is on the whole of
+// a protocol's handler and not on the decoder of its Open alone.
+package outside
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/relay/relaytest"
+)
+
+// Names that the network knows something of. Others don't exist.
+const (
+	NameServer = "server.test" // both loopback addresses
+	NameMany   = "many.test"   // more addresses than an answer holds
+	NameStalls = "stalls.test" // no answer, for as long as anybody waits
+)
+
+// Socket is the name of a UNIX socket in [World.Folder] that somebody listens at.
+const Socket = "server"
+
+// World is servers, callers at the guest's servers, a console, and names.
+type World struct {
+	Authority *relaytest.Authority // of the TLS server, and whom callers trust
+	Echo, TLS netip.AddrPort       // of servers that send back what they get
+	Folder    string               // of UNIX sockets
+	Input     *os.File             // never at its end
+	Output    *os.File
+
+	echo, secure, local net.Listener
+	hand, eye           *os.File // the other ends of Input and Output
+	serving             sync.WaitGroup
+	calling             context.Context // ends with Close
+	hangUp              context.CancelFunc
+
+	handshakes, locals, calls, tlsCalls, typed, shown, addressLookups, nameLookups atomic.Uint64
+}
+
+// Count is how often something got through.
+type Count struct {
+	Of string
+	N  uint64
+}
+
+// Counts are what must not be 0 after an attack.
+func (w *World) Counts() []Count {
+	return []Count{
+		{"handshakes at the TLS server", w.handshakes.Load()},
+		{"connections to the UNIX socket", w.locals.Load()},
+		{"calls at the guest's listeners", w.calls.Load()},
+		{"calls with TLS", w.tlsCalls.Load()},
+		{"bytes from the console's input", w.typed.Load()},
+		{"bytes to the console's output", w.shown.Load()},
+		{"lookups of names", w.addressLookups.Load()},
+		{"lookups of addresses", w.nameLookups.Load()},
+	}
+}
+
+// New makes a World, which the caller closes when the guest has ended.
+func New(t testing.TB) *World {
+	t.Helper()
+	// Not the test's own folder, whose path may be too long for a socket's address.
+	dir, err := os.MkdirTemp("", "outside")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	w := &World{Authority: relaytest.NewAuthority(t), Folder: dir}
+	w.calling, w.hangUp = context.WithCancel(t.Context())
+	w.echo, w.secure, w.local = listen(t, "tcp", "127.0.0.1:0"), listen(t, "tcp", "127.0.0.1:0"), listen(t, "unix", filepath.Join(dir, Socket))
+	w.Echo, w.TLS = w.echo.Addr().(*net.TCPAddr).AddrPort(), w.secure.Addr().(*net.TCPAddr).AddrPort()
+	w.Input, w.hand = pipe(t)
+	w.eye, w.Output = pipe(t)
+
+	w.serve(w.echo, echo)
+	w.serve(w.local, func(c net.Conn) {
+		w.locals.Add(1)
+		echo(c)
+	})
+	cfg := &tls.Config{Certificates: []tls.Certificate{w.Authority.Issue(t, nil)}, NextProtos: []string{"h2"}}
+	w.serve(w.secure, func(c net.Conn) {
+		s := tls.Server(c, cfg)
+		if s.HandshakeContext(w.calling) == nil {
+			w.handshakes.Add(1)
+			_, _ = io.Copy(s, s)
+		}
+	})
+	w.serving.Go(func() {
+		for some := make([]byte, 1000); ; {
+			n, err := w.hand.Write(some)
+			if err != nil {
+				return
+			}
+			w.typed.Add(uint64(n))
+		}
+	})
+	w.serving.Go(func() {
+		for some := make([]byte, 1000); ; {
+			n, err := w.eye.Read(some)
+			if err != nil {
+				return
+			}
+			w.shown.Add(uint64(n))
+		}
+	})
+	return w
+}
+
+func listen(t testing.TB, network, address string) net.Listener {
+	t.Helper()
+	l, err := net.Listen(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func pipe(t testing.TB) (r, w *os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		r.Close()
+		w.Close()
+	})
+	return r, w
+}
+
+func echo(c net.Conn) {
+	// Not as themselves: Go would keep pipes to splice them.
+	_, _ = io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c})
+}
+
+func (w *World) serve(l net.Listener, f func(net.Conn)) {
+	w.serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			w.serving.Go(func() {
+				defer c.Close()
+				defer w.endWithCalling(c)()
+				f(c)
+			})
+		}
+	})
+}
+
+func (w *World) endWithCalling(c net.Conn) (stop func() bool) {
+	return context.AfterFunc(w.calling, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+}
+
+// Call is an OnListen: it connects to what the guest listens on, once with TLS and once without, and leaves again when the guest does.
+func (w *World) Call(at netip.AddrPort) {
+	for _, withTLS := range []bool{false, true} {
+		w.serving.Go(func() { w.call(at, withTLS) })
+	}
+}
+
+func (w *World) call(at netip.AddrPort, withTLS bool) {
+	var d net.Dialer
+	c, err := d.DialContext(w.calling, "tcp", at.String())
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	defer w.endWithCalling(c)()
+	// No port stays behind in TIME_WAIT: there are as many calls as listeners.
+	_ = c.(*net.TCPConn).SetLinger(0)
+	w.calls.Add(1)
+	var peer io.ReadWriter = c
+	if withTLS {
+		s := tls.Client(c, &tls.Config{RootCAs: w.Authority.Pool, ServerName: NameServer})
+		if s.HandshakeContext(w.calling) != nil {
+			return
+		}
+		w.tlsCalls.Add(1)
+		peer = s
+	}
+	if _, err := peer.Write([]byte("hello")); err == nil {
+		_, _ = io.Copy(io.Discard, peer)
+	}
+}
+
+// Network is the host's for this World, and for what more rules allow.
+func (w *World) Network(t testing.TB, more ...string) *relay.Policy {
+	t.Helper()
+	var rules []relay.Rule
+	for _, text := range append(more, "out:"+w.Echo.String(), "out:"+w.TLS.String(), "out:*.test", "in:127.0.0.1") {
+		rules = append(rules, rule(t, true, text))
+	}
+	return relay.NewPolicy(names{world: w}, append(rules, rule(t, false, "*")), nil)
+}
+
+func rule(t testing.TB, allow bool, text string) relay.Rule {
+	t.Helper()
+	r, err := relay.ParseRule(allow, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// names is the host's network with names of this package's.
+type names struct {
+	relay.Host
+	world *World
+}
+
+func (n names) LookupNetIP(ctx context.Context, _, host string) (list []netip.Addr, err error) {
+	n.world.addressLookups.Add(1)
+	switch host {
+	case NameServer:
+		return []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})}, nil
+	case NameMany:
+		for i := range 100 {
+			list = append(list, netip.AddrFrom4([4]byte{127, 0, 1, byte(i)}))
+		}
+		return list, nil
+	case NameStalls:
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+}
+
+func (n names) LookupAddr(context.Context, string) ([]string, error) {
+	n.world.nameLookups.Add(1)
+	return []string{NameServer + "."}, nil
+}
+
+// Close ends everything and waits for it.
+func (w *World) Close(t testing.TB) {
+	t.Helper()
+	w.hangUp()
+	if err := errors.Join(w.echo.Close(), w.secure.Close(), w.local.Close(), w.Input.Close(), w.Output.Close(), w.hand.Close(), w.eye.Close()); err != nil {
+		t.Error(err)
+	}
+	w.serving.Wait()
+}
