@@ -61,6 +61,7 @@ func TestParseRule(t *testing.T) {
 	for _, text := range []string{
 		"", ":80", "*:", "*:0", "*:70000", "*:9-8", "*:http", "*:1-2-3", "::1", "::1:80", "[::1", "[::1]80", "[127.0.0.1]", "[::ffff:127.0.0.1]:80", "[x]",
 		"10.0.0", "10.0.0.0/33", "10.0.0.0/8/9", "1.2.3.4.5", "a..b", "*", "*.", "a*b", "*.*.x", "in:example.com", "tcp:in:*", "out:in:*", "a b", "tcp:80",
+		"icmp:*", "out:icmp:*", "TCP:*", "UDP:80", "Out:*", "example.com:*",
 	} {
 		if text == "*" {
 			continue

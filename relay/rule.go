@@ -3,6 +3,7 @@ package relay
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -58,7 +59,12 @@ func ParseRule(allow bool, text string) (Rule, error) {
 	if err := r.setHost(host); err != nil {
 		return Rule{}, fmt.Errorf("%q: %w; the form is %s", text, err, RuleForm)
 	}
-	if err := r.setPorts(ports); err != nil {
+	err := r.setPorts(ports)
+	if r.Name != "" && strings.HasSuffix(rest, ":*") {
+		// A rule for a host of this name would do nothing, and nobody would notice.
+		err = fmt.Errorf("%q is no direction and no protocol, and a name needs no port", host+":")
+	}
+	if err != nil {
 		return Rule{}, fmt.Errorf("%q: %w; the form is %s", text, err, RuleForm)
 	}
 	return r, nil
@@ -93,6 +99,8 @@ func (r *Rule) setHost(host string) error {
 	switch {
 	case host == "in", host == "out", host == "tcp", host == "udp":
 		return fmt.Errorf("%q comes too late", host+":")
+	case slices.Contains([]string{"in", "out", "tcp", "udp"}, strings.ToLower(host)):
+		return fmt.Errorf("%q is written in small letters", host+":")
 	case perr == nil && prefix.Addr().Is4In6():
 		return fmt.Errorf("write %q as an IPv4 address", host)
 	case perr == nil && prefix.Addr().Is4() == bracketed:

@@ -127,6 +127,9 @@ func flagError(cmd *cobra.Command, err error) error {
 	var invalid *pflag.InvalidValueError
 	var number *strconv.NumError
 	switch {
+	case errors.As(err, &invalid) && invalid.GetFlag().Value.Type() == "bool":
+		name := invalid.GetFlag().Name
+		text = fmt.Sprintf("--%s: %q is neither true nor false; write --%s", name, invalid.GetValue(), name)
 	case errors.As(err, &invalid) && errors.As(err, &number):
 		text = fmt.Sprintf("--%s: %q is not a number that this flag takes", invalid.GetFlag().Name, number.Num)
 		if errors.Is(err, strconv.ErrRange) {

@@ -17,9 +17,11 @@ import (
 type tlsFlags struct {
 	ca        []string
 	cert, key string
+	flags     *pflag.FlagSet
 }
 
 func (f *tlsFlags) add(flags *pflag.FlagSet) {
+	f.flags = flags
 	flags.StringArrayVar(&f.ca, "tls-ca", nil, "where the guest is a TLS client, trust the certificates in `FILE`\n(PEM), too; as often as you like")
 	flags.StringVar(&f.cert, "tls-cert", "", "where the guest is a TLS server, show the certificate in `FILE`\n(PEM, intermediate ones after it); without it, it can't be one")
 	flags.StringVar(&f.key, "tls-key", "", "the private key of that certificate is in `FILE` (PEM)")
@@ -27,8 +29,9 @@ func (f *tlsFlags) add(flags *pflag.FlagSet) {
 
 // load reads and checks the files.
 func (f *tlsFlags) load() (t relay.TLS, err error) {
-	if (f.cert == "") != (f.key == "") {
-		return t, usageError("--tls-cert and --tls-key go together, and one of them is missing")
+	// One that is given but empty is more likely a variable of the user's that isn't set than a wish.
+	if (f.flags.Changed("tls-cert") || f.flags.Changed("tls-key")) && (f.cert == "" || f.key == "") {
+		return t, usageError("--tls-cert and --tls-key go together: write --tls-cert FILE --tls-key FILE")
 	}
 	for _, path := range f.ca {
 		if t.RootCAs == nil {
