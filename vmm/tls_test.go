@@ -2,7 +2,9 @@ package vmm_test
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +14,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -113,6 +116,57 @@ func TestTLSServe(t *testing.T) {
 			g.VM.Stop()
 			if code, err := g.Wait(); code != 0 || err != nil {
 				t.Errorf("the guest ended with %d, %v", code, err)
+			}
+		})
+	}
+}
+
+// What a guest's connection has of the server's choices, and why there is none.
+func TestTLSHandshakes(t *testing.T) {
+	t.Parallel()
+	a := relaytest.NewAuthority(t)
+	for _, c := range []struct {
+		name string
+		cfg  *tls.Config
+		edit func(*x509.Certificate)
+		log  string // a connection
+		want unix.Errno
+	}{
+		{name: "TLS 1.2", cfg: &tls.Config{MaxVersion: tls.VersionTLS12}, log: `TLS version 0x303, protocol \"\"`},
+		{name: "TLS 1.1", cfg: &tls.Config{MinVersion: tls.VersionTLS11, MaxVersion: tls.VersionTLS11}, want: unix.ECONNABORTED},
+		{name: "ALPN", cfg: &tls.Config{NextProtos: []string{"other", "http/1.1"}}, log: `TLS version 0x304, protocol \"http/1.1\"`},
+		{name: "another ALPN", cfg: &tls.Config{NextProtos: []string{"other"}}, want: unix.ECONNABORTED},
+		{
+			name: "expired", edit: func(c *x509.Certificate) { c.NotBefore, c.NotAfter = time.Unix(1, 0), time.Unix(2, 0) },
+			want: unix.EKEYEXPIRED,
+		},
+		{name: "no server's", edit: func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }, want: unix.EBADMSG},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			g := vmmtest.Boot(t, vmm.Config{
+				Image: vmmtest.Image(t, "tls"), Args: []string{"get", l.Addr().String()}, TLS: relay.TLS{RootCAs: a.Pool},
+			})
+			cfg := cmp.Or(c.cfg, new(tls.Config)).Clone()
+			cfg.Certificates = []tls.Certificate{a.Issue(t, c.edit)}
+			server := tls.Server(acceptOne(t, l), cfg)
+			// It fails where the guest's side does; the guest has the reason.
+			if err := server.Handshake(); err == nil {
+				_, _ = io.Copy(io.Discard, server)
+			}
+			server.Close()
+			code, err := g.Wait()
+			wantCode, wantLog := 0, c.log
+			if c.want != 0 {
+				wantCode, wantLog = 1, fmt.Sprintf("connect: error %d", c.want)
+			}
+			if code != wantCode || err != nil || !strings.Contains(g.Log(), wantLog) {
+				t.Errorf("the guest ended with %d, %v; want %d and %s\n%s", code, err, wantCode, wantLog, g.Log())
 			}
 		})
 	}

@@ -540,3 +540,26 @@ func TestTLSFlags(t *testing.T) {
 		t.Errorf("without --tls-ca: code %d, want 1 and %q\n%s", got.code, want, got.err)
 	}
 }
+
+// The guest is a TLS server with the certificate in a file.
+func TestTLSCertFlags(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	a := relaytest.NewAuthority(t)
+	cert, key := pemFiles(t, a.Issue(t, nil))
+	r := start(t, false, "run", "--tls-cert", cert, "--tls-key", key, imageFile(t, "tls"), "serve", "127.0.0.1:0")
+	c := tls.Client(dialed(t, "tcp", after(t, r.line("listening on "), "listening on ")), &tls.Config{RootCAs: a.Pool, ServerName: "server.test"})
+	if _, err := io.WriteString(c, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(c); err != nil || string(got) != "hello" {
+		t.Errorf("%q came back, %v", got, err)
+	}
+	r.signal(syscall.SIGINT)
+	if code := r.exitCode(); code != 0 {
+		t.Errorf("code %d", code)
+	}
+}
