@@ -149,6 +149,7 @@ func (c *console) receive(s *Stream, stop *stdio.Stop) error {
 	case errors.Is(err, stdio.ErrStopped), s.Pipe.Caused(err):
 		return nil
 	}
+	s.server.count.consoleFailed.Add(1)
 	s.warn(s.server.logs.console, "the console's input failed", slog.Any("err", err))
 	// The other direction ends, too.
 	_ = s.Pipe.Reset(errnoOf(err))
@@ -171,6 +172,7 @@ func (c *console) send(s *Stream, stop *stdio.Stop) error {
 	case s.Pipe.Caused(err):
 		return err
 	}
+	s.server.count.consoleFailed.Add(1)
 	s.warn(s.server.logs.console, "the rest of the console's output is lost", slog.Any("err", err))
 	// The input may go on.
 	s.Pipe.OnReadError(nil)

@@ -218,6 +218,9 @@ func TestConsoleOutputGone(t *testing.T) {
 	if n := m.log.count("the rest of the console's output is lost"); n != 1 {
 		t.Errorf("%d log records", n)
 	}
+	if s := m.server.Stats(); s.ConsoleFailed != 1 {
+		t.Errorf("%+v", s)
+	}
 	c.Close()
 	m.wantFree()
 }
@@ -229,6 +232,9 @@ func TestConsoleInputFails(t *testing.T) {
 	c := m.console()
 	w.CloseWithError(unix.EIO)
 	wantReadError(t, c, unix.EIO)
+	if s := m.server.Stats(); s.ConsoleFailed != 1 {
+		t.Errorf("%+v", s)
+	}
 	c.Close()
 	m.wantFree()
 }

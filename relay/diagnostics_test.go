@@ -137,16 +137,20 @@ func TestDiagnostics(t *testing.T) {
 // Refused connects and datagrams are everyday: counted, and shown to who asks for details.
 func TestEverydayFailures(t *testing.T) {
 	t.Parallel()
-	m := start(t, setup{})
+	unknown := lookups{addrs: func(_ context.Context, _, host string) ([]netip.Addr, error) { return nil, notFound(host) }}
+	m := start(t, setup{network: unknown})
 	_, err := m.tryConnect(closedTCPPort(t))
 	wantErrno(t, "connect", err, unix.ECONNREFUSED)
 	u := m.udpBound(4096, "127.0.0.1:0")
 	u.send(1, netip.AddrPort{}, nil)
 	u.wantError(1, unix.EDESTADDRREQ, netip.AddrPort{})
-	if s := m.server.Stats(); s.ConnectsFailed != 1 || s.DatagramsFailed != 1 || s.BindsFailed != 0 {
+	r := m.resolver(wire.ProtocolResolver)
+	r.ask(1, 0, "a\xff")
+	r.want(1, "", unix.ENOENT)
+	if s := m.server.Stats(); s.ConnectsFailed != 1 || s.DatagramsFailed != 1 || s.LookupsFailed != 1 || s.BindsFailed != 0 {
 		t.Errorf("%+v", s)
 	}
-	for _, record := range []string{"connect failed", "datagram not sent"} {
+	for _, record := range []string{"connect failed", "datagram not sent", "lookup failed"} {
 		if got := m.records(record); len(got) != 1 || got[0]["level"] != "DEBUG" {
 			t.Errorf("%s: %v", record, got)
 		}

@@ -92,7 +92,7 @@ func TestHostileGuest(t *testing.T) {
 	t.Logf("%d operations, seed %d: %d pipes, %d broken rings, %d protocol errors, opened %v",
 		operations, seed, p.Opened, p.Broken, s.ProtocolErrors, s.Opened)
 	t.Logf("outside: %+v", h.outside.Counts())
-	if p.Broken == 0 || s.ProtocolErrors == 0 || s.FileErrors == 0 || s.Denied == 0 || s.Accepted == 0 || s.Opened[wire.ProtocolFileSystem] < 2 {
+	if p.Broken == 0 || s.ProtocolErrors == 0 || s.FileErrors == 0 || s.LookupsFailed == 0 || s.Denied == 0 || s.Accepted == 0 || s.Opened[wire.ProtocolFileSystem] < 2 {
 		t.Error("this was no attack")
 	}
 	for protocol := range wire.ProtocolTLSListener + 1 {

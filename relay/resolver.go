@@ -106,6 +106,7 @@ func (r *resolverStream) answer(l *lookup) error {
 		entries, failure = r.lookUp(l)
 	}
 	if failure != nil {
+		r.stream.server.count.lookupsFailed.Add(1)
 		r.stream.failed("lookup failed", failure)
 	}
 	status := uint32(errnoOf(failure))

@@ -20,6 +20,8 @@ type Stats struct {
 	DatagramsDropped uint64            // UDP datagrams lost because a guest didn't read
 	DatagramsFailed  uint64            // DatagramErrors: of what could not be sent, and what came back
 	FileErrors       uint64            // requests about files that were answered with an errno
+	LookupsFailed    uint64            // lookups of the resolver protocol that were answered with an errno
+	ConsoleFailed    uint64            // times that the host's standard input or output failed
 	ProtocolErrors   uint64            // pipes reset with EPROTO
 	Panics           uint64            // of handlers
 	ToGuest          uint64            // bytes relayed from sockets and files
@@ -42,6 +44,8 @@ type counters struct {
 	datagramsDropped atomic.Uint64
 	datagramsFailed  atomic.Uint64
 	fileErrors       atomic.Uint64
+	lookupsFailed    atomic.Uint64
+	consoleFailed    atomic.Uint64
 	protocolErrors   atomic.Uint64
 	panics           atomic.Uint64
 	reached          [limitCount]atomic.Uint64
@@ -79,6 +83,8 @@ func (s *Server) Stats() Stats {
 		DatagramsDropped: s.count.datagramsDropped.Load(),
 		DatagramsFailed:  s.count.datagramsFailed.Load(),
 		FileErrors:       s.count.fileErrors.Load(),
+		LookupsFailed:    s.count.lookupsFailed.Load(),
+		ConsoleFailed:    s.count.consoleFailed.Load(),
 		ProtocolErrors:   s.count.protocolErrors.Load(),
 		Panics:           s.count.panics.Load(),
 		ToGuest:          bytes.toGuest,
