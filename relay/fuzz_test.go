@@ -1,12 +1,16 @@
 package relay_test
 
 import (
+	"crypto/tls"
 	"io"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 
 	"github.com/fix-project/arcavm/pipes/pipestest"
+	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/relay/relaytest"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -21,7 +25,7 @@ func FuzzDataPipe(f *testing.F) {
 	f.Add(wire.AppendHeader(nil, wire.Header{Kind: wire.KindOpen, Length: 0xffffffff}))
 	root := shareBytes(f, 10_000)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m := start(t, setup{root: root, noNetwork: true, streams: 4, window: 1 << 20})
+		m := start(t, setup{root: root, noNetwork: true, streams: 4, window: 1 << 20, hasty: true})
 		c, err := m.tryPipe(4096, 4096, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -60,7 +64,7 @@ func FuzzControlPipe(f *testing.F) {
 	f.Add(wire.AppendHeader(nil, wire.Header{Kind: wire.KindNewStreamRequest, Length: 17}))
 	root := shareBytes(f, 10_000)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m := start(t, setup{root: root, noNetwork: true, streams: 8, window: 1 << 20})
+		m := start(t, setup{root: root, noNetwork: true, streams: 8, window: 1 << 20, hasty: true})
 		c, err := m.tryPipe(4096, 4096, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -88,7 +92,7 @@ func FuzzListenerPipe(f *testing.F) {
 	f.Add(append(accept(1<<32|2), accept(2)[:20]...))
 	listen := wire.AppendListen(nil, wire.Listen{Endpoint: at(netip.MustParseAddrPort("127.0.0.1:0"))})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m := start(t, setup{streams: 4, window: 1 << 20})
+		m := start(t, setup{streams: 4, window: 1 << 20, hasty: true})
 		l, err := m.tryPipe(4096, 4096, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -109,6 +113,73 @@ func FuzzListenerPipe(f *testing.F) {
 		sendAll(t, l, b)
 		l.Close()
 		spare.Close()
+		m.wantFree()
+	})
+}
+
+// Whatever a guest opens any protocol with and sends then, the pipe ends when the guest closes it, and is free. Sockets and names are in memory; a server there sends back
+// what it gets.
+func FuzzProtocolPipe(f *testing.F) {
+	network := &relaytest.Network{Hosts: map[string]netip.Addr{"a.test": netip.MustParseAddr("192.0.2.1")}}
+	server, any4 := at(netip.MustParseAddrPort("192.0.2.1:80")), at(netip.MustParseAddrPort("0.0.0.0:0"))
+	l, err := network.Listen(f.Context(), "tcp4", "192.0.2.1:80")
+	if err != nil {
+		f.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	f.Cleanup(func() {
+		l.Close()
+		serving.Wait()
+	})
+	serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() {
+				io.Copy(c, c)
+				c.Close()
+			})
+		}
+	})
+	name := wire.AppendResolveName(nil, 1, wire.ResolveName{Name: []byte("a.test")})
+	accept := wire.AppendAcceptConnection(nil, 1, wire.AcceptConnection{Pipe: 2})
+	datagram := wire.AppendSendDatagram(nil, 1, wire.SendDatagram{To: server, Data: []byte("x")})
+	for _, seed := range []struct {
+		protocol      uint16
+		payload, then []byte
+	}{
+		{wire.ProtocolFileSystem, nil, wire.AppendListRequest(nil, 1, wire.ListRequest{Limit: 4096, Path: []byte("/")})},
+		{wire.ProtocolTCPListener, wire.AppendListen(nil, wire.Listen{Endpoint: any4}), accept},
+		{wire.ProtocolTCPConnection, wire.AppendConnect(nil, wire.Connect{Endpoint: server}), []byte("hello")},
+		{wire.ProtocolTCPConnection, wire.AppendConnect(nil, wire.Connect{Endpoint: wire.Endpoint{Port: 80}, Name: []byte("a.test")}), []byte("hello")},
+		{wire.ProtocolUDP, wire.AppendUDPSocket(nil, wire.UDPSocket{Local: any4}), append(datagram, datagram...)},
+		{wire.ProtocolUDP, wire.AppendUDPSocket(nil, wire.UDPSocket{Peer: server}), datagram[:30]},
+		{wire.ProtocolUnixListener, wire.AppendUnixListen(nil, wire.UnixListen{Path: []byte("s")}), accept},
+		{wire.ProtocolUnixConnection, wire.AppendUnixConnect(nil, wire.UnixConnect{Path: []byte("../s")}), []byte("hello")},
+		{wire.ProtocolResolver, nil, name},
+		{wire.ProtocolTLSConnection, tlsConnect(netip.MustParseAddrPort("192.0.2.1:80"), "a.test", "h2"), []byte("hello")},
+		{wire.ProtocolConsole, nil, []byte("hello")},
+		{wire.ProtocolTLSListener, wire.AppendTLSListen(nil, wire.TLSListen{Listen: wire.Listen{Endpoint: any4}}), accept},
+	} {
+		f.Add(byte(seed.protocol), seed.payload, seed.then)
+	}
+	a := relaytest.NewAuthority(f)
+	trust := relay.TLS{RootCAs: a.Pool, Certificates: []tls.Certificate{a.Issue(f, nil)}}
+	root := shareBytes(f, 10_000)
+	f.Fuzz(func(t *testing.T, protocol byte, payload, then []byte) {
+		open := wire.Open{Protocol: uint16(protocol) % (wire.ProtocolTLSListener + 1), Payload: payload[:min(len(payload), 4096)]}
+		m := start(t, setup{
+			root: root, network: network, tls: trust, sockets: sockets(t, socketFolder(t), true),
+			input: strings.NewReader("typed"), output: io.Discard, streams: 4, window: 1 << 20, hasty: true,
+		})
+		c, err := m.tryPipe(4096, 4096, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sendAll(t, c, append(wire.AppendOpen(nil, 1, open), then...))
+		c.Close()
 		m.wantFree()
 	})
 }

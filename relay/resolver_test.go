@@ -521,7 +521,7 @@ func FuzzResolverPipe(f *testing.F) {
 	f.Add(wire.AppendNames(nil, 3, wire.Names{Status: 2}))
 	network := &relaytest.Network{Hosts: map[string]netip.Addr{"a.test": netip.MustParseAddr("192.0.2.1")}}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m := start(t, setup{network: network, streams: 4, window: 1 << 20})
+		m := start(t, setup{network: network, streams: 4, window: 1 << 20, hasty: true})
 		g := m.resolver(wire.ProtocolResolver)
 		sendAll(t, g.GuestConn, b)
 		g.Close()

@@ -79,6 +79,11 @@ func New(window []byte, o pipes.Options) (*Guest, error) {
 // either direction, and the table's watchdog had to make up for it. For that the watchdog looks once more; only if it suspects something, that takes time.
 func (g *Guest) Close() error {
 	g.Table.Audit()
+	return g.CloseAtOnce()
+}
+
+// CloseAtOnce is Close without the last look for lost wake-ups, which takes some WatchIntervals: for who makes many guests one after the other.
+func (g *Guest) CloseAtOnce() error {
 	err := g.Table.Close()
 	select {
 	case <-g.done:
