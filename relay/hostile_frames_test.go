@@ -28,7 +28,7 @@ func (a *attacker) frame(t *target) []byte {
 	default:
 		b = a.fileRequest()
 	}
-	if a.odd(8) {
+	if a.odd(16) {
 		b[a.rng.IntN(wire.HeaderSize)] ^= 1 << a.rng.IntN(8)
 	}
 	return b
@@ -69,11 +69,17 @@ func (a *attacker) openPayload(protocol uint16) []byte {
 	case wire.ProtocolTLSListener:
 		return wire.AppendTLSListen(nil, wire.TLSListen{Listen: wire.Listen{Endpoint: local, Backlog: a.rng.Uint32()}, ALPN: a.alpn()})
 	case wire.ProtocolTCPListener:
-		if a.odd(4) {
+		switch {
+		case a.odd(4):
 			local = at(a.outside.Echo)
+		case a.odd(4):
+			local.Port = outside.PublishedTCP
 		}
 		return wire.AppendListen(nil, wire.Listen{Endpoint: local, Backlog: a.rng.Uint32(), Options: options})
 	case wire.ProtocolUDP:
+		if a.odd(4) {
+			local.Port = outside.PublishedUDP
+		}
 		m := wire.UDPSocket{Local: local}
 		if a.rng.IntN(3) == 0 {
 			m = wire.UDPSocket{Peer: a.endpoint()}
@@ -141,9 +147,12 @@ func (a *attacker) socket() string {
 	return []string{outside.Socket, outside.Socket, "s", "/s", "../s", "s/s", "\x00", ".", "t"}[a.rng.IntN(9)]
 }
 
-// endpoint is the echo server's, where no UDP socket is, or a wild one.
+// endpoint is the UDP server's, or a wild one.
 func (a *attacker) endpoint() wire.Endpoint {
 	e := at(a.outside.Echo)
+	if !a.odd(2) {
+		return e
+	}
 	switch a.rng.IntN(4) {
 	case 0:
 		e = wire.Endpoint{}
@@ -157,6 +166,9 @@ func (a *attacker) endpoint() wire.Endpoint {
 
 // fileRequest is a request of any kind about files. Only w may be written; the good streams read file.
 func (a *attacker) fileRequest() []byte {
+	if a.mild || a.rng.IntN(2) == 0 {
+		return a.openFileRequest()
+	}
 	request, handle := a.rng.Uint64(), uint64(a.rng.IntN(6))
 	// Offsets that the disk has room for, or none at all.
 	offset := uint64(a.rng.IntN(1 << 16))
@@ -201,6 +213,29 @@ func (a *attacker) fileRequest() []byte {
 		return wire.AppendSyncRequest(nil, request, wire.SyncRequest{Handle: handle})
 	default:
 		return wire.AppendCloseRequest(nil, request, wire.CloseRequest{Handle: handle})
+	}
+}
+
+// openFileRequest opens one of two files, or is about the first that is open.
+func (a *attacker) openFileRequest() []byte {
+	const handle = 1
+	request, path, offset := a.rng.Uint64(), []byte("w/a"), uint64(a.rng.IntN(10_000))
+	if a.rng.IntN(2) == 0 {
+		path = []byte("w/b")
+	}
+	switch a.rng.IntN(6) {
+	case 0, 1:
+		flags := wire.OpenRead | wire.OpenWrite | wire.OpenCreate
+		if a.odd(4) {
+			flags = wire.OpenRead | wire.OpenAppend | wire.OpenCreate
+		}
+		return wire.AppendOpenFileRequest(nil, request, wire.OpenFileRequest{Flags: flags, Path: path})
+	case 2:
+		return wire.AppendReadRequest(nil, request, wire.ReadRequest{Handle: handle, Offset: offset, Length: uint64(a.rng.IntN(10_000))})
+	case 3:
+		return wire.AppendTruncateRequest(nil, request, wire.TruncateRequest{Handle: handle, Size: offset})
+	default:
+		return wire.AppendWriteRequest(nil, request, wire.WriteRequest{Handle: handle, Offset: offset, Data: make([]byte, a.rng.IntN(1000))})
 	}
 }
 

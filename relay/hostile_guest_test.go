@@ -38,11 +38,18 @@ const (
 // CPUs at once. The monitor doesn't panic, hang or leak, and the streams of the same guest that behave carry their bytes. make hostile
 // sets ARCAVM_HOSTILE_OPERATIONS and ARCAVM_HOSTILE_SEED for a long run. Not parallel: it counts what the process has.
 func TestHostileGuest(t *testing.T) {
+	t.Run("no limits", func(t *testing.T) { attackMonitor(t, relay.Limits{}) })
+	// Those that the good streams don't come up against, or only wait at.
+	t.Run("limits", func(t *testing.T) { attackMonitor(t, relay.Limits{Bytes: 20 << 20, Accepts: 2, StreamFiles: 2}) })
+}
+
+// attackMonitor makes half of the operations.
+func attackMonitor(t *testing.T, limits relay.Limits) {
 	const enough = 100_000 // operations for some of everything
-	operations := number(t, "ARCAVM_HOSTILE_OPERATIONS", enough)
+	operations := number(t, "ARCAVM_HOSTILE_OPERATIONS", 2*enough) / 2
 	seed := number(t, "ARCAVM_HOSTILE_SEED", 1)
 	goroutines := runtime.NumGoroutine()
-	h := newHostile(t)
+	h := newHostile(t, limits)
 	fds := descriptors(t)
 	var before, after runtime.MemStats
 	runtime.GC()
@@ -166,7 +173,7 @@ type target struct {
 	patience int    // how often it still waits for an answer before it goes on
 }
 
-func newHostile(t *testing.T) *hostile {
+func newHostile(t *testing.T, limits relay.Limits) *hostile {
 	t.Helper()
 	h := &hostile{m: &machine{t: t, log: &journal{changed: make(chan struct{})}}}
 	for range attackers * targetsEach {
@@ -202,7 +209,7 @@ func newHostile(t *testing.T) *hostile {
 	mux.Handle(wire.ProtocolTLSListener, relay.TLSListener(trust))
 	mux.Handle(wire.ProtocolConsole, relay.Console(h.outside.Input, h.outside.Output, nil))
 	// Nothing gets out but what this test expects.
-	h.m.server = relay.New(h.m.guest.Table, host, &mux, relay.Options{Network: h.outside.Network(t, "out:"+h.refused.String()), OnListen: h.outside.Call})
+	h.m.server = relay.New(h.m.guest.Table, host, &mux, relay.Options{Network: h.outside.Network(t, "out:"+h.refused.String()), OnListen: h.outside.Call, Limits: limits})
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() { served <- h.m.server.Serve(ctx) }()

@@ -113,5 +113,9 @@ func attack(t *testing.T, seed, operations uint64) (vmm.Stats, []outside.Count) 
 	if n := openDescriptors(t); n > descriptors {
 		t.Errorf("%d descriptors, %d before", n, descriptors)
 	}
-	return s, world.Counts()
+	made := outside.Count{Of: "bytes in a file that the guest made"}
+	if info, err := os.Stat(filepath.Join(dir, "b")); err == nil {
+		made.N = uint64(info.Size())
+	}
+	return s, append(world.Counts(), made)
 }

@@ -33,18 +33,19 @@ const Socket = "server"
 // World is servers, callers at the guest's servers, a console, and names.
 type World struct {
 	Authority *relaytest.Authority // of the TLS server, and whom callers trust
-	Echo, TLS netip.AddrPort       // of servers that send back what they get
+	Echo, TLS netip.AddrPort       // of servers that send back what they get; the first one's port is a UDP server's, too
 	Folder    string               // of UNIX sockets
 	Input     *os.File             // never at its end
 	Output    *os.File
 
 	echo, secure, local net.Listener
+	datagrams           *net.UDPConn
 	hand, eye           *os.File // the other ends of Input and Output
 	serving             sync.WaitGroup
 	calling             context.Context // ends with Close
 	hangUp              context.CancelFunc
 
-	handshakes, locals, calls, tlsCalls, typed, shown, addressLookups, nameLookups atomic.Uint64
+	handshakes, locals, sent, calls, tlsCalls, typed, shown, addressLookups, nameLookups atomic.Uint64
 }
 
 // Count is how often something got through.
@@ -58,6 +59,7 @@ func (w *World) Counts() []Count {
 	return []Count{
 		{"handshakes at the TLS server", w.handshakes.Load()},
 		{"connections to the UNIX socket", w.locals.Load()},
+		{"datagrams to the UDP server", w.sent.Load()},
 		{"calls at the guest's listeners", w.calls.Load()},
 		{"calls with TLS", w.tlsCalls.Load()},
 		{"bytes from the console's input", w.typed.Load()},
@@ -78,7 +80,8 @@ func New(t testing.TB) *World {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	w := &World{Authority: relaytest.NewAuthority(t), Folder: dir}
 	w.calling, w.hangUp = context.WithCancel(t.Context())
-	w.echo, w.secure, w.local = listen(t, "tcp", "127.0.0.1:0"), listen(t, "tcp", "127.0.0.1:0"), listen(t, "unix", filepath.Join(dir, Socket))
+	w.echo, w.datagrams = listenTwice(t)
+	w.secure, w.local = listen(t, "tcp", "127.0.0.1:0"), listen(t, "unix", filepath.Join(dir, Socket))
 	w.Echo, w.TLS = w.echo.Addr().(*net.TCPAddr).AddrPort(), w.secure.Addr().(*net.TCPAddr).AddrPort()
 	w.Input, w.hand = pipe(t)
 	w.eye, w.Output = pipe(t)
@@ -96,6 +99,7 @@ func New(t testing.TB) *World {
 			_, _ = io.Copy(s, s)
 		}
 	})
+	w.serving.Go(w.answerDatagrams)
 	w.serving.Go(func() {
 		for some := make([]byte, 1000); ; {
 			n, err := w.hand.Write(some)
@@ -125,6 +129,37 @@ func listen(t testing.TB, network, address string) net.Listener {
 	}
 	t.Cleanup(func() { l.Close() })
 	return l
+}
+
+// listenTwice listens for connections and for datagrams on the same port.
+func listenTwice(t testing.TB) (net.Listener, *net.UDPConn) {
+	t.Helper()
+	for tries := 1; ; tries++ {
+		l := listen(t, "tcp", "127.0.0.1:0")
+		at := l.Addr().(*net.TCPAddr)
+		c, err := net.ListenUDP("udp", &net.UDPAddr{IP: at.IP, Port: at.Port})
+		if err == nil {
+			t.Cleanup(func() { c.Close() })
+			return l, c
+		}
+		if l.Close(); tries == 10 {
+			t.Fatal(err)
+		}
+	}
+}
+
+// answerDatagrams sends each datagram back, as long as it isn't closed.
+func (w *World) answerDatagrams() {
+	for some := make([]byte, 1<<16); ; {
+		n, from, err := w.datagrams.ReadFromUDPAddrPort(some)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err == nil {
+			w.sent.Add(1)
+			_, _ = w.datagrams.WriteToUDPAddrPort(some[:n], from)
+		}
+	}
 }
 
 func pipe(t testing.TB) (r, w *os.File) {
@@ -197,6 +232,12 @@ func (w *World) call(at netip.AddrPort, withTLS bool) {
 	}
 }
 
+// Ports of the guest that [World.Network] publishes.
+const (
+	PublishedTCP = 80
+	PublishedUDP = 53
+)
+
 // Network is the host's for this World, and for what more rules allow.
 func (w *World) Network(t testing.TB, more ...string) *relay.Policy {
 	t.Helper()
@@ -204,7 +245,10 @@ func (w *World) Network(t testing.TB, more ...string) *relay.Policy {
 	for _, text := range append(more, "out:"+w.Echo.String(), "out:"+w.TLS.String(), "out:*.test", "in:127.0.0.1") {
 		rules = append(rules, rule(t, true, text))
 	}
-	return relay.NewPolicy(names{world: w}, append(rules, rule(t, false, "*")), nil)
+	free := netip.AddrPortFrom(w.Echo.Addr(), 0)
+	return relay.NewPolicy(names{world: w}, append(rules, rule(t, false, "*")), []relay.Publish{
+		{Protocol: "tcp", Host: free, Guest: PublishedTCP}, {Protocol: "udp", Host: free, Guest: PublishedUDP},
+	})
 }
 
 func rule(t testing.TB, allow bool, text string) relay.Rule {
@@ -248,7 +292,7 @@ func (n names) LookupAddr(context.Context, string) ([]string, error) {
 func (w *World) Close(t testing.TB) {
 	t.Helper()
 	w.hangUp()
-	if err := errors.Join(w.echo.Close(), w.secure.Close(), w.local.Close(), w.Input.Close(), w.Output.Close(), w.hand.Close(), w.eye.Close()); err != nil {
+	if err := errors.Join(w.echo.Close(), w.secure.Close(), w.local.Close(), w.datagrams.Close(), w.Input.Close(), w.Output.Close(), w.hand.Close(), w.eye.Close()); err != nil {
 		t.Error(err)
 	}
 	w.serving.Wait()

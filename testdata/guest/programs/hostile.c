@@ -6,6 +6,7 @@
  * each. TLS-ADDR:PORT is a TLS server's. CPU 0 meanwhile keeps an echo stream to ADDR:PORT going and checks every byte; at the end it breaks the control pipe, in a way that SEED chooses, and goes on a
  * little. Exit code 0, or 1 with a log record if the good stream suffered or a hypercall gave what no hypercall may give.
  */
+#include "../proto/file.h"
 #include "../proto/open.h"
 #include "../proto/tcp.h"
 
@@ -151,6 +152,7 @@ struct attacker {
 	u64 silent;  /* the last pipe made for a listener's connection */
 	u32 renewed; /* pipes made */
 	int mild;    /* what is drafted shall be right */
+	u32 drafted; /* requests on this pipe */
 };
 
 /* True once in n times, and never if what is drafted shall be right. */
@@ -310,6 +312,12 @@ static void draft_request(struct draft *f, struct attacker *a, u16 protocol) {
 		kind = KIND_READ_FILE;
 	if (odd(a, 16))
 		kind = r >> 16 & 0x7F;
+	/* Half of what is about files is about one that can be written. */
+	int writable = protocol == PROTOCOL_FILE_SYSTEM && (a->mild || r & 1ul << 62);
+	if (writable)
+		kind = (const u8[]){KIND_OPEN_FILE, KIND_OPEN_FILE + 1, KIND_OPEN_FILE + 2, KIND_OPEN_FILE + 8}[a->mild ? a->drafted & 3 : r >> 8 & 3];
+	u64 handle = writable ? 1 : r >> 32 & 7; /* small numbers */
+	int near = writable || r & 1ul << 40;
 	*f = (struct draft){.header = {0, kind, 0, r}};
 	switch (kind) {
 	case KIND_READ_FILE:
@@ -318,17 +326,20 @@ static void draft_request(struct draft *f, struct attacker *a, u16 protocol) {
 		put_path(f, d);
 		break;
 	case KIND_OPEN_FILE:
-		put_u64(f, r & 1ul << 32 ? r >> 40 & 63 : value(d));
-		put_path(f, d);
+		put_u64(f, writable ? FILE_READ | FILE_WRITE | FILE_CREATE : r & 1ul << 32 ? r >> 40 & 63 : value(d));
+		if (writable)
+			put_text(f, "b");
+		else
+			put_path(f, d);
 		break;
 	case KIND_OPEN_FILE + 1: /* ReadRequest */
-		put_u64(f, r >> 32 & 7); /* handles are small numbers */
+		put_u64(f, handle);
 		put_u64(f, value(d));
 		put_u64(f, value(d));
 		break;
 	case KIND_OPEN_FILE + 2: /* WriteRequest: near the beginning, or no disk is large enough */
-		put_u64(f, r >> 32 & 7);
-		put_u64(f, r & 1ul << 40 ? r >> 41 & 0xFFFF : 1ul << 63 | value(d));
+		put_u64(f, handle);
+		put_u64(f, near ? r >> 41 & 0xFFFF : 1ul << 63 | value(d));
 		put(f, scratch, r >> 58 & 63);
 		break;
 	case KIND_OPEN_FILE + 3: /* StatRequest */
@@ -355,8 +366,8 @@ static void draft_request(struct draft *f, struct attacker *a, u16 protocol) {
 		put_path(f, d);
 		break;
 	case KIND_OPEN_FILE + 8: /* TruncateRequest */
-		put_u64(f, r >> 32 & 7);
-		put_u64(f, r & 1ul << 40 ? r >> 41 & 0xFFFF : 1ul << 63 | value(d));
+		put_u64(f, handle);
+		put_u64(f, near ? r >> 41 & 0xFFFF : 1ul << 63 | value(d));
 		break;
 	case KIND_OPEN_FILE + 9: /* SyncRequest */
 	case KIND_CLOSE_FILE:
@@ -375,7 +386,8 @@ static void draft_request(struct draft *f, struct attacker *a, u16 protocol) {
 		put(f, &e, sizeof e);
 		break;
 	case KIND_SEND_DATAGRAM:
-		e.port = r & 1ul << 32 ? e.port : 0;
+		e = a->mild ? peer : e;
+		e.port = a->mild || r & 1ul << 32 ? e.port : 0;
 		put(f, &e, sizeof e);
 		put(f, scratch, r >> 40 & 127);
 		break;
@@ -461,7 +473,8 @@ static struct stream *renew(struct attacker *a) {
 		return s;
 	if (a->mild)
 		await_answer(s, 0);
-	for (u32 n = a->mild ? 1 : r >> 32 & 7; n; n--) {
+	u32 n = !a->mild ? r >> 32 & 7 : protocol == PROTOCOL_FILE_SYSTEM ? 4 : 1;
+	for (a->drafted = 0; a->drafted < n; a->drafted++) {
 		draft_request(&f, a, protocol);
 		if (send_draft(s, &f, a))
 			break;
