@@ -422,7 +422,7 @@ func (a *attacker) renew(t *target) {
 	}
 	// Without any, no handler that waits for others would get far before the attack on it begins.
 	switch {
-	case t.mild:
+	case t.mild, t.protocol == wire.ProtocolTLSConnection: // a handshake takes long
 		t.patience = maxPatience
 	case t.silent, a.rng.IntN(3) == 0:
 		t.patience = maxPatience / 10

@@ -273,17 +273,21 @@ func TestOlderABI(t *testing.T) {
 // What an image's ABI has no use for is refused, not ignored.
 func TestStreamOnlyFlags(t *testing.T) {
 	t.Parallel()
-	for name, flags := range map[string][]string{
-		"by the image": {"--sockets", t.TempDir(), imageFile(t, "rpc-hello")},
-		"by hand":      {"--abi", "rpc", "--sockets", t.TempDir(), imageFile(t, "hello")},
+	for name, c := range map[string]struct {
+		flags []string
+		want  string
+	}{
+		"by the image": {[]string{"--sockets", t.TempDir(), imageFile(t, "rpc-hello")}, "--sockets: "},
+		"by hand":      {[]string{"--abi", "rpc", "--sockets", t.TempDir(), imageFile(t, "hello")}, "--sockets: "},
+		"a limit":      {[]string{"--limit", "files=5,accepts=5", imageFile(t, "rpc-hello")}, "--limit accepts: "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			got := inProcess(append([]string{"run"}, flags...)...)
+			got := inProcess(append([]string{"run"}, c.flags...)...)
 			if got.code != exitUsage {
 				t.Errorf("code %d, want %d", got.code, exitUsage)
 			}
-			wantLine(t, got.err, "--sockets: ")
+			wantLine(t, got.err, c.want)
 			wantLine(t, got.err, "speaks the older request/response ABI")
 		})
 	}

@@ -11,9 +11,13 @@ import (
 
 // limitFlag is --limit: limits of a configuration, by their names.
 type limitFlag struct {
-	set  []string // as the user wrote them
-	into vmm.Config
+	set   []string // as the user wrote them
+	names []string
+	into  vmm.Config
 }
+
+// olderLimits are those that guests of the older ABI have, too.
+var olderLimits = []string{"files", "bytes", "log"}
 
 // limitNames are the names, in the order of the help text, each with the most that it can be.
 var limitNames = []struct {
@@ -57,7 +61,7 @@ func (l *limitFlag) setOne(text string) error {
 			return fmt.Errorf("%s: %q is not a whole number from 1 on, such as 500, 64K, 100M or 2G", name, value)
 		}
 		known.set(&l.into, n)
-		l.set = append(l.set, text)
+		l.set, l.names = append(l.set, text), append(l.names, name)
 		return nil
 	}
 	if near := nearest(name, names); near != "" {

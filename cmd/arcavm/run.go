@@ -1,6 +1,8 @@
 package main
 
 import (
+	"slices"
+
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -79,7 +81,7 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 				return inputError(err)
 			}
 			defer img.Close()
-			if err := refuseStreamOnly(cmd.Flags(), img, abi.value); err != nil {
+			if err := refuseStreamOnly(cmd.Flags(), m.limits, img, abi.value); err != nil {
 				return err
 			}
 			shared, err := openShares("--share", shares)
@@ -112,14 +114,23 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 }
 
 // refuseStreamOnly refuses what guests of the older ABI can't make use of.
-func refuseStreamOnly(flags *pflag.FlagSet, img *image.Image, abi string) error {
+func refuseStreamOnly(flags *pflag.FlagSet, limits limitFlag, img *image.Image, abi string) error {
 	if abi == "stream" || abi == "auto" && img.ABI != image.ABIRequestResponse {
 		return nil
 	}
+	var useless []string
 	for _, name := range []string{"sockets", "tls-ca", "tls-cert"} {
 		if flags.Changed(name) {
-			return usageError("--%s: %s speaks the older request/response ABI, which can't make use of it; leave it out", name, oneLine(img.Name))
+			useless = append(useless, name)
 		}
+	}
+	for _, name := range limits.names {
+		if !slices.Contains(olderLimits, name) {
+			useless = append(useless, "limit "+name)
+		}
+	}
+	if len(useless) > 0 {
+		return usageError("--%s: %s speaks the older request/response ABI, which can't make use of it; leave it out", useless[0], oneLine(img.Name))
 	}
 	return nil
 }
