@@ -44,7 +44,12 @@ var programs = map[string]func() int{
 	},
 	"serve": func() int {
 		listener := must2(net.Listen("tcp", "127.0.0.1:8080"))
+		socket := must2(net.ListenPacket("udp", "127.0.0.1:8080"))
 		fmt.Println("listening")
+		datagram := make([]byte, 100)
+		n, from, err := socket.ReadFrom(datagram)
+		must2(n, err)
+		must2(socket.WriteTo(datagram[:n], from))
 		conn := must2(listener.Accept())
 		must2(io.Copy(conn, conn))
 		conn.Close()

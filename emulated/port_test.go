@@ -12,9 +12,12 @@ func TestParsePort(t *testing.T) {
 		want Port
 		ok   bool
 	}{
-		{"8080:80", Port{netip.MustParseAddrPort("127.0.0.1:8080"), 80}, true},
-		{"0:80", Port{netip.MustParseAddrPort("127.0.0.1:0"), 80}, true},
-		{"0.0.0.0:8080:80", Port{netip.MustParseAddrPort("0.0.0.0:8080"), 80}, true},
+		{"8080:80", Port{Host: netip.MustParseAddrPort("127.0.0.1:8080"), Guest: 80}, true},
+		{"0:80", Port{Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 80}, true},
+		{"0.0.0.0:8080:80", Port{Host: netip.MustParseAddrPort("0.0.0.0:8080"), Guest: 80}, true},
+		{"5353:53/udp", Port{Host: netip.MustParseAddrPort("127.0.0.1:5353"), Guest: 53, UDP: true}, true},
+		{"8080:80/tcp", Port{Host: netip.MustParseAddrPort("127.0.0.1:8080"), Guest: 80}, true},
+		{"8080:80/sctp", Port{}, false},
 		{"80", Port{}, false},
 		{"", Port{}, false},
 		{":80", Port{}, false},

@@ -80,7 +80,7 @@ func qemuArgs(image string, memory int64, cfg Config) []string {
 // hostForward sends connections to 127.0.0.1 inside, where both a program that
 // listens on all addresses and one that listens on loopback alone get them.
 func hostForward(p Port) string {
-	return fmt.Sprintf("hostfwd=tcp:%s:%d-127.0.0.1:%d", p.Host.Addr(), p.Host.Port(), p.Guest)
+	return fmt.Sprintf("hostfwd=%s:%s:%d-127.0.0.1:%d", p.protocol(), p.Host.Addr(), p.Host.Port(), p.Guest)
 }
 
 // machine is a QEMU process with its link to init and its monitor.
@@ -206,25 +206,25 @@ func (m *machine) publish(cfg Config) error {
 	return matchPorts(text, cfg.Publish, cfg.OnPublish)
 }
 
-var forwardLine = regexp.MustCompile(`(?m)TCP\[HOST_FORWARD\]\s+\d+\s+(\S+)\s+(\d+)\s+\S+\s+(\d+)\s`)
+var forwardLine = regexp.MustCompile(`(?m)(TCP|UDP)\[HOST_FORWARD\]\s+\d+\s+(\S+)\s+(\d+)\s+\S+\s+(\d+)\s`)
 
 // matchPorts finds each port in what "info usernet" printed.
-func matchPorts(text string, ports []Port, found func(netip.AddrPort, uint16)) error {
+func matchPorts(text string, ports []Port, found func(Port)) error {
 	used := map[string]bool{}
 	for _, p := range ports {
 		ok := false
 		for _, line := range forwardLine.FindAllStringSubmatch(text, -1) {
-			host, hostErr := netip.ParseAddrPort(strings.Replace(line[1], "*", "0.0.0.0", 1) + ":" + line[2])
-			if hostErr != nil || used[line[0]] || line[3] != strconv.Itoa(int(p.Guest)) ||
+			host, hostErr := netip.ParseAddrPort(strings.Replace(line[2], "*", "0.0.0.0", 1) + ":" + line[3])
+			if hostErr != nil || used[line[0]] || strings.ToLower(line[1]) != p.protocol() || line[4] != strconv.Itoa(int(p.Guest)) ||
 				host.Addr() != p.Host.Addr() || p.Host.Port() != 0 && host.Port() != p.Host.Port() {
 				continue
 			}
 			used[line[0]], ok = true, true
-			found(host, p.Guest)
+			found(Port{Host: host, Guest: p.Guest, UDP: p.UDP})
 			break
 		}
 		if !ok {
-			return fmt.Errorf("find the host port for port %d of the emulated machine in what QEMU says: %q", p.Guest, text)
+			return fmt.Errorf("find the host port for %s port %d of the emulated machine in what QEMU says: %q", p.protocol(), p.Guest, text)
 		}
 	}
 	return nil

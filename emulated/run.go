@@ -58,10 +58,11 @@ type File struct {
 	Source string // on the host
 }
 
-// Port makes a TCP port of the machine reachable on the host.
+// Port makes a port of the machine reachable on the host.
 type Port struct {
 	Host  netip.AddrPort // IPv4; port 0 takes a free one
-	Guest uint16         // programs may listen on it at 0.0.0.0, [::] or 127.0.0.1
+	Guest uint16         // programs may listen on it at 0.0.0.0, [::] or 127.0.0.1; for UDP at 127.0.0.1
+	UDP   bool           // else TCP; needs Config.Outbound, since QEMU drops the answers else
 }
 
 // Config says what to run and with what. The zero value of each field but
@@ -72,7 +73,7 @@ type Config struct {
 	Publish  []Port
 	// OnPublish, if set, is called once per port in Publish, from Run's
 	// goroutine, with the host address that it got.
-	OnPublish func(host netip.AddrPort, guest uint16)
+	OnPublish func(Port)
 	// Outbound lets programs connect out through the host. Without it they reach
 	// nothing but the machine itself.
 	Outbound bool
@@ -116,6 +117,11 @@ type Result struct {
 // first call on a machine downloads a kernel into the user's cache folder.
 func Run(ctx context.Context, cfg Config) (Result, error) {
 	start := time.Now()
+	for _, p := range cfg.Publish {
+		if p.UDP && !cfg.Outbound {
+			return Result{}, fmt.Errorf("publish UDP port %d: answers can't leave a machine that isn't let out", p.Guest)
+		}
+	}
 	if cfg.Limit == 0 {
 		cfg.Limit = DefaultLimit
 	}

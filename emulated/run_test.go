@@ -134,38 +134,60 @@ func TestStdinUnread(t *testing.T) {
 
 func TestPublish(t *testing.T) {
 	t.Parallel()
-	ready, echoed := make(chan struct{}), make(chan error, 1)
-	var address netip.AddrPort
-	exchange := func() error {
-		<-ready
-		conn, err := net.Dial("tcp", address.String())
-		if err != nil {
-			return err
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	var published []Port
+	exchange := func() {
+		for _, p := range published {
+			if err := exchangeWith(p); err != nil {
+				cancel(err)
+			}
 		}
-		defer conn.Close()
-		if _, err := io.WriteString(conn, "there and back"); err != nil {
-			return err
-		}
-		if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
-			return err
-		}
-		got, err := io.ReadAll(conn)
-		if string(got) != "there and back" {
-			t.Errorf("the echo is %q", got)
-		}
-		return err
 	}
-	_, err := runHere(t.Context(), t, Config{
+	local := netip.MustParseAddrPort("127.0.0.1:0")
+	_, err := runHere(ctx, t, Config{
 		Programs:  []Program{program("serve")},
-		Publish:   []Port{{Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 8080}},
-		OnPublish: func(host netip.AddrPort, _ uint16) { address = host },
-		Stdout: &on{text: "listening", f: func() {
-			close(ready)
-			go func() { echoed <- exchange() }()
-		}},
+		Publish:   []Port{{Host: local, Guest: 8080, UDP: true}, {Host: local, Guest: 8080}},
+		OnPublish: func(p Port) { published = append(published, p) },
+		Outbound:  true,
+		Stdout:    &on{text: "listening", f: func() { go exchange() }},
 	})
 	must(t, err)
-	must(t, <-echoed)
+	if len(published) != 2 {
+		t.Errorf("published: %v", published)
+	}
+}
+
+// exchangeWith says something to the program "serve", which says the same.
+func exchangeWith(p Port) error {
+	conn, err := net.Dial(p.protocol(), p.Host.String())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		return err
+	}
+	const said = "there and back"
+	if _, err := io.WriteString(conn, said); err != nil {
+		return err
+	}
+	got := make([]byte, len(said))
+	if _, err := io.ReadFull(conn, got); err != nil || string(got) != said {
+		return fmt.Errorf("the %s echo is %q, %w", p.protocol(), got, err)
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		return tcp.CloseWrite()
+	}
+	return nil
+}
+
+func TestPublishUDPOfClosedMachine(t *testing.T) {
+	t.Parallel()
+	_, err := Run(t.Context(), Config{Publish: []Port{{Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 53, UDP: true}}})
+	if err == nil || !strings.Contains(err.Error(), "UDP port 53") {
+		t.Errorf("Run returned %v", err)
+	}
 }
 
 func TestCancel(t *testing.T) {
@@ -202,6 +224,7 @@ const usernet = "Hub -1 (net):\r\n" +
 	"  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n" +
 	"  TCP[HOST_FORWARD]  12       127.0.0.1 34567       127.0.0.1  8080     0     0\r\n" +
 	"  TCP[HOST_FORWARD]  13               * 40000       127.0.0.1  8080     0     0\r\n" +
+	"  UDP[HOST_FORWARD]  14       127.0.0.1 34569       127.0.0.1  8080     0     0\r\n" +
 	"  UDP[236 sec]       14       10.0.2.15 34568        10.0.2.3    53     0     0\r\n"
 
 func TestMatchPorts(t *testing.T) {
@@ -211,19 +234,22 @@ func TestMatchPorts(t *testing.T) {
 		ports []Port
 		want  []string
 	}{
-		{"free port", []Port{{netip.MustParseAddrPort("127.0.0.1:0"), 8080}}, []string{"127.0.0.1:34567"}},
+		{"free port", []Port{{Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 8080}}, []string{"127.0.0.1:34567"}},
 		{"two hosts, one port", []Port{
-			{netip.MustParseAddrPort("0.0.0.0:40000"), 8080}, {netip.MustParseAddrPort("127.0.0.1:0"), 8080},
+			{Host: netip.MustParseAddrPort("0.0.0.0:40000"), Guest: 8080}, {Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 8080},
 		}, []string{"0.0.0.0:40000", "127.0.0.1:34567"}},
-		{"other port", []Port{{netip.MustParseAddrPort("127.0.0.1:0"), 81}}, nil},
+		{"UDP", []Port{
+			{Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 8080, UDP: true}, {Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 8080},
+		}, []string{"127.0.0.1:34569", "127.0.0.1:34567"}},
+		{"other port", []Port{{Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 81}}, nil},
 		{"once each", []Port{
-			{netip.MustParseAddrPort("127.0.0.1:0"), 8080}, {netip.MustParseAddrPort("127.0.0.1:0"), 8080},
+			{Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 8080}, {Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 8080},
 		}, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			var got []string
-			err := matchPorts(usernet, test.ports, func(host netip.AddrPort, _ uint16) { got = append(got, host.String()) })
+			err := matchPorts(usernet, test.ports, func(p Port) { got = append(got, p.Host.String()) })
 			if test.want == nil {
 				if err == nil {
 					t.Errorf("found %v", got)

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/signal"
 	"strings"
@@ -66,8 +65,8 @@ func runCommand() *cobra.Command {
 				Programs: []emulated.Program{{Path: args[0], Args: args[1:], Env: env}},
 				Outbound: outbound, Limit: limit,
 				Stdout: os.Stdout, Stderr: os.Stderr,
-				OnPublish: func(host netip.AddrPort, guest uint16) {
-					fmt.Fprintf(os.Stderr, "port %d is at %v\n", guest, host)
+				OnPublish: func(p emulated.Port) {
+					fmt.Fprintf(os.Stderr, "port %d is at %v\n", p.Guest, p.Host)
 				},
 			}
 			for _, f := range files {
@@ -111,7 +110,7 @@ func runCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.SetInterspersed(false)
 	flags.StringArrayVar(&files, "file", nil, "pass in a file or folder, as NAME=SOURCE")
-	flags.StringArrayVar(&ports, "publish", nil, "make a TCP port reachable on the host, as [ADDRESS:]HOSTPORT:PORT (default address 127.0.0.1; HOSTPORT 0: any free one)")
+	flags.StringArrayVar(&ports, "publish", nil, "make a port reachable on the host, as [ADDRESS:]HOSTPORT:PORT[/tcp|/udp] (default address 127.0.0.1; HOSTPORT 0: any free one)")
 	flags.StringArrayVar(&env, "env", nil, "set an environment variable, as NAME=VALUE")
 	flags.BoolVar(&outbound, "outbound", false, "let the program connect out through the host")
 	flags.DurationVar(&limit, "limit", emulated.DefaultLimit, "end everything after this time")

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -34,8 +33,12 @@ func runEmulated(flags *pflag.FlagSet, s streams, args, shares []string, network
 		Outbound: true,
 		Limit:    emulationLimit,
 		Stdout:   s.out, Stderr: s.err,
-		OnPublish: func(host netip.AddrPort, guest uint16) {
-			fmt.Fprintf(s.err, "arcavm: port %d of the guest is at %v\n", guest, host)
+		OnPublish: func(p emulated.Port) {
+			name := "port"
+			if p.UDP {
+				name = "UDP port"
+			}
+			fmt.Fprintf(s.err, "arcavm: %s %d of the guest is at %v\n", name, p.Guest, p.Host)
 		},
 	}
 	// In the background a read of the terminal would stop this process, whether the guest wants the input or not.
@@ -44,11 +47,8 @@ func runEmulated(flags *pflag.FlagSet, s streams, args, shares []string, network
 	}
 	command := []string{"run"}
 	for _, p := range network.publish {
-		if p.Protocol != "tcp" {
-			return usageError("--publish: with --emulated only TCP ports are published")
-		}
-		cfg.Publish = append(cfg.Publish, emulated.Port{Host: p.Host, Guest: p.Guest})
-		command = append(command, fmt.Sprintf("--publish=127.0.0.1:%d:%d", p.Guest, p.Guest))
+		cfg.Publish = append(cfg.Publish, emulated.Port{Host: p.Host, Guest: p.Guest, UDP: p.Protocol == "udp"})
+		command = append(command, fmt.Sprintf("--publish=127.0.0.1:%d:%d/%s", p.Guest, p.Guest, p.Protocol))
 	}
 	flags.Visit(func(f *pflag.Flag) {
 		switch f.Name {

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,5 +61,39 @@ func TestRunEmulated(t *testing.T) {
 	out, err := run.Output()
 	if want := "WHAT THE USER TYPES\n20 bytes\n"; err != nil || string(out) != want {
 		t.Errorf("the command ended with %v and printed %q, want %q", err, out, want)
+	}
+
+	// A datagram gets in, and the answer out.
+	run = exec.CommandContext(ctx, program, "run", "--emulated", "--publish", "0:5353/udp", imageFile(t, "udp"), "echo", "0.0.0.0:5353")
+	said, err := run.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := run.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(said)
+	const published = "arcavm: UDP port 5353 of the guest is at "
+	var at string
+	for lines.Scan() && !strings.Contains(lines.Text(), "bound to 0.0.0.0:5353") {
+		if address, ok := strings.CutPrefix(lines.Text(), published); ok {
+			at = address
+		}
+	}
+	c := dialed(t, "udp", at)
+	if _, err := io.WriteString(c, "hello"); err != nil {
+		t.Error(err)
+	}
+	answer := make([]byte, 100)
+	if n, err := c.Read(answer); err != nil || string(answer[:n]) != "hello" {
+		t.Errorf("the answer to the datagram is %q, %v", answer[:n], err)
+	}
+	if err := run.Process.Signal(os.Interrupt); err != nil {
+		t.Error(err)
+	}
+	for lines.Scan() {
+	}
+	if err := run.Wait(); err != nil {
+		t.Errorf("asked to stop, the command ended with %v", err)
 	}
 }

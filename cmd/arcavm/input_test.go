@@ -108,7 +108,6 @@ func TestBadInput(t *testing.T) {
 		{"run --deny icmp:* " + hello, 64, `"icmp:" is no direction and no protocol`},
 		{"run --emulated=maybe " + hello, 64, `--emulated: "maybe" is neither true nor false; write --emulated`},
 		{"run --emulated --publish 80 " + hello, 64, "not of the form [ADDRESS:]HOSTPORT:PORT"},
-		{"run --emulated --publish 5353:53/udp " + hello, 64, "--publish: with --emulated only TCP ports are published"},
 		{"run --allow 10.0.0 " + hello, 64, "is no address, range of addresses or name; the form is [in:|out:][tcp:|udp:]HOST[:PORT[-PORT]] (usage: arcavm run"},
 		{"run --deny *:99999 " + hello, 64, "--deny"},
 		{"run --emulated " + filepath.Join(folder, "none"), 66, "no such file or directory"},
