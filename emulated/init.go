@@ -111,6 +111,9 @@ func serve() error {
 	if err := startHeartbeat(); err != nil {
 		return fail(err)
 	}
+	if err := hear(frames); err != nil {
+		return fail(err)
+	}
 	if err := frames.send(frameReady, nil); err != nil {
 		return err
 	}

@@ -23,6 +23,7 @@ const (
 	frameDone                        // to the host: every program has ended; last frame
 	frameStdin                       // to init: bytes for the programs to read; empty at their end
 	frameSignal                      // to init: one byte, the signal for the program
+	frameTold                        // to the host: bytes that a program told it
 	frameTaken                       // to the host: the programs' standard input took the last frameStdin; another one may come
 )
 

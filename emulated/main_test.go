@@ -68,6 +68,15 @@ var programs = map[string]func() int{
 		}
 		return 0
 	},
+	"tell": func() int {
+		signals := make(chan os.Signal, 1)
+		signal.Notify(signals, unix.SIGINT)
+		if err := Tell([]byte("a word")); err != nil {
+			return 2
+		}
+		<-signals
+		return 0
+	},
 	"die": func() int {
 		if err := unix.Kill(os.Getpid(), unix.SIGKILL); err != nil {
 			return 1

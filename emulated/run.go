@@ -74,6 +74,8 @@ type Config struct {
 	// OnPublish, if set, is called once per port in Publish, from Run's
 	// goroutine, with the host address that it got.
 	OnPublish func(Port)
+	// OnTold, if set, is called with what programs say by Tell, from Run's goroutine.
+	OnTold func([]byte)
 	// Outbound lets programs connect out through the host. Without it they reach
 	// nothing but the machine itself.
 	Outbound bool
@@ -282,6 +284,10 @@ func (m *machine) follow(cfg Config, result *Result, stdin *stdin, ready func())
 			_, err = stderr.Write(payload)
 		case frameTaken:
 			stdin.more()
+		case frameTold:
+			if cfg.OnTold != nil {
+				cfg.OnTold(payload)
+			}
 		case frameExit:
 			var report exitReport
 			if err := json.Unmarshal(payload, &report); err != nil {

@@ -190,6 +190,27 @@ func TestPublishUDPOfClosedMachine(t *testing.T) {
 	}
 }
 
+func TestTell(t *testing.T) {
+	t.Parallel()
+	must(t, Tell([]byte("nobody hears this")))
+	signals := make(chan os.Signal, 1)
+	var told string
+	result, err := runHere(t.Context(), t, Config{
+		Programs: []Program{program("tell")},
+		Signals:  signals,
+		OnTold: func(b []byte) {
+			told += string(b)
+			if told == "a word" {
+				signals <- unix.SIGINT
+			}
+		},
+	})
+	must(t, err)
+	if told != "a word" || result.Exits[0].Code != 0 {
+		t.Errorf("%q was told, exit code %d", told, result.Exits[0].Code)
+	}
+}
+
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -19,7 +20,7 @@ import (
 const emulationLimit = 365 * 24 * time.Hour
 
 // runEmulated runs this same command in an emulated machine, with the image, the shared folders and the files for TLS copied into it.
-func runEmulated(flags *pflag.FlagSet, s streams, args, shares []string, network networkFlags, tls tlsFlags) error {
+func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, shares []string, network networkFlags, tls tlsFlags) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("finding this program's file: %w", err)
@@ -44,6 +45,9 @@ func runEmulated(flags *pflag.FlagSet, s streams, args, shares []string, network
 	// In the background a read of the terminal would stop this process, whether the guest wants the input or not.
 	if s.in != nil && !isBackground(s.in) {
 		cfg.Stdin = s.in
+		term := newTerminal(s.in, logger)
+		defer term.restore()
+		cfg.OnTold = term.hear
 	}
 	command := []string{"run"}
 	for _, p := range network.publish {

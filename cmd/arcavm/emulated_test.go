@@ -16,6 +16,39 @@ import (
 	"github.com/fix-project/arcavm/emulated"
 )
 
+// built returns the command as a static program of its own, which the test binary may not be.
+func built(t *testing.T) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "arcavm")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building the command: %v\n%s", err, out)
+	}
+	return program
+}
+
+// While the guest inside has the console open, the terminal outside is in raw mode.
+func TestTerminalEmulated(t *testing.T) {
+	t.Parallel()
+	if emulated.Inside() {
+		t.Skip("this is the emulated machine already; run the test on the host")
+	}
+	if out, err := exec.CommandContext(t.Context(), "qemu-system-x86_64", "--version").CombinedOutput(); err != nil && os.Getenv("ARCAVM_REQUIRE_KVM") != "1" {
+		t.Skipf("no QEMU: %v %s", err, out)
+	}
+	s := startSessionOf(t, built(t), "run", "--emulated", imageFile(t, "console"))
+	s.see("console open")
+	// In line mode a key alone doesn't reach the guest.
+	s.typeKeys("q")
+	s.see("Q")
+	s.wantRaw()
+	s.typeKeys("\x04")
+	s.event("ended 0")
+	s.event("nothing is left")
+	s.wantBefore()
+}
+
 // The command runs itself in an emulated machine: the guest's exit code, console and log come back.
 func TestRunEmulated(t *testing.T) {
 	t.Parallel()
@@ -24,12 +57,7 @@ func TestRunEmulated(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	program := filepath.Join(t.TempDir(), "arcavm")
-	build := exec.CommandContext(ctx, "go", "build", "-o", program, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building the command: %v\n%s", err, out)
-	}
+	program := built(t)
 	share := t.TempDir()
 	if err := os.WriteFile(filepath.Join(share, "file"), []byte("what the file holds"), 0o600); err != nil {
 		t.Fatal(err)

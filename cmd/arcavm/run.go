@@ -73,7 +73,7 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 				if len(sockets) > 0 {
 					return usageError("--sockets: not with --emulated, where this machine's sockets are out of reach")
 				}
-				return runEmulated(cmd.Flags(), s, args, shares, network, tls)
+				return runEmulated(cmd.Flags(), s, newLogger(s, m.level.value, m.format.value), args, shares, network, tls)
 			}
 			m.policy = network.policy()
 			img, err := image.Open(args[0])

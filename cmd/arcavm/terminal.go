@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
+
+	"github.com/fix-project/arcavm/emulated"
 )
 
 // terminal is the terminal that the guest's console stream reads, if its input is one. While the guest has the console open it is in raw mode: keys come as they are
@@ -31,7 +33,7 @@ type terminal struct {
 	signals sync.WaitGroup
 }
 
-// newTerminal returns a terminal that does nothing if in is none.
+// newTerminal returns a terminal that does nothing if in is none, but in an emulated machine tells its host, which may have one.
 func newTerminal(in *os.File, log *slog.Logger) *terminal {
 	t := &terminal{log: log}
 	if in != nil && term.IsTerminal(int(in.Fd())) {
@@ -42,6 +44,10 @@ func newTerminal(in *os.File, log *slog.Logger) *terminal {
 
 // use enters raw mode, or leaves it.
 func (t *terminal) use(open bool) {
+	if t.file == nil {
+		t.tell(open)
+		return
+	}
 	if !open {
 		t.restore()
 		return
@@ -51,10 +57,33 @@ func (t *terminal) use(open bool) {
 	}
 }
 
+// What an emulated machine's arcavm tells the one outside.
+const (
+	consoleOpened = 'o'
+	consoleClosed = 'c'
+)
+
+func (t *terminal) tell(open bool) {
+	news := byte(consoleClosed)
+	if open {
+		news = consoleOpened
+	}
+	if err := emulated.Tell([]byte{news}); err != nil {
+		t.log.Warn("the terminal outside stays as it is", "err", err)
+	}
+}
+
+// hear is what tell says.
+func (t *terminal) hear(news []byte) {
+	for _, b := range news {
+		t.use(b == consoleOpened)
+	}
+}
+
 func (t *terminal) enter() (err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.file == nil || t.watcher != nil {
+	if t.watcher != nil {
 		return nil
 	}
 	saved, err := unix.IoctlGetTermios(int(t.file.Fd()), unix.TCGETS)

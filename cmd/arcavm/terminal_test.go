@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// leaderVariable, if set, makes the test binary what a shell is to the command: the leader of the terminal's session, which starts the command in the foreground.
+// leaderVariable, if set, makes the test binary what a shell is to the command that it names: the leader of the terminal's session, which starts the command in the foreground.
 const leaderVariable = "ARCAVM_TEST_LEADER"
 
 // lead starts the command and waits for it and for what it leaves behind. On descriptor 3 it says what happens. It touches no terminal mode.
@@ -25,8 +25,9 @@ func lead() error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return err
 	}
+	command := os.Getenv(leaderVariable)
 	os.Unsetenv(leaderVariable)
-	p, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{
+	p, err := os.StartProcess(command, os.Args, &os.ProcAttr{
 		Env: append(os.Environ(), mainVariable+"=1"), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 		Sys: &syscall.SysProcAttr{Setpgid: true, Foreground: true, Ctty: 0},
 	})
@@ -66,6 +67,12 @@ type session struct {
 
 func startSession(t *testing.T, args ...string) *session {
 	t.Helper()
+	return startSessionOf(t, "/proc/self/exe", args...)
+}
+
+// startSessionOf is startSession with a command other than the test binary.
+func startSessionOf(t *testing.T, command string, args ...string) *session {
+	t.Helper()
 	master, slave := openPTY(t)
 	s := &session{t: t, master: master, shown: &screen{changed: make(chan struct{}, 1)}}
 	s.before = s.mode()
@@ -81,7 +88,7 @@ func startSession(t *testing.T, args ...string) *session {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	cmd := exec.CommandContext(ctx, self, args...)
-	cmd.Env = append(os.Environ(), leaderVariable+"=1", "TERM=dumb")
+	cmd.Env = append(os.Environ(), leaderVariable+"="+command, "TERM=dumb")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
