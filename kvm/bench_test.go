@@ -46,6 +46,18 @@ func benchmarkCalls(b *testing.B, sync RegSet, handle func(*VCPU)) {
 	}
 }
 
+// BenchmarkInstruction is an instruction of a guest's kernel, of the cheapest: where KVM is software, it interprets them.
+func BenchmarkInstruction(b *testing.B) {
+	const perCall = 2000
+	onThread(b)
+	v := newGuest(b).vcpu(b, 0, codeCountLoop)
+	run(b, v, ExitIO)
+	for b.Loop() {
+		run(b, v, ExitIO)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/perCall, "ns/instruction")
+}
+
 // BenchmarkInterrupt is an eventfd written, the guest's interrupt handler, and its OUT.
 func BenchmarkInterrupt(b *testing.B) {
 	b.Run("same thread", func(b *testing.B) {

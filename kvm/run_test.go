@@ -29,6 +29,7 @@ var (
 	codeHalt      = []byte{0xfb, 0xf4, 0xfa}                                                          // sti; hlt; cli
 	codeHaltLoop  = []byte{0xfb, 0xf4, 0xeb, 0xfd}                                                    // sti; 1: hlt; jmp 1b
 	codeCallLoop  = []byte{0x31, 0xd2, 0xee, 0xeb, 0xfd}                                              // xor %edx,%edx; 1: out %al,%dx; jmp 1b
+	codeCountLoop = []byte{0x31, 0xd2, 0xb9, 0xe8, 3, 0, 0, 0xff, 0xc9, 0x75, 0xfc, 0xee, 0xeb, 0xf4} // xor %edx,%edx; 1: mov $1000,%ecx; 2: dec %ecx; jnz 2b; out %al,%dx; jmp 1b
 	codeEOI       = []byte{0x50, 0x51, 0x52, 0xb9, 0x0b, 8, 0, 0, 0x31, 0xc0, 0x31, 0xd2, 0x0f, 0x30} // push %rax, %rcx, %rdx; mov $0x80b,%ecx; xor %eax,%eax; xor %edx,%edx; wrmsr
 	codeIncrement = []byte{0x48, 0xff, 0x04, 0x25, 0, 0x60, 0, 0}                                     // incq 0x6000
 	codeReturn    = []byte{0x5a, 0x59, 0x58, 0x48, 0xcf}                                              // pop %rdx, %rcx, %rax; iretq

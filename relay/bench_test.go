@@ -94,6 +94,19 @@ func (m mover) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// walker is a plain socket whose reads go to one place after the other, as into a ring: what the caches make of that.
+type walker struct {
+	net.Conn
+	ring []byte
+	at   int
+}
+
+func (w *walker) Read(b []byte) (int, error) {
+	n, err := w.Conn.Read(w.ring[w.at:min(w.at+len(b), len(w.ring))])
+	w.at = (w.at + n) % len(w.ring)
+	return n, err
+}
+
 // BenchmarkBulk moves b.N MiB on one stream. BenchmarkManyBulk's guest copies its bytes, this one doesn't.
 func BenchmarkBulk(b *testing.B) {
 	const chunk = 64 << 10
@@ -101,6 +114,12 @@ func BenchmarkBulk(b *testing.B) {
 		x, y := plain(b)
 		bulk(b, x, y, chunk)
 	})
+	for _, ring := range []int{64 << 10, 256 << 10, 1 << 20, 4 << 20} {
+		b.Run(fmt.Sprintf("plain/walk=%dKiB", ring>>10), func(b *testing.B) {
+			x, y := plain(b)
+			bulk(b, x, &walker{Conn: y, ring: make([]byte, ring)}, chunk)
+		})
+	}
 	b.Run("proxy", func(b *testing.B) {
 		x, near := plain(b)
 		far, y := plain(b)
