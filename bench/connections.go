@@ -17,9 +17,14 @@ import (
 // dialers is how many connections are opened at once.
 const dialers = 8
 
-// dialAll opens connections to an address, several at once, reads each to its end, which must be after a byte, and closes it. It returns
-// connections per second.
-func dialAll(ctx context.Context, to *net.TCPAddr, connections int) (float64, error) {
+// dialAll opens connections to an address, several at once, reads each to its end, which must be after a byte, and closes it. What it takes is that of
+// both ends, which are this process's.
+func dialAll(ctx context.Context, to *net.TCPAddr, connections int) (usage, error) {
+	allocated := mallocs()
+	cpu, err := processorTime()
+	if err != nil {
+		return usage{}, err
+	}
 	work, ctx := errgroup.WithContext(ctx)
 	var left atomic.Int64
 	left.Store(int64(connections))
@@ -34,8 +39,13 @@ func dialAll(ctx context.Context, to *net.TCPAddr, connections int) (float64, er
 			return nil
 		})
 	}
-	err := work.Wait()
-	return float64(connections) / time.Since(start).Seconds(), err
+	if err := work.Wait(); err != nil {
+		return usage{}, err
+	}
+	u := usage{elapsed: time.Since(start)}
+	after, err := processorTime()
+	u.cpu, u.mallocs = after-cpu, mallocs()-allocated
+	return u, err
 }
 
 func dialOnce(ctx context.Context, to *net.TCPAddr) error {
@@ -76,16 +86,22 @@ func (c connections) run(s *scope, r *runner, ours *net.TCPAddr) error {
 	if r.quick {
 		n = 100
 	}
-	rows, err := interleave(s.ctx, r.rounds, []func() (float64, error){
-		func() (float64, error) { return dialAll(s.ctx, ours, n) },
-		func() (float64, error) { return dialAll(s.ctx, l.Addr().(*net.TCPAddr), n) },
+	rows, err := interleave(s.ctx, r.rounds, []func() (usage, error){
+		func() (usage, error) { return dialAll(s.ctx, ours, n) },
+		func() (usage, error) { return dialAll(s.ctx, l.Addr().(*net.TCPAddr), n) },
 	})
 	if err != nil {
 		return err
 	}
-	r.add(Figure{
-		Group: "connections", Name: "accept, a byte, close; " + c.name, Unit: "/s", Higher: true, Ours: spreadOf(rows[0]),
-	}.beside("Go listener", rows[0], rows[1]).wantRatioAtLeast(0.8))
+	figure := func(what, unit string, f func(usage) float64) Figure {
+		is, was := pick(rows[0], f), pick(rows[1], f)
+		return Figure{Group: "connections", Name: "accept, a byte, close; " + c.name + what, Unit: unit, Ours: spreadOf(is)}.beside("Go listener", is, was)
+	}
+	speed := figure("", "/s", func(u usage) float64 { return float64(n) / u.elapsed.Seconds() })
+	speed.Higher = true
+	r.add(speed.wantRatioAtLeast(0.8))
+	r.add(figure(": processor time, both ends", "µs", func(u usage) float64 { return float64(u.cpu.Nanoseconds()) / 1e3 / float64(n) }))
+	r.add(figure(": allocations, both ends", "", func(u usage) float64 { return float64(u.mallocs) / float64(n) }))
 	return nil
 }
 

@@ -98,7 +98,7 @@ func TestBulkBooted(t *testing.T) {
 func TestConnections(t *testing.T) {
 	t.Parallel()
 	_, figures := measureQuickly(t, item{"connections", connectionsGo})
-	wantFigures(t, figures, "guest end in Go")
+	wantFigures(t, figures, "close; guest end in Go", "guest end in Go: processor time, both ends", "guest end in Go: allocations, both ends")
 }
 
 func TestConnectionsBooted(t *testing.T) {
