@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -13,22 +12,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/internal/outside"
 	"github.com/fix-project/arcavm/pipes/pipestest"
 	"github.com/fix-project/arcavm/wire"
 )
-
-func filePipe(t testing.TB) (r, w *os.File) {
-	t.Helper()
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		r.Close()
-		w.Close()
-	})
-	return r, w
-}
 
 func (m *machine) tryConsole() (*pipestest.GuestConn, error) {
 	m.t.Helper()
@@ -62,8 +49,8 @@ func TestConsole(t *testing.T) {
 	in, out := pattern(1, 100_000), pattern(2, 100_000)
 	for name, kind := range map[string]func(t *testing.T) (io.Reader, io.Writer, func() []byte){
 		"files": func(t *testing.T) (io.Reader, io.Writer, func() []byte) {
-			r, typed := filePipe(t)
-			printed, w := filePipe(t)
+			r, typed := outside.Pipe(t)
+			printed, w := outside.Pipe(t)
 			go func() {
 				typed.Write(in)
 				typed.Close()
@@ -157,7 +144,7 @@ func TestConsoleOneAtATime(t *testing.T) {
 	for _, kind := range []string{"files", "others"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			r, w := filePipe(t)
+			r, w := outside.Pipe(t)
 			var in io.Reader = r
 			if kind == "others" {
 				in = struct{ io.Reader }{r}
@@ -184,8 +171,8 @@ func TestConsoleOneAtATime(t *testing.T) {
 // The end of the virtual machine isn't held up by an input that doesn't come, or an output that isn't read.
 func TestConsoleStops(t *testing.T) {
 	t.Parallel()
-	r, _ := filePipe(t)
-	_, w := filePipe(t)
+	r, _ := outside.Pipe(t)
+	_, w := outside.Pipe(t)
 	size, err := unix.FcntlInt(w.Fd(), unix.F_GETPIPE_SZ, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -199,8 +186,8 @@ func TestConsoleStops(t *testing.T) {
 // Nobody reads the output any more: the guest's writes fail, its input goes on.
 func TestConsoleOutputGone(t *testing.T) {
 	t.Parallel()
-	r, typed := filePipe(t)
-	printed, w := filePipe(t)
+	r, typed := outside.Pipe(t)
+	printed, w := outside.Pipe(t)
 	m := start(t, setup{input: r, output: w})
 	c := m.console()
 	mustWrite(t, c, "read")

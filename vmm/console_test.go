@@ -6,28 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/internal/outside"
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
-
-func pipe(t *testing.T) (r, w *os.File) {
-	t.Helper()
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		r.Close()
-		w.Close()
-	})
-	return r, w
-}
 
 func bootConsole(t *testing.T, in io.Reader, out io.Writer, args ...string) *vmmtest.Guest {
 	t.Helper()
@@ -37,8 +24,8 @@ func bootConsole(t *testing.T, in io.Reader, out io.Writer, args ...string) *vmm
 // A conversation over pipes, up to the end of the input.
 func TestConsolePipes(t *testing.T) {
 	t.Parallel()
-	in, typed := pipe(t)
-	printed, out := pipe(t)
+	in, typed := outside.Pipe(t)
+	printed, out := outside.Pipe(t)
 	g := bootConsole(t, in, out)
 	for _, text := range []string{"hello\n", "a", "Z9 ä\x00\n", strings.Repeat("long line ", 1000)} {
 		go io.WriteString(typed, text)
@@ -75,7 +62,7 @@ func TestConsoleOthers(t *testing.T) {
 // The second stream is refused; after the first the next one has the console.
 func TestConsoleSecond(t *testing.T) {
 	t.Parallel()
-	in, typed := pipe(t)
+	in, typed := outside.Pipe(t)
 	var out bytes.Buffer
 	g := bootConsole(t, in, &out, "second")
 	g.WaitLog("console open")
@@ -106,8 +93,8 @@ func TestConsoleNone(t *testing.T) {
 
 func TestConsoleOutputClosed(t *testing.T) {
 	t.Parallel()
-	in, typed := pipe(t)
-	printed, out := pipe(t)
+	in, typed := outside.Pipe(t)
+	printed, out := outside.Pipe(t)
 	printed.Close()
 	g := bootConsole(t, in, out)
 	g.WaitLog("console open")
@@ -133,7 +120,7 @@ func TestConsoleEnds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			in, _ := pipe(t)
+			in, _ := outside.Pipe(t)
 			var calls []bool
 			g := vmmtest.Boot(t, vmm.Config{
 				Image: vmmtest.Image(t, "console"), Input: in, Output: io.Discard,

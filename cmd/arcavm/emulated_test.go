@@ -11,43 +11,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/fix-project/arcavm/emulated"
 )
-
-// built returns the command as a static program of its own, which the test binary may not be.
-func built(t *testing.T) string {
-	t.Helper()
-	program := filepath.Join(t.TempDir(), "arcavm")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building the command: %v\n%s", err, out)
-	}
-	return program
-}
-
-// While the guest inside has the console open, the terminal outside is in raw mode.
-func TestTerminalEmulated(t *testing.T) {
-	t.Parallel()
-	if emulated.Inside() {
-		t.Skip("this is the emulated machine already; run the test on the host")
-	}
-	if out, err := exec.CommandContext(t.Context(), "qemu-system-x86_64", "--version").CombinedOutput(); err != nil && os.Getenv("ARCAVM_REQUIRE_KVM") != "1" {
-		t.Skipf("no QEMU: %v %s", err, out)
-	}
-	s := startSessionOf(t, built(t), "run", "--emulated", imageFile(t, "console"))
-	s.see("console open")
-	// In line mode a key alone doesn't reach the guest.
-	s.typeKeys("q")
-	s.see("Q")
-	s.wantRaw()
-	s.typeKeys("\x04")
-	s.event("ended 0")
-	s.event("nothing is left")
-	s.wantBefore()
-}
 
 // The command runs itself in an emulated machine: the guest's exit code, console and log come back.
 func TestRunEmulated(t *testing.T) {
@@ -55,9 +21,14 @@ func TestRunEmulated(t *testing.T) {
 	if emulated.Inside() {
 		t.Skip("this is the emulated machine already; run the test on the host")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	program := built(t)
+	program := filepath.Join(t.TempDir(), "arcavm")
+	build := exec.CommandContext(ctx, "go", "build", "-o", program, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building the command: %v\n%s", err, out)
+	}
 	share := t.TempDir()
 	if err := os.WriteFile(filepath.Join(share, "file"), []byte("what the file holds"), 0o600); err != nil {
 		t.Fatal(err)
@@ -83,16 +54,43 @@ func TestRunEmulated(t *testing.T) {
 		t.Errorf("the log is %q", &stderr)
 	}
 
-	// Its standard input gets in.
-	run = exec.CommandContext(ctx, program, "run", "--emulated", imageFile(t, "console"))
-	run.Stdin = strings.NewReader("what the user types\n")
-	out, err := run.Output()
-	if want := "WHAT THE USER TYPES\n20 bytes\n"; err != nil || string(out) != want {
-		t.Errorf("the command ended with %v and printed %q, want %q", err, out, want)
-	}
+	t.Run("standard input", func(t *testing.T) {
+		t.Parallel()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		run := exec.CommandContext(ctx, program, "run", "--emulated", imageFile(t, "console"))
+		run.Stdin = strings.NewReader("what the user types\n")
+		out, err := run.Output()
+		if want := "WHAT THE USER TYPES\n20 bytes\n"; err != nil || string(out) != want {
+			t.Errorf("the command ended with %v and printed %q, want %q", err, out, want)
+		}
+	})
+	t.Run("UDP", func(t *testing.T) {
+		t.Parallel()
+		exchangeDatagram(t, program)
+	})
+	// While the guest inside has the console open, the terminal outside is in raw mode.
+	t.Run("terminal", func(t *testing.T) {
+		t.Parallel()
+		s := startSessionOf(t, program, "run", "--emulated", imageFile(t, "console"))
+		s.see("console open")
+		// In line mode a key alone doesn't reach the guest.
+		s.typeKeys("q")
+		s.see("Q")
+		s.wantRaw()
+		s.typeKeys("\x04")
+		s.event("ended 0")
+		s.event("nothing is left")
+		s.wantBefore()
+	})
+}
 
-	// A datagram gets in, and the answer out.
-	run = exec.CommandContext(ctx, program, "run", "--emulated", "--publish", "0:5353/udp", imageFile(t, "udp"), "echo", "0.0.0.0:5353")
+// exchangeDatagram has a datagram get in, and the answer out.
+func exchangeDatagram(t *testing.T, program string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	run := exec.CommandContext(ctx, program, "run", "--emulated", "--publish", "0:5353/udp", imageFile(t, "udp"), "echo", "0.0.0.0:5353")
 	said, err := run.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -83,8 +83,8 @@ func New(t testing.TB) *World {
 	w.echo, w.datagrams = listenTwice(t)
 	w.secure, w.local = listen(t, "tcp", "127.0.0.1:0"), listen(t, "unix", filepath.Join(dir, Socket))
 	w.Echo, w.TLS = w.echo.Addr().(*net.TCPAddr).AddrPort(), w.secure.Addr().(*net.TCPAddr).AddrPort()
-	w.Input, w.hand = pipe(t)
-	w.eye, w.Output = pipe(t)
+	w.Input, w.hand = Pipe(t)
+	w.eye, w.Output = Pipe(t)
 
 	w.serve(w.echo, echo)
 	w.serve(w.local, func(c net.Conn) {
@@ -162,7 +162,8 @@ func (w *World) answerDatagrams() {
 	}
 }
 
-func pipe(t testing.TB) (r, w *os.File) {
+// Pipe is for a console whose other end the test has.
+func Pipe(t testing.TB) (r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
