@@ -300,17 +300,16 @@ func (s *watcher) lookAt(k int, now time.Duration) (woken int) {
 // sleep returns at the given time, or when the eventfd, whose descriptor is fd, says so.
 func (s *watcher) sleep(event *os.File, fd int, until time.Duration) {
 	s.sleeps.Add(1)
-	var b [8]byte
 	d := until - time.Since(s.start)
-	switch {
-	case until == forever:
-		// Neither fails, unless by the deadline: nobody else closes it.
-		_ = event.SetReadDeadline(time.Time{})
-		_, _ = event.Read(b[:])
-	case d >= deepSleep && !s.spin:
-		_ = event.SetReadDeadline(s.start.Add(until))
-		_, _ = event.Read(b[:])
-	case d > 0:
+	var deadline time.Time
+	if until != forever {
+		deadline = s.start.Add(until)
+	}
+	// Go's poller may have had no room for the eventfd: then there are no deadlines, and a Read would return at once.
+	if d >= deepSleep && (until == forever || !s.spin) && event.SetReadDeadline(deadline) == nil {
+		var b [8]byte
+		_, _ = event.Read(b[:]) // It fails by the deadline only: nobody else closes it.
+	} else if d > 0 {
 		s.nap(fd, d)
 	}
 }
