@@ -18,10 +18,13 @@ type Features struct {
 	SMAP         bool
 	RDTSCP       bool
 	XSAVE        bool
+	AVX          bool
+	KVMClock     bool // the paravirtual clock
 	X2APIC       bool
 	TSCDeadline  bool // the local APIC's TSC-deadline timer
 	InvariantTSC bool
-	PhysBits     int // bits of a guest-physical address
+	TSCScaling   bool // its time stamp counter may have another frequency than the host's
+	PhysBits     int  // bits of a guest-physical address
 
 	// Of KVM.
 	Module         string // the kernel module behind it: kvm_intel, kvm_amd, kvm_pvm; "" if it can't be told
@@ -51,9 +54,12 @@ func (f Features) Missing() []string {
 		{"SMAP", f.SMAP},
 		{"RDTSCP", f.RDTSCP},
 		{"XSAVE", f.XSAVE},
+		{"AVX", f.AVX},
+		{"kvmclock", f.KVMClock},
 		{"x2APIC", f.X2APIC},
 		{"TSC-deadline-timer", f.TSCDeadline},
 		{"invariant-TSC", f.InvariantTSC},
+		{"TSC-scaling", f.TSCScaling},
 		{"synchronised-registers", f.SyncRegs&SyncRegs != 0},
 		{"ioeventfd", f.IOEventFD},
 	} {
@@ -89,6 +95,7 @@ func (s *System) Features() (Features, error) {
 	}{
 		// The bit in CPUID follows the local APIC's place, in kernel or not, so KVM reports it as a capability.
 		{&f.TSCDeadline, gokvm.CapTSCDeadlineTimer},
+		{&f.TSCScaling, gokvm.CapTSCControl},
 		{&f.IOEventFD, gokvm.CapIOEventFD},
 		{&f.VCPUEvents, gokvm.CapVCPUEvents},
 		{&f.ReadonlyMemory, gokvm.CapReadOnlyMEM},
@@ -118,10 +125,13 @@ func featuresFromCPUID(entries []CPUIDEntry2) Features {
 		case 1:
 			f.X2APIC = e.Ecx&(1<<21) != 0
 			f.XSAVE = e.Ecx&(1<<26) != 0
+			f.AVX = e.Ecx&(1<<28) != 0
 		case 7:
 			f.FSGSBASE = e.Ebx&(1<<0) != 0
 			f.SMEP = e.Ebx&(1<<7) != 0
 			f.SMAP = e.Ebx&(1<<20) != 0
+		case 0x4000_0001:
+			f.KVMClock = e.Eax&(1<<3) != 0
 		case 0x8000_0001:
 			f.NX = e.Edx&(1<<20) != 0
 			f.GiBPages = e.Edx&(1<<26) != 0

@@ -33,6 +33,8 @@ var (
 	reqGetMPState          = request{"KVM_GET_MP_STATE", gokvm.IIOR(0x98, sizeOf[uint32]())}
 	reqSetMPState          = request{"KVM_SET_MP_STATE", gokvm.IIOW(0x99, sizeOf[uint32]())}
 	reqGetVCPUEvents       = request{"KVM_GET_VCPU_EVENTS", gokvm.IIOR(0x9f, sizeOf[VCPUEvents]())}
+	reqGetXCRS             = request{"KVM_GET_XCRS", gokvm.IIOR(0xa6, sizeOf[xcrs]())}
+	reqSetXCRS             = request{"KVM_SET_XCRS", gokvm.IIOW(0xa7, sizeOf[xcrs]())}
 	reqSetVCPUEvents       = request{"KVM_SET_VCPU_EVENTS", gokvm.IIOW(0xa0, sizeOf[VCPUEvents]())}
 )
 

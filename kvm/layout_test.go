@@ -61,6 +61,8 @@ var layouts = []struct {
 	{"struct kvm_cpuid_entry2", reflect.TypeFor[CPUIDEntry2](), map[string]string{
 		"Function": "function", "Index": "index", "Flags": "flags", "Eax": "eax", "Ebx": "ebx", "Ecx": "ecx", "Edx": "edx",
 	}},
+	{"struct kvm_xcrs", reflect.TypeFor[xcrs](), map[string]string{"Count": "nr_xcrs", "Flags": "flags", "List": "xcrs"}},
+	{"struct kvm_xcr", reflect.TypeFor[xcr](), map[string]string{"Number": "xcr", "Value": "value"}},
 	{"struct kvm_msr_entry", reflect.TypeFor[MSREntry](), map[string]string{"Index": "index", "Data": "data"}},
 	{"struct kvm_run", reflect.TypeFor[runPage](), map[string]string{
 		"control": "request_interrupt_window", "exitReason": "exit_reason", "cr8": "cr8", "apicBase": "apic_base",
@@ -97,6 +99,8 @@ var numbers = map[string]uint64{
 	"KVM_SET_MP_STATE":           uint64(reqSetMPState.number),
 	"KVM_GET_VCPU_EVENTS":        uint64(reqGetVCPUEvents.number),
 	"KVM_SET_VCPU_EVENTS":        uint64(reqSetVCPUEvents.number),
+	"KVM_GET_XCRS":               uint64(reqGetXCRS.number),
+	"KVM_SET_XCRS":               uint64(reqSetXCRS.number),
 
 	"sizeof(struct kvm_mp_state)":     uint64(sizeOf[MPState]()),
 	"sizeof(struct kvm_cpuid2)":       cpuidHeaderSize,

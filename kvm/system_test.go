@@ -127,7 +127,7 @@ func TestFeaturesFromCPUID(t *testing.T) {
 	none := Features{PhysBits: 36}
 	all := Features{
 		Vendor: "AuthenticAMD", GiBPages: true, NX: true, FSGSBASE: true, SMEP: true, SMAP: true, RDTSCP: true, XSAVE: true,
-		X2APIC: true, InvariantTSC: true, PhysBits: 48,
+		X2APIC: true, AVX: true, KVMClock: true, InvariantTSC: true, PhysBits: 48,
 	}
 	for _, test := range []struct {
 		name    string
@@ -138,8 +138,9 @@ func TestFeaturesFromCPUID(t *testing.T) {
 		{"another index", []CPUIDEntry2{{Function: 7, Index: 1, Ebx: ^uint32(0)}}, none},
 		{"all", []CPUIDEntry2{
 			{Function: 0, Ebx: 0x6874_7541, Edx: 0x6974_6e65, Ecx: 0x444d_4163},
-			{Function: 1, Ecx: 1<<21 | 1<<26},
+			{Function: 1, Ecx: 1<<21 | 1<<26 | 1<<28},
 			{Function: 7, Ebx: 1<<0 | 1<<7 | 1<<20},
+			{Function: 0x4000_0001, Eax: 1 << 3},
 			{Function: 0x8000_0001, Edx: 1<<20 | 1<<26 | 1<<27},
 			{Function: 0x8000_0007, Edx: 1 << 8},
 			{Function: 0x8000_0008, Eax: 0x3930},
@@ -149,10 +150,10 @@ func TestFeaturesFromCPUID(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", test.name, got, test.want)
 		}
 	}
-	if got := strings.Join(all.Missing(), " "); got != "TSC-deadline-timer synchronised-registers ioeventfd" {
+	if got := strings.Join(all.Missing(), " "); got != "TSC-deadline-timer TSC-scaling synchronised-registers ioeventfd" {
 		t.Errorf("missing %q", got)
 	}
-	if got := len(none.Missing()); got != 12 {
+	if got := len(none.Missing()); got != 15 {
 		t.Errorf("%d missing of none", got)
 	}
 }

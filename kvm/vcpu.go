@@ -109,6 +109,48 @@ func (v *VCPU) TSCKHz() (int, error) {
 	})
 }
 
+// SetTSCKHz sets the frequency of the vCPU's time stamp counter (section 4.55, KVM_CAP_TSC_CONTROL). Without the capability KVM takes a higher one than
+// the host's, but the counter doesn't follow.
+func (v *VCPU) SetTSCKHz(khz int) error {
+	return check(call(&v.handle, "KVM_SET_TSC_KHZ", func(fd uintptr) (uintptr, error) {
+		return 0, gokvm.SetTSCKHz(fd, uint64(khz))
+	}))
+}
+
+// xcrs is struct kvm_xcrs.
+type xcrs struct {
+	Count, Flags uint32
+	List         [16]xcr
+	_            [16]uint64
+}
+
+// xcr is struct kvm_xcr.
+type xcr struct {
+	Number, _ uint32
+	Value     uint64
+}
+
+// XCR0 returns which state components the guest may use, as XSETBV names them (section 4.77, KVM_CAP_XCRS).
+func (v *VCPU) XCR0() (uint64, error) {
+	x := new(xcrs)
+	if _, err := ioctl(&v.handle, reqGetXCRS, x); err != nil {
+		return 0, err
+	}
+	for _, r := range x.List[:min(int(x.Count), len(x.List))] {
+		if r.Number == 0 {
+			return r.Value, nil
+		}
+	}
+	return 0, nil
+}
+
+// SetXCR0 sets them (section 4.78, KVM_CAP_XCRS). EINVAL: the processor lacks one, or bit 0 is not set.
+func (v *VCPU) SetXCR0(value uint64) error {
+	x := &xcrs{Count: 1}
+	x.List[0].Value = value
+	return check(ioctl(&v.handle, reqSetXCRS, x))
+}
+
 // GetVCPUEvents returns pending exceptions, interrupts and NMIs (section 4.31, KVM_CAP_VCPU_EVENTS).
 func (v *VCPU) GetVCPUEvents() (VCPUEvents, error) {
 	events := new(VCPUEvents)

@@ -48,4 +48,6 @@ type entryState struct {
 	noExecute   bool // pages can be not executable
 	globalPages bool // page table entries can be global
 	x2APIC      bool // the local APIC is in x2APIC mode already
+	extended    bool // XSAVE may be used, where there is one, for all that AVX needs
+	tscKHz      int  // of the time stamp counter, if the guest takes it for granted; else 0
 }

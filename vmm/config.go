@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"runtime"
 	"time"
 
 	"github.com/fix-project/arcavm/relay"
@@ -20,7 +21,13 @@ import (
 // Defaults and limits of a [Config].
 const (
 	DefaultMemory = 256 << 20
-	DefaultWindow = 1 << 30
+	// DefaultRPCMemory is for guests of the older ABI, whose kernels take 2 MiB and more for each connection at work. It is what Arca's own monitor gives
+	// them, and costs what they touch.
+	DefaultRPCMemory = 16 << 30
+	// DefaultRPCCPUs is for guests of the older ABI, if the host has as many processors: with one, a connection that is idle can keep all others waiting, for these
+	// kernels spin.
+	DefaultRPCCPUs = 2
+	DefaultWindow  = 1 << 30
 	// DefaultStreamLimit is lower for a window of less than 1 GiB: one stream for each 64 KiB.
 	DefaultStreamLimit = 16384
 	DefaultLogLimit    = 256 << 10
@@ -44,9 +51,9 @@ type Config struct {
 	// Args are the guest's arguments, without the image's name, which comes first by itself.
 	Args []string
 
-	// CPUs is the number of virtual CPUs, 1 to 64. Default 1.
+	// CPUs is the number of virtual CPUs, 1 to 64. Default 1, or [DefaultRPCCPUs].
 	CPUs int
-	// Memory is the guest's RAM in bytes, a multiple of 2 MiB. Default [DefaultMemory].
+	// Memory is the guest's RAM in bytes, a multiple of 2 MiB. Default [DefaultMemory], or [DefaultRPCMemory].
 	Memory uint64
 	// Window is the shared window in bytes, a multiple of 2 MiB. It is sparse:
 	// only what rings touch is used. Default [DefaultWindow].
@@ -138,19 +145,26 @@ type ConfigError struct {
 
 func (e *ConfigError) Error() string { return e.Field + ": " + e.Reason }
 
-// withDefaults fills in what is zero and checks the rest. Errors are *ConfigError.
-func (c Config) withDefaults() (Config, error) {
+// WithDefaults fills in what is zero, as [New] does, and checks the rest. Errors are *ConfigError.
+func (c Config) WithDefaults() (Config, error) {
 	if c.Image == nil {
 		return c, &ConfigError{"image", "none given"}
 	}
 	if c.ABI == ABIOfImage && !c.Image.ABI.Known() {
 		return c, &ConfigError{"image", fmt.Sprintf("%s speaks the ABI of %v, which this monitor doesn't know", c.Image.Name, c.Image.ABI)}
 	}
+	older := c.abi() == ABIRequestResponse
 	if c.CPUs == 0 {
 		c.CPUs = 1
+		if older {
+			c.CPUs = min(DefaultRPCCPUs, runtime.NumCPU())
+		}
 	}
 	if c.Memory == 0 {
 		c.Memory = DefaultMemory
+		if older {
+			c.Memory = DefaultRPCMemory
+		}
 	}
 	if c.Window == 0 {
 		c.Window = DefaultWindow

@@ -3,6 +3,7 @@ package vmm
 import (
 	"crypto/tls"
 	"errors"
+	"runtime"
 	"testing"
 
 	"github.com/fix-project/arcavm/relay"
@@ -37,13 +38,33 @@ func TestConfigRefused(t *testing.T) {
 		{"a folder for sockets without a folder", Config{Image: img, Sockets: Share{Named: map[string]Share{"a": {}}}}, "sockets"},
 		{"no handler", Config{Image: img, Handlers: map[uint16]relay.Handler{0x8000: nil}}, "handlers"},
 	} {
-		_, err := c.cfg.withDefaults()
+		_, err := c.cfg.WithDefaults()
 		var bad *ConfigError
 		if !errors.As(err, &bad) || bad.Field != c.field {
 			t.Errorf("%s: %v, want a ConfigError about %s", c.name, err, c.field)
 		}
 	}
-	if _, err := (Config{Image: img}).withDefaults(); err != nil {
+	if _, err := (Config{Image: img}).WithDefaults(); err != nil {
 		t.Errorf("the defaults are refused: %v", err)
+	}
+}
+
+func TestDefaultsByABI(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		image  image.ABI
+		abi    ABI
+		cpus   int
+		memory uint64
+	}{
+		"by the image":        {image.ABIStream, ABIOfImage, 1, DefaultMemory},
+		"by hand":             {image.ABIRequestResponse, ABIStream, 1, DefaultMemory},
+		"the older, by image": {image.ABIRequestResponse, ABIOfImage, min(DefaultRPCCPUs, runtime.NumCPU()), DefaultRPCMemory},
+		"the older, by hand":  {image.ABIStream, ABIRequestResponse, min(DefaultRPCCPUs, runtime.NumCPU()), DefaultRPCMemory},
+	} {
+		got, err := Config{Image: &image.Image{ABI: c.image}, ABI: c.abi}.WithDefaults()
+		if err != nil || got.CPUs != c.cpus || got.Memory != c.memory {
+			t.Errorf("%s: %d CPUs, %d bytes, %v", name, got.CPUs, got.Memory, err)
+		}
 	}
 }

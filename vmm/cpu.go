@@ -59,6 +59,16 @@ func (c *cpu) setUp(cpuid []kvm.CPUIDEntry2) error {
 	if err := c.vcpu.SetSregs(s); err != nil {
 		return err
 	}
+	if entry.extended && f.AVX {
+		if err := c.vcpu.SetXCR0(xcr0X87 | xcr0SSE | xcr0AVX); err != nil {
+			return err
+		}
+	}
+	if entry.tscKHz != 0 {
+		if err := c.setTSC(entry.tscKHz); err != nil {
+			return err
+		}
+	}
 	entry.regs.RIP = c.vm.cfg.Image.Entry
 	entry.regs.RFLAGS = rflagsReserved
 	if err := c.vcpu.SetRegs(entry.regs); err != nil {
@@ -87,8 +97,11 @@ const (
 
 	cr4PAE, cr4PGE                     = 1 << 5, 1 << 7
 	cr4OSFXSR, cr4OSXMMEXCPT           = 1 << 9, 1 << 10
-	cr4FSGSBase, cr4SMEP, cr4SMAP      = 1 << 16, 1 << 20, 1 << 21
+	cr4FSGSBase, cr4OSXSAVE            = 1 << 16, 1 << 18
+	cr4SMEP, cr4SMAP                   = 1 << 20, 1 << 21
 	eferSCE, eferLME, eferLMA, eferNXE = 1 << 0, 1 << 8, 1 << 10, 1 << 11
+
+	xcr0X87, xcr0SSE, xcr0AVX = 1 << 0, 1 << 1, 1 << 2
 
 	apicBase, apicBSP, apicX2, apicEnable = 0xFEE0_0000, 1 << 8, 1 << 10, 1 << 11
 )
@@ -103,6 +116,9 @@ func enterLongMode(s *kvm.Sregs, f kvm.Features, e entryState, bsp bool) {
 	}
 	if f.FSGSBASE {
 		s.CR4 |= cr4FSGSBase
+	}
+	if e.extended && f.XSAVE {
+		s.CR4 |= cr4OSXSAVE
 	}
 	if f.SMEP {
 		s.CR4 |= cr4SMEP
@@ -159,6 +175,17 @@ func cpuidFor(i, cpus int, supported []kvm.CPUIDEntry2, f kvm.Features) []kvm.CP
 		}
 	}
 	return entries
+}
+
+// setTSC gives the time stamp counter a frequency. Where the processor can't, the guest is wrong about durations.
+func (c *cpu) setTSC(khz int) error {
+	if c.vm.features.TSCScaling {
+		return c.vcpu.SetTSCKHz(khz)
+	}
+	if c.index == 0 {
+		c.vm.cfg.Logger.Debug("the guest's time stamp counter has the host's frequency, not the one that it takes for granted", "kHz", khz)
+	}
+	return nil
 }
 
 func (c *cpu) tscHz() (uint64, error) {

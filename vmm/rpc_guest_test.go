@@ -10,8 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -290,6 +292,36 @@ func rpcEcho(addr string, seed int) error {
 		err = fmt.Errorf("%d bytes came back for %d, or other ones", len(got), len(body))
 	}
 	return errors.Join(err, <-sent)
+}
+
+// The kernels of this ABI convert their time stamp counter by a frequency that they take for granted.
+func TestRPCTimeStamps(t *testing.T) {
+	g := rpcBoot(t, vmm.Config{}, "rpc-clock", "127.0.0.1", "0")
+	addr := g.Addr().String()
+	stamp := func() (stamp uint64, before, after time.Time) {
+		before = time.Now()
+		text, err := io.ReadAll(dial(t, addr))
+		after = time.Now()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if stamp, err = strconv.ParseUint(string(text), 10, 64); err != nil {
+			t.Fatal(err)
+		}
+		return stamp, before, after
+	}
+	first, earliest, latest := stamp()
+	last, before, after := stamp()
+	for before.Sub(latest) < 200*time.Millisecond {
+		last, before, after = stamp()
+	}
+	seconds := float64(last-first) / 4_294_967_000
+	low, high := 0.95*before.Sub(latest).Seconds(), 1.05*after.Sub(earliest).Seconds()
+	right := low <= seconds && seconds <= high
+	warned := strings.Contains(g.Log(), "time stamp counter has the host's frequency")
+	if right == warned {
+		t.Errorf("the guest's counter says %.3f seconds, which were %.3f to %.3f; its user was told that it is wrong: %v", seconds, low, high, warned)
+	}
 }
 
 // A large transfer crosses the ends of rings.

@@ -15,6 +15,9 @@ import (
 // rpcStackSize is the size of each CPU's stack.
 const rpcStackSize = 2 << 20
 
+// rpcTSCKHz is the frequency by which these kernels convert their time stamp counter.
+const rpcTSCKHz = 4_294_967
+
 // Pins of the I/O APIC that these guests know; each has the GSI of its number.
 const (
 	rpcSignalPin = 0 // only for a guest that has notified
@@ -54,6 +57,7 @@ func (a *rpcABI) check() error {
 		{f.RDTSCP, "RDTSCP"},
 		{f.SMAP, "SMAP"},
 		{f.X2APIC, "x2APIC"},
+		{f.KVMClock, "kvmclock"},
 	} {
 		if !need.has {
 			missing = append(missing, need.name)
@@ -155,6 +159,8 @@ func (a *rpcABI) entry(i int) entryState {
 	return entryState{
 		tables:      a.tables,
 		globalPages: true,
+		extended:    true,
+		tscKHz:      rpcTSCKHz,
 		regs: kvm.Regs{
 			RSP: directMap + a.stacks[i] + rpcStackSize,
 			RDI: uint64(a.vm.cfg.CPUs),

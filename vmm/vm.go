@@ -62,7 +62,7 @@ type outcome struct {
 func New(cfg Config) (_ *VM, err error) {
 	v := &VM{ended: make(chan struct{}), done: make(chan struct{})}
 	v.timing.start = time.Now()
-	if v.cfg, err = cfg.withDefaults(); err != nil {
+	if v.cfg, err = cfg.WithDefaults(); err != nil {
 		return nil, err
 	}
 	if err := checkArgs(v.cfg.Args); err != nil {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/fix-project/arcavm/emulated"
@@ -68,6 +69,17 @@ func TestRunEmulated(t *testing.T) {
 	t.Run("UDP", func(t *testing.T) {
 		t.Parallel()
 		exchangeDatagram(t, program)
+	})
+	// An older image's kernel can't be trusted with a request to stop that a program makes.
+	t.Run("SIGTERM, older ABI", func(t *testing.T) {
+		t.Parallel()
+		cmd := exec.CommandContext(t.Context(), program, "run", "--emulated", imageFile(t, "rpc-httpd"), "127.0.0.1", "8080")
+		r := startCommand(t, cmd, cmd.StderrPipe)
+		r.line("serving on 1 CPUs")
+		r.signal(syscall.SIGTERM)
+		if code := r.exitCode(); code != 143 {
+			t.Errorf("code %d, want 143", code)
+		}
 	})
 	// While the guest inside has the console open, the terminal outside is in raw mode.
 	t.Run("terminal", func(t *testing.T) {

@@ -9,9 +9,11 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/vmm"
@@ -21,6 +23,7 @@ import (
 // machine is what run and demo have in common: a virtual machine's flags, and its run on a terminal.
 type machine struct {
 	streams  streams
+	flags    *pflag.FlagSet
 	cpus     int
 	memory   size
 	window   size
@@ -37,7 +40,6 @@ type machine struct {
 func newMachine(s streams) *machine {
 	return &machine{
 		streams: s,
-		memory:  vmm.DefaultMemory,
 		window:  vmm.DefaultWindow,
 		level:   choice{value: "info", choices: logLevels},
 		format:  choice{value: "text", choices: logFormats},
@@ -47,8 +49,9 @@ func newMachine(s streams) *machine {
 
 func (m *machine) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.IntVar(&m.cpus, "cpus", 1, fmt.Sprintf("give the guest `N` virtual CPUs, 1 to %d", vmm.MaxCPUs))
-	f.Var(&m.memory, "mem", "RAM, a multiple of 2M")
+	m.flags = f
+	f.IntVar(&m.cpus, "cpus", 0, fmt.Sprintf("give the guest `N` virtual CPUs, 1 to %d (default 1, rpc images %d)", vmm.MaxCPUs, vmm.DefaultRPCCPUs))
+	f.Var(&m.memory, "mem", "RAM, a multiple of 2M; it costs only what is in use (default 256M,\nrpc images 16G)")
 	f.Var(&m.window, "window", "memory shared with the guest for its streams, a multiple of 2M;\nit costs only what is in use")
 	f.Var(&m.level, "log-level", "least important log records to show")
 	f.Var(&m.format, "log-format", "how log records are written to stderr")
@@ -75,8 +78,11 @@ func spareProcessor(cpus int) {
 // boot runs the image to its end. A guest's exit code other than 0 is a codeError without a text.
 func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.Share) (err error) {
 	started := processStart()
-	if m.cpus < 1 {
-		return usageError("--cpus: %d is not in 1 to %d", m.cpus, vmm.MaxCPUs)
+	if m.flags.Changed("cpus") && m.cpus == 0 {
+		return usageError("--cpus: 0 is not in 1 to %d", vmm.MaxCPUs)
+	}
+	if m.flags.Changed("mem") && m.memory == 0 {
+		return usageError("--mem: a guest needs some")
 	}
 	signals := catchSignals()
 	defer signals.release()
@@ -99,7 +105,10 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 		cfg.Network = m.policy
 	}
 	m.limits.apply(&cfg)
-	spareProcessor(m.cpus)
+	if cfg, err = cfg.WithDefaults(); err != nil {
+		return err
+	}
+	spareProcessor(cfg.CPUs)
 	vm, err := vmm.New(cfg)
 	if err != nil {
 		return err
@@ -114,7 +123,12 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	signals.attend(func() {
+	asking := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if speaksRPC(img, abi) {
+		// Their kernels take the request as a hint to report, and go on or hang.
+		asking = asking[:1]
+	}
+	signals.attend(asking, func() {
 		m.hint(logger, "asking the guest to stop; press Ctrl-C again to end it at once")
 		vm.Stop()
 	}, cancel, term.restore)

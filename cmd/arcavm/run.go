@@ -43,7 +43,8 @@ as long as it does, a terminal hands it each key as it is typed. Log records, th
 guest's and arcavm's, go to stderr. The exit code is the guest's. If the guest dies, a
 report goes to stderr and the exit code is 70.
 
-The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once.`,
+The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once. An rpc
+image can't be asked by SIGTERM, which ends it.`,
 		Example: `  arcavm run kernel.elf
   arcavm run --cpus 4 --mem 1G kernel.elf --listen 127.0.0.1:8080
   arcavm run --share ./www httpd.elf
@@ -115,7 +116,7 @@ The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once
 
 // refuseStreamOnly refuses what guests of the older ABI can't make use of.
 func refuseStreamOnly(flags *pflag.FlagSet, limits limitFlag, img *image.Image, abi string) error {
-	if abi == "stream" || abi == "auto" && img.ABI != image.ABIRequestResponse {
+	if !speaksRPC(img, abis[abi]) {
 		return nil
 	}
 	var useless []string
@@ -133,6 +134,11 @@ func refuseStreamOnly(flags *pflag.FlagSet, limits limitFlag, img *image.Image, 
 		return usageError("--%s: %s speaks the older request/response ABI, which can't make use of it; leave it out", useless[0], oneLine(img.Name))
 	}
 	return nil
+}
+
+// speaksRPC reports whether an image is run by the older request/response ABI.
+func speaksRPC(img *image.Image, abi vmm.ABI) bool {
+	return abi == vmm.ABIRequestResponse || abi == vmm.ABIOfImage && img.ABI == image.ABIRequestResponse
 }
 
 // abis are the values of --abi.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -29,35 +30,42 @@ func catchSignals() *signals {
 	return s
 }
 
-// attend calls stop at the first signal and cancel at the second. A stop that blocks, because nobody reads what it
-// prints, doesn't hold up the second. If the process is to end without its caller, restore comes before.
-func (s *signals) attend(stop func(), cancel context.CancelCauseFunc, restore func()) {
+// attend calls stop at the first signal, if it is one of asking, and cancel at any other and at the second. A stop that blocks, because nobody reads what
+// it prints, doesn't hold up the second. If the process is to end without its caller, restore comes before.
+func (s *signals) attend(asking []os.Signal, stop func(), cancel context.CancelCauseFunc, restore func()) {
 	s.wg.Go(func() {
+		caught, ok := s.next()
+		if ok && slices.Contains(asking, caught) {
+			go stop()
+			caught, ok = s.next()
+		}
+		if !ok {
+			return
+		}
+		code := exitSignal + int(syscall.SIGINT)
+		if number, ok := caught.(syscall.Signal); ok {
+			code = exitSignal + int(number)
+		}
+		cancel(&codeError{code: code})
 		select {
 		case <-s.done:
 			return
 		case <-s.caught:
+		case <-time.After(stopPatience):
 		}
-		go stop()
-		select {
-		case <-s.done:
-			return
-		case second := <-s.caught:
-			code := exitSignal + int(syscall.SIGINT)
-			if number, ok := second.(syscall.Signal); ok {
-				code = exitSignal + int(number)
-			}
-			cancel(&codeError{code: code})
-			select {
-			case <-s.done:
-				return
-			case <-s.caught:
-			case <-time.After(stopPatience):
-			}
-			restore()
-			os.Exit(code)
-		}
+		restore()
+		os.Exit(code)
 	})
+}
+
+// next waits for a signal. It reports false when there is nothing to wait for any more.
+func (s *signals) next() (os.Signal, bool) {
+	select {
+	case <-s.done:
+		return nil, false
+	case caught := <-s.caught:
+		return caught, true
+	}
 }
 
 // release gives signals their usual effect back.

@@ -20,7 +20,7 @@ struct cpuid {
 };
 
 static struct cpuid cpuid(u32 leaf) {
-	struct cpuid r = {.a = leaf};
+	struct cpuid r = {.a = leaf, .c = 0};
 	asm volatile("cpuid" : "+a"(r.a), "=b"(r.b), "+c"(r.c), "=d"(r.d));
 	return r;
 }
@@ -46,6 +46,9 @@ static void check_entry(const struct percpu *c) {
 	require((c->cr0 & (cr0 | EM)) == cr0, "CR0");
 	require((c->cr4 & cr4) == cr4, "CR4");
 	require((c->efer & (efer | NXE)) == efer, "EFER");
+	/* Newer kernels use AVX. */
+	if (cpuid(1).c >> 26 & 1)
+		require(c->cr4 >> 18 & 1, "CR4: OSXSAVE");
 	require(c->cs == 8 && c->ds == 16 && c->es == 16 && c->fs == 16 && c->gs == 16, "segments");
 	require(e->rflags == 2 && e->rbp == 0, "RFLAGS 2, RBP 0");
 	require(e->rsp % 4096 == 0 && e->rsp >= (u64)at(2 << 20) && e->rsp <= (u64)at(ram_size()), "RSP");
@@ -53,8 +56,14 @@ static void check_entry(const struct percpu *c) {
 	require(c == cpus[0] || e->rsp != first->rsp, "a stack for each CPU");
 }
 
-static void check_number(void) {
+static void check_registers(void) {
+	enum { AVX = 1 << 28, OSXSAVE = 1 << 27, X87_SSE_AVX = 7 };
 	u32 low, high, number;
+
+	if ((cpuid(1).c & (AVX | OSXSAVE)) == (AVX | OSXSAVE)) {
+		asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+		require(low == X87_SSE_AVX && high == 0, "XCR0: x87, SSE, AVX");
+	}
 	asm volatile("rdtscp" : "=a"(low), "=d"(high), "=c"(number));
 	require(number == this_cpu()->index, "TSC_AUX is the CPU's number");
 }
@@ -64,7 +73,7 @@ i32 program_main(void) {
 	for (u32 i = 0; i < cpu_count; i++)
 		check_entry(cpus[i]);
 	if (cpuid(0x80000001).d >> 27 & 1)
-		run_everywhere(check_number);
+		run_everywhere(check_registers);
 	log(LOG_INFO, "%u CPUs checked, %u things missing", (u64)cpu_count, (u64)missing);
 	return missing ? 1 : 0;
 }

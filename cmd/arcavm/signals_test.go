@@ -1,0 +1,53 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"syscall"
+	"testing"
+)
+
+// Which signals ask the guest to stop before one ends it.
+func TestAttend(t *testing.T) {
+	t.Parallel()
+	both, interrupt := []os.Signal{os.Interrupt, syscall.SIGTERM}, []os.Signal{os.Interrupt}
+	for name, c := range map[string]struct {
+		asking []os.Signal
+		sent   []os.Signal
+		asked  bool
+		code   int // 0: not ended
+	}{
+		"Ctrl-C":                     {both, []os.Signal{os.Interrupt}, true, 0},
+		"SIGTERM":                    {both, []os.Signal{syscall.SIGTERM}, true, 0},
+		"Ctrl-C twice":               {both, []os.Signal{os.Interrupt, os.Interrupt}, true, 130},
+		"SIGTERM after Ctrl-C":       {both, []os.Signal{os.Interrupt, syscall.SIGTERM}, true, 143},
+		"Ctrl-C alone":               {interrupt, []os.Signal{os.Interrupt}, true, 0},
+		"SIGTERM that asks for none": {interrupt, []os.Signal{syscall.SIGTERM}, false, 143},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &signals{caught: make(chan os.Signal), done: make(chan struct{})}
+			ctx, cancel := context.WithCancelCause(t.Context())
+			asked := make(chan struct{}, 1)
+			s.attend(c.asking, func() { asked <- struct{}{} }, cancel, func() { t.Error("the process would have ended by itself") })
+			for i, sig := range c.sent {
+				s.caught <- sig
+				if i == 0 && c.asked {
+					<-asked
+				}
+			}
+			if c.code != 0 {
+				<-ctx.Done()
+			}
+			s.release()
+			var end *codeError
+			if errors.As(context.Cause(ctx), &end); c.code != 0 && (end == nil || end.code != c.code) || c.code == 0 && end != nil {
+				t.Errorf("the VM's end is %v, want code %d", context.Cause(ctx), c.code)
+			}
+			if len(asked) > 0 {
+				t.Error("the guest was asked to stop")
+			}
+		})
+	}
+}
