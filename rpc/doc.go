@@ -12,7 +12,12 @@
 //
 // These guests never signal: a [Server] has to look. One goroutine looks at all rings whose guest owes a message, at a ring that has just been busy
 // after microseconds, at one that has been quiet less and less. Rings where the monitor owes the message are not looked at. A guest that notifies even
-// once is looked at only when it notifies, and gets interrupts, from then on.
+// once is looked at only when it notifies, and gets interrupts (GSI 0), from then on.
+//
+// Newer kernels ring a doorbell instead: a write of 8 bytes to the physical address behind RAM, of twice a pipe's number when they have written to it or
+// dropped that end, and one more when they have read from it. The control pipe's number is 0. The message that names a new pipe has both values after the four that it always
+// had, and the guest gets GSI 2 for each response, each request that was taken, and each end that the monitor drops. A guest is of that kind if the doorbell rings, which it
+// does before the first request is whole.
 //
 // A pipe is served by a goroutine of its own, which sleeps while there is nothing to do; a pipe that waits for a peer or a disk keeps no other from
 // going on. Bytes of files and connections go from ring memory to the kernel and back without a copy in between.
@@ -31,6 +36,6 @@
 //
 // # Locks
 //
-// In the order in which they are taken: allocator.mu, then the allocator's lock in guest memory. Server.mu and watcher.mu are taken alone. No lock
+// In the order in which they are taken: allocator.mu, then the allocator's lock in guest memory. Server.mu, watcher.mu and nudge.mu are taken alone. No lock
 // is held while a pipe waits. A ring belongs to the goroutine that serves its pipe.
 package rpc

@@ -14,8 +14,14 @@ import (
 func TestNotifications(t *testing.T) {
 	t.Parallel()
 	_, share := shared(t, true)
-	var signals atomic.Int64
-	m := newMachine(t, rpc.Options{Share: share, Signal: func() { signals.Add(1) }})
+	var signals, others atomic.Int64
+	m := newMachine(t, rpc.Options{Share: share, Signal: func(gsi uint32) {
+		if gsi == rpc.SignalGSI {
+			signals.Add(1)
+		} else {
+			others.Add(1)
+		}
+	}})
 	f, _ := m.Open("f", message.Mode{Read: true, Write: true, Create: true})
 	f.Write(pattern(100))
 	if n := signals.Load(); n != 0 {
@@ -52,6 +58,56 @@ func TestNotifications(t *testing.T) {
 	l.Close()
 	f.Close()
 	m.settled(t)
+	if n := others.Load(); n != 0 {
+		t.Errorf("%d signals that this guest doesn't know", n)
+	}
+}
+
+// TestDoorbell lets a guest ring the doorbell from its first request on: pipes have numbers then, none twice, and the guest gets signals of its own kind, for a pipe's end, too.
+func TestDoorbell(t *testing.T) {
+	t.Parallel()
+	_, share := shared(t, true)
+	var signals, others atomic.Int64
+	m := newMachine(t, rpc.Options{Share: share, Signal: func(gsi uint32) {
+		if gsi == rpc.DoorbellGSI {
+			signals.Add(1)
+		} else {
+			others.Add(1)
+		}
+	}})
+	m.NotifyRead, m.NotifyWrite = m.server.Doorbell, m.server.Doorbell
+	seen := map[uint64]bool{}
+	numbered := func(n uint64) {
+		t.Helper()
+		if n == 0 || seen[n] {
+			t.Errorf("a pipe has number %d", n)
+		}
+		seen[n] = true
+	}
+	f, _ := m.Open("f", create)
+	numbered(f.Doorbell())
+	f.Write(pattern(5 << 20))
+	l, address := m.listen(t)
+	numbered(l.Doorbell())
+	dial(t, address)
+	s := l.Accept()
+	numbered(s.Doorbell())
+	m.until(t, "the monitor to be asleep", asleep(m.server))
+	looks := m.server.Stats().Looks
+	<-time.After(5 * time.Millisecond)
+	if n := m.server.Stats().Looks; n != looks {
+		t.Errorf("%d looks without a doorbell", n-looks)
+	}
+	before := signals.Load()
+	s.Close()
+	l.Close()
+	f.Close()
+	m.settled(t)
+	// An answer and an end each, and what follows in case one was lost.
+	m.until(t, "signals for the ends", func() bool { return signals.Load() >= before+6+3 })
+	if n := others.Load(); n != 0 {
+		t.Errorf("%d signals that this guest doesn't know", n)
+	}
 }
 
 // asleep reports whether the monitor has not looked at anything for a while.

@@ -20,6 +20,7 @@ type pipe struct {
 	requests  *ring
 	responses *ring
 	wake      chan struct{}
+	doorbell  uint64 // the pipe's number, for a guest that rings the doorbell; else 0
 	buf       [64]byte
 }
 
@@ -28,6 +29,7 @@ func (p *pipe) place() message.Pipe {
 	return message.Pipe{
 		RxOffset: p.responses.offset(), RxLength: p.responses.length(),
 		TxOffset: p.requests.offset(), TxLength: p.requests.length(),
+		Doorbell: p.doorbell,
 	}
 }
 

@@ -68,9 +68,16 @@ type Options struct {
 	// the Server.
 	OnBroken func(error)
 
-	// Signal raises GSI 0. It is called only after the guest has shown by a notification that it knows this interrupt. It must not wait.
-	Signal func()
+	// Signal raises an interrupt, [SignalGSI] or [DoorbellGSI]. It is called only after the guest has shown that it knows this one, by a notification or by
+	// the doorbell. It must not wait.
+	Signal func(gsi uint32)
 }
+
+// What tells a guest that rings have changed.
+const (
+	SignalGSI   = 0 // guests that notify by hypercalls
+	DoorbellGSI = 2 // guests that ring the doorbell
+)
 
 // Network connects and listens as package net does.
 type Network interface {
@@ -100,6 +107,10 @@ type Server struct {
 	watcher *watcher
 	control *pipe
 
+	doorbell  atomic.Bool   // the guest rings it
+	doorbells atomic.Uint64 // how many pipes have a number
+	nudge     nudge
+
 	mu      sync.Mutex
 	open    int
 	serving bool
@@ -120,6 +131,7 @@ func New(o Options) (*Server, error) {
 		o: o, log: o.Logger, watcher: newWatcher(),
 		bytes: limit.NewRate(o.Limits.Bytes, 1), calls: make(chan struct{}, maxFileCalls),
 	}
+	s.nudge.raise = func() { o.Signal(DoorbellGSI) }
 	var err error
 	if s.alloc, err = newAllocator(o.RAM, o.Reserved, s.allocatorBroken); err != nil {
 		return nil, err
@@ -158,12 +170,26 @@ func (s *Server) NotifyWrite(uint64) error {
 	return nil
 }
 
+// Doorbell is what newer kernels of this ABI do instead of the hypercalls, from their first request on: they write 8 bytes to the physical address behind RAM, which says
+// that some ring has changed. The number of pipe and direction is ignored. Otherwise as [Server.NotifyRead].
+func (s *Server) Doorbell() {
+	// Before the request that it is for can be answered: its first 8 bytes have come, no more.
+	s.doorbell.Store(true)
+	s.watcher.notify()
+}
+
 // signal tells a guest that knows the interrupt that a ring has changed.
 func (s *Server) signal() {
-	if s.watcher.notified.Load() && s.o.Signal != nil {
-		s.signals.Add(1)
-		s.o.Signal()
+	if !s.watcher.notified.Load() || s.o.Signal == nil {
+		return
 	}
+	s.signals.Add(1)
+	if s.doorbell.Load() {
+		s.o.Signal(DoorbellGSI)
+		s.nudge.signalled()
+		return
+	}
+	s.o.Signal(SignalGSI)
 }
 
 // Serve serves until ctx is done. Then it closes what is open, and returns when every goroutine that it started has ended and every pipe's memory has
@@ -187,6 +213,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	err := s.watcher.run()
 	cancel()
 	s.running.Wait()
+	s.nudge.stop()
 	if err != nil {
 		return fmt.Errorf("looking for requests: %w", err)
 	}
@@ -227,7 +254,11 @@ func (s *Server) newPipe(requests, responses, share uint64) (*pipe, error) {
 		return nil, err
 	}
 	s.opened.Add(1)
-	return &pipe{server: s, requests: rq, responses: rs, wake: make(chan struct{}, 1)}, nil
+	p := &pipe{server: s, requests: rq, responses: rs, wake: make(chan struct{}, 1)}
+	if s.doorbell.Load() {
+		p.doorbell = s.doorbells.Add(1)
+	}
+	return p, nil
 }
 
 // start serves a pipe that the guest has been told of on a goroutine that Serve waits for. serve returns nil after a Close that it has acknowledged, and
@@ -246,6 +277,9 @@ func (s *Server) start(ctx context.Context, kind string, p *pipe, serve func(con
 func (s *Server) end(kind string, p *pipe, err error) {
 	cerr := p.close(err == nil)
 	defer s.closed()
+	if !errors.Is(err, errStopped) {
+		s.signal()
+	}
 	switch {
 	case errors.Is(err, errStopped):
 	case err == nil, err == io.EOF:

@@ -29,6 +29,8 @@ type abi interface {
 	// notifyRead and notifyWrite are the hypercalls. They don't block.
 	notifyRead(id uint64) error
 	notifyWrite(id uint64) error
+	// write is the guest's write to physical memory that isn't there. It reports whether it means something.
+	write(address uint64, data []byte) bool
 	// stop asks the guest to end. It reports whether the request arrived.
 	stop() (bool, error)
 

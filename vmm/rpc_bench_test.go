@@ -29,7 +29,7 @@ func BenchmarkRPCHello(b *testing.B) {
 
 // BenchmarkRPCRequests is a web server's requests per second, each on a connection of its own.
 func BenchmarkRPCRequests(b *testing.B) {
-	for _, notify := range []string{"", "--notify"} {
+	for _, notify := range []string{"", "--notify", "--doorbell"} {
 		for _, cpus := range []int{1, 2} {
 			for _, clients := range []int{1, 32} {
 				b.Run(fmt.Sprintf("%s/%d CPUs/%d clients", notify, cpus, clients), func(b *testing.B) {

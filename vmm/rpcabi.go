@@ -20,19 +20,21 @@ const rpcTSCKHz = 4_294_967
 
 // Pins of the I/O APIC that these guests know; each has the GSI of its number.
 const (
-	rpcSignalPin = 0 // only for a guest that has notified
-	rpcStopPin   = 1
-	ioapicPins   = 24
+	rpcSignalPin   = rpc.SignalGSI
+	rpcStopPin     = 1
+	rpcDoorbellPin = rpc.DoorbellGSI
+	ioapicPins     = 24
 )
 
 // rpcABI is Arca's older request/response ABI. Package rpc has the guest's
 // requests; here is how its virtual machine looks.
 type rpcABI struct {
-	vm           *VM
-	server       *rpc.Server
-	tables       uint64
-	stacks       []uint64
-	signal, quit int // eventfds of the two pins; -1 before connect
+	vm     *VM
+	server *rpc.Server
+	tables uint64
+	stacks []uint64
+
+	signal, quit, doorbell int // eventfds of the pins; -1 before connect
 }
 
 // MissingError says that KVM lacks what guests of the request/response ABI can't do without.
@@ -97,7 +99,7 @@ func (a *rpcABI) load() (err error) {
 		OnBroken: func(err error) {
 			v.end(outcome{err: &CrashError{CPU: -1, Reason: err.Error(), Log: v.log.tail(), cause: err}})
 		},
-		Signal: func() { _, _ = unix.Write(a.signal, eventfdOne) },
+		Signal: a.raise,
 	})
 	if err != nil {
 		return &ConfigError{"memory", err.Error()}
@@ -113,6 +115,14 @@ func (a *rpcABI) load() (err error) {
 		a.stacks = append(a.stacks, stack)
 	}
 	return a.writeTables()
+}
+
+func (a *rpcABI) raise(gsi uint32) {
+	fd := a.signal
+	if gsi == rpcDoorbellPin {
+		fd = a.doorbell
+	}
+	_, _ = unix.Write(fd, eventfdOne)
 }
 
 // alloc takes memory from the guest's own allocator and returns its physical address.
@@ -150,6 +160,9 @@ func (a *rpcABI) connect() (err error) {
 	if a.signal, err = newIRQFD(a.vm.vm, rpcSignalPin); err != nil {
 		return err
 	}
+	if a.doorbell, err = newIRQFD(a.vm.vm, rpcDoorbellPin); err != nil {
+		return err
+	}
 	a.quit, err = newIRQFD(a.vm.vm, rpcStopPin)
 	return err
 }
@@ -179,6 +192,15 @@ func (a *rpcABI) notifyRead(id uint64) error { return a.server.NotifyRead(id) }
 
 func (a *rpcABI) notifyWrite(id uint64) error { return a.server.NotifyWrite(id) }
 
+// write knows the doorbell: 8 bytes behind RAM.
+func (a *rpcABI) write(address uint64, data []byte) bool {
+	if address != ramBase+a.vm.cfg.Memory || len(data) != 8 {
+		return false
+	}
+	a.server.Doorbell()
+	return true
+}
+
 // stop always counts as arrived: what becomes of it is up to the guest's I/O APIC.
 func (a *rpcABI) stop() (bool, error) {
 	_, _ = unix.Write(a.quit, eventfdOne)
@@ -195,7 +217,7 @@ func (a *rpcABI) stats(s *Stats) {
 }
 
 func (a *rpcABI) free() error {
-	for _, fd := range []*int{&a.signal, &a.quit} {
+	for _, fd := range []*int{&a.signal, &a.quit, &a.doorbell} {
 		if *fd >= 0 {
 			unix.Close(*fd)
 			*fd = -1

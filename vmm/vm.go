@@ -70,7 +70,7 @@ func New(cfg Config) (_ *VM, err error) {
 	}
 	v.guest = &streamABI{vm: v}
 	if v.cfg.abi() == ABIRequestResponse {
-		v.guest = &rpcABI{vm: v, signal: -1, quit: -1}
+		v.guest = &rpcABI{vm: v, signal: -1, quit: -1, doorbell: -1}
 	}
 	v.log.logger, v.log.first = v.cfg.Logger, func() { v.timing.mark("first log record of the guest") }
 	v.log.bytes = limit.NewRate(v.cfg.LogLimit, logBurst)

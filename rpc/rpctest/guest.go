@@ -45,12 +45,13 @@ func (g *Guest) notifyWrite() {
 type Pipe struct {
 	guest  *Guest
 	rx, tx ring
+	bell   uint64
 	buf    []byte
 }
 
 func (g *Guest) attach(m message.Pipe) *Pipe {
 	assert(m.RxOffset%16 == 0 && m.TxOffset%16 == 0, "rings are aligned")
-	p := &Pipe{guest: g, rx: ring{guest: g, off: m.RxOffset, len: m.RxLength}, tx: ring{guest: g, off: m.TxOffset, len: m.TxLength}}
+	p := &Pipe{guest: g, rx: ring{guest: g, off: m.RxOffset, len: m.RxLength}, tx: ring{guest: g, off: m.TxOffset, len: m.TxLength}, bell: m.Doorbell}
 	for _, r := range []*ring{&p.rx, &p.tx} {
 		assert(word(g.RAM, r.off-16).Load() == 2 && word(g.RAM, r.off-8).Load() == 1, "a ring comes with two references")
 	}
@@ -123,6 +124,9 @@ func (p *Pipe) RxLength() uint64 { return p.rx.len }
 
 // TxLength is that of the ring that the guest writes.
 func (p *Pipe) TxLength() uint64 { return p.tx.len }
+
+// Doorbell is the pipe's number for a guest that rings the doorbell, 0 for others.
+func (p *Pipe) Doorbell() uint64 { return p.bell }
 
 // Store writes a word of RAM, as a guest may at any time.
 func (g *Guest) Store(off, v uint64) { word(g.RAM, off).Store(v) }

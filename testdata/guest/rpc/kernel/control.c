@@ -25,7 +25,11 @@ static u8 ask(struct message *m) {
 /* The kernel's own arguments are not the program's. */
 static void add_arg(struct text t, char **room) {
 	if (text_equal(t, "--notify")) {
-		notifying = 1;
+		notifying = HYPERCALLS;
+		return;
+	}
+	if (text_equal(t, "--doorbell")) {
+		use_doorbell();
 		return;
 	}
 	assert_that(arg_count < MAX_ARGS && t.length <= (u64)(arg_bytes + ARG_ROOM - *room), "room for arguments");
@@ -38,7 +42,7 @@ void control_init(const struct entry *e) {
 	struct message m;
 	char *room = arg_bytes;
 
-	pipe_attach(&control, e->rx, e->rx_length, e->tx, e->tx_length);
+	pipe_attach(&control, e->rx, e->rx_length, e->tx, e->tx_length, 0);
 	message_new(&m, 1);
 	put_varint(&m, GET_ARGS);
 	assert_that(ask(&m) == ARGS, "GetArgs is answered by Args");
@@ -69,12 +73,6 @@ void control_stop(void) {
 		assert_that(!memcmp(answer, ack, sizeof ack), "Exit is answered by Ack");
 	}
 	hypercall_exit(0);
-}
-
-static void take_pipe(struct message *m, struct pipe *p) {
-	u64 rx = get_varint(m), rx_length = get_varint(m), tx = get_varint(m), tx_length = get_varint(m);
-	message_end(m);
-	pipe_attach(p, rx, rx_length, tx, tx_length);
 }
 
 static int take_error(struct message *m) {

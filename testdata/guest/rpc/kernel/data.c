@@ -79,9 +79,7 @@ void listener_accept(struct pipe *listener, struct pipe *stream) {
 	message_new(&m, 1);
 	put_varint(&m, LISTENER_ACCEPT);
 	ask(listener, &m, LISTENER_PIPE);
-	u64 rx = get_varint(&m), rx_length = get_varint(&m), tx = get_varint(&m), tx_length = get_varint(&m);
-	message_end(&m);
-	pipe_attach(stream, rx, rx_length, tx, tx_length);
+	take_pipe(&m, stream);
 }
 
 void listener_close(struct pipe *p) { close(p, LISTENER_CLOSE, LISTENER_ACK); }

@@ -68,3 +68,13 @@ void pipe_request(struct pipe *p, struct message *m) {
 	message_new(m, n);
 	pipe_read(p, m->start, n);
 }
+
+void take_pipe(struct message *m, struct pipe *p) {
+	u64 rx = get_varint(m), rx_length = get_varint(m), tx = get_varint(m), tx_length = get_varint(m), doorbell = 0;
+	if (notifying == DOORBELL) {
+		doorbell = get_varint(m);
+		assert_that(doorbell && doorbell % 2 == 0 && get_varint(m) == doorbell + 1, "numbers of the doorbell");
+	}
+	message_end(m);
+	pipe_attach(p, rx, rx_length, tx, tx_length, doorbell);
+}

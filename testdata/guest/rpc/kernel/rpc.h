@@ -25,6 +25,8 @@ void hypercall_memclr(void *to, u64 n);
 u64 symbol(char *to, u64 cap, u64 address);
 void notify_read(u64 ring);
 void notify_write(u64 ring);
+/* The pipe's number, twice; one more says that the kernel has read, not written. */
+void ring_doorbell(u64 number);
 
 static inline void assert_that(int ok, const char *what) {
 	if (!ok)
@@ -67,9 +69,14 @@ static inline struct percpu *this_cpu(void) {
 /* Runs f on every CPU at once, this one included, and waits until all have returned. */
 void run_everywhere(void (*f)(void));
 
-/* Set from --notify on: the kernel announces what it does to rings, knows vector 0x30, and waits by halting. */
+/*
+ * How the kernel announces what it does to rings: not at all; from --notify on by hypercalls, and then it knows vector 0x30; from --doorbell on, as newer ones
+ * do, by writes behind RAM, and then it knows vector 0x32. In both it waits by halting.
+ */
+enum { HYPERCALLS = 1, DOORBELL };
 extern u32 notifying;
-/* How many interrupts of vector 0x30 came. */
+void use_doorbell(void);
+/* How many interrupts of these vectors came. */
 extern u64 signals;
 
 void relax(void);
@@ -134,9 +141,10 @@ struct ring {
 struct pipe {
 	struct ring *rx, *tx;
 	u64 rx_length, tx_length;
+	u64 doorbell;
 };
 
-void pipe_attach(struct pipe *p, u64 rx, u64 rx_length, u64 tx, u64 tx_length);
+void pipe_attach(struct pipe *p, u64 rx, u64 rx_length, u64 tx, u64 tx_length, u64 doorbell);
 void pipe_write(struct pipe *p, const void *data, u64 n);
 void pipe_read(struct pipe *p, void *data, u64 n);
 /* Drops both ends; whoever drops an end last frees its ring. */
@@ -162,6 +170,8 @@ struct text get_bytes(struct message *m);
 void message_end(struct message *m);
 /* Sends it, waits for the response, which replaces it. */
 void pipe_request(struct pipe *p, struct message *m);
+/* Takes the rest of a Pipe, the message's last. */
+void take_pipe(struct message *m, struct pipe *p);
 
 /* --- requests (control.c, data.c) --- */
 
