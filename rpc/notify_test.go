@@ -164,3 +164,28 @@ func TestLongQuiet(t *testing.T) {
 	}
 	m.settled(t)
 }
+
+// TestNotifiedByHalves checks that a guest that notifies may do so for each part of a request.
+func TestNotifiedByHalves(t *testing.T) {
+	t.Parallel()
+	_, share := shared(t, true)
+	m := newMachine(t, rpc.Options{Share: share, Signal: func(uint32) {}})
+	m.NotifyRead, m.NotifyWrite = m.server.Doorbell, m.server.Doorbell
+	f, _ := m.Open("f", create)
+	m.until(t, "the monitor to be asleep", asleep(m.server))
+	wakes := m.server.Stats().Wakes
+	for _, part := range [][]byte{{2, 0, 0, 0}, {0, 0, 0, 0}} {
+		f.Pipe.Write(part)
+	}
+	if n := m.server.Stats().Wakes - wakes; n != 0 {
+		t.Errorf("%d wake-ups for a request's length", n)
+	}
+	for _, b := range message.AppendFileRequest(nil, message.FileRequest{Op: message.FileRead, Length: 1}) {
+		f.Pipe.Write([]byte{b})
+	}
+	if got := f.Receive(); len(got) == 0 {
+		t.Error("no answer")
+	}
+	f.Close()
+	m.settled(t)
+}

@@ -55,7 +55,7 @@ func (p *pipe) need(n uint64) (uint64, error) {
 		case closed:
 			return 0, io.ErrUnexpectedEOF
 		}
-		if err := p.server.watcher.await(watch{r.theirs, r.seen, r.theirFlag}, p.wake); err != nil {
+		if err := p.server.watcher.await(watch{r.theirs, r.seen, n - have, r.theirFlag}, p.wake); err != nil {
 			return 0, err
 		}
 	}
@@ -74,7 +74,7 @@ func (p *pipe) drained() error {
 		case closed:
 			return io.EOF
 		}
-		if err := p.server.watcher.await(watch{r.theirs, r.seen, r.theirFlag}, p.wake); err != nil {
+		if err := p.server.watcher.await(watch{r.theirs, r.seen, n, r.theirFlag}, p.wake); err != nil {
 			return err
 		}
 	}
@@ -82,7 +82,8 @@ func (p *pipe) drained() error {
 
 // next waits for a request and takes its length, which is 1 to limit.
 func (p *pipe) next(limit uint64) (uint64, error) {
-	if _, err := p.need(message.LengthSize); err != nil {
+	// No request is empty, and its length alone is nothing to wake up for.
+	if _, err := p.need(message.LengthSize + 1); err != nil {
 		return 0, err
 	}
 	if err := p.drained(); err != nil {

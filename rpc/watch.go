@@ -44,14 +44,16 @@ const (
 
 var errStopped = errors.New("the server has stopped")
 
-// watch is something that a pipe waits for: that the guest moves a cursor or sets a flag.
+// watch is something that a pipe waits for: that the guest moves a cursor by some bytes, 1 at least, or sets a flag.
 type watch struct {
-	word *atomic.Uint64
-	seen uint64
-	flag *flag
+	word  *atomic.Uint64
+	seen  uint64
+	bytes uint64
+	flag  *flag
 }
 
-func (w *watch) ready() bool { return w.word.Load() != w.seen || w.flag.isSet() }
+// ready is true for a cursor that has moved backwards, too: that is for who waits to find out.
+func (w *watch) ready() bool { return w.word.Load()-w.seen >= w.bytes || w.flag.isSet() }
 
 type parked struct {
 	watch
@@ -159,15 +161,13 @@ func (s *watcher) rouse() {
 	}
 }
 
-// notify makes the watcher look at all rings, and rely on notifications from now on.
+// notify looks at all rings, on the thread of the virtual CPU, and has the watcher rely on notifications from now on.
 func (s *watcher) notify() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.notified.Store(true)
 	s.pending = true
-	if s.until > 0 {
-		s.rouse()
-	}
+	s.look(time.Since(s.start))
 }
 
 // run looks until stop is called. It returns an error if it could not begin.
