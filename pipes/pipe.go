@@ -25,12 +25,11 @@ import (
 //
 // The monitor's end frees the pipe when both ends have closed or reset both rings and no operation of this end is under way. Nobody waits for that.
 type Pipe struct {
-	id            ID
-	descriptor    Descriptor
-	local, remote Addr
-	home          int
+	id         ID
+	descriptor Descriptor
+	home       int
 
-	table  *Table   // monitor's end
+	table  *Table   // monitor's end; nil at the guest's
 	notify Notifier // guest's end
 
 	life    sync.Mutex // orders close, reset and free
@@ -61,10 +60,6 @@ func (Addr) Network() string { return "pipe" }
 
 func (a Addr) String() string { return "pipe " + a.ID.String() + " " + a.End }
 
-func newPipe(window []byte, d Descriptor) *Pipe {
-	return &Pipe{id: d.ID, descriptor: d, local: Addr{d.ID, "monitor"}, remote: Addr{d.ID, "guest"}}
-}
-
 // Attach returns the guest's end of a pipe in the window, and is how a guest in Go, in the monitor's own process, stands in for a real one.
 // It trusts the descriptor. The guest's interrupt handler calls WakeReader and WakeWriter.
 func Attach(window []byte, d Descriptor, n Notifier) (*Pipe, error) {
@@ -74,8 +69,7 @@ func Attach(window []byte, d Descriptor, n Notifier) (*Pipe, error) {
 		!validRing(d.OutgoingSize) || !validRing(d.IncomingSize) {
 		return nil, fmt.Errorf("attach to pipe %v: %w", d.ID, unix.EINVAL)
 	}
-	p := newPipe(window, d)
-	p.local, p.remote, p.notify = p.remote, p.local, n
+	p := &Pipe{id: d.ID, descriptor: d, notify: n}
 	h := headerAt(window, d.Header)
 	p.rd.init(p, false, h.incoming.consumer.cursor.Load(), ring(window, d.Incoming, d.IncomingSize), &h.incoming.consumer, &h.incoming.producer)
 	p.wr.init(p, true, h.outgoing.producer.cursor.Load(), ring(window, d.Outgoing, d.OutgoingSize), &h.outgoing.producer, &h.outgoing.consumer)
@@ -139,10 +133,17 @@ func (p *Pipe) ID() ID { return p.id }
 func (p *Pipe) Descriptor() Descriptor { return p.descriptor }
 
 // LocalAddr returns an [Addr] that names this end.
-func (p *Pipe) LocalAddr() net.Addr { return p.local }
+func (p *Pipe) LocalAddr() net.Addr { return p.end(p.table == nil) }
 
 // RemoteAddr returns an [Addr] that names the other end.
-func (p *Pipe) RemoteAddr() net.Addr { return p.remote }
+func (p *Pipe) RemoteAddr() net.Addr { return p.end(p.table != nil) }
+
+func (p *Pipe) end(guest bool) Addr {
+	if guest {
+		return Addr{p.id, "guest"}
+	}
+	return Addr{p.id, "monitor"}
+}
 
 // ReadableLen returns the number of bytes that can be read without waiting, 0 after a close or an error.
 func (p *Pipe) ReadableLen() int { return p.rd.available() }
@@ -155,14 +156,14 @@ func (p *Pipe) fail(op string, err error) error {
 	if err == nil || err == io.EOF || err == errLater {
 		return err
 	}
-	return &net.OpError{Op: op, Net: "pipe", Source: p.local, Addr: p.remote, Err: err}
+	return &net.OpError{Op: op, Net: "pipe", Source: p.LocalAddr(), Addr: p.RemoteAddr(), Err: err}
 }
 
 // Caused reports whether err came from an operation on this end of this pipe, and not from the reader or writer that [Pipe.ReadFrom] or
 // [Pipe.WriteTo] was given.
 func (p *Pipe) Caused(err error) bool {
 	var op *net.OpError
-	return errors.As(err, &op) && op.Source == net.Addr(p.local)
+	return errors.As(err, &op) && op.Source == p.LocalAddr()
 }
 
 // Read copies bytes that have arrived, at least one. It waits for them, at most until the read deadline.

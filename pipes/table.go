@@ -189,8 +189,7 @@ func (t *Table) new(outgoing, incoming uint32, homeCPU int) (*Pipe, error) {
 		OutgoingSize: outgoing,
 		IncomingSize: incoming,
 	}
-	p := newPipe(t.window, d)
-	p.home, p.table = homeCPU, t
+	p := &Pipe{id: d.ID, descriptor: d, home: homeCPU, table: t}
 	h := headerAt(t.window, d.Header)
 	h.clear()
 	p.rd.init(p, false, 0, ring(t.window, d.Outgoing, outgoing), &h.outgoing.consumer, &h.outgoing.producer)
