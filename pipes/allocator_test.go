@@ -131,8 +131,8 @@ func TestChurn(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if p.id.Slot() != uint32(p.id) || p.id.Slot() >= each {
-				t.Fatalf("slot %d used with %d pipes at a time", p.id.Slot(), each)
+			if p.descriptor.ID.Slot() != uint32(p.descriptor.ID) || p.descriptor.ID.Slot() >= each {
+				t.Fatalf("slot %d used with %d pipes at a time", p.descriptor.ID.Slot(), each)
 			}
 			live = append(live, p)
 		}

@@ -25,7 +25,6 @@ import (
 //
 // The monitor's end frees the pipe when both ends have closed or reset both rings and no operation of this end is under way. Nobody waits for that.
 type Pipe struct {
-	id         ID
 	descriptor Descriptor
 	home       int
 
@@ -69,7 +68,7 @@ func Attach(window []byte, d Descriptor, n Notifier) (*Pipe, error) {
 		!validRing(d.OutgoingSize) || !validRing(d.IncomingSize) {
 		return nil, fmt.Errorf("attach to pipe %v: %w", d.ID, unix.EINVAL)
 	}
-	p := &Pipe{id: d.ID, descriptor: d, notify: n}
+	p := &Pipe{descriptor: d, notify: n}
 	h := headerAt(window, d.Header)
 	p.rd.init(p, false, h.incoming.consumer.cursor.Load(), ring(window, d.Incoming, d.IncomingSize), &h.incoming.consumer, &h.incoming.producer)
 	p.wr.init(p, true, h.outgoing.producer.cursor.Load(), ring(window, d.Outgoing, d.OutgoingSize), &h.outgoing.producer, &h.outgoing.consumer)
@@ -104,7 +103,7 @@ func (p *Pipe) signalUnlocked(h *half) {
 
 // event is a half's bit in the pending bitmap.
 func (p *Pipe) event(h *half) uint64 {
-	event := 2 * uint64(p.id.Slot())
+	event := 2 * uint64(p.descriptor.ID.Slot())
 	if !h.producer {
 		event++
 	}
@@ -114,9 +113,9 @@ func (p *Pipe) event(h *half) uint64 {
 func (p *Pipe) notifyOf(h *half) {
 	// A refused call means that the pipe is free already; PROTOCOL.md section 12: it means nothing.
 	if h.producer {
-		_ = p.notify.NotifyRead(p.id)
+		_ = p.notify.NotifyRead(p.descriptor.ID)
 	} else {
-		_ = p.notify.NotifyWrite(p.id)
+		_ = p.notify.NotifyWrite(p.descriptor.ID)
 	}
 }
 
@@ -127,7 +126,7 @@ func (p *Pipe) WakeReader() { p.rd.wake(true) }
 func (p *Pipe) WakeWriter() { p.wr.wake(true) }
 
 // ID returns the pipe's id.
-func (p *Pipe) ID() ID { return p.id }
+func (p *Pipe) ID() ID { return p.descriptor.ID }
 
 // Descriptor returns what a guest needs to know to use the pipe.
 func (p *Pipe) Descriptor() Descriptor { return p.descriptor }
@@ -140,9 +139,9 @@ func (p *Pipe) RemoteAddr() net.Addr { return p.end(p.table != nil) }
 
 func (p *Pipe) end(guest bool) Addr {
 	if guest {
-		return Addr{p.id, "guest"}
+		return Addr{p.descriptor.ID, "guest"}
 	}
-	return Addr{p.id, "monitor"}
+	return Addr{p.descriptor.ID, "monitor"}
 }
 
 // ReadableLen returns the number of bytes that can be read without waiting, 0 after a close or an error.

@@ -189,7 +189,7 @@ func (t *Table) new(outgoing, incoming uint32, homeCPU int) (*Pipe, error) {
 		OutgoingSize: outgoing,
 		IncomingSize: incoming,
 	}
-	p := &Pipe{id: d.ID, descriptor: d, home: homeCPU, table: t}
+	p := &Pipe{descriptor: d, home: homeCPU, table: t}
 	h := headerAt(t.window, d.Header)
 	h.clear()
 	p.rd.init(p, false, 0, ring(t.window, d.Outgoing, outgoing), &h.outgoing.consumer, &h.outgoing.producer)
@@ -323,7 +323,7 @@ func (t *Table) free(p *Pipe) {
 
 func (t *Table) find(id ID) (*Pipe, error) {
 	if slot := id.Slot(); uint64(slot) < uint64(len(t.slots)) {
-		if p := t.slots[slot].Load(); p != nil && p.id == id {
+		if p := t.slots[slot].Load(); p != nil && p.descriptor.ID == id {
 			return p, nil
 		}
 	}
@@ -355,7 +355,7 @@ func (t *Table) NotifyWrite(id ID) error {
 
 func (t *Table) reportBroken(p *Pipe) {
 	t.broken.Add(1)
-	t.logs.broken.Log(t.o.Logger, slog.LevelWarn, "guest broke a ring; its pipe is reset", slog.Any("stream", p.id), slog.Any("error", unix.EPROTO))
+	t.logs.broken.Log(t.o.Logger, slog.LevelWarn, "guest broke a ring; its pipe is reset", slog.Any("stream", p.descriptor.ID), slog.Any("error", unix.EPROTO))
 }
 
 // Close resets all pipes with ECONNRESET in both directions and wakes whoever waits: operations at the monitor's ends fail with net.ErrClosed

@@ -156,11 +156,11 @@ func (t *Table) lost(count *atomic.Uint64, late bool, what string, attrs ...slog
 }
 
 func (t *Table) guestForgot(p *Pipe, ring string) {
-	t.lost(&t.rescued, t.busy(), "the guest didn't notify", slog.Any("stream", p.id), slog.String("ring", ring))
+	t.lost(&t.rescued, t.busy(), "the guest didn't notify", slog.Any("stream", p.descriptor.ID), slog.String("ring", ring))
 }
 
 func (t *Table) monitorForgot(p *Pipe, h *half) {
-	t.lost(&t.forgotten, h.sleeper.late, "the guest wasn't signalled", slog.Any("stream", p.id), slog.String("ring", h.ring()))
+	t.lost(&t.forgotten, h.sleeper.late, "the guest wasn't signalled", slog.Any("stream", p.descriptor.ID), slog.String("ring", h.ring()))
 }
 
 // auditMine reports whether a notification for this end is missing, and whether this look is the second in one sleep to find that.
