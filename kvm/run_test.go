@@ -249,6 +249,24 @@ func TestCPUID(t *testing.T) {
 	}
 }
 
+func TestXCR0(t *testing.T) {
+	g := newGuest(t)
+	v := g.vcpu(t, 0)
+	i := slices.IndexFunc(g.cpuid, func(e CPUIDEntry2) bool { return e.Function == 0xd && e.Index == 0 })
+	if i < 0 || g.cpuid[i].Eax&7 != 7 {
+		t.Skip("this machine's KVM has no AVX")
+	}
+	for _, want := range []uint64{7, 3, 1} {
+		must(t, v.SetXCR0(want))
+		if got, err := v.XCR0(); got != want || err != nil {
+			t.Errorf("XCR0 is %#x, %v; want %#x", got, err, want)
+		}
+	}
+	if err := v.SetXCR0(6); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("without the x87's state: %v", err)
+	}
+}
+
 func TestMSRs(t *testing.T) {
 	g := newGuest(t)
 	v := g.vcpu(t, 0)
