@@ -343,7 +343,10 @@ func FuzzRequests(f *testing.F) {
 		if len(b) > 4000 {
 			return
 		}
-		m := newMachine(t, rpc.Options{Share: share, RAM: rpctest.NewRAM(1 << 20)})
+		m := newMachine(t, rpc.Options{Share: share, RAM: rpctest.NewRAM(1 << 20), Signal: func(uint32) {}})
+		if len(b)%2 == 1 {
+			m.NotifyRead, m.NotifyWrite = m.server.Doorbell, m.server.Doorbell
+		}
 		file, _ := m.Open("f", message.Mode{Read: true, Write: true, Create: true, Truncate: true})
 		stream := m.Connect("", 0)
 		for _, p := range []*rpctest.Pipe{file.Pipe, stream.Pipe} {

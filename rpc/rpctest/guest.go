@@ -110,7 +110,9 @@ func (p *Pipe) Responded() bool { return p.rx.readCursor() != p.rx.writeCursor()
 // Drop drops the guest's end, the reader first.
 func (p *Pipe) Drop() {
 	p.rx.drop(1)
+	p.guest.notifyWrite()
 	p.tx.drop(0)
+	p.guest.notifyRead()
 }
 
 // RxOffset and TxOffset are where the rings are, for guests that break them.
