@@ -41,7 +41,7 @@ func TestBadPipesEndAlone(t *testing.T) {
 		return append(binary.LittleEndian.AppendUint64(nil, size), b...)
 	}
 	for name, breakIt := range map[string]func(m *machine, p *rpctest.Pipe){
-		"length 0":              func(_ *machine, p *rpctest.Pipe) { p.Write(frame(0, 1)) },
+		"length 0":              func(_ *machine, p *rpctest.Pipe) { p.Write(frame(0)) },
 		"huge length":           func(_ *machine, p *rpctest.Pipe) { p.Write(frame(1<<63, 1)) },
 		"unknown request":       func(_ *machine, p *rpctest.Pipe) { p.Write(frame(1, 77)) },
 		"bytes too many":        func(_ *machine, p *rpctest.Pipe) { p.Write(frame(3, 3, 0, 0)) },

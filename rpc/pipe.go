@@ -82,8 +82,7 @@ func (p *pipe) drained() error {
 
 // next waits for a request and takes its length, which is 1 to limit.
 func (p *pipe) next(limit uint64) (uint64, error) {
-	// No request is empty, and its length alone is nothing to wake up for.
-	if _, err := p.need(message.LengthSize + 1); err != nil {
+	if _, err := p.need(message.LengthSize); err != nil {
 		return 0, err
 	}
 	if err := p.drained(); err != nil {

@@ -82,7 +82,6 @@ type watcher struct {
 	count    int
 	scanned  time.Duration // when all rings were last looked at
 	shortest time.Duration // interval
-	pending  bool          // a notification came
 	until    time.Duration // when the goroutine wakes by itself; 0 if it is awake
 	event    *os.File      // eventfd that wakes it; nil before it runs and afterwards
 
@@ -166,7 +165,6 @@ func (s *watcher) notify() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.notified.Store(true)
-	s.pending = true
 	s.look(time.Since(s.start))
 }
 
@@ -181,7 +179,10 @@ func (s *watcher) run() error {
 	s.event = event
 	for !s.stopped.Load() {
 		now := time.Since(s.start)
-		woken, next := s.look(now)
+		woken, next := 0, forever
+		if !s.notified.Load() {
+			woken, next = s.look(now)
+		}
 		if woken > 0 {
 			s.mu.Unlock()
 			// Those that were woken run on this thread at once.
@@ -222,10 +223,6 @@ func (s *watcher) stop() {
 // look wakes whoever waits for something that has happened, and returns how many these are and when to look again. mu is held.
 func (s *watcher) look(now time.Duration) (woken int, next time.Duration) {
 	notified := s.notified.Load()
-	if notified && !s.pending {
-		return 0, forever
-	}
-	s.pending = false
 	next = forever
 	all := notified || now >= s.scanDue()
 	if all {
