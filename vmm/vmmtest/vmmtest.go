@@ -10,6 +10,7 @@ package vmmtest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -133,6 +134,12 @@ func Boot(t testing.TB, cfg vmm.Config) *Guest {
 }
 
 func (g *Guest) stop() {
+	ended := "it ran until the test's end"
+	select {
+	case <-g.done:
+		ended = fmt.Sprintf("it ended before the test: code %d, %v", g.code, g.err)
+	default:
+	}
 	g.cancel()
 	<-g.done
 	s := g.VM.Stats().Pipes
@@ -143,7 +150,7 @@ func (g *Guest) stop() {
 		g.t.Errorf("%d wake-ups of the guest were lost", s.Forgotten)
 	}
 	if g.t.Failed() {
-		g.t.Logf("guest's log:\n%s\nguest's console:\n%s", g.Log(), g.Console())
+		g.t.Logf("guest's log:\n%s\nguest's console:\n%s\n%s", g.Log(), g.Console(), ended)
 	}
 }
 
