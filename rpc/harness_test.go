@@ -69,6 +69,12 @@ func newMachine(t testing.TB, o rpc.Options) *machine {
 	return m
 }
 
+// ring has the guest ring the doorbell from now on.
+func (m *machine) ring() {
+	m.NotifyRead = func(pipe uint64) { m.server.Doorbell(2 * pipe) }
+	m.NotifyWrite = func(pipe uint64) { m.server.Doorbell(2*pipe + 1) }
+}
+
 func wait[T any](t testing.TB, c <-chan T, what string) T {
 	t.Helper()
 	select {

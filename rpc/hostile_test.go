@@ -345,7 +345,7 @@ func FuzzRequests(f *testing.F) {
 		}
 		m := newMachine(t, rpc.Options{Share: share, RAM: rpctest.NewRAM(1 << 20), Signal: func(uint32) {}})
 		if len(b)%2 == 1 {
-			m.NotifyRead, m.NotifyWrite = m.server.Doorbell, m.server.Doorbell
+			m.ring()
 		}
 		file, _ := m.Open("f", message.Mode{Read: true, Write: true, Create: true, Truncate: true})
 		stream := m.Connect("", 0)

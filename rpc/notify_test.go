@@ -32,8 +32,8 @@ func TestNotifications(t *testing.T) {
 	if n := signals.Load(); n != 0 {
 		t.Fatalf("%d signals before the guest has shown that it knows them", n)
 	}
-	notify := func(f func(uint64) error) func() {
-		return func() {
+	notify := func(f func(uint64) error) func(uint64) {
+		return func(uint64) {
 			if err := f(0); err != nil {
 				t.Error(err)
 			}
@@ -74,7 +74,7 @@ func TestDoorbell(t *testing.T) {
 	_, share := shared(t, true)
 	var signals, others atomic.Int64
 	m := newMachine(t, rpc.Options{Share: share, Signal: count(rpc.DoorbellGSI, &signals, &others)})
-	m.NotifyRead, m.NotifyWrite = m.server.Doorbell, m.server.Doorbell
+	m.ring()
 	seen := map[uint64]bool{}
 	numbered := func(n uint64) {
 		t.Helper()
@@ -107,6 +107,31 @@ func TestDoorbell(t *testing.T) {
 	if n := others.Load(); n != 0 {
 		t.Errorf("%d signals that this guest doesn't know", n)
 	}
+}
+
+// TestDoorbellNamesPipe checks that the doorbell of one pipe has nobody look at the others, however many there are.
+func TestDoorbellNamesPipe(t *testing.T) {
+	t.Parallel()
+	_, share := shared(t, true)
+	m := newMachine(t, rpc.Options{Share: share, Signal: func(uint32) {}})
+	m.ring()
+	var files []*rpctest.File
+	for range 200 {
+		f, _ := m.Open("f", create)
+		files = append(files, f)
+	}
+	m.until(t, "the monitor to be asleep", asleep(m.server))
+	before := m.server.Stats().Looks
+	for _, f := range files[:10] {
+		f.Seek(message.SeekStart, 0)
+	}
+	if n := m.server.Stats().Looks - before; n > 10*20 {
+		t.Errorf("%d looks for 10 requests", n)
+	}
+	for _, f := range files {
+		f.Close()
+	}
+	m.settled(t)
 }
 
 // asleep reports whether the monitor has not looked at anything for a while.
@@ -169,7 +194,7 @@ func TestNotifiedByHalves(t *testing.T) {
 	t.Parallel()
 	_, share := shared(t, true)
 	m := newMachine(t, rpc.Options{Share: share, Signal: func(uint32) {}})
-	m.NotifyRead, m.NotifyWrite = m.server.Doorbell, m.server.Doorbell
+	m.ring()
 	f, _ := m.Open("f", create)
 	m.until(t, "the monitor to be asleep", asleep(m.server))
 	for _, b := range []byte{2, 0, 0, 0, 0, 0, 0, 0} {

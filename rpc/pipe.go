@@ -55,7 +55,7 @@ func (p *pipe) need(n uint64) (uint64, error) {
 		case closed:
 			return 0, io.ErrUnexpectedEOF
 		}
-		if err := p.server.watcher.await(watch{r.theirs, r.seen, n - have, r.theirFlag}, p.wake); err != nil {
+		if err := p.server.watcher.await(watch{r.theirs, r.seen, n - have, r.theirFlag, p.doorbell}, p.wake); err != nil {
 			return 0, err
 		}
 	}
@@ -74,7 +74,7 @@ func (p *pipe) drained() error {
 		case closed:
 			return io.EOF
 		}
-		if err := p.server.watcher.await(watch{r.theirs, r.seen, n, r.theirFlag}, p.wake); err != nil {
+		if err := p.server.watcher.await(watch{r.theirs, r.seen, n, r.theirFlag, p.doorbell}, p.wake); err != nil {
 			return err
 		}
 	}

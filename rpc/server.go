@@ -171,11 +171,11 @@ func (s *Server) NotifyWrite(uint64) error {
 }
 
 // Doorbell is what newer kernels of this ABI do instead of the hypercalls, from their first request on: they write 8 bytes to the physical address behind RAM, which says
-// that some ring has changed. The number of pipe and direction is ignored. Otherwise as [Server.NotifyRead].
-func (s *Server) Doorbell() {
+// which ring has changed: twice its pipe's number if the guest has written to it, one more if it has read. Otherwise as [Server.NotifyRead].
+func (s *Server) Doorbell(value uint64) {
 	// Before the request that it is for can be answered: its first 8 bytes have come, no more.
 	s.doorbell.Store(true)
-	s.watcher.notify()
+	s.watcher.ring(value / 2)
 }
 
 // signal tells a guest that knows the interrupt that a ring has changed.

@@ -50,6 +50,7 @@ type watch struct {
 	seen  uint64
 	bytes uint64
 	flag  *flag
+	pipe  uint64 // its number, for a guest that rings the doorbell; 0: it has none
 }
 
 // ready is true for a cursor that has moved backwards, too: that is for who waits to find out.
@@ -68,7 +69,8 @@ type tier struct {
 }
 
 // watcher finds out what guests have done that never say so. It looks at the rings of those pipes that wait for their guest, and at no others: one
-// goroutine for all of them, which sleeps in between. A guest that notifies even once is looked at only when it notifies, from then on.
+// goroutine for all of them, which sleeps in between. A guest that notifies even once is looked at only when it notifies, from then on; where it
+// says which pipe that is about, at that one.
 type watcher struct {
 	start    time.Time
 	spin     bool // there is a processor to spare for it
@@ -79,11 +81,12 @@ type watcher struct {
 
 	mu       sync.Mutex
 	tiers    [tierCount]tier
-	count    int
-	scanned  time.Duration // when all rings were last looked at
-	shortest time.Duration // interval
-	until    time.Duration // when the goroutine wakes by itself; 0 if it is awake
-	event    *os.File      // eventfd that wakes it; nil before it runs and afterwards
+	count    int               // of rings in tiers
+	numbered map[uint64]parked // of a guest that rings the doorbell, by pipe; other rings are in tiers
+	scanned  time.Duration     // when all rings were last looked at
+	shortest time.Duration     // interval
+	until    time.Duration     // when the goroutine wakes by itself; 0 if it is awake
+	event    *os.File          // eventfd that wakes it; nil before it runs and afterwards
 
 	looks, wakes, sleeps atomic.Uint64
 }
@@ -91,7 +94,10 @@ type watcher struct {
 const forever = time.Duration(1<<63 - 1)
 
 func newWatcher() *watcher {
-	return &watcher{start: time.Now(), spin: runtime.NumCPU() > 1 && runtime.GOMAXPROCS(0) > 1, shortest: firstInterval}
+	return &watcher{
+		start: time.Now(), spin: runtime.NumCPU() > 1 && runtime.GOMAXPROCS(0) > 1, shortest: firstInterval,
+		numbered: make(map[uint64]parked),
+	}
 }
 
 // await waits until w is ready. wake is the caller's own, with room for one. errStopped: the watcher has stopped.
@@ -109,19 +115,27 @@ func (s *watcher) await(w watch, wake chan struct{}) error {
 		s.mu.Unlock()
 		return nil
 	}
-	now := time.Since(s.start)
+	s.park(parked{w, time.Since(s.start), wake})
+	s.mu.Unlock()
+	<-wake
+	return s.running()
+}
+
+// park puts a ring where it is looked at. mu is held.
+func (s *watcher) park(p parked) {
+	if p.pipe != 0 && s.notified.Load() {
+		s.numbered[p.pipe] = p
+		return
+	}
 	t := &s.tiers[0]
 	if len(t.rings) == 0 {
-		t.due = s.dueAfter(now, 0)
+		t.due = s.dueAfter(p.since, 0)
 	}
-	t.rings = append(t.rings, parked{w, now, wake})
+	t.rings = append(t.rings, p)
 	s.count++
 	if !s.notified.Load() && s.until > t.due {
 		s.rouse()
 	}
-	s.mu.Unlock()
-	<-wake
-	return s.running()
 }
 
 // running returns errStopped after the end.
@@ -166,6 +180,32 @@ func (s *watcher) notify() {
 	defer s.mu.Unlock()
 	s.notified.Store(true)
 	s.look(time.Since(s.start))
+	for n := range s.numbered {
+		s.lookAtPipe(n)
+	}
+}
+
+// ring is notify for a guest that names the pipe. Rings without a number are looked at as well: the control pipe's, and those from before.
+func (s *watcher) ring(pipe uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.notified.Store(true)
+	s.look(time.Since(s.start))
+	s.lookAtPipe(pipe)
+}
+
+// lookAtPipe wakes who waits for the pipe's guest, if something has happened there. mu is held.
+func (s *watcher) lookAtPipe(n uint64) {
+	p, ok := s.numbered[n]
+	if !ok {
+		return
+	}
+	s.looks.Add(1)
+	if p.ready() {
+		delete(s.numbered, n)
+		p.wake <- struct{}{}
+		s.wakes.Add(1)
+	}
 }
 
 // run looks until stop is called. It returns an error if it could not begin.
@@ -217,6 +257,10 @@ func (s *watcher) stop() {
 		s.tiers[i].rings = nil
 	}
 	s.count = 0
+	for _, p := range s.numbered {
+		p.wake <- struct{}{}
+	}
+	clear(s.numbered)
 	s.rouse()
 }
 

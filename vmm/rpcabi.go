@@ -197,7 +197,7 @@ func (a *rpcABI) write(address uint64, data []byte) bool {
 	if address != ramBase+a.vm.cfg.Memory || len(data) != 8 {
 		return false
 	}
-	a.server.Doorbell()
+	a.server.Doorbell(binary.LittleEndian.Uint64(data))
 	return true
 }
 

@@ -16,8 +16,9 @@ type Guest struct {
 	Allocator *Allocator
 	Control   *Pipe
 
-	// NotifyRead and NotifyWrite are the hypercalls, for a guest that makes them. nil: it doesn't.
-	NotifyRead, NotifyWrite func()
+	// NotifyRead and NotifyWrite are called when the guest has written to a pipe or dropped that end, or has read from it, with the pipe's number. nil: it says
+	// nothing.
+	NotifyRead, NotifyWrite func(pipe uint64)
 
 	mu sync.Mutex // the kernel's lock of the control pipe
 }
@@ -29,15 +30,15 @@ func NewGuest(ram []byte, e Entry) *Guest {
 	return g
 }
 
-func (g *Guest) notifyRead() {
+func (g *Guest) notifyRead(pipe uint64) {
 	if g.NotifyRead != nil {
-		g.NotifyRead()
+		g.NotifyRead(pipe)
 	}
 }
 
-func (g *Guest) notifyWrite() {
+func (g *Guest) notifyWrite(pipe uint64) {
 	if g.NotifyWrite != nil {
-		g.NotifyWrite()
+		g.NotifyWrite(pipe)
 	}
 }
 
@@ -45,13 +46,13 @@ func (g *Guest) notifyWrite() {
 type Pipe struct {
 	guest  *Guest
 	rx, tx ring
-	bell   uint64
+	bell   uint64 // number
 	buf    []byte
 }
 
 func (g *Guest) attach(m message.Pipe) *Pipe {
 	assert(m.RxOffset%16 == 0 && m.TxOffset%16 == 0, "rings are aligned")
-	p := &Pipe{guest: g, rx: ring{guest: g, off: m.RxOffset, len: m.RxLength}, tx: ring{guest: g, off: m.TxOffset, len: m.TxLength}, bell: m.Doorbell}
+	p := &Pipe{guest: g, rx: ring{guest: g, off: m.RxOffset, len: m.RxLength, bell: m.Doorbell}, tx: ring{guest: g, off: m.TxOffset, len: m.TxLength, bell: m.Doorbell}, bell: m.Doorbell}
 	for _, r := range []*ring{&p.rx, &p.tx} {
 		assert(word(g.RAM, r.off-16).Load() == 2 && word(g.RAM, r.off-8).Load() == 1, "a ring comes with two references")
 	}
@@ -110,9 +111,9 @@ func (p *Pipe) Responded() bool { return p.rx.readCursor() != p.rx.writeCursor()
 // Drop drops the guest's end, the reader first.
 func (p *Pipe) Drop() {
 	p.rx.drop(1)
-	p.guest.notifyWrite()
+	p.guest.notifyWrite(p.bell)
 	p.tx.drop(0)
-	p.guest.notifyRead()
+	p.guest.notifyRead(p.bell)
 }
 
 // RxOffset and TxOffset are where the rings are, for guests that break them.

@@ -11,6 +11,7 @@ type ring struct {
 	guest *Guest
 	off   uint64 // of the ring; its block starts 16 bytes before
 	len   uint64
+	bell  uint64 // the pipe's number
 	freed bool
 }
 
@@ -33,7 +34,7 @@ func (r *ring) read(b []byte) int {
 	}
 	n := copy(b, r.data(start, end-start))
 	word(r.guest.RAM, r.off).Store(r.readCursor() + uint64(n))
-	r.guest.notifyWrite()
+	r.guest.notifyWrite(r.bell)
 	return n
 }
 
@@ -49,7 +50,7 @@ func (r *ring) write(b []byte) int {
 	}
 	n := copy(r.data(start, end-start), b)
 	word(r.guest.RAM, r.off+8).Store(r.writeCursor() + uint64(n))
-	r.guest.notifyRead()
+	r.guest.notifyRead(r.bell)
 	return n
 }
 
