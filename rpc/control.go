@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
@@ -71,7 +72,7 @@ func (s *Server) openFile(ctx context.Context, control *pipe, m message.Open) {
 		requests, responses := f.ringSizes(m.Mode)
 		var p *pipe
 		if p, err = s.newPipe(requests, responses, fileShare); err == nil {
-			s.log.Debug("file opened", "path", m.Path)
+			s.log.Debug("file opened", "path", cut(m.Path))
 			s.hand(ctx, control, "file", p, f.serve)
 			return
 		}
@@ -97,7 +98,7 @@ func (s *Server) refuseFile(control *pipe, op, path string, err error) {
 	case errors.Is(err, unix.EROFS):
 		s.warn(op+" refused: what is shared with the guest is read-only", "path", path)
 	default:
-		s.log.Debug(op+" refused", "path", path, "error", err)
+		s.log.Debug(op+" refused", "path", cut(path), "error", err)
 	}
 	s.answer(control, message.Err{Kind: errKind(err)})
 }
@@ -112,16 +113,30 @@ func (s *Server) listen(ctx context.Context, control *pipe, m message.Listen) {
 		return
 	}
 	l := &listener{server: s}
-	if l.ln, err = s.o.Network.Listen(ctx, "tcp4", address.String()); err != nil {
+	var bound netip.AddrPort
+	if l.ln, bound, err = s.bind(ctx, address); err != nil {
 		s.warn("listen failed; nobody will arrive at this listener", "address", address, "error", err)
 	} else {
-		bound := l.ln.Addr().(*net.TCPAddr).AddrPort()
 		s.log.Debug("listening", "address", bound)
 		if s.o.OnListen != nil {
 			s.o.OnListen(bound)
 		}
 	}
 	s.hand(ctx, control, "listener", p, l.serve)
+}
+
+func (s *Server) bind(ctx context.Context, address netip.AddrPort) (net.Listener, netip.AddrPort, error) {
+	ln, err := s.o.Network.Listen(ctx, "tcp4", address.String())
+	if err != nil {
+		return nil, netip.AddrPort{}, err
+	}
+	// A network of an embedding program may break its contract.
+	bound, ok := ln.Addr().(*net.TCPAddr)
+	if !ok {
+		_ = ln.Close()
+		return nil, netip.AddrPort{}, fmt.Errorf("a listener whose address is a %T", ln.Addr())
+	}
+	return ln, bound.AddrPort(), nil
 }
 
 // connect answers at once; the stream's own goroutine connects. Guests expect no error: if it fails they get a stream that has ended.
@@ -133,6 +148,5 @@ func (s *Server) connect(ctx context.Context, control *pipe, m message.Connect) 
 		s.answer(control, message.Err{Kind: errKind(err)})
 		return
 	}
-	st := &stream{server: s, address: address}
-	s.hand(ctx, control, "stream", p, st.serve)
+	s.hand(ctx, control, "stream", p, dialing(ctx, s, address).serve)
 }

@@ -79,6 +79,10 @@ func (l *listener) accept(ctx context.Context, p *pipe) error {
 // hand gives the guest a pipe for a connection. io.EOF: it doesn't want one any more, and the connection has been closed.
 func (l *listener) hand(ctx context.Context, p *pipe, conn *net.TCPConn) error {
 	s := l.server
+	if p.abandoned() {
+		_ = conn.Close()
+		return io.EOF
+	}
 	sp, err := s.newPipe(streamBlock, streamBlock, streamShare)
 	if err != nil {
 		return err

@@ -61,6 +61,9 @@ type Options struct {
 	// Limits are how much the guest gets: of Files, and of Bytes, which wait. The others don't apply.
 	Limits relay.Limits
 
+	// Pipes may be open at once, the control pipe included. 0 is [DefaultPipes].
+	Pipes int
+
 	// OnExit is called when the guest asks to exit. It must not wait.
 	OnExit func(code int32)
 
@@ -72,6 +75,9 @@ type Options struct {
 	// the doorbell. It must not wait.
 	Signal func(gsi uint32)
 }
+
+// DefaultPipes bounds what a guest can make its host hold, whose memory a pipe costs some KiB of, and perhaps a descriptor.
+const DefaultPipes = 16384
 
 // What tells a guest that rings have changed.
 const (
@@ -127,6 +133,7 @@ func New(o Options) (*Server, error) {
 		o.Network = relay.Host{}
 	}
 	o.Limits.Files = cmp.Or(o.Limits.Files, relay.DefaultFiles)
+	o.Pipes = cmp.Or(o.Pipes, DefaultPipes)
 	s := &Server{
 		o: o, log: o.Logger, watcher: newWatcher(),
 		bytes: limit.NewRate(o.Limits.Bytes, 1), calls: make(chan struct{}, maxFileCalls),
@@ -248,6 +255,12 @@ func (s *Server) newPipe(requests, responses, share uint64) (*pipe, error) {
 		s.closed()
 		return nil, fmt.Errorf("%d pipes: %w", open, unix.ENOMEM)
 	}
+	if open > s.o.Pipes {
+		s.closed()
+		s.pipesLimited.Add(1)
+		s.warn("guest has reached a limit", "limit", "streams")
+		return nil, fmt.Errorf("%d pipes: %w", open, unix.EMFILE)
+	}
 	rq, rs, err := newRings(s.alloc, requests, responses, share)
 	if err != nil {
 		s.closed()
@@ -315,7 +328,22 @@ func (s *Server) warn(msg string, args ...any) {
 	if !ok {
 		place, _ = s.places.LoadOrStore(msg, limit.NewLog(time.Second, 10))
 	}
+	for i, a := range args {
+		if text, ok := a.(string); ok {
+			args[i] = cut(text)
+		}
+	}
 	place.(*limit.Log).Log(s.log.With(args...), slog.LevelWarn, msg)
+}
+
+// maxText is how much of a guest's text goes to the log, in bytes.
+const maxText = 256
+
+func cut(text string) string {
+	if len(text) <= maxText {
+		return text
+	}
+	return text[:maxText] + "…"
 }
 
 // holdFile takes the place of one more open file.

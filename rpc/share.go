@@ -22,6 +22,8 @@ func openShared(s Share, path string, m message.Mode) (*file, error) {
 	}
 	in, rest := s.Resolve(path)
 	switch {
+	case len(path) > maxPath:
+		return nil, unix.ENAMETOOLONG
 	case in.None():
 		return nil, unix.ENOENT
 	case (m.Write || m.Append) && !in.Writable:
@@ -38,14 +40,18 @@ func openShared(s Share, path string, m message.Mode) (*file, error) {
 	case in.Root == nil:
 		err = unix.ENOENT
 	default:
-		f, err = in.Root.OpenFile(rest, flags, 0o666)
+		f, err = openRegular(in.Root, rest, flags)
 	}
 	if err != nil {
 		return nil, err
 	}
 	info, err := f.Stat()
-	if err == nil && info.IsDir() {
+	switch {
+	case err != nil:
+	case info.IsDir():
 		err = unix.EISDIR
+	case !in.Host && !info.Mode().IsRegular():
+		err = unix.EINVAL
 	}
 	if err != nil {
 		f.Close()
@@ -54,10 +60,24 @@ func openShared(s Share, path string, m message.Mode) (*file, error) {
 	return &file{f: f, path: path, regular: info.Mode().IsRegular(), size: uint64(max(info.Size(), 0))}, nil
 }
 
+// maxPath bounds a path, in bytes: Linux's own limit for one without its NUL.
+const maxPath = 4095
+
+// openRegular opens no device, no FIFO and no socket that is there already: even an open that doesn't wait may do something to one. What gets there in
+// between is for the caller to find out.
+func openRegular(root *os.Root, path string, flags int) (*os.File, error) {
+	if info, err := root.Stat(path); err == nil && !info.Mode().IsRegular() && !info.IsDir() {
+		return nil, unix.EINVAL
+	}
+	return root.OpenFile(path, flags, 0o666)
+}
+
 // mkdirShared makes a folder and its parents. It is no error if it exists.
 func mkdirShared(s Share, path string) error {
 	in, rest := s.Resolve(path)
 	switch {
+	case len(path) > maxPath:
+		return unix.ENAMETOOLONG
 	case in.None():
 		return unix.ENOENT
 	case !in.Writable:

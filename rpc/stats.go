@@ -18,6 +18,7 @@ type Stats struct {
 	Wakes          uint64 // looks that found something
 	Sleeps         uint64 // times that goroutine slept
 	Signals        uint64 // interrupts raised
+	PipesLimited   uint64 // pipes that were one too many
 	FilesLimited   uint64 // files that were one too many
 	BytesLimited   uint64 // waits for bytes that there were too many of
 }
@@ -25,7 +26,7 @@ type Stats struct {
 type counters struct {
 	requests, opened, accepted, connectsFailed, filesRefused atomic.Uint64
 	toGuest, fromGuest, broken, signals                      atomic.Uint64
-	filesLimited, bytesLimited                               atomic.Uint64
+	pipesLimited, filesLimited, bytesLimited                 atomic.Uint64
 }
 
 // Stats returns a snapshot. It may be called at any time.
@@ -48,6 +49,7 @@ func (s *Server) Stats() Stats {
 		Wakes:          s.watcher.wakes.Load(),
 		Sleeps:         s.watcher.sleeps.Load(),
 		Signals:        s.signals.Load(),
+		PipesLimited:   s.pipesLimited.Load(),
 		FilesLimited:   s.filesLimited.Load(),
 		BytesLimited:   s.bytesLimited.Load(),
 	}

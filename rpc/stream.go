@@ -8,22 +8,44 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/rpc/message"
 )
+
+// connectTimeout is how long a connection may take to come about.
+const connectTimeout = relay.DefaultConnectTimeout
 
 // stream is a TCP connection on a pipe of its own. Without a connection, or when it has failed, it looks to the guest as if it had ended: nothing to
 // receive, and what is sent goes nowhere.
 type stream struct {
-	server  *Server
-	address string          // to connect to, if there is no connection yet
-	conn    *net.TCPConn    // nil if there is none
-	done    <-chan struct{} // closed when the server stops
+	server *Server
+	done   <-chan struct{} // closed when the server stops
+
+	dialed chan struct{}      // closed when conn means something; nil: it does from the start
+	giveUp context.CancelFunc // ends the attempt to connect, if there is one
+	conn   *net.TCPConn       // nil if there is none
+}
+
+// dialing returns a stream that connects meanwhile. It is to be served.
+func dialing(ctx context.Context, s *Server, address string) *stream {
+	st := &stream{server: s, dialed: make(chan struct{})}
+	ctx, st.giveUp = context.WithTimeout(ctx, connectTimeout)
+	go func() {
+		defer close(st.dialed)
+		st.dial(ctx, address)
+	}()
+	return st
+}
+
+// connection waits for the attempt to connect, if there is one, and returns nil if there is no connection.
+func (st *stream) connection() *net.TCPConn {
+	if st.dialed != nil {
+		<-st.dialed
+	}
+	return st.conn
 }
 
 func (st *stream) serve(ctx context.Context, p *pipe) error {
-	if st.conn == nil {
-		st.dial(ctx)
-	}
 	st.done = ctx.Done()
 	defer closeWith(ctx, st.abandon)()
 	for {
@@ -51,17 +73,24 @@ func (st *stream) serve(ctx context.Context, p *pipe) error {
 	}
 }
 
-func (st *stream) dial(ctx context.Context) {
-	conn, err := asTCP(st.server.o.Network.DialContext(ctx, "tcp", st.address))
+func (st *stream) dial(ctx context.Context, address string) {
+	var conn *net.TCPConn
+	var err error = unix.ENAMETOOLONG
+	if len(address) <= maxAddress {
+		conn, err = asTCP(st.server.o.Network.DialContext(ctx, "tcp", address))
+	}
 	if err != nil {
 		st.server.connectsFailed.Add(1)
-		if ctx.Err() == nil {
-			st.server.warn("connect failed; the stream has ended for the guest", "address", st.address, "error", err)
+		if !errors.Is(ctx.Err(), context.Canceled) {
+			st.server.warn("connect failed; the stream has ended for the guest", "address", address, "error", err)
 		}
 		return
 	}
 	st.conn = conn
 }
+
+// maxAddress bounds a host and port, in bytes: a name has 255 at most.
+const maxAddress = 255 + len("[]:65535")
 
 // send answers with the length of what was to be sent, also if the peer is gone: guests try again until all is sent.
 func (st *stream) send(p *pipe, n uint64) error {
@@ -69,7 +98,7 @@ func (st *stream) send(p *pipe, n uint64) error {
 	if err != nil {
 		return err
 	}
-	if serr != nil && st.conn != nil {
+	if serr != nil && st.connection() != nil {
 		st.server.log.Debug("send failed", "peer", st.conn.RemoteAddr(), "error", serr)
 	}
 	p.respond(message.AppendStreamLength(p.buf[:0], n))
@@ -78,7 +107,7 @@ func (st *stream) send(p *pipe, n uint64) error {
 
 // write sends both parts to the peer.
 func (st *stream) write(a, b []byte) (int, error) {
-	if st.conn == nil {
+	if st.connection() == nil {
 		return 0, unix.ENOTCONN
 	}
 	st.server.spend(st.done, len(a)+len(b))
@@ -93,7 +122,7 @@ func (st *stream) write(a, b []byte) (int, error) {
 
 // read waits until there is something to receive and takes what is there. 0 is the end.
 func (st *stream) read(a, b []byte) int {
-	if st.conn == nil {
+	if st.connection() == nil {
 		return 0
 	}
 	n, err := st.conn.Read(a)
@@ -127,7 +156,8 @@ func (st *stream) readMore(b []byte) (n int) {
 // close ends the connection so that the peer gets everything that was sent. Bytes that nobody has received would make the kernel send a reset,
 // which can overtake what was sent.
 func (st *stream) close() {
-	if st.conn == nil {
+	st.stopDialing()
+	if st.connection() == nil {
 		return
 	}
 	if err := st.conn.CloseWrite(); err == nil {
@@ -142,7 +172,14 @@ func (st *stream) close() {
 }
 
 func (st *stream) abandon() {
-	if st.conn != nil {
-		_ = st.conn.Close()
+	st.stopDialing()
+	if conn := st.connection(); conn != nil {
+		_ = conn.Close()
+	}
+}
+
+func (st *stream) stopDialing() {
+	if st.giveUp != nil {
+		st.giveUp()
 	}
 }

@@ -95,6 +95,7 @@ func (a *rpcABI) load() (err error) {
 		OnListen: v.cfg.OnListen,
 		Network:  v.cfg.Network,
 		Limits:   v.cfg.Limits,
+		Pipes:    v.cfg.StreamLimit,
 		OnExit:   func(code int32) { v.end(outcome{code: int(code & 0xFF)}) },
 		OnBroken: func(err error) {
 			v.end(outcome{err: &CrashError{CPU: -1, Reason: err.Error(), Log: v.log.tail(), cause: err}})

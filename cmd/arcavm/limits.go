@@ -17,7 +17,7 @@ type limitFlag struct {
 }
 
 // olderLimits are those that guests of the older ABI have, too.
-var olderLimits = []string{"files", "bytes", "log"}
+var olderLimits = []string{"streams", "files", "bytes", "log"}
 
 // limitNames are the names, in the order of the help text, each with the most that it can be.
 var limitNames = []struct {

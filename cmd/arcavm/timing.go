@@ -154,7 +154,7 @@ func writeRPC(w io.Writer, s rpc.Stats) {
 	count(w, "connections out that failed", s.ConnectsFailed)
 	count(w, "files refused", s.FilesRefused)
 	count(w, "ended because the guest broke them", s.Broken)
-	writeReached(w, relay.Reached{Files: s.FilesLimited, Bytes: s.BytesLimited})
+	writeReached(w, relay.Reached{Streams: s.PipesLimited, Files: s.FilesLimited, Bytes: s.BytesLimited})
 	count(w, "bytes from the guest", s.FromGuest)
 	count(w, "bytes to the guest", s.ToGuest)
 	count(w, "looks for a request", s.Looks)
