@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -19,6 +19,20 @@ import (
 // emulationLimit is no limit in practice: servers run for as long as their user likes.
 const emulationLimit = 365 * 24 * time.Hour
 
+// outlived is a writer whose reader may go before the guest. One that fails is told of and not asked again.
+type outlived struct {
+	w    io.Writer
+	lost func(error)
+}
+
+func (o *outlived) Write(p []byte) (int, error) {
+	if _, err := o.w.Write(p); err != nil {
+		o.w = io.Discard
+		o.lost(err)
+	}
+	return len(p), nil
+}
+
 // runEmulated runs this same command in an emulated machine, with the image, the shared folders and the files for TLS copied into it.
 func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, shares []string, network networkFlags, tls tlsFlags) error {
 	self, err := os.Executable()
@@ -29,11 +43,14 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 		return inputError(err)
 	}
 	inside := "/image/" + filepath.Base(args[0])
+	signals := catchSignals()
+	defer signals.release()
 	cfg := emulated.Config{
 		Files:    []emulated.File{{Name: inside, Source: args[0]}},
 		Outbound: true,
 		Limit:    emulationLimit,
-		Stdout:   s.out, Stderr: s.err,
+		Stdout:   &outlived{s.out, func(err error) { logger.Warn("the rest of the console's output is lost", "err", err) }},
+		Stderr:   &outlived{s.err, func(error) {}},
 		OnPublish: func(p emulated.Port) {
 			name := "port"
 			if p.UDP {
@@ -42,11 +59,13 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 			fmt.Fprintf(s.err, "arcavm: %s %d of the guest is at %v\n", name, p.Guest, p.Host)
 		},
 	}
+	restore := func() {}
 	// In the background a read of the terminal would stop this process, whether the guest wants the input or not.
 	if s.in != nil && !isBackground(s.in) {
 		cfg.Stdin = s.in
 		term := newTerminal(s.in, logger)
-		defer term.restore()
+		restore = term.restore
+		defer restore()
 		cfg.OnTold = term.hear
 	}
 	command := []string{"run"}
@@ -94,26 +113,9 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 	// The first signal goes to the program inside, the second ends the machine.
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	caught := make(chan os.Signal, 4)
-	signal.Notify(caught, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(caught)
 	passed := make(chan os.Signal, 1)
 	cfg.Signals = passed
-	done := make(chan struct{})
-	defer close(done)
-	go func() {
-		select {
-		case first := <-caught:
-			passed <- first
-		case <-done:
-			return
-		}
-		select {
-		case <-caught:
-			cancel(&codeError{code: exitSignal + int(syscall.SIGINT)})
-		case <-done:
-		}
-	}()
+	signals.attend([]os.Signal{os.Interrupt, syscall.SIGTERM}, func(first os.Signal) { passed <- first }, cancel, restore)
 	result, err := emulated.Run(ctx, cfg)
 	if errors.Is(err, emulated.ErrUnavailable) {
 		return &codeError{exitUnavailable, err}

@@ -66,6 +66,34 @@ func TestRunEmulated(t *testing.T) {
 			t.Errorf("the command ended with %v and printed %q, want %q", err, out, want)
 		}
 	})
+	t.Run("output that nobody reads", func(t *testing.T) {
+		t.Parallel()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		run := exec.CommandContext(ctx, program, "run", "--emulated", imageFile(t, "console"))
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Close()
+		defer w.Close()
+		var stderr bytes.Buffer
+		run.Stdin, run.Stdout, run.Stderr = strings.NewReader("what the user types\n"), w, &stderr
+		if err := run.Run(); err != nil || !strings.Contains(stderr.String(), "output is lost") {
+			t.Errorf("the command ended with %v and said %q", err, &stderr)
+		}
+	})
+	t.Run("two signals", func(t *testing.T) {
+		t.Parallel()
+		cmd := exec.CommandContext(t.Context(), program, "run", "--emulated", imageFile(t, "rpc-httpd"), "127.0.0.1", "8080")
+		r := startCommand(t, cmd, cmd.StderrPipe)
+		r.line("serving on 1 CPUs")
+		r.signal(syscall.SIGINT)
+		r.signal(syscall.SIGTERM)
+		if code := r.exitCode(); code != 143 {
+			t.Errorf("code %d, want that of the second", code)
+		}
+	})
 	t.Run("UDP", func(t *testing.T) {
 		t.Parallel()
 		exchangeDatagram(t, program)

@@ -128,7 +128,7 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 		// Their kernels take the request as a hint to report, and go on or hang.
 		asking = asking[:1]
 	}
-	signals.attend(asking, func() {
+	signals.attend(asking, func(os.Signal) {
 		m.hint(logger, "asking the guest to stop; press Ctrl-C again to end it at once")
 		vm.Stop()
 	}, cancel, term.restore)

@@ -32,11 +32,11 @@ func catchSignals() *signals {
 
 // attend calls stop at the first signal, if it is one of asking, and cancel at any other and at the second. A stop that blocks, because nobody reads what
 // it prints, doesn't hold up the second. If the process is to end without its caller, restore comes before.
-func (s *signals) attend(asking []os.Signal, stop func(), cancel context.CancelCauseFunc, restore func()) {
+func (s *signals) attend(asking []os.Signal, stop func(os.Signal), cancel context.CancelCauseFunc, restore func()) {
 	s.wg.Go(func() {
 		caught, ok := s.next()
 		if ok && slices.Contains(asking, caught) {
-			go stop()
+			go stop(caught)
 			caught, ok = s.next()
 		}
 		if !ok {

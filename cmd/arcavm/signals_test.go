@@ -30,7 +30,7 @@ func TestAttend(t *testing.T) {
 			s := &signals{caught: make(chan os.Signal), done: make(chan struct{})}
 			ctx, cancel := context.WithCancelCause(t.Context())
 			asked := make(chan struct{}, 1)
-			s.attend(c.asking, func() { asked <- struct{}{} }, cancel, func() { t.Error("the process would have ended by itself") })
+			s.attend(c.asking, func(os.Signal) { asked <- struct{}{} }, cancel, func() { t.Error("the process would have ended by itself") })
 			for i, sig := range c.sent {
 				s.caught <- sig
 				if i == 0 && c.asked {
