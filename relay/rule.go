@@ -127,23 +127,27 @@ func (r *Rule) setHost(host string) error {
 	return nil
 }
 
-// validName takes what can be a host's name, and no mistyped address: not every label is a number.
+// validName takes what can be a host's name, and no mistyped address or range, whose rule would never match: no top-level domain is a number, and none has
+// fewer than two letters.
 func validName(name string) bool {
-	letters := false
-	for label := range strings.SplitSeq(name, ".") {
-		if label == "" || len(label) > 63 {
+	labels := strings.Split(name, ".")
+	for _, label := range labels {
+		if !validLabel(label) {
 			return false
 		}
-		for _, c := range label {
-			switch {
-			case 'a' <= c && c <= 'z' || c == '-' || c == '_' || c > 0x7F:
-				letters = true
-			case c < '0' || c > '9':
-				return false
-			}
-		}
 	}
-	return letters
+	last := labels[len(labels)-1]
+	number := strings.Trim(last, "0123456789") == "" || strings.HasPrefix(last, "0x")
+	return !number && (len(labels) == 1 || len(last) > 1)
+}
+
+func validLabel(label string) bool {
+	if label == "" || len(label) > 63 || strings.HasPrefix(label, "-") || strings.HasSuffix(label, "-") {
+		return false
+	}
+	return !strings.ContainsFunc(label, func(c rune) bool {
+		return (c < 'a' || 'z' < c) && (c < '0' || '9' < c) && c != '-' && c != '_' && c <= 0x7F
+	})
 }
 
 // canonicalName is a name as names are compared.
