@@ -400,6 +400,33 @@ func TestCtrlC(t *testing.T) {
 	}
 }
 
+// A closed terminal ends the VM at once, but in good order: the socket's file goes, too. With nohup it goes on.
+func TestHangup(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	sockets := t.TempDir()
+	r := start(t, false, "run", "--sockets", sockets+":rw", imageFile(t, "unix"), "listen", "s")
+	r.line("listening")
+	r.signal(syscall.SIGHUP)
+	if code := r.exitCode(); code != 129 {
+		t.Errorf("code %d, want 129", code)
+	}
+	if names, err := os.ReadDir(sockets); err != nil || len(names) > 0 {
+		t.Errorf("left behind: %v, %v", names, err)
+	}
+
+	plain := command(t, "run", imageFile(t, "idle"))
+	cmd := exec.CommandContext(t.Context(), "nohup", plain.Args...)
+	cmd.Env = plain.Env
+	n := startCommand(t, cmd, cmd.StderrPipe)
+	n.line("idle with")
+	n.signal(syscall.SIGHUP)
+	n.signal(syscall.SIGINT)
+	if code := n.exitCode(); code != 0 {
+		t.Errorf("with nohup: code %d, want the guest's 0", code)
+	}
+}
+
 func TestCtrlCWithJSON(t *testing.T) {
 	t.Parallel()
 	needKVM(t)

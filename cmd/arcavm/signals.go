@@ -14,7 +14,7 @@ import (
 // whose reader doesn't read can hold up a virtual CPU.
 const stopPatience = time.Second
 
-// signals turns the user's first SIGINT or SIGTERM into a request to the guest, and the second into the end.
+// signals turns the user's first SIGINT or SIGTERM into a request to the guest, and the second into the end. A closed terminal and SIGQUIT are the end, too.
 type signals struct {
 	caught chan os.Signal
 	done   chan struct{}
@@ -26,7 +26,11 @@ type signals struct {
 func catchSignals() *signals {
 	s := &signals{caught: make(chan os.Signal, 4), done: make(chan struct{})}
 	signal.Ignore(syscall.SIGPIPE)
-	signal.Notify(s.caught, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(s.caught, os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT)
+	// Who started this with nohup wants it to go on.
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(s.caught, syscall.SIGHUP)
+	}
 	return s
 }
 

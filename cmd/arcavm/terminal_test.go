@@ -255,7 +255,8 @@ func TestTerminal(t *testing.T) {
 			s.see("press Ctrl-C again")
 			s.signal(unix.SIGTERM)
 		}, "ended 143"},
-		{"SIGQUIT", nil, func(s *session) { s.typeKeys("\x1c") }, "ended 2"}, // as a panic ends it
+		{"SIGQUIT", nil, func(s *session) { s.typeKeys("\x1c") }, "ended 131"},
+		{"SIGABRT", nil, func(s *session) { s.signal(unix.SIGABRT) }, "ended 2"}, // as a panic ends it
 		{"SIGKILL", nil, func(s *session) { s.signal(unix.SIGKILL) }, "killed"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
