@@ -288,7 +288,7 @@ func TestSince(t *testing.T) {
 	all := func(n uint64) counts {
 		return counts{
 			exits: n, hypercalls: n,
-			pipes: pipes.Stats{Opened: n, Broken: n, Rescued: n, Doorbells: n, Pipes: pipes.PipeStats{Read: direction(n), Write: direction(2 * n)}},
+			pipes: pipes.Stats{Opened: n, Broken: n, Rescued: n, Forgotten: n, Late: n, Doorbells: n, Pipes: pipes.PipeStats{Read: direction(n), Write: direction(2 * n)}},
 		}
 	}
 	if diff := cmp.Diff(all(5), all(12).since(all(7)), cmp.AllowUnexported(counts{})); diff != "" {

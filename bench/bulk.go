@@ -431,7 +431,7 @@ func (b bulk) count(r *runner, label string, booted bool, ours, plain moved) {
 	r.add(perMiB("interrupts", doorbells))
 	r.add(perMiB("wake-ups of the guest, sent", direction(func(d pipes.DirectionStats) uint64 { return d.Signals })))
 	r.add(perMiB("wake-ups of the guest, suppressed", direction(func(d pipes.DirectionStats) uint64 { return d.Suppressed })))
-	r.add(perMiB("wake-ups rescued", func(c counts) float64 { return float64(c.pipes.Rescued) }).wantAtMost(0))
+	r.add(perMiB("wake-ups rescued", func(c counts) float64 { return float64(lost(c.pipes)) }).wantAtMost(0))
 	if booted {
 		r.add(perMiB("exits to the monitor", func(c counts) float64 { return float64(c.exits) }))
 		r.add(perMiB("hypercalls", func(c counts) float64 { return float64(c.hypercalls) }))

@@ -69,7 +69,7 @@ func (b *booted) close() error {
 	}
 	b.cancel()
 	<-b.ended
-	return errors.Join(err, errRescued(b.vm.Stats().Pipes.Rescued))
+	return errors.Join(err, errRescued(lost(b.vm.Stats().Pipes)))
 }
 
 func (b *booted) counts() counts {

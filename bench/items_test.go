@@ -3,6 +3,7 @@ package bench
 import (
 	"errors"
 	"math"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -207,6 +208,44 @@ func TestLostWakeup(t *testing.T) {
 	}
 	if _, err := peer.Read(make([]byte, 8)); err != nil {
 		t.Fatal(err)
+	}
+	if err := s.close(); !errors.Is(err, errBroken) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// An item fails if a wake-up of the guest's got lost, even when nobody has noticed before its end.
+func TestLostInterrupt(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("the watchdog takes seconds")
+	}
+	s := newScope(t.Context())
+	g, err := s.rig(16<<20, 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := s.listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, peer, err := g.connect(l, 64<<10, 64<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.keep(peer)
+	g.users.Go(func() { echo(p) })
+	waiting := p.Descriptor().Header + uint64(guest.Incoming) + 72 // and the consumer's state
+	for g.guest.Load(waiting)>>32 == 0 {
+		runtime.Gosched()
+	}
+	g.guest.LoseInterrupts(1)
+	before := g.counts().pipes.Doorbells
+	if _, err := peer.Write([]byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	for g.counts().pipes.Doorbells == before {
+		runtime.Gosched()
 	}
 	if err := s.close(); !errors.Is(err, errBroken) {
 		t.Errorf("got %v", err)

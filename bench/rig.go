@@ -52,7 +52,8 @@ func newRig(ctx context.Context, window, streams int) (_ *rig, err error) {
 	ctx, r.stop = context.WithCancel(ctx)
 	r.running.Go(func() {
 		_ = server.Serve(ctx)
-		_ = r.guest.Close()
+		// Of wake-ups that were lost, close knows.
+		_ = r.guest.CloseAtOnce()
 	})
 	return r, nil
 }
@@ -63,7 +64,7 @@ func (r *rig) close() error {
 	r.running.Wait()
 	r.users.Wait()
 	r.guest.Table.Wait()
-	return errors.Join(errRescued(r.guest.Table.Stats().Rescued), unix.Munmap(r.window))
+	return errors.Join(errRescued(lost(r.guest.Table.Stats())), unix.Munmap(r.window))
 }
 
 func (r *rig) counts() counts { return counts{pipes: r.guest.Table.Stats()} }

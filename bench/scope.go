@@ -57,6 +57,10 @@ func (s *scope) closeAll() {
 // close returns an error if a machine has lost a wake-up or ended by itself: then nothing that was measured counts.
 func (s *scope) close() error {
 	s.unhook()
+	// As long as everything is open: an end wakes whoever was forgotten.
+	for _, r := range s.rigs {
+		r.guest.Table.Audit()
+	}
 	var errs []error
 	for _, p := range s.parts {
 		errs = append(errs, p.close())

@@ -33,6 +33,8 @@ func (c counts) since(before counts) counts {
 	p.Opened -= was.Opened
 	p.Broken -= was.Broken
 	p.Rescued -= was.Rescued
+	p.Forgotten -= was.Forgotten
+	p.Late -= was.Late
 	p.Doorbells -= was.Doorbells
 	p.Pipes.Read = direction(p.Pipes.Read, was.Pipes.Read)
 	p.Pipes.Write = direction(p.Pipes.Write, was.Pipes.Write)
@@ -43,6 +45,9 @@ func (c counts) since(before counts) counts {
 func (c counts) both(f func(pipes.DirectionStats) uint64) float64 {
 	return float64(f(c.pipes.Pipes.Read) + f(c.pipes.Pipes.Write))
 }
+
+// lost is how many wake-ups somebody owed and the watchdog made up for.
+func lost(s pipes.Stats) uint64 { return s.Rescued + s.Forgotten }
 
 func (c counts) chunks() float64 {
 	return c.both(func(d pipes.DirectionStats) uint64 { return d.Chunks })
