@@ -205,6 +205,17 @@ func TestCompare(t *testing.T) {
 	if diff := cmp.Diff(want, verdicts); diff != "" {
 		t.Error(diff)
 	}
+	// A median below 0, and a figure that is neither good nor bad.
+	for _, c := range []struct {
+		a, b    float64
+		neutral bool
+		want    string
+	}{{a: -4, b: -8, want: "better"}, {a: -4, b: 4, want: "worse"}, {a: 4, b: 8, neutral: true, want: "changed"}, {a: 10, b: 12, want: "within the noise"}} {
+		f := func(v float64) Figure { return Figure{Neutral: c.neutral, Ours: Spread{Median: v, Min: v, Max: v}} }
+		if got := compare(f(c.a), f(c.b)).Verdict; got != c.want {
+			t.Errorf("%g → %g: %s, want %s", c.a, c.b, got, c.want)
+		}
+	}
 	for _, c := range Compare(sample(), sample()) {
 		if c.Verdict != "within the noise" {
 			t.Errorf("the same twice: %+v", c)

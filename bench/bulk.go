@@ -430,13 +430,17 @@ func (b bulk) count(r *runner, label string, booted bool, ours, plain moved) {
 	r.add(perMiB("of these spurious", direction(func(d pipes.DirectionStats) uint64 { return d.SpuriousWakes })))
 	r.add(perMiB("interrupts", doorbells))
 	r.add(perMiB("wake-ups of the guest, sent", direction(func(d pipes.DirectionStats) uint64 { return d.Signals })))
-	r.add(perMiB("wake-ups of the guest, suppressed", direction(func(d pipes.DirectionStats) uint64 { return d.Suppressed })))
+	suppressed := perMiB("wake-ups of the guest, suppressed", direction(func(d pipes.DirectionStats) uint64 { return d.Suppressed }))
+	suppressed.Neutral = true
+	r.add(suppressed)
 	r.add(perMiB("wake-ups rescued", func(c counts) float64 { return float64(lost(c.pipes)) }).wantAtMost(0))
 	if booted {
 		r.add(perMiB("exits to the monitor", func(c counts) float64 { return float64(c.exits) }))
 		r.add(perMiB("hypercalls", func(c counts) float64 { return float64(c.hypercalls) }))
 	}
-	r.add(perMiB("chunks", counts.chunks))
+	chunks := perMiB("chunks", counts.chunks)
+	chunks.Neutral = true
+	r.add(chunks)
 
 	allocations, theirs := pick(ours.usage, usage.allocations), pick(plain.usage, usage.allocations)
 	r.add(Figure{Group: group, Name: label + "allocations", Unit: "/MiB", Ours: spreadOf(allocations)}.beside("plain", allocations, theirs))

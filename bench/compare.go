@@ -3,6 +3,7 @@ package bench
 import (
 	"fmt"
 	"io"
+	"math"
 	"text/tabwriter"
 )
 
@@ -13,10 +14,16 @@ type Change struct {
 	What   string // "ratio" where there is a neighbour, since that cancels the machine's mood; otherwise "value"
 	Old    Spread
 	New    Spread
-	// Percent is the change of the median, and Noise half of the wider one of both spreads, in percent of the old median; it is 2 or more.
+	// Percent is the change of the median, and Noise half of the wider one of both spreads, in percent of the old median.
 	Percent, Noise float64
-	Verdict        string // better, worse, within the noise, new or gone
+	Verdict        string // better, worse, changed, within the noise, new or gone
 }
+
+// Noise is at least this, in percent. From run to run a machine's speed changes, and how much a round moves; a neighbour in the same run has both, too.
+const (
+	ratioNoise = 2
+	valueNoise = 25
+)
 
 // Compare returns a change for each figure of both reports, in the order of the newer one; what is gone comes last.
 func Compare(older, newer *Report) []Change {
@@ -44,8 +51,10 @@ func Compare(older, newer *Report) []Change {
 
 func compare(o, n Figure) Change {
 	c := Change{Figure: n.key(), Unit: n.Unit, What: "value", Old: o.Ours, New: n.Ours}
+	least := float64(valueNoise)
 	if o.Ratio != nil && n.Ratio != nil {
 		c.What, c.Unit, c.Old, c.New = "ratio", "", *o.Ratio, *n.Ratio
+		least = ratioNoise
 	}
 	if c.Old.Median == 0 {
 		c.Verdict = "within the noise"
@@ -54,12 +63,14 @@ func compare(o, n Figure) Change {
 		}
 		return c
 	}
-	percent := 100 / c.Old.Median
+	percent := 100 / math.Abs(c.Old.Median)
 	c.Percent = (c.New.Median - c.Old.Median) * percent
-	c.Noise = max(2, (c.Old.Max-c.Old.Min)/2*percent, (c.New.Max-c.New.Min)/2*percent)
+	c.Noise = max(least, (c.Old.Max-c.Old.Min)/2*percent, (c.New.Max-c.New.Min)/2*percent)
 	switch {
 	case c.Percent <= c.Noise && c.Percent >= -c.Noise:
 		c.Verdict = "within the noise"
+	case n.Neutral:
+		c.Verdict = "changed"
 	case c.Percent > 0 == n.Higher:
 		c.Verdict = "better"
 	default:

@@ -130,7 +130,7 @@ func (i idle) round(ctx context.Context, sides []*still, n int, window, active t
 			return nil, err
 		}
 		out[k].memory = perStream(now.Anonymous - side.base.Anonymous)
-		out[k].stacks = perStream(now.Stacks - side.base.Stacks)
+		out[k].stacks = perStream(max(0, now.Stacks-side.base.Stacks)) // the base may have had some to spare
 	}
 	before, started := make([]int64, len(sides)), make([]time.Time, len(sides))
 	for k, side := range sides {

@@ -199,6 +199,7 @@ func TestLostWakeup(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.keep(peer)
+	untilWaiting(g, p, guest.Outgoing)
 	// The guest moves its cursor and takes the flag, but doesn't notify.
 	at := p.Descriptor().Header
 	g.guest.Store(at+uint64(guest.Outgoing)+64+8, 0)
@@ -211,6 +212,14 @@ func TestLostWakeup(t *testing.T) {
 	}
 	if err := s.close(); !errors.Is(err, errBroken) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// untilWaiting returns when the consumer of a ring waits.
+func untilWaiting(g *rig, p *guest.Conn, ring guest.Ring) {
+	waiting := p.Descriptor().Header + uint64(ring) + 72 // the consumer's state, and its flag
+	for g.guest.Load(waiting)>>32 == 0 {
+		runtime.Gosched()
 	}
 }
 
@@ -235,10 +244,7 @@ func TestLostInterrupt(t *testing.T) {
 	}
 	s.keep(peer)
 	g.users.Go(func() { echo(p) })
-	waiting := p.Descriptor().Header + uint64(guest.Incoming) + 72 // and the consumer's state
-	for g.guest.Load(waiting)>>32 == 0 {
-		runtime.Gosched()
-	}
+	untilWaiting(g, p, guest.Incoming)
 	g.guest.LoseInterrupts(1)
 	before := g.counts().pipes.Doorbells
 	if _, err := peer.Write([]byte{1}); err != nil {

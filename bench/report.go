@@ -33,7 +33,9 @@ type Figure struct {
 	Name   string `json:"name"`
 	Unit   string `json:"unit"`
 	Higher bool   `json:"higher_is_better"`
-	Ours   Spread `json:"ours"`
+	// Neutral is a figure of which neither more nor less is better.
+	Neutral bool   `json:"neutral,omitempty"`
+	Ours    Spread `json:"ours"`
 	// Neighbour was measured in turn with Ours, and Ratio is Ours by it, pair by pair. nil: there is none.
 	Neighbour *Neighbour `json:"neighbour,omitempty"`
 	Ratio     *Spread    `json:"ratio,omitempty"`
