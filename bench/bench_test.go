@@ -188,6 +188,24 @@ func TestHTML(t *testing.T) {
 	}
 }
 
+// A plot shows no more than can be read, and none of many values is left out.
+func TestReadable(t *testing.T) {
+	t.Parallel()
+	var many []bar
+	for i := range 30 {
+		for _, quantity := range []string{"exits", "signals: of both"} {
+			many = append(many, bar{name: fmt.Sprintf("ring %d: %s", i, quantity)})
+		}
+	}
+	parts := readable(many)
+	if len(parts) != 2 || len(parts[0].bars) != 30 || parts[1].quantity != "signals: of both" || parts[1].bars[29].name != "ring 29" {
+		t.Errorf("%+v", parts)
+	}
+	if few := readable(many[:3]); len(few) != 1 || few[0].quantity != "" || len(few[0].bars) != 3 {
+		t.Errorf("%+v", few)
+	}
+}
+
 func TestCompare(t *testing.T) {
 	t.Parallel()
 	newer := sample()

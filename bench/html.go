@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
@@ -103,20 +104,40 @@ func plotGroup(figures []Figure) ([]template.HTML, error) {
 		out = append(out, svg)
 	}
 	for _, unit := range units {
-		if len(values[unit]) > mostBars {
-			continue
+		for _, part := range readable(values[unit]) {
+			label := strings.TrimSpace(part.quantity + " " + unit + " (median, min, max)")
+			svg, err := plotBars(part.bars, label, false)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, svg)
 		}
-		label := "median, min, max"
-		if unit != "" {
-			label = unit + " (" + label + ")"
-		}
-		svg, err := plotBars(values[unit], label, false)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, svg)
 	}
 	return out, nil
+}
+
+// plotPart is what one plot shows of a group.
+type plotPart struct {
+	quantity string // "": all of them
+	bars     []bar
+}
+
+// readable makes parts of values that are too many for one plot: one for each quantity, which is what stands behind the first colon of a name.
+func readable(bars []bar) []plotPart {
+	if len(bars) <= mostBars {
+		return []plotPart{{bars: bars}}
+	}
+	var parts []plotPart
+	for _, b := range bars {
+		name, quantity, _ := strings.Cut(b.name, ": ")
+		i := slices.IndexFunc(parts, func(p plotPart) bool { return p.quantity == quantity })
+		if i < 0 {
+			i = len(parts)
+			parts = append(parts, plotPart{quantity: quantity})
+		}
+		parts[i].bars = append(parts[i].bars, bar{name, b.value})
+	}
+	return parts
 }
 
 // bar is a value with a name.
