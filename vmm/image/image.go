@@ -15,6 +15,8 @@ import (
 	"os"
 	"slices"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -119,7 +121,8 @@ func (e *LoadError) Error() string {
 
 // Open opens and parses the image file at path. The file stays open until Close, because Load and the symbols read it.
 func Open(path string) (*Image, error) {
-	f, err := os.Open(path)
+	// Without O_NONBLOCK a FIFO would wait for who writes to it.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err // names the path
 	}

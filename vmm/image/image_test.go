@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/testdata/images"
 )
@@ -262,6 +263,13 @@ func TestOpen(t *testing.T) {
 	}
 	if _, err := Open(dir); err == nil || !strings.HasSuffix(err.Error(), "is not a regular file") {
 		t.Errorf("Open of a folder: %v", err)
+	}
+	fifo := filepath.Join(dir, "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(fifo); err == nil || !strings.HasSuffix(err.Error(), "is not a regular file") {
+		t.Errorf("Open of a FIFO that nobody writes to: %v", err)
 	}
 }
 
