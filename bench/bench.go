@@ -40,6 +40,9 @@ func patience() time.Duration {
 	return 4 * time.Minute
 }
 
+// ErrNoMatch is what Run's error wraps if nothing was chosen.
+var ErrNoMatch = errors.New("no measurement has a name that matches")
+
 // errMissing is what an item wraps if the machine lacks something that it needs.
 var errMissing = errors.New("not on this machine")
 
@@ -104,7 +107,7 @@ func run(ctx context.Context, o Options, all []item) (*Report, error) {
 		}
 	}
 	if len(chosen) == 0 {
-		return nil, fmt.Errorf("nothing is named %q; there are: %s", o.Only, strings.Join(names, "; "))
+		return nil, fmt.Errorf("%w %q; there are: %s", ErrNoMatch, o.Only, strings.Join(names, "; "))
 	}
 	r := newRunner(o)
 	start := time.Now()

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/pipes"
 )
@@ -146,11 +147,22 @@ func TestJSON(t *testing.T) {
 	if diff := cmp.Diff(sample(), got); diff != "" {
 		t.Error(diff)
 	}
-	if err := os.WriteFile(path, []byte("[]"), 0o600); err != nil {
+	for _, text := range []string{"", "[]", "{}", `{"started": "2001-02-03T04:05:06Z"}`} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ReadJSON(path); !errors.Is(err, ErrNoReport) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ReadJSON(path); err == nil {
-		t.Error("no error for a file that is no report")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadJSON(path); !errors.Is(err, ErrNoReport) {
+		t.Errorf("a FIFO: %v", err)
 	}
 }
 

@@ -3,6 +3,7 @@ package bench
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Report is what one run measured.
@@ -117,17 +120,40 @@ func (r *Report) WriteJSON(w io.Writer) error {
 	return nil
 }
 
+// ErrNoReport is what ReadJSON's error wraps if the file holds something else.
+var ErrNoReport = errors.New("is not a report of arcavm bench")
+
 // ReadJSON reads what WriteJSON has written to a file.
 func ReadJSON(path string) (*Report, error) {
-	b, err := os.ReadFile(path)
+	b, err := readRegular(path)
 	if err != nil {
-		return nil, fmt.Errorf("read report: %w", err)
+		return nil, err // names the path
 	}
 	var r Report
 	if err := json.Unmarshal(b, &r); err != nil {
-		return nil, fmt.Errorf("read report %s: %w", path, err)
+		return nil, fmt.Errorf("%s %w: %w", path, ErrNoReport, err)
+	}
+	if r.Started.IsZero() || r.Rounds < 1 {
+		return nil, fmt.Errorf("%s %w", path, ErrNoReport)
 	}
 	return &r, nil
+}
+
+// readRegular reads a file, and doesn't wait for the writer of a FIFO.
+func readRegular(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s %w: not a regular file", path, ErrNoReport)
+	}
+	return io.ReadAll(f)
 }
 
 // WriteText writes the report for people: a table for each group.

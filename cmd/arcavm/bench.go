@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"regexp"
@@ -13,10 +16,15 @@ import (
 	"github.com/fix-project/arcavm/bench"
 )
 
+// benchFlags are the flags of bench.
+type benchFlags struct {
+	jsonFile, htmlFile, older, only string
+	rounds                          int
+	quick                           bool
+}
+
 func newBenchCommand() *cobra.Command {
-	var jsonFile, htmlFile, older, only string
-	var rounds int
-	var quick bool
+	var b benchFlags
 	cmd := &cobra.Command{
 		Use:   "bench [flags]",
 		Short: "Measure streams beside plain sockets",
@@ -35,78 +43,187 @@ same. All traffic stays on this machine.`,
   arcavm bench --compare bench.json`,
 		DisableFlagsInUseLine: true,
 		Args:                  exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			o := bench.Options{Quick: quick, Rounds: rounds, Version: version()}
-			if rounds < 0 || rounds > 1000 {
-				return usageError("--rounds: %d is not 1 to 1000", rounds)
-			}
-			if only != "" {
-				var err error
-				if o.Only, err = regexp.Compile(only); err != nil {
-					return usageError("--run: %v", err)
-				}
-			}
-			var old *bench.Report
-			if older != "" {
-				var err error
-				if old, err = bench.ReadJSON(older); err != nil {
-					return inputError(err)
-				}
-			}
-			var err error
-			if o.Arcavm, err = os.Executable(); err != nil {
-				return fmt.Errorf("finding this program's file: %w", err)
-			}
-			o.Progress = func(item string) { fmt.Fprintf(cmd.ErrOrStderr(), "measuring %s\n", item) }
-			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, unix.SIGTERM)
-			defer stop()
-			report, err := bench.Run(ctx, o)
-			if err != nil {
-				return err
-			}
-			out := cmd.OutOrStdout()
-			if err := report.WriteText(out); err != nil {
-				return err
-			}
-			if old != nil {
-				if err := bench.WriteComparison(out, old, report); err != nil {
-					return err
-				}
-			}
-			if err := writeReport(jsonFile, report.WriteJSON); err != nil {
-				return err
-			}
-			if err := writeReport(htmlFile, report.WriteHTML); err != nil {
-				return err
-			}
-			if n := len(report.Failed); n > 0 {
-				return fmt.Errorf("%d of the measurements failed, the first: %s: %s", n, report.Failed[0].Name, report.Failed[0].Reason)
-			}
-			return nil
-		},
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return b.run(cmd) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&jsonFile, "json", "", "write the report as JSON to `FILE`, for --compare")
-	f.StringVar(&htmlFile, "html", "", "write the report as a page with plots to `FILE`")
-	f.StringVar(&older, "compare", "", "print what changed since the report in `FILE`, against the noise")
-	f.StringVar(&only, "run", "", "measure only what has a name that matches `REGEXP`")
-	f.IntVar(&rounds, "rounds", 0, "measure everything `N` times (default 5, or 3 with --quick)")
-	f.BoolVar(&quick, "quick", false, "measure less, in less than a minute")
+	f.StringVar(&b.jsonFile, "json", "", "write the report as JSON to `FILE`, for --compare")
+	f.StringVar(&b.htmlFile, "html", "", "write the report as a page with plots to `FILE`")
+	f.StringVar(&b.older, "compare", "", "print what changed since the report in `FILE`, against the noise")
+	f.StringVar(&b.only, "run", "", "measure only what has a name that matches `REGEXP`")
+	f.IntVar(&b.rounds, "rounds", 0, "measure everything `N` times (default 5, or 3 with --quick)")
+	f.BoolVar(&b.quick, "quick", false, "measure less, in less than a minute")
 	return cmd
 }
 
-// writeReport writes a file, if it has a name.
-func writeReport(path string, write func(io.Writer) error) error {
-	if path == "" {
-		return nil
-	}
-	f, err := os.Create(path)
+func (b *benchFlags) run(cmd *cobra.Command) (err error) {
+	o, err := b.options(cmd)
 	if err != nil {
 		return err
 	}
-	if err := write(f); err != nil {
-		f.Close()
+	var old *bench.Report
+	if b.older != "" {
+		if old, err = readReport(b.older); err != nil {
+			return err
+		}
+	}
+	// A name that can't be written to is better known before minutes of measuring than after.
+	jsonFile, err := createOutput("--json", b.jsonFile)
+	if err != nil {
 		return err
 	}
-	return f.Close()
+	defer func() { err = errors.Join(err, jsonFile.close()) }()
+	htmlFile, err := createOutput("--html", b.htmlFile)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, htmlFile.close()) }()
+
+	ctx, stop := untilSignal(cmd.Context())
+	defer stop()
+	report, err := bench.Run(ctx, o)
+	if errors.Is(err, bench.ErrNoMatch) {
+		return usageError("--run: %w", err)
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		printReport(cmd.OutOrStdout(), old, report),
+		jsonFile.write(report.WriteJSON),
+		htmlFile.write(report.WriteHTML),
+		failures(report),
+	)
+}
+
+// options checks the flags.
+func (b *benchFlags) options(cmd *cobra.Command) (bench.Options, error) {
+	o := bench.Options{Quick: b.quick, Rounds: b.rounds, Version: version()}
+	if cmd.Flags().Changed("rounds") && (b.rounds < 1 || b.rounds > 1000) {
+		return o, usageError("--rounds: %d is not 1 to 1000", b.rounds)
+	}
+	var err error
+	if b.only != "" {
+		if o.Only, err = regexp.Compile(b.only); err != nil {
+			return o, usageError("--run: %w", err)
+		}
+	}
+	if o.Arcavm, err = os.Executable(); err != nil {
+		return o, fmt.Errorf("finding this program's file: %w", err)
+	}
+	o.Progress = func(item string) { fmt.Fprintf(cmd.ErrOrStderr(), "measuring %s\n", item) }
+	return o, nil
+}
+
+func readReport(path string) (*bench.Report, error) {
+	r, err := bench.ReadJSON(path)
+	if errors.Is(err, bench.ErrNoReport) {
+		return nil, &codeError{exitData, fmt.Errorf("--compare: %w", err)}
+	}
+	if err != nil {
+		return nil, inputError(fmt.Errorf("--compare: %w", err))
+	}
+	return r, nil
+}
+
+// untilSignal returns a context whose cause is, after SIGINT or SIGTERM, the exit code that belongs to it. The second one ends the process.
+func untilSignal(parent context.Context) (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, unix.SIGINT, unix.SIGTERM)
+	go func() {
+		defer signal.Stop(caught)
+		select {
+		case <-ctx.Done():
+		case s := <-caught:
+			code := exitSignal + int(unix.SIGINT)
+			if s == unix.SIGTERM {
+				code = exitSignal + int(unix.SIGTERM)
+			}
+			cancel(&codeError{code: code})
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
+func printReport(w io.Writer, old, report *bench.Report) error {
+	if err := report.WriteText(w); err != nil {
+		return err
+	}
+	if old == nil {
+		return nil
+	}
+	return bench.WriteComparison(w, old, report)
+}
+
+func failures(report *bench.Report) error {
+	n := len(report.Failed)
+	if n == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d of the measurements failed, the first: %s: %s", n, report.Failed[0].Name, report.Failed[0].Reason)
+}
+
+// outputFile is a file that is opened long before it is written to. nil: there is none.
+type outputFile struct {
+	flag    string
+	file    *os.File
+	created bool // and worth nothing until it is written
+}
+
+// createOutput opens a file, if it has a name. What is in it already stays until write.
+func createOutput(flag, path string) (*outputFile, error) {
+	if path == "" {
+		return nil, nil
+	}
+	o := &outputFile{flag: flag, created: true}
+	var err error
+	o.file, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	if errors.Is(err, fs.ErrExist) {
+		o.created = false
+		o.file, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o666)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", flag, err)
+	}
+	return o, nil
+}
+
+// write replaces what is in the file.
+func (o *outputFile) write(content func(io.Writer) error) error {
+	if o == nil {
+		return nil
+	}
+	err := o.empty()
+	if err == nil {
+		err = content(o.file)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.flag, err)
+	}
+	o.created = false
+	return nil
+}
+
+// empty leaves pipes and terminals alone, which can't be.
+func (o *outputFile) empty() error {
+	info, err := o.file.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return err
+	}
+	return o.file.Truncate(0)
+}
+
+// close removes a file that would be new and without a report.
+func (o *outputFile) close() error {
+	if o == nil {
+		return nil
+	}
+	err := o.file.Close()
+	if o.created {
+		err = errors.Join(err, os.Remove(o.file.Name()))
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.flag, err)
+	}
+	return nil
 }

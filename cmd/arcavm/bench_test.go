@@ -1,12 +1,18 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/bench"
 	"github.com/fix-project/arcavm/vmm"
@@ -79,6 +85,12 @@ func TestBenchRefuses(t *testing.T) {
 	}{
 		{[]string{"--run", "("}, exitUsage, "--run"},
 		{[]string{"--rounds", "-1"}, exitUsage, "--rounds"},
+		{[]string{"--rounds", "0"}, exitUsage, "--rounds: 0 is not 1 to 1000"},
+		{[]string{"--run", "nothing-matches"}, exitUsage, `--run: no measurement has a name that matches "nothing-matches"`},
+		{[]string{"--compare", "bench.go"}, exitData, "bench.go is not a report of arcavm bench"},
+		{[]string{"--compare", writeFile(t, "empty", []byte("{}"))}, exitData, "is not a report of arcavm bench"},
+		{[]string{"--compare", fifo(t)}, exitData, "not a regular file"},
+		{[]string{"--json", "testdata/nonexistent/b.json"}, exitOS, "--json: open testdata/nonexistent/b.json"},
 		{[]string{"--compare", "testdata/nonexistent.json"}, exitNoInput, "nonexistent"},
 		{[]string{"extra"}, exitUsage, "extra"},
 	}
@@ -87,5 +99,65 @@ func TestBenchRefuses(t *testing.T) {
 		if got.code != test.code || !strings.Contains(got.err, test.want) {
 			t.Errorf("%q: code %d, %q", test.args, got.code, got.err)
 		}
+	}
+}
+
+// fifo is a FIFO that nobody writes to.
+func fifo(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// An interrupted run says no more, and leaves no file that would be empty, nor does it touch one that was there.
+func TestBenchInterrupted(t *testing.T) {
+	t.Parallel()
+	for s, code := range map[unix.Signal]int{unix.SIGINT: 130, unix.SIGTERM: 143} {
+		t.Run(s.String(), func(t *testing.T) {
+			t.Parallel()
+			page, data := filepath.Join(t.TempDir(), "bench.html"), writeFile(t, "bench.json", []byte("old"))
+			cmd := command(t, "bench", "--run", "fairness", "--rounds", "1000", "--html", page, "--json", data)
+			stderr, err := cmd.StderrPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			lines := bufio.NewReader(stderr)
+			if line, err := lines.ReadString('\n'); err != nil || !strings.HasPrefix(line, "measuring") {
+				t.Errorf("got %q, %v", line, err)
+			}
+			if err := cmd.Process.Signal(s); err != nil {
+				t.Error(err)
+			}
+			rest, err := io.ReadAll(lines)
+			_ = cmd.Wait() // the code says it
+			if got := cmd.ProcessState.ExitCode(); got != code || err != nil || len(rest) > 0 {
+				t.Errorf("code %d, %v, %q; want %d and nothing", got, err, rest, code)
+			}
+			if _, err := os.Stat(page); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("the page: %v", err)
+			}
+			if b, err := os.ReadFile(data); err != nil || string(b) != "old" {
+				t.Errorf("the older report: %q, %v", b, err)
+			}
+		})
+	}
+}
+
+// What can't be written keeps nothing else from being written.
+func TestBenchFullDisk(t *testing.T) {
+	t.Parallel()
+	page := writeFile(t, "bench.html", make([]byte, 1<<20))
+	got := asProcess(t, "bench", "--quick", "--rounds", "1", "--run", "round trip, guest end in Go", "--json", "/dev/full", "--html", page)
+	if got.code != exitOS || !strings.Contains(got.out, "plain echo") || !strings.Contains(got.err, "arcavm: --json: ") {
+		t.Errorf("code %d\n%s\n%s", got.code, got.out, got.err)
+	}
+	if b, err := os.ReadFile(page); err != nil || !strings.Contains(string(b), "<svg") || len(b) >= 1<<20 {
+		t.Errorf("page: %v, %d bytes", err, len(b))
 	}
 }
