@@ -40,9 +40,9 @@ func newDoctorCommand() *cobra.Command {
 		Use:   "doctor",
 		Short: "Check what this machine offers, and say what to do",
 		Long: `Check the machine: KVM, the processor features that guests see, memory, how guests'
-connections leave the machine, and QEMU for the emulated test lane.
+connections leave the machine, and QEMU, with which arcavm run --emulated needs no KVM.
 
-Exit code 0 if guests can run, 69 if they can't.`,
+Exit code 0 if guests can run, 69 if they can't without --emulated.`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			device, err := checkKVM(kvm.DefaultPath)
@@ -53,12 +53,20 @@ Exit code 0 if guests can run, 69 if they can't.`,
 				return writeErr
 			}
 			if err != nil {
-				return &codeError{exitUnavailable, fmt.Errorf("guests can't run here: %w", err)}
+				return cannotRun(err)
 			}
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), "\nguests can run here")
 			return err
 		},
 	}
+}
+
+// cannotRun is the error of a machine that can't run guests.
+func cannotRun(err error) error {
+	if device := (*kvm.UnavailableError)(nil); errors.As(err, &device) && exhausted(device) {
+		return err
+	}
+	return &codeError{exitUnavailable, fmt.Errorf("guests can't run here: %w; %s", err, withoutKVM)}
 }
 
 func writeFindings(w io.Writer, findings []finding) error {
@@ -78,7 +86,10 @@ func checkKVM(path string) ([]finding, error) {
 	if err != nil {
 		f := finding{verdict: isMissing, what: path, detail: oneLine(err.Error())}
 		if device := (*kvm.UnavailableError)(nil); errors.As(err, &device) {
-			f.detail, f.remedy = device.Problem, device.Remedy
+			f.detail, f.remedy = device.Problem, device.Remedy+"; "+withoutKVM
+			if exhausted(device) {
+				f.detail, f.remedy = "can't be opened: "+oneLine(device.Err.Error()), "allow more open files (ulimit -n), or make room"
+			}
 		}
 		return []finding{f}, err
 	}
@@ -244,9 +255,9 @@ func checkQEMU() finding {
 	path, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
 		return finding{
-			verdict: isInfo, what: "QEMU", detail: "missing: only needed to test in emulated hardware KVM",
+			verdict: isInfo, what: "QEMU", detail: "missing: arcavm run --emulated can't run guests without it",
 			remedy: "apt-get install qemu-system-x86",
 		}
 	}
-	return finding{verdict: isOK, what: "QEMU", detail: path + ", for tests in emulated hardware KVM"}
+	return finding{verdict: isOK, what: "QEMU", detail: path + ", for arcavm run --emulated"}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/kvm"
 )
@@ -43,9 +44,34 @@ func TestDoctorWithoutKVM(t *testing.T) {
 		if err == nil || len(findings) != 1 {
 			t.Fatalf("%s: %v, %v", path, findings, err)
 		}
-		if f := findings[0]; f.verdict != isMissing || !strings.Contains(f.detail, want) || f.remedy == "" {
+		if f := findings[0]; f.verdict != isMissing || !strings.Contains(f.detail, want) || !strings.Contains(f.remedy, "arcavm run --emulated") {
 			t.Errorf("%s: %+v", path, f)
 		}
+		var b strings.Builder
+		if code := report(&b, cannotRun(err)); code != exitUnavailable {
+			t.Errorf("%s: code %d", path, code)
+		}
+		wantLine(t, b.String(), "guests can't run here: ")
+		wantLine(t, b.String(), "; arcavm run --emulated needs no KVM")
+	}
+}
+
+// A machine that is short of descriptors isn't one without KVM.
+func TestDoctorExhausted(t *testing.T) {
+	t.Parallel()
+	err := cannotRun(&kvm.UnavailableError{Path: "/dev/kvm", Problem: "can't be opened", Remedy: "check it", Err: unix.EMFILE})
+	var b strings.Builder
+	if code := report(&b, err); code != exitOS {
+		t.Errorf("code %d, want %d", code, exitOS)
+	}
+	wantLine(t, b.String(), "opening /dev/kvm: too many open files")
+}
+
+// Without QEMU the finding says what it is for.
+func TestDoctorWithoutQEMU(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	if f := checkQEMU(); f.verdict != isInfo || !strings.Contains(f.detail, "arcavm run --emulated") {
+		t.Errorf("got %+v", f)
 	}
 }
 

@@ -92,12 +92,14 @@ func report(w io.Writer, err error) int {
 	case errors.As(err, &missing):
 		code = exitUnavailable
 		text += "; arcavm run --emulated runs it in emulated hardware that has them"
+	case errors.As(err, &device) && exhausted(device):
+		code, text = exitOS, fmt.Sprintf("opening %s: %v", device.Path, device.Err)
 	case errors.As(err, &device):
 		code = exitUnavailable
 		if errors.Is(err, fs.ErrPermission) {
 			code = exitPermission
 		}
-		text += "; arcavm doctor says more"
+		text += "; arcavm doctor says more, and " + withoutKVM
 	case errors.Is(err, fs.ErrPermission):
 		code = exitPermission
 	case errors.As(err, &errno):
@@ -105,6 +107,14 @@ func report(w io.Writer, err error) int {
 	}
 	fmt.Fprintf(w, "arcavm: %s\n", oneLine(text))
 	return code
+}
+
+// withoutKVM continues what to do where KVM can't be used.
+const withoutKVM = "arcavm run --emulated needs no KVM"
+
+// exhausted reports whether the system had no descriptor or memory left, which says nothing about KVM.
+func exhausted(device *kvm.UnavailableError) bool {
+	return errors.Is(device, unix.EMFILE) || errors.Is(device, unix.ENFILE) || errors.Is(device, unix.ENOMEM)
 }
 
 // oneLine joins the lines of errors that belong together, and escapes other control characters.

@@ -188,6 +188,10 @@ func TestExitCodes(t *testing.T) {
 	}{
 		{&kvm.UnavailableError{Path: "/dev/kvm", Problem: "doesn't exist", Remedy: "load the module", Err: unix.ENOENT}, exitUnavailable, "/dev/kvm doesn't exist"},
 		{&kvm.UnavailableError{Path: "/dev/kvm", Problem: "may not be opened", Remedy: "join the group", Err: unix.EACCES}, exitPermission, "join the group"},
+		{&kvm.UnavailableError{Path: "/dev/kvm", Problem: "doesn't exist", Remedy: "load the module", Err: unix.ENOENT}, exitUnavailable, "arcavm run --emulated"},
+		{&kvm.UnavailableError{Path: "/dev/kvm", Problem: "can't be opened", Remedy: "check it", Err: unix.EMFILE}, exitOS, "arcavm: opening /dev/kvm: too many open files\n"},
+		{&kvm.UnavailableError{Path: "/dev/kvm", Problem: "can't be opened", Remedy: "check it", Err: unix.ENFILE}, exitOS, "too many open files in system"},
+		{&kvm.UnavailableError{Path: "/dev/kvm", Problem: "can't be opened", Remedy: "check it", Err: unix.ENOMEM}, exitOS, "cannot allocate memory"},
 		{&kvm.IoctlError{Ioctl: "KVM_CREATE_VM", Err: unix.EBUSY}, exitOS, "KVM_CREATE_VM"},
 		{&vmm.ConfigError{Field: "cpus", Reason: "9 are more than 8"}, exitUsage, "--cpus: 9 are more than 8"},
 		{os.ErrPermission, exitPermission, "permission denied"},
