@@ -71,23 +71,38 @@ const PublishForm = "[ADDRESS:]HOSTPORT:PORT[/tcp|/udp]"
 
 // ParsePublish reads a [Publish] in [PublishForm]. Without an address it is 127.0.0.1.
 func ParsePublish(text string) (Publish, error) {
-	bad := fmt.Errorf("%s: not of the form %s", text, PublishForm)
 	rest, protocol, ok := strings.Cut(text, "/")
 	if !ok {
 		protocol = "tcp"
 	}
+	bad := func(part, problem string) (Publish, error) {
+		return Publish{}, fmt.Errorf("%q: %q is %s; the form is %s, where ADDRESS is an IP address", text, part, problem, PublishForm)
+	}
+	if protocol != "tcp" && protocol != "udp" {
+		return bad(protocol, "neither tcp nor udp")
+	}
 	colon := strings.LastIndexByte(rest, ':')
-	if colon < 0 || protocol != "tcp" && protocol != "udp" {
-		return Publish{}, bad
+	if colon < 0 {
+		return Publish{}, fmt.Errorf("%q is not of the form %s", text, PublishForm)
 	}
-	host := rest[:colon]
-	if !strings.Contains(host, ":") {
-		host = "127.0.0.1:" + host
+	host, guestPort := rest[:colon], rest[colon+1:]
+	address, hostPort := "127.0.0.1", host
+	if colon = strings.LastIndexByte(host, ':'); colon >= 0 {
+		address, hostPort = host[:colon], host[colon+1:]
 	}
-	at, err := netip.ParseAddrPort(host)
-	guest, err2 := strconv.ParseUint(rest[colon+1:], 10, 16)
-	if err != nil || err2 != nil || guest == 0 {
-		return Publish{}, bad
+	guest, err := strconv.ParseUint(guestPort, 10, 16)
+	if err != nil || guest == 0 {
+		return bad(guestPort, "no port from 1 to 65535")
+	}
+	if _, err := strconv.ParseUint(hostPort, 10, 16); err != nil {
+		return bad(hostPort, "no port from 0 to 65535")
+	}
+	at, err := netip.ParseAddrPort(address + ":" + hostPort)
+	if err != nil {
+		if isBareIPv6(address) {
+			return bad(address, "an IPv6 address; write ["+address+"]")
+		}
+		return bad(address, "no IP address")
 	}
 	return Publish{Protocol: protocol, Host: at, Guest: uint16(guest)}, nil
 }

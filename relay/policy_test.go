@@ -72,6 +72,37 @@ func TestParseRule(t *testing.T) {
 	}
 }
 
+// A message says what is wrong with which part, and shows the text once.
+func TestRuleAndPublishMessages(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"10.0.0":       `"10.0.0" is no address, range of addresses or name; the form is ` + RuleForm,
+		"10.0.0:80":    `"10.0.0:80": "10.0.0" is no address, range of addresses or name; the form is ` + RuleForm,
+		"":             `"": the host is missing; the form is ` + RuleForm,
+		"out::80":      `"out::80": the host is missing; the form is ` + RuleForm,
+		"::1":          `"::1": an IPv6 address or range is written in brackets, such as [::1], [::1]:80 or [fd00::/8]; the form is ` + RuleForm,
+		"out:fd00::/8": `"out:fd00::/8": an IPv6 address or range is written in brackets, such as [::1], [::1]:80 or [fd00::/8]; the form is ` + RuleForm,
+	} {
+		if _, err := ParseRule(true, text); err == nil || err.Error() != want {
+			t.Errorf("rule %q: %v\nwant %s", text, err, want)
+		}
+	}
+	const form = "; the form is " + PublishForm + ", where ADDRESS is an IP address"
+	for text, want := range map[string]string{
+		"":                  `"" is not of the form ` + PublishForm,
+		"localhost:8080:80": `"localhost:8080:80": "localhost" is no IP address` + form,
+		"70000:80":          `"70000:80": "70000" is no port from 0 to 65535` + form,
+		"8080:70000":        `"8080:70000": "70000" is no port from 1 to 65535` + form,
+		"8080:0":            `"8080:0": "0" is no port from 1 to 65535` + form,
+		"::1:8080:80":       `"::1:8080:80": "::1" is an IPv6 address; write [::1]` + form,
+		"80:80/sctp":        `"80:80/sctp": "sctp" is neither tcp nor udp` + form,
+	} {
+		if _, err := ParsePublish(text); err == nil || err.Error() != want {
+			t.Errorf("publish %q: %v\nwant %s", text, err, want)
+		}
+	}
+}
+
 func TestParsePublish(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]Publish{

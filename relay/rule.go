@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -55,9 +56,12 @@ func ParseRule(allow bool, text string) (Rule, error) {
 			break
 		}
 	}
+	if isBareIPv6(rest) {
+		return Rule{}, ruleError(text, errors.New("an IPv6 address or range is written in brackets, such as [::1], [::1]:80 or [fd00::/8]"))
+	}
 	host, ports := splitPorts(rest)
 	if err := r.setHost(host); err != nil {
-		return Rule{}, fmt.Errorf("%q: %w; the form is %s", text, err, RuleForm)
+		return Rule{}, ruleError(text, err)
 	}
 	err := r.setPorts(ports)
 	if r.Name != "" && strings.HasSuffix(rest, ":*") {
@@ -65,9 +69,26 @@ func ParseRule(allow bool, text string) (Rule, error) {
 		err = fmt.Errorf("%q is no direction and no protocol, and a name needs no port", host+":")
 	}
 	if err != nil {
-		return Rule{}, fmt.Errorf("%q: %w; the form is %s", text, err, RuleForm)
+		return Rule{}, ruleError(text, err)
 	}
 	return r, nil
+}
+
+// ruleError adds the rule's text, unless that is what err names already, and the form.
+func ruleError(text string, err error) error {
+	if strings.Contains(err.Error(), strconv.Quote(text)) {
+		return fmt.Errorf("%w; the form is %s", err, RuleForm)
+	}
+	return fmt.Errorf("%q: %w; the form is %s", text, err, RuleForm)
+}
+
+// isBareIPv6 reports whether s is an address or range whose colons can't be told from the one before a port.
+func isBareIPv6(s string) bool {
+	if addr, err := netip.ParseAddr(s); err == nil {
+		return addr.Is6()
+	}
+	prefix, err := netip.ParsePrefix(s)
+	return err == nil && prefix.Addr().Is6()
 }
 
 // splitPorts cuts at the colon after the host, which for IPv6 is in brackets.
@@ -97,6 +118,8 @@ func (r *Rule) setHost(host string) error {
 		prefix, perr = netip.PrefixFrom(addr.WithZone(""), addr.BitLen()), nil
 	}
 	switch {
+	case host == "":
+		return errors.New("the host is missing")
 	case host == "in", host == "out", host == "tcp", host == "udp":
 		return fmt.Errorf("%q comes too late", host+":")
 	case slices.Contains([]string{"in", "out", "tcp", "udp"}, strings.ToLower(host)):
