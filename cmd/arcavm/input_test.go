@@ -71,11 +71,11 @@ func TestBadInput(t *testing.T) {
 		{"run -c 2 k", 64, "unknown flag -c"},
 		{"run --cpus two k", 64, `--cpus: "two" is not a number that this flag takes (usage: arcavm run`},
 		{"run --cpus", 64, "flag needs an argument: --cpus"},
-		{"run --mem 512 k", 64, "a unit is missing: write 512M for MiB or 512G for GiB"},
+		{"run --mem 512 k", 64, `arcavm: --mem: "512": a unit is missing: write 512M for MiB or 512G for GiB`},
 		{"run --mem lots k", 64, "write a whole number with a unit, such as 512M or 2G"},
 		{"run --mem -1G k", 64, "write a whole number with a unit"},
 		{"run --mem 99999999999G k", 64, "write a whole number with a unit"},
-		{"run --abi streams k", 64, "must be one of auto, stream, rpc; did you mean stream?"},
+		{"run --abi streams k", 64, `arcavm: --abi: "streams" must be one of auto, stream, rpc; did you mean stream?`},
 		{"run --log-level loud k", 64, "must be one of error, warn, info, debug, trace"},
 		{"run --log-format xml k", 64, "must be one of text, json"},
 		{"run --cpus 0 " + hello, 64, "--cpus: 0 is not in 1 to 64"},
@@ -94,7 +94,7 @@ func TestBadInput(t *testing.T) {
 		{"run " + dynamic, 65, "position-independent"},
 		{"run " + cut, 65, "is cut off"},
 		{"run " + later, 65, "speaks the ABI of unknown version 9"},
-		{"run --limit streems=5 " + hello, 64, `there is no limit "streems"; did you mean streams? (usage: arcavm run`},
+		{"run --limit streems=5 " + hello, 64, `arcavm: --limit: there is no limit "streems"; did you mean streams? (usage: arcavm run`},
 		{"run --limit ring=5 " + hello, 64, "did you mean ring-memory?"},
 		{"run --limit time=5 " + hello, 64, "names are streams, ring-memory, stream-files, files, accepts, bytes, operations, log"},
 		{"run --limit streams " + hello, 64, `"streams" is not of the form NAME=VALUE`},
@@ -103,17 +103,23 @@ func TestBadInput(t *testing.T) {
 		{"run --limit accepts=4G " + hello, 64, "is not a whole number"},
 		{"run --limit streams=200000 " + hello, 64, "--limit streams: 200000 is not in 1 to 131072"},
 		{"run --limit ring-memory=4K " + hello, 64, "--limit ring-memory: 4 KiB is not between 128 KiB and 128 GiB"},
-		{"run --publish 80 " + hello, 64, "80: not of the form [ADDRESS:]HOSTPORT:PORT[/tcp|/udp] (usage: arcavm run"},
-		{"run --publish 8080:80 --publish 8081:80 " + hello, 64, "port 80 of the guest is published twice"},
+		{"run --publish 80 " + hello, 64, `arcavm: --publish: "80" is not of the form [ADDRESS:]HOSTPORT:PORT[/tcp|/udp] (usage: arcavm run`},
+		{"run --publish= " + hello, 64, `arcavm: --publish: "" is not of the form`},
+		{"run --publish localhost:8080:80 " + hello, 64, `arcavm: --publish: "localhost:8080:80": "localhost" is no IP address; the form is`},
+		{"run --allow ::1 " + hello, 64, `arcavm: --allow: "::1": an IPv6 address or range is written in brackets, such as [::1]`},
+		{"run --share= " + hello, 64, `--share: "" has no folder`},
+		{"run --timing json " + hello, 64, "there is no image json; is --timing=json meant?"},
+		{"run --emulated --timing text " + hello, 64, "is --timing=text meant?"},
+		{"run --publish 8080:80 --publish 8081:80 " + hello, 64, "arcavm: --publish: port 80 of the guest is published twice"},
 		{"run --deny icmp:* " + hello, 64, `"icmp:" is no direction and no protocol`},
 		{"run --emulated=maybe " + hello, 64, `--emulated: "maybe" is neither true nor false; write --emulated`},
 		{"run --emulated --publish 80 " + hello, 64, "not of the form [ADDRESS:]HOSTPORT:PORT"},
-		{"run --allow 10.0.0 " + hello, 64, "is no address, range of addresses or name; the form is [in:|out:][tcp:|udp:]HOST[:PORT[-PORT]] (usage: arcavm run"},
+		{"run --allow 10.0.0 " + hello, 64, "arcavm: --allow: \"10.0.0\" is no address, range of addresses or name; the form is [in:|out:][tcp:|udp:]HOST[:PORT[-PORT]] (usage: arcavm run"},
 		{"run --deny *:99999 " + hello, 64, "--deny"},
 		{"run --emulated " + filepath.Join(folder, "none"), 66, "no such file or directory"},
 		{"run --emulated --share " + hello + " " + hello, 66, "--share: " + hello + " is not a folder"},
 		{"run --emulated --share .:rw " + hello, 64, "--share: with --emulated"},
-		{"run --share " + filepath.Join(folder, "none") + " " + hello, 66, "--share: "},
+		{"run --share " + filepath.Join(folder, "none") + " " + hello, 66, "arcavm: --share: open " + none},
 		{"run --share " + hello + " " + hello, 66, "--share: " + hello + " is not a folder"},
 		{"run --share . --share .. " + hello, 64, "--share: .. is the second folder without a name; write NAME=.."},
 		{"run --share a=. --share a=.. " + hello, 64, "--share: two folders are called a"},
@@ -122,7 +128,7 @@ func TestBadInput(t *testing.T) {
 		{"run --share ..=. " + hello, 64, `--share: ".." is not a name for a folder`},
 		{"run --share a=. --share b=" + hello + " " + hello, 66, "--share: " + hello + " is not a folder"},
 		{"run --emulated --sockets . " + hello, 64, "--sockets: not with --emulated"},
-		{"run --sockets " + filepath.Join(folder, "none") + " " + hello, 66, "--sockets: "},
+		{"run --sockets " + filepath.Join(folder, "none") + " " + hello, 66, "arcavm: --sockets: open " + none},
 		{"run --sockets " + hello + " " + hello, 66, "--sockets: " + hello + " is not a folder"},
 		{"run --sockets . --sockets .. " + hello, 64, "--sockets: .. is the second folder without a name; write NAME=.."},
 		{"run --sockets :rw " + hello, 64, `--sockets: ":rw" has no folder`},
@@ -149,6 +155,9 @@ func TestBadInput(t *testing.T) {
 		{"demo --port -1", 64, `--port: "-1" is not a number that this flag takes`},
 		{"help nosuch", 64, `unknown command "nosuch"`},
 		{"completion nosuch", 64, `no completion for "nosuch"; shells are bash, fish, powershell, zsh`},
+		{"completion bash x", 64, `"x" is one argument too many`},
+		{"help run extra", 64, `"extra" is one argument too many; try: arcavm run --help`},
+		{"help completion nosuch", 64, `"nosuch" is one argument too many; try: arcavm completion --help`},
 		{"version 2", 64, "one argument too many"},
 	}
 	for _, test := range tests {
@@ -160,6 +169,17 @@ func TestBadInput(t *testing.T) {
 			}
 			wantLine(t, got.err, test.want)
 		})
+	}
+}
+
+func TestEmptyName(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"run", ""}, {"run", "--emulated", ""}, {"inspect", ""}} {
+		got := inProcess(args...)
+		if got.code != exitUsage {
+			t.Errorf("%q: code %d, want %d", args, got.code, exitUsage)
+		}
+		wantLine(t, got.err, "IMAGE is an empty name")
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -73,8 +74,11 @@ func newHelpCommand(root *cobra.Command) *cobra.Command {
 		Short: "Say more about a command",
 		RunE: func(_ *cobra.Command, args []string) error {
 			cmd, rest, err := root.Find(args)
-			if err != nil || len(rest) > 0 {
+			if err != nil || cmd == root && len(rest) > 0 {
 				return unknownCommand(root, args[0])
+			}
+			if len(rest) > 0 {
+				return usageError("%q is one argument too many; try: %s --help", rest[0], cmd.CommandPath())
 			}
 			return cmd.Help()
 		},
@@ -89,6 +93,9 @@ func strictCompletion(root *cobra.Command) {
 	}
 	cmd.Short = "Print a completion script for a shell"
 	cmd.Args = cobra.ArbitraryArgs
+	for _, shell := range cmd.Commands() {
+		shell.Args = exactly()
+	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
 			return cmd.Help()
@@ -135,6 +142,8 @@ func flagError(cmd *cobra.Command, err error) error {
 		if errors.Is(err, strconv.ErrRange) {
 			text = fmt.Sprintf("--%s: %s is out of range", invalid.GetFlag().Name, number.Num)
 		}
+	case errors.As(err, &invalid):
+		text = fmt.Sprintf("--%s: %v", invalid.GetFlag().Name, invalid.Unwrap())
 	case errors.As(err, &unknown):
 		name := unknown.GetSpecifiedName()
 		text = "unknown flag --" + name
@@ -207,6 +216,9 @@ func exactly(names ...string) cobra.PositionalArgs {
 			return usageError("%s is missing (usage: %s)", names[len(args)], cmd.UseLine())
 		case len(args) > len(names):
 			return usageError("%q is one argument too many (usage: %s)", args[len(names)], cmd.UseLine())
+		}
+		if empty := slices.Index(args, ""); empty >= 0 {
+			return usageError("%s is an empty name (usage: %s)", names[empty], cmd.UseLine())
 		}
 		return nil
 	}

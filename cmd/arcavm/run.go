@@ -1,6 +1,9 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
+	"os"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -60,10 +63,13 @@ image can't be asked by SIGTERM, which ends it.`,
   arcavm run --emulated --publish 8080:80 kernel.elf 0.0.0.0 80`,
 		DisableFlagsInUseLine: true,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
+			switch {
+			case len(args) == 0:
 				return usageError("IMAGE is missing (usage: %s)", cmd.UseLine())
+			case args[0] == "":
+				return usageError("IMAGE is an empty name (usage: %s)", cmd.UseLine())
 			}
-			return nil
+			return m.refuseTimingWord(args[0])
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
@@ -112,6 +118,17 @@ image can't be asked by SIGTERM, which ends it.`,
 	_ = cmd.MarkFlagDirname("share")
 	_ = cmd.MarkFlagDirname("sockets")
 	return cmd
+}
+
+// refuseTimingWord refuses an image's name that is rather meant for --timing, whose value is not a word of its own.
+func (m *machine) refuseTimingWord(name string) error {
+	if !m.flags.Changed("timing") || !slices.Contains(timingFormats, name) {
+		return nil
+	}
+	if _, err := os.Stat(name); !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return usageError("there is no image %s; is --timing=%s meant?", name, name)
 }
 
 // refuseStreamOnly refuses what guests of the older ABI can't make use of.

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -78,6 +79,9 @@ func openFolder(flag string, f sharedFolder) (vmm.Share, error) {
 	}
 	if info, statErr := os.Stat(f.dir); statErr == nil && !info.IsDir() {
 		return s, &codeError{exitNoInput, fmt.Errorf("%s: %s is not a folder", flag, f.dir)}
+	}
+	if path := (*fs.PathError)(nil); errors.As(err, &path) {
+		err = path // the flag says what for
 	}
 	return s, inputError(fmt.Errorf("%s: %w", flag, err))
 }

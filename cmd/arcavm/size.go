@@ -33,9 +33,9 @@ func (s *size) Set(text string) error {
 		return nil
 	}
 	if _, err := strconv.ParseUint(upper, 10, 64); err == nil {
-		return fmt.Errorf("a unit is missing: write %sM for MiB or %sG for GiB", upper, upper)
+		return fmt.Errorf("%q: a unit is missing: write %sM for MiB or %sG for GiB", text, upper, upper)
 	}
-	return fmt.Errorf("write a whole number with a unit, such as 512M or 2G")
+	return fmt.Errorf("%q: write a whole number with a unit, such as 512M or 2G", text)
 }
 
 // String writes the size with the largest unit that divides it.
@@ -69,7 +69,7 @@ func (c *choice) Set(text string) error {
 	if near := nearest(strings.ToLower(text), c.choices); near != "" {
 		hint = fmt.Sprintf("; did you mean %s?", near)
 	}
-	return fmt.Errorf("must be one of %s%s", strings.Join(c.choices, ", "), hint)
+	return fmt.Errorf("%q must be one of %s%s", text, strings.Join(c.choices, ", "), hint)
 }
 
 func (c *choice) String() string { return c.value }
