@@ -157,6 +157,36 @@ func TestEverydayFailures(t *testing.T) {
 	}
 }
 
+// A guest that looks for files or sockets where nothing is shared gets ENOENT, and its user one warning, which isn't as long as the guest likes.
+func TestNothingShared(t *testing.T) {
+	t.Parallel()
+	m := start(t, setup{})
+	path := strings.Repeat("p", 1000)
+	for range 2 {
+		files := m.files(4096)
+		for range 2 {
+			_, _, err := readFile(files, path, 0, 1)
+			wantErrno(t, "read", err, unix.ENOENT)
+		}
+		_, err := m.tryUnixConnect(path)
+		wantErrno(t, "connect", err, unix.ENOENT)
+		_, err = m.tryUnixListen(path)
+		wantErrno(t, "listen", err, unix.ENOENT)
+	}
+	for msg, want := range map[string]int{
+		"no folder is shared with the guest":                   1,
+		"no folder with UNIX sockets is shared with the guest": 2, // of those that connect and those that listen
+	} {
+		got := m.records(msg)
+		if len(got) != want || got[0]["level"] != "WARN" || got[0]["path"] != path[:100] {
+			t.Errorf("%s: %d records, %v; want %d", msg, len(got), got, want)
+		}
+	}
+	if s := m.server.Stats(); s.FileErrors != 4 || s.ConnectsFailed != 2 || s.BindsFailed != 2 {
+		t.Errorf("%+v", s)
+	}
+}
+
 func closedTCPPort(t *testing.T) netip.AddrPort {
 	l, to := hostListener(t, "127.0.0.1:0")
 	l.Close()

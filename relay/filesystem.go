@@ -35,6 +35,7 @@ func FileSystem(s share.Share) Handler {
 
 type fileSystem struct {
 	share    share.Share
+	warned   sync.Once // that nothing is shared
 	further  further
 	files    atomic.Int64
 	calls    chan struct{} // holds a token for each system call under way
@@ -211,6 +212,7 @@ func (f *fileStream) status(r *fileRequest, failure error) uint32 {
 		return 0
 	}
 	f.stream.server.count.fileErrors.Add(1)
+	f.stream.notShared(&f.warned, "no folder is shared with the guest", failure)
 	f.stream.log(slog.LevelDebug, "request about a file failed", slog.String("request", r.Kind.String()), slog.Any("err", failure))
 	return uint32(fileErrno(failure))
 }

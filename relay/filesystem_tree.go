@@ -3,10 +3,13 @@ package relay
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -15,11 +18,32 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
+// notSharedError says that there is nothing at all that a path could lead to.
+type notSharedError struct{ path string }
+
+func (e *notSharedError) Error() string {
+	return fmt.Sprintf("%.100q: no folder is shared with the guest", e.path)
+}
+
+// Unwrap returns what the guest is told.
+func (e *notSharedError) Unwrap() error { return unix.ENOENT }
+
+// notShared logs once, for all streams of a handler, that nothing is shared: a guest can't tell that from a missing file, and its user may have forgotten
+// to. It reports whether err is about that.
+func (s *Stream) notShared(once *sync.Once, msg string, err error) bool {
+	var none *notSharedError
+	if !errors.As(err, &none) {
+		return false
+	}
+	once.Do(func() { s.log(slog.LevelWarn, msg, slog.String("path", fmt.Sprintf("%.100s", none.path))) })
+	return true
+}
+
 // place says where a guest's path leads, or why nowhere.
 func place(s share.Share, path string) (in share.Share, rest string, err error) {
 	switch {
 	case s.None():
-		err = unix.ENOENT
+		err = &notSharedError{path}
 	case len(path) > wire.MaxPath:
 		err = unix.ENAMETOOLONG
 	case strings.IndexByte(path, 0) >= 0:

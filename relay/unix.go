@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -21,9 +22,12 @@ const (
 	maxLinks = 40
 )
 
+const noSockets = "no folder with UNIX sockets is shared with the guest"
+
 // UnixListener returns the handler of protocol 4: it makes a socket at a path below sockets, which has to be writable, and listens there as
 // [TCPListener] does. The socket's file goes when the listener does.
 func UnixListener(sockets share.Share) Handler {
+	var warned sync.Once
 	return HandlerFunc(func(ctx context.Context, s *Stream) error {
 		m, err := wire.DecodeUnixListen(s.Payload)
 		if err != nil {
@@ -31,7 +35,11 @@ func UnixListener(sockets share.Share) Handler {
 		}
 		ln, err := listenUnix(ctx, s.Network(), sockets, m)
 		if err != nil {
-			s.bindFailed("listen failed", err)
+			if s.notShared(&warned, noSockets, err) {
+				s.server.count.bindsFailed.Add(1)
+			} else {
+				s.bindFailed("listen failed", err)
+			}
 			return s.Opened(fileErrno(err), nil)
 		}
 		return serveListener(ctx, s, ln, nil, wire.ProtocolUnixConnection)
@@ -40,6 +48,7 @@ func UnixListener(sockets share.Share) Handler {
 
 // UnixConnection returns the handler of protocol 5: it connects to the socket at a path below sockets, and relays.
 func UnixConnection(sockets share.Share) Handler {
+	var warned sync.Once
 	return HandlerFunc(func(ctx context.Context, s *Stream) error {
 		m, err := wire.DecodeUnixConnect(s.Payload)
 		if err != nil {
@@ -48,6 +57,7 @@ func UnixConnection(sockets share.Share) Handler {
 		conn, err := dialUnix(ctx, s, sockets, string(m.Path))
 		if err != nil {
 			s.server.count.connectsFailed.Add(1)
+			s.notShared(&warned, noSockets, err)
 			s.failed("connect failed", err)
 			return s.Opened(fileErrno(err), nil)
 		}
