@@ -373,3 +373,29 @@ func TestCountCalls(t *testing.T) {
 		}
 	}
 }
+
+// What is opened as the item's context ends is closed, too: else who waits for it would hang.
+func TestScopeThatHasEnded(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	s := newScope(ctx)
+	early, late := make(chan struct{}), false
+	s.keep(closeFunc(func() { close(early) }))
+	cancel()
+	<-early
+	s.keep(closeFunc(func() { late = true }))
+	if !late {
+		t.Error("what came late is open")
+	}
+	if err := s.close(); err != nil {
+		t.Error(err)
+	}
+	// Ends while the scope begins.
+	for range 100 {
+		ctx, cancel := context.WithCancel(t.Context())
+		go cancel()
+		if err := newScope(ctx).close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

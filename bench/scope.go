@@ -25,9 +25,8 @@ type scope struct {
 
 func newScope(ctx context.Context) *scope {
 	ctx, cancel := context.WithCancel(ctx)
-	s := &scope{ctx: ctx}
+	s := &scope{ctx: ctx, closers: []io.Closer{closeFunc(cancel)}}
 	s.unhook = context.AfterFunc(ctx, s.closeAll)
-	s.closers = append(s.closers, closeFunc(cancel))
 	return s
 }
 
@@ -35,10 +34,14 @@ type closeFunc func()
 
 func (f closeFunc) Close() error { f(); return nil }
 
-// keep closes c at the end.
+// keep closes c at the end, which may have been already.
 func (s *scope) keep(c io.Closer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.ctx.Err() != nil {
+		_ = c.Close()
+		return
+	}
 	s.closers = append(s.closers, c)
 }
 
