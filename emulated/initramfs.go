@@ -1,7 +1,6 @@
 package emulated
 
 import (
-	"bytes"
 	"debug/elf"
 	"encoding/json"
 	"fmt"
@@ -10,36 +9,19 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"syscall"
 )
 
 // writeInitramfs writes everything the machine starts with: init, the modules,
-// the plan, the programs and the caller's files. A host file is stored once,
-// whatever number of names it has.
+// the plan, the programs and the caller's files.
 func writeInitramfs(w io.Writer, init string, modules []module, p plan, cfg Config) error {
 	a := newArchive(w)
-	first := map[string]string{}   // host file → name inside
-	sources := map[string]string{} // name inside → host file
-	add := func(name, source string, perm uint32) error {
-		source, err := filepath.Abs(source)
-		if err != nil {
-			return err
-		}
-		name = clean(name)
-		if sources[name] == source {
-			return nil
-		}
-		sources[name] = source
-		if target, ok := first[source]; ok {
-			return a.symlink(name, "/"+target)
-		}
-		first[source] = name
-		return addFile(a, name, source, perm)
-	}
-	if err := add("init", init, 0o755); err != nil {
+	c := copier{a: a, inodes: map[hostFile]uint32{}, names: map[string]hostFile{}}
+	if err := c.program("init", init); err != nil {
 		return err
 	}
 	for i, m := range modules {
-		if err := a.file(p.Modules[i], 0o644, int64(len(m.data)), bytes.NewReader(m.data)); err != nil {
+		if err := a.bytes(p.Modules[i], m.data); err != nil {
 			return err
 		}
 	}
@@ -47,16 +29,16 @@ func writeInitramfs(w io.Writer, init string, modules []module, p plan, cfg Conf
 	if err != nil {
 		return err
 	}
-	if err := a.file(planName, 0o644, int64(len(data)), bytes.NewReader(data)); err != nil {
+	if err := a.bytes(planName, data); err != nil {
 		return err
 	}
 	hosts := "127.0.0.1 localhost\n::1 localhost\n"
-	if err := a.file("etc/hosts", 0o644, int64(len(hosts)), bytes.NewReader([]byte(hosts))); err != nil {
+	if err := a.bytes("etc/hosts", []byte(hosts)); err != nil {
 		return err
 	}
 	if cfg.Outbound {
 		resolve := "nameserver " + nameServer + "\n"
-		if err := a.file("etc/resolv.conf", 0o644, int64(len(resolve)), bytes.NewReader([]byte(resolve))); err != nil {
+		if err := a.bytes("etc/resolv.conf", []byte(resolve)); err != nil {
 			return err
 		}
 	}
@@ -67,53 +49,122 @@ func writeInitramfs(w io.Writer, init string, modules []module, p plan, cfg Conf
 		if err := a.directory(p.Programs[i].Dir); err != nil {
 			return err
 		}
-		if err := add(p.Programs[i].Path, program.Path, 0o755); err != nil {
+		if err := c.program(p.Programs[i].Path, program.Path); err != nil {
 			return err
 		}
 	}
 	for _, file := range cfg.Files {
-		if err := addTree(a, add, file); err != nil {
+		if err := c.tree(file); err != nil {
 			return err
 		}
 	}
 	return a.close()
 }
 
-// addTree adds a file, or a folder with everything below it.
-func addTree(a *archive, add func(name, source string, perm uint32) error, file File) error {
-	return filepath.WalkDir(file.Source, func(source string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return fmt.Errorf("pass a file in: %w", err)
-		}
-		below, err := filepath.Rel(file.Source, source)
+// hostFile tells files of the host apart. Names with other permissions can't share one inside.
+type hostFile struct {
+	device, inode uint64
+	perm          fs.FileMode
+}
+
+// copier copies the host's files. A file is stored once, whatever number of names it has.
+type copier struct {
+	a      *archive
+	inodes map[hostFile]uint32 // inside
+	names  map[string]hostFile // inside
+}
+
+func (c *copier) program(name, source string) error {
+	if err := c.file(name, source, 0o755); err != nil {
+		return fmt.Errorf("pass a program in: %w", err)
+	}
+	return nil
+}
+
+// tree adds a file, or a folder with everything below it that is a file, a folder or a link. Links below it stay links: where they may lead is for
+// the programs to decide.
+func (c *copier) tree(file File) error {
+	source, err := filepath.EvalSymlinks(file.Source)
+	if err != nil {
+		return fmt.Errorf("pass a file in: %w", err)
+	}
+	info, err := os.Stat(source)
+	if err != nil {
+		return fmt.Errorf("pass a file in: %w", err)
+	}
+	if !info.IsDir() && !info.Mode().IsRegular() {
+		return fmt.Errorf("pass a file in: %s is not a regular file or a folder", file.Source)
+	}
+	err = filepath.WalkDir(source, func(found string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		name := path.Join(file.Name, filepath.ToSlash(below))
-		info, err := os.Stat(source)
-		switch {
-		case err != nil:
-			return fmt.Errorf("pass a file in: %w", err)
-		case d.IsDir():
-			return a.directory(name)
-		case !info.Mode().IsRegular():
-			return fmt.Errorf("pass a file in: %s is not a regular file or a folder", source)
+		below, err := filepath.Rel(source, found)
+		if err != nil {
+			return err
 		}
-		return add(name, source, uint32(info.Mode().Perm()))
+		return c.entry(path.Join(file.Name, filepath.ToSlash(below)), found, d)
 	})
-}
-
-func addFile(a *archive, name, source string, perm uint32) error {
-	f, err := os.Open(source)
 	if err != nil {
 		return fmt.Errorf("pass a file in: %w", err)
+	}
+	return nil
+}
+
+func (c *copier) entry(name, source string, d fs.DirEntry) error {
+	info, err := d.Info()
+	if err != nil {
+		return err
+	}
+	switch d.Type() {
+	case fs.ModeDir:
+		return c.a.directory(name)
+	case fs.ModeSymlink:
+		target, err := os.Readlink(source)
+		if err != nil || !c.claim(name, identify(info, 0)) {
+			return err
+		}
+		return c.a.symlink(name, target)
+	case 0:
+		return c.file(name, source, info.Mode().Perm())
+	}
+	return nil
+}
+
+func (c *copier) file(name, source string, perm fs.FileMode) error {
+	f, err := os.Open(source)
+	if err != nil {
+		return err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return fmt.Errorf("pass a file in: %w", err)
+		return err
 	}
-	return a.file(name, perm, info.Size(), f)
+	host := identify(info, perm)
+	if !c.claim(name, host) {
+		return nil
+	}
+	if inode, ok := c.inodes[host]; ok {
+		return c.a.hardLink(name, uint32(perm), inode)
+	}
+	c.inodes[host], err = c.a.file(name, uint32(perm), info.Size(), f)
+	return err
+}
+
+// claim reports false if the name is that of the same file already.
+func (c *copier) claim(name string, host hostFile) bool {
+	name = clean(name)
+	if c.names[name] == host {
+		return false
+	}
+	c.names[name] = host
+	return true
+}
+
+func identify(info fs.FileInfo, perm fs.FileMode) hostFile {
+	stat := info.Sys().(*syscall.Stat_t)
+	return hostFile{device: uint64(stat.Dev), inode: stat.Ino, perm: perm}
 }
 
 // checkStatic refuses a program that needs a dynamic linker: there is none.

@@ -7,11 +7,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 )
 
@@ -25,6 +27,7 @@ type unpacked struct {
 // unpack reads a newc archive and checks what the kernel would.
 func unpack(archive []byte) ([]unpacked, error) {
 	var entries []unpacked
+	files := map[uint32]string{} // inode → data
 	at := 0
 	take := func(n int) ([]byte, error) {
 		if at+n > len(archive) {
@@ -59,6 +62,12 @@ func unpack(archive []byte) ([]unpacked, error) {
 			return nil, err
 		}
 		entry := unpacked{Name: strings.TrimSuffix(string(name[110:]), "\x00"), Mode: fields[1], Data: string(data)}
+		if entry.Mode&0o170000 == 0o100000 && fields[4] > 1 {
+			if first, ok := files[fields[0]]; ok && entry.Data == "" {
+				entry.Data = first
+			}
+			files[fields[0]] = entry.Data
+		}
 		if entry.Name == "TRAILER!!!" {
 			if at != len(archive) {
 				return nil, fmt.Errorf("%d bytes after the trailer", len(archive)-at)
@@ -73,12 +82,15 @@ func TestArchive(t *testing.T) {
 	t.Parallel()
 	var b bytes.Buffer
 	a := newArchive(&b)
-	must(t, a.file("/a/b/one", 0o4755, 3, strings.NewReader("one")))
-	must(t, a.file("../a/two", 0o600, 0, nil))
+	inode, err := a.file("/a/b/one", 0o4755, 3, strings.NewReader("one"))
+	must(t, err)
+	_, err = a.file("../a/two", 0o600, 0, nil)
+	must(t, err)
+	must(t, a.hardLink("a/again", 0o4755, inode))
 	must(t, a.symlink("link", "/a/b/one"))
 	must(t, a.directory("a/b"))
 	must(t, a.directory("/empty/"))
-	if err := a.file("a/b/../b/one", 0o644, 0, nil); err == nil {
+	if _, err := a.file("a/b/../b/one", 0o644, 0, nil); err == nil {
 		t.Error("a name was taken twice")
 	}
 	must(t, a.close())
@@ -89,6 +101,7 @@ func TestArchive(t *testing.T) {
 		{"a/b", 0o040755, ""},
 		{"a/b/one", 0o104755, "one"},
 		{"a/two", 0o100600, ""},
+		{"a/again", 0o104755, "one"},
 		{"link", 0o120777, "/a/b/one"},
 		{"empty", 0o040755, ""},
 	}
@@ -99,7 +112,7 @@ func TestArchive(t *testing.T) {
 
 func TestArchiveShortFile(t *testing.T) {
 	t.Parallel()
-	err := newArchive(io.Discard).file("short", 0o644, 10, strings.NewReader("four"))
+	_, err := newArchive(io.Discard).file("short", 0o644, 10, strings.NewReader("four"))
 	if err == nil || !strings.Contains(err.Error(), "short") {
 		t.Errorf("a file shorter than its size was taken: %v", err)
 	}
@@ -112,7 +125,7 @@ func TestArchiveRoundTrip(t *testing.T) {
 		var b bytes.Buffer
 		a := newArchive(&b)
 		for name, data := range files {
-			if err := a.file("d/"+name, 0o644, int64(len(data)), strings.NewReader(data)); err != nil {
+			if err := a.bytes("d/"+name, []byte(data)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -157,7 +170,7 @@ func TestInitramfs(t *testing.T) {
 		got[e.Name] = e
 	}
 	for name, want := range map[string]string{
-		"init": string(makeELF(t, nil)), "bin/program": "/init", "opt/again": "/init",
+		"init": string(makeELF(t, nil)), "bin/program": string(makeELF(t, nil)), "opt/again": string(makeELF(t, nil)),
 		"modules/kvm.ko": "module", "data/file": "content", "work": "", "etc/resolv.conf": "nameserver 10.0.2.3\n",
 	} {
 		if e, ok := got[name]; !ok || e.Data != want {
@@ -174,6 +187,62 @@ func TestInitramfs(t *testing.T) {
 	if err := writeInitramfs(io.Discard, program, modules, p, cfg); !os.IsNotExist(unwrapAll(err)) {
 		t.Errorf("a missing file was taken: %v", err)
 	}
+}
+
+// Links below a folder that is passed in stay links, wherever they lead; sockets and the like stay out.
+func TestInitramfsFolder(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	program, data := filepath.Join(dir, "program"), filepath.Join(dir, "data")
+	must(t, os.WriteFile(program, makeELF(t, nil), 0o755))
+	must(t, os.WriteFile(filepath.Join(dir, "secret"), []byte("secret"), 0o600))
+	must(t, os.Mkdir(data, 0o755))
+	must(t, os.WriteFile(filepath.Join(data, "file"), []byte("content"), 0o640))
+	must(t, unix.Mkfifo(filepath.Join(data, "fifo"), 0o600))
+	for name, target := range map[string]string{"leak": "../secret", "dangling": "nowhere", "folder": "."} {
+		must(t, os.Symlink(target, filepath.Join(data, name)))
+	}
+	must(t, os.Symlink("data", filepath.Join(dir, "link")))
+	must(t, os.Symlink("data/file", filepath.Join(dir, "link to file")))
+	got := entriesOf(t, Config{
+		Programs: []Program{{Path: program}},
+		Files: []File{
+			{Name: "/a", Source: data}, {Name: "/b", Source: filepath.Join(dir, "link")},
+			{Name: "/c", Source: filepath.Join(dir, "link to file")}, {Name: "/c", Source: filepath.Join(data, "file")},
+		},
+	})
+	for name := range got {
+		if first, _, _ := strings.Cut(name, "/"); !slices.Contains([]string{"a", "b", "c"}, first) {
+			delete(got, name)
+		}
+	}
+	want := map[string]unpacked{"c": {"c", 0o100640, "content"}}
+	for _, folder := range []string{"a", "b"} {
+		want[folder] = unpacked{folder, 0o040755, ""}
+		want[folder+"/file"] = unpacked{folder + "/file", 0o100640, "content"}
+		for name, target := range map[string]string{"leak": "../secret", "dangling": "nowhere", "folder": "."} {
+			want[folder+"/"+name] = unpacked{folder + "/" + name, 0o120777, target}
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("entries (-want +got):\n%s", diff)
+	}
+}
+
+// entriesOf are the entries of a machine's initramfs by their names.
+func entriesOf(t *testing.T, cfg Config) map[string]unpacked {
+	t.Helper()
+	p, err := makePlan(nil, cfg)
+	must(t, err)
+	var b bytes.Buffer
+	must(t, writeInitramfs(&b, cfg.Programs[0].Path, nil, p, cfg))
+	entries, err := unpack(b.Bytes())
+	must(t, err)
+	got := map[string]unpacked{}
+	for _, e := range entries {
+		got[e.Name] = e
+	}
+	return got
 }
 
 func TestCheckStatic(t *testing.T) {
