@@ -37,12 +37,29 @@ type plan struct {
 	Programs []plannedProgram
 }
 
+// plannedProgram is a Program. Its texts are bytes, since JSON's strings are UTF-8, which arguments and names of files need not be.
 type plannedProgram struct {
-	Path string
-	Args []string // without the program's name
-	Env  []string
-	Dir  string
+	Path []byte
+	Args [][]byte // without the program's name
+	Env  [][]byte
+	Dir  []byte
 	Must bool
+}
+
+func allBytes(texts []string) [][]byte {
+	all := make([][]byte, len(texts))
+	for i, text := range texts {
+		all[i] = []byte(text)
+	}
+	return all
+}
+
+func allStrings(texts [][]byte) []string {
+	all := make([]string, len(texts))
+	for i, text := range texts {
+		all[i] = string(text)
+	}
+	return all
 }
 
 // QEMU's user networking: fixed addresses.
@@ -282,9 +299,9 @@ func startProgram(cmd *exec.Cmd) error {
 
 // runProgram runs a program to its end. A nil stdin is an empty one.
 func runProgram(frames *frameWriter, current *target, p plannedProgram, stdin *os.File) exitReport {
-	cmd := exec.CommandContext(context.Background(), p.Path, p.Args...)
-	cmd.Env = append([]string{"PATH=/bin", "HOME=/tmp", insideVariable + "=1"}, p.Env...)
-	cmd.Dir = p.Dir
+	cmd := exec.CommandContext(context.Background(), string(p.Path), allStrings(p.Args)...)
+	cmd.Env = append([]string{"PATH=/bin", "HOME=/tmp", insideVariable + "=1"}, allStrings(p.Env)...)
+	cmd.Dir = string(p.Dir)
 	if stdin != nil {
 		cmd.Stdin = stdin
 	}

@@ -20,7 +20,7 @@ func TestRunProgram(t *testing.T) {
 		want    exitReport
 		out     string
 	}{
-		{"exit7", file, exitReport{Code: 7}, "to stdout: [x]\n"},
+		{"exit7", file, exitReport{Code: 7}, "to stdout: [x\xFF]\n"},
 		{"die", file, exitReport{Code: 128 + int(unix.SIGKILL), Signal: int(unix.SIGKILL)}, ""},
 		{"missing", "/no/such/program", exitReport{Code: -1, Error: "fork/exec /no/such/program: no such file or directory"}, ""},
 	} {
@@ -29,7 +29,7 @@ func TestRunProgram(t *testing.T) {
 			var link bytes.Buffer
 			var current target
 			report := runProgram(&frameWriter{w: &link}, &current, plannedProgram{
-				Path: test.path, Args: []string{"x"}, Dir: "/", Env: []string{programVariable + "=" + test.program},
+				Path: []byte(test.path), Args: [][]byte{[]byte("x\xFF")}, Dir: []byte("/"), Env: [][]byte{[]byte(programVariable + "=" + test.program)},
 			}, nil)
 			if diff := cmp.Diff(test.want, report, cmpopts.IgnoreFields(exitReport{}, "Duration")); diff != "" {
 				t.Errorf("report (-want +got):\n%s", diff)

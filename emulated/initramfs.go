@@ -46,10 +46,10 @@ func writeInitramfs(w io.Writer, init string, modules []module, p plan, cfg Conf
 		if err := checkStatic(program.Path); err != nil {
 			return err
 		}
-		if err := a.directory(p.Programs[i].Dir); err != nil {
+		if err := a.directory(string(p.Programs[i].Dir)); err != nil {
 			return err
 		}
-		if err := c.program(p.Programs[i].Path, program.Path); err != nil {
+		if err := c.program(string(p.Programs[i].Path), program.Path); err != nil {
 			return err
 		}
 	}

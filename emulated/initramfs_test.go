@@ -154,8 +154,8 @@ func TestInitramfs(t *testing.T) {
 	must(t, os.Mkdir(filepath.Join(dir, "data"), 0o755))
 	must(t, os.WriteFile(filepath.Join(dir, "data", "file"), []byte("content"), 0o640))
 	cfg := Config{
-		Programs: []Program{{Path: program}, {Path: program, Name: "/opt/again", Dir: "/work"}},
-		Files:    []File{{Name: "/data", Source: filepath.Join(dir, "data")}},
+		Programs: []Program{{Path: program}, {Path: program, Name: "/opt/again", Dir: "/work", Args: []string{"\xFF"}, Env: []string{"A=\xFE"}}},
+		Files:    []File{{Name: "/data", Source: filepath.Join(dir, "data")}, {Name: "/\xFD", Source: program}},
 		Outbound: true,
 	}
 	modules := []module{{name: "kvm", data: []byte("module")}}
@@ -171,7 +171,7 @@ func TestInitramfs(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"init": string(makeELF(t, nil)), "bin/program": string(makeELF(t, nil)), "opt/again": string(makeELF(t, nil)),
-		"modules/kvm.ko": "module", "data/file": "content", "work": "", "etc/resolv.conf": "nameserver 10.0.2.3\n",
+		"modules/kvm.ko": "module", "data/file": "content", "work": "", "\xFD": string(makeELF(t, nil)), "etc/resolv.conf": "nameserver 10.0.2.3\n",
 	} {
 		if e, ok := got[name]; !ok || e.Data != want {
 			t.Errorf("%s holds %q, want %q", name, e.Data, want)
@@ -181,6 +181,10 @@ func TestInitramfs(t *testing.T) {
 	must(t, json.Unmarshal([]byte(got["emulated.json"].Data), &read))
 	if diff := cmp.Diff(p, read); diff != "" {
 		t.Errorf("plan (-want +got):\n%s", diff)
+	}
+
+	if again := read.Programs[1]; string(again.Args[0]) != "\xFF" || string(again.Env[0]) != "A=\xFE" {
+		t.Errorf("the plan has %q with %q", again.Args, again.Env)
 	}
 
 	cfg.Files = []File{{Name: "/x", Source: filepath.Join(dir, "missing")}}

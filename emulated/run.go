@@ -255,10 +255,10 @@ func makePlan(modules []module, cfg Config) (plan, error) {
 			name = path.Join("/bin", filepath.Base(program.Path))
 		}
 		p.Programs = append(p.Programs, plannedProgram{
-			Path: path.Join("/", name),
-			Args: program.Args,
-			Env:  program.Env,
-			Dir:  path.Join("/", program.Dir),
+			Path: []byte(path.Join("/", name)),
+			Args: allBytes(program.Args),
+			Env:  allBytes(program.Env),
+			Dir:  []byte(path.Join("/", program.Dir)),
 			Must: program.Must,
 		})
 	}
