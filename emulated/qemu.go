@@ -47,7 +47,8 @@ const kernelArgs = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off noka
 	"lsm=landlock cryptomgr.notests 8250.nr_uarts=1 i8042.noaux i8042.nokbd random.trust_cpu=on " +
 	initVariable + "=1"
 
-func qemuArgs(image string, memory int64, cfg Config) []string {
+func qemuArgs(image string, memory uint64, cfg Config) []string {
+	mebibytes := strconv.FormatUint((memory+1<<20-1)>>20, 10) + "M"
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		// One processor on one thread: QEMU loses interrupts otherwise.
@@ -55,7 +56,8 @@ func qemuArgs(image string, memory int64, cfg Config) []string {
 		// Interrupt lines for the heartbeat (see startHeartbeat): this machine's
 		// default leaves the HPET none but the one of the kernel's own timer.
 		"-global", "hpet.hpet-intcap=0xff0104",
-		"-m", strconv.FormatInt((memory+1<<20-1)>>20, 10) + "M",
+		// Not reserved: the host needn't have all of it free.
+		"-m", mebibytes, "-object", "memory-backend-ram,id=ram,reserve=off,size=" + mebibytes, "-machine", "memory-backend=ram",
 		"-kernel", image, "-initrd", fmt.Sprintf("/proc/self/fd/%d", initramfsFD), "-append", kernelArgs,
 		"-serial", "stdio",
 		"-chardev", fmt.Sprintf("socket,id=monitor,fd=%d", monitorFD),

@@ -23,6 +23,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // ErrUnavailable is wrapped by errors that say what this machine lacks to run
@@ -39,7 +41,7 @@ const DefaultLimit = 15 * time.Minute
 // some seconds on a machine that has a processor free.
 const bootLimit = 3 * time.Minute
 
-// baseMemory is what the machine has beside the space for its files.
+// baseMemory is what the machine has beside the space for its files and Config.Memory.
 const baseMemory = 2 << 30
 
 // Program is a static Linux program to run.
@@ -90,6 +92,9 @@ type Config struct {
 	// Init is a static program that calls Init first thing in main; default:
 	// this process's own file.
 	Init string
+	// Memory is what the programs need beyond the first GiB or so, in bytes. What
+	// they don't touch costs the host nothing.
+	Memory uint64
 	// Limit bounds the whole run; default DefaultLimit.
 	Limit time.Duration
 }
@@ -162,8 +167,12 @@ func runMachine(ctx context.Context, cfg Config) (Result, error) {
 		cancel(fmt.Errorf("%w: the emulated machine did not boot within %v", ErrLimit, bootLimit))
 	})
 	defer booting.Stop()
+	memory, err := memorySize(size, cfg.Memory)
+	if err != nil {
+		return result, err
+	}
 	started := time.Now()
-	m, err := startQEMU(ctx, qemu, initramfs, qemuArgs(kernel.image, baseMemory+3*size, cfg))
+	m, err := startQEMU(ctx, qemu, initramfs, qemuArgs(kernel.image, memory, cfg))
 	if err != nil {
 		return result, err
 	}
@@ -198,6 +207,16 @@ func runMachine(ctx context.Context, cfg Config) (Result, error) {
 		return result, m.explain(err)
 	}
 	return result, nil
+}
+
+// memorySize is that of a machine whose initramfs has a size. More than this
+// machine has is never used, and would cost the kernel inside its page tables.
+func memorySize(initramfs int64, asked uint64) (uint64, error) {
+	var host unix.Sysinfo_t
+	if err := unix.Sysinfo(&host); err != nil {
+		return 0, fmt.Errorf("ask for the size of this machine's memory: %w", err)
+	}
+	return baseMemory + 3*uint64(initramfs) + min(asked, (host.Totalram+host.Totalswap)*uint64(host.Unit)), nil
 }
 
 // buildInitramfs returns a file that has no name any more, so that nothing stays behind however this process ends, and its size.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -237,6 +238,25 @@ func TestUnavailable(t *testing.T) {
 	_, err := Run(t.Context(), Config{Programs: []Program{{Path: "/none"}}})
 	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "apt-get install") {
 		t.Errorf("without QEMU Run returned %v", err)
+	}
+}
+
+func TestMemorySize(t *testing.T) {
+	t.Parallel()
+	without, err := memorySize(10<<20, 0)
+	must(t, err)
+	if without != 2<<30+30<<20 {
+		t.Errorf("%d bytes", without)
+	}
+	with, err := memorySize(10<<20, 64<<20)
+	must(t, err)
+	if with != without+64<<20 {
+		t.Errorf("%d bytes for programs that need 64 MiB, %d without", with, without)
+	}
+	most, err := memorySize(10<<20, math.MaxUint64)
+	must(t, err)
+	if most <= with || most > 1<<50 {
+		t.Errorf("%d bytes for all there is", most)
 	}
 }
 

@@ -59,6 +59,10 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 			fmt.Fprintf(s.err, "arcavm: %s %d of the guest is at %v\n", name, p.Guest, p.Host)
 		},
 	}
+	// The default of older images is far more than they touch.
+	if memory, ok := flags.Lookup("mem").Value.(*size); ok {
+		cfg.Memory = uint64(*memory)
+	}
 	restore := func() {}
 	// In the background a read of the terminal would stop this process, whether the guest wants the input or not.
 	if s.in != nil && !isBackground(s.in) {
@@ -123,8 +127,16 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 	if err != nil {
 		return err
 	}
-	if code := result.Exits[0].Code; code != 0 {
-		return &codeError{code: code}
+	return exitError(result.Exits[0])
+}
+
+// exitError is how the command inside ended.
+func exitError(exit emulated.Exit) error {
+	switch {
+	case exit.Signal == syscall.SIGKILL:
+		return &codeError{exit.Code, errors.New("the emulated machine killed the guest, most likely because it ran out of memory; --mem with a larger size makes it larger")}
+	case exit.Code != 0:
+		return &codeError{code: exit.Code}
 	}
 	return nil
 }

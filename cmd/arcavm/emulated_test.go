@@ -125,6 +125,30 @@ func TestRunEmulated(t *testing.T) {
 	})
 }
 
+func TestExitError(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		exit emulated.Exit
+		want result
+	}{
+		{emulated.Exit{}, result{}},
+		{emulated.Exit{Code: 137}, result{code: 137}}, // the guest's own
+		{emulated.Exit{Code: 130, Signal: syscall.SIGINT}, result{code: 130}},
+		{emulated.Exit{Code: 137, Signal: syscall.SIGKILL}, result{code: 137, err: "--mem"}},
+	} {
+		var said bytes.Buffer
+		if code := report(&said, exitError(test.exit)); code != test.want.code {
+			t.Errorf("%+v: code %d", test.exit, code)
+		}
+		if test.want.err == "" && said.Len() != 0 {
+			t.Errorf("%+v: %q", test.exit, &said)
+		}
+		if test.want.err != "" {
+			wantLine(t, said.String(), test.want.err)
+		}
+	}
+}
+
 // exchangeDatagram has a datagram get in, and the answer out.
 func exchangeDatagram(t *testing.T, program string) {
 	t.Helper()
