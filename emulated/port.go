@@ -3,6 +3,8 @@ package emulated
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -35,6 +37,31 @@ func ParsePort(s string) (Port, error) {
 		return bad(err)
 	}
 	return Port{Host: address, Guest: uint16(number), UDP: protocol == "udp"}, nil
+}
+
+// checkPorts finds out what QEMU would end over, by listening at all the ports for a moment.
+func checkPorts(cfg Config) error {
+	for _, p := range cfg.Publish {
+		if p.UDP && !cfg.Outbound {
+			return fmt.Errorf("publish UDP port %d: answers can't leave a machine that isn't let out", p.Guest)
+		}
+		if !p.Host.Addr().Is4() {
+			return fmt.Errorf("publish port %d: %v is not an IPv4 address", p.Guest, p.Host.Addr())
+		}
+		listener, err := p.listen()
+		if err != nil {
+			return fmt.Errorf("publish port %d: %w", p.Guest, err)
+		}
+		defer listener.Close()
+	}
+	return nil
+}
+
+func (p Port) listen() (io.Closer, error) {
+	if p.UDP {
+		return net.ListenUDP("udp4", net.UDPAddrFromAddrPort(p.Host))
+	}
+	return net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(p.Host))
 }
 
 func (p Port) protocol() string {

@@ -124,10 +124,8 @@ type Result struct {
 // first call on a machine downloads a kernel into the user's cache folder.
 func Run(ctx context.Context, cfg Config) (Result, error) {
 	start := time.Now()
-	for _, p := range cfg.Publish {
-		if p.UDP && !cfg.Outbound {
-			return Result{}, fmt.Errorf("publish UDP port %d: answers can't leave a machine that isn't let out", p.Guest)
-		}
+	if err := checkPorts(cfg); err != nil {
+		return Result{}, err
 	}
 	if cfg.Limit == 0 {
 		cfg.Limit = DefaultLimit

@@ -74,6 +74,9 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 	}
 	command := []string{"run"}
 	for _, p := range network.publish {
+		if !p.Host.Addr().Is4() {
+			return usageError("--publish: with --emulated the address is an IPv4 one, which %v is not", p.Host.Addr())
+		}
 		cfg.Publish = append(cfg.Publish, emulated.Port{Host: p.Host, Guest: p.Guest, UDP: p.Protocol == "udp"})
 		command = append(command, fmt.Sprintf("--publish=127.0.0.1:%d:%d/%s", p.Guest, p.Guest, p.Protocol))
 	}

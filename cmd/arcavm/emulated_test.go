@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -123,6 +124,32 @@ func TestRunEmulated(t *testing.T) {
 		s.event("nothing is left")
 		s.wantBefore()
 	})
+}
+
+// What is wrong is said before anything boots.
+func TestEmulatedBadInput(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	hello := imageFile(t, "hello")
+	for _, test := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"--publish", listener.Addr().String() + ":80", hello}, exitOS, "publish port 80: listen tcp4 " + listener.Addr().String()},
+		{[]string{"--publish", "192.0.2.1:0:53/udp", hello}, exitOS, "cannot assign requested address"},
+		{[]string{"--publish", "[::1]:8080:80", hello}, exitUsage, "IPv4"},
+	} {
+		got := inProcess(append([]string{"run", "--emulated"}, test.args...)...)
+		if got.code != test.code || got.out != "" {
+			t.Errorf("%q: code %d and output %q, want code %d and none", test.args, got.code, got.out, test.code)
+		}
+		wantLine(t, got.err, test.want)
+	}
 }
 
 func TestExitError(t *testing.T) {
