@@ -64,7 +64,8 @@ func (p Port) listen() (io.Closer, error) {
 	return net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(p.Host))
 }
 
-func (p Port) protocol() string {
+// Protocol is tcp or udp.
+func (p Port) Protocol() string {
 	if p.UDP {
 		return "udp"
 	}

@@ -82,7 +82,7 @@ func qemuArgs(image string, memory uint64, cfg Config) []string {
 // hostForward sends connections to 127.0.0.1 inside, where both a program that
 // listens on all addresses and one that listens on loopback alone get them.
 func hostForward(p Port) string {
-	return fmt.Sprintf("hostfwd=%s:%s:%d-127.0.0.1:%d", p.protocol(), p.Host.Addr(), p.Host.Port(), p.Guest)
+	return fmt.Sprintf("hostfwd=%s:%s:%d-127.0.0.1:%d", p.Protocol(), p.Host.Addr(), p.Host.Port(), p.Guest)
 }
 
 // machine is a QEMU process with its link to init and its monitor.
@@ -217,7 +217,7 @@ func matchPorts(text string, ports []Port, found func(Port)) error {
 		ok := false
 		for _, line := range forwardLine.FindAllStringSubmatch(text, -1) {
 			host, hostErr := netip.ParseAddrPort(strings.Replace(line[2], "*", "0.0.0.0", 1) + ":" + line[3])
-			if hostErr != nil || used[line[0]] || strings.ToLower(line[1]) != p.protocol() || line[4] != strconv.Itoa(int(p.Guest)) ||
+			if hostErr != nil || used[line[0]] || strings.ToLower(line[1]) != p.Protocol() || line[4] != strconv.Itoa(int(p.Guest)) ||
 				host.Addr() != p.Host.Addr() || p.Host.Port() != 0 && host.Port() != p.Host.Port() {
 				continue
 			}
@@ -226,7 +226,7 @@ func matchPorts(text string, ports []Port, found func(Port)) error {
 			break
 		}
 		if !ok {
-			return fmt.Errorf("find the host port for %s port %d of the emulated machine in what QEMU says: %q", p.protocol(), p.Guest, text)
+			return fmt.Errorf("find the host port for %s port %d of the emulated machine in what QEMU says: %q", p.Protocol(), p.Guest, text)
 		}
 	}
 	return nil

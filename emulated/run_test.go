@@ -161,7 +161,7 @@ func TestPublish(t *testing.T) {
 
 // exchangeWith says something to the program "serve", which says the same.
 func exchangeWith(p Port) error {
-	conn, err := net.Dial(p.protocol(), p.Host.String())
+	conn, err := net.Dial(p.Protocol(), p.Host.String())
 	if err != nil {
 		return err
 	}
@@ -175,7 +175,7 @@ func exchangeWith(p Port) error {
 	}
 	got := make([]byte, len(said))
 	if _, err := io.ReadFull(conn, got); err != nil || string(got) != said {
-		return fmt.Errorf("the %s echo is %q, %w", p.protocol(), got, err)
+		return fmt.Errorf("the %s echo is %q, %w", p.Protocol(), got, err)
 	}
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		return tcp.CloseWrite()

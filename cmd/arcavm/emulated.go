@@ -6,14 +6,18 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
 
 	"github.com/fix-project/arcavm/emulated"
+	"github.com/fix-project/arcavm/vmm/image"
 )
 
 // emulationLimit is no limit in practice: servers run for as long as their user likes.
@@ -39,9 +43,14 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 	if err != nil {
 		return fmt.Errorf("finding this program's file: %w", err)
 	}
-	if _, err := os.Stat(args[0]); err != nil {
+	img, err := image.Open(args[0])
+	if err != nil {
 		return inputError(err)
 	}
+	if err := img.Close(); err != nil {
+		return err
+	}
+	m := machine{streams: s, format: choice{value: flags.Lookup("log-format").Value.String()}}
 	inside := "/image/" + filepath.Base(args[0])
 	signals := catchSignals()
 	defer signals.release()
@@ -51,13 +60,13 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 		Limit:    emulationLimit,
 		Stdout:   &outlived{s.out, func(err error) { logger.Warn("the rest of the console's output is lost", "err", err) }},
 		Stderr:   &outlived{s.err, func(error) {}},
-		OnPublish: func(p emulated.Port) {
-			name := "port"
-			if p.UDP {
-				name = "UDP port"
-			}
-			fmt.Fprintf(s.err, "arcavm: %s %d of the guest is at %v\n", name, p.Guest, p.Host)
-		},
+	}
+	cfg.OnPublish = func(p emulated.Port) {
+		asked := p
+		asked.Host = netip.AddrPortFrom(p.Host.Addr(), 0)
+		if slices.Contains(cfg.Publish, asked) { // who asked for a port knows it
+			m.hint(logger, fmt.Sprintf("%s port %d of the guest is at %v", strings.ToUpper(p.Protocol()), p.Guest, p.Host))
+		}
 	}
 	// The default of older images is far more than they touch.
 	if memory, ok := flags.Lookup("mem").Value.(*size); ok {

@@ -143,6 +143,9 @@ func TestEmulatedBadInput(t *testing.T) {
 		{[]string{"--publish", listener.Addr().String() + ":80", hello}, exitOS, "publish port 80: listen tcp4 " + listener.Addr().String()},
 		{[]string{"--publish", "192.0.2.1:0:53/udp", hello}, exitOS, "cannot assign requested address"},
 		{[]string{"--publish", "[::1]:8080:80", hello}, exitUsage, "IPv4"},
+		{[]string{t.TempDir()}, exitData, "not a regular file"},
+		{[]string{writeFile(t, "text", []byte("#!/bin/sh\n"))}, exitData, "not an ELF file"},
+		{[]string{filepath.Join(t.TempDir(), "none")}, exitNoInput, "no such file"},
 	} {
 		got := inProcess(append([]string{"run", "--emulated"}, test.args...)...)
 		if got.code != test.code || got.out != "" {
