@@ -332,12 +332,21 @@ func runProgram(frames *frameWriter, current *target, p plannedProgram, stdin *o
 type target struct {
 	mu      sync.Mutex
 	process *os.Process
+	early   []syscall.Signal // for the next program
 }
 
 func (t *target) set(p *os.Process) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.process = p
+	if p == nil {
+		return
+	}
+	for _, s := range t.early {
+		// A program that has just ended needs no signal.
+		_ = p.Signal(s)
+	}
+	t.early = nil
 }
 
 // receive takes what the host sends. chunks, with room for one, get the standard input. It waits for nothing but the host.
@@ -362,8 +371,10 @@ func (t *target) receive(port *os.File, chunks chan<- []byte) {
 func (t *target) signal(s syscall.Signal) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.process != nil {
-		// A program that has just ended needs no signal.
-		_ = t.process.Signal(s)
+	if t.process == nil {
+		t.early = append(t.early, s)
+		return
 	}
+	// A program that has just ended needs no signal.
+	_ = t.process.Signal(s)
 }

@@ -2,8 +2,10 @@ package emulated
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -46,6 +48,27 @@ func TestRunProgram(t *testing.T) {
 				t.Errorf("stdout is %q, want %q", out, test.out)
 			}
 		})
+	}
+}
+
+// A signal that comes before a program runs is for that program.
+func TestRunProgramEarlySignal(t *testing.T) {
+	t.Parallel()
+	file, err := os.Executable()
+	must(t, err)
+	r, w, err := os.Pipe()
+	must(t, err)
+	defer r.Close()
+	defer w.Close()
+	late := time.AfterFunc(30*time.Second, func() { w.Close() })
+	defer late.Stop()
+	var current target
+	current.signal(unix.SIGKILL)
+	report := runProgram(&frameWriter{w: io.Discard}, &current, plannedProgram{
+		Path: []byte(file), Dir: []byte("/"), Env: [][]byte{[]byte(programVariable + "=stdin")},
+	}, r)
+	if report.Signal != int(unix.SIGKILL) {
+		t.Errorf("the program ended with %+v", report)
 	}
 }
 

@@ -76,6 +76,9 @@ type Config struct {
 	// OnPublish, if set, is called once per port in Publish, from Run's
 	// goroutine, with the host address that it got.
 	OnPublish func(Port)
+	// OnReady, if set, is called from Run's goroutine when the machine has booted
+	// and the first program is about to run.
+	OnReady func()
 	// OnTold, if set, is called with what programs say by Tell, from Run's goroutine.
 	OnTold func([]byte)
 	// Outbound lets programs connect out through the host. Without it they reach
@@ -87,7 +90,7 @@ type Config struct {
 	// any other reader that is under way when Run returns goes on until it returns.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer        // of the programs, as it comes; default: dropped
-	Signals        <-chan os.Signal // passed on to the program that runs
+	Signals        <-chan os.Signal // passed on to the program that runs, or else to the next one
 
 	// Init is a static program that calls Init first thing in main; default:
 	// this process's own file.
@@ -192,6 +195,9 @@ func runMachine(ctx context.Context, cfg Config) (Result, error) {
 		err = m.follow(cfg, &result, stdin, func() {
 			booting.Stop()
 			result.Boot = time.Since(started)
+			if cfg.OnReady != nil {
+				cfg.OnReady()
+			}
 			stdin.start(m)
 		})
 	}

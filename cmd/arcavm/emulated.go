@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -131,7 +132,14 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 	defer cancel(nil)
 	passed := make(chan os.Signal, 1)
 	cfg.Signals = passed
-	signals.attend([]os.Signal{os.Interrupt, syscall.SIGTERM}, func(first os.Signal) { passed <- first }, cancel, restore)
+	var booted atomic.Bool
+	cfg.OnReady = func() { booted.Store(true) }
+	signals.attend([]os.Signal{os.Interrupt, syscall.SIGTERM}, func(first os.Signal) {
+		if !booted.Load() { // the one inside says it later
+			m.hint(logger, "asking the guest to stop; press Ctrl-C again to end it at once")
+		}
+		passed <- first
+	}, cancel, restore)
 	result, err := emulated.Run(ctx, cfg)
 	if errors.Is(err, emulated.ErrUnavailable) {
 		return &codeError{exitUnavailable, err}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -98,6 +99,23 @@ func TestRunEmulated(t *testing.T) {
 	t.Run("UDP", func(t *testing.T) {
 		t.Parallel()
 		exchangeDatagram(t, program)
+	})
+	// The port is published when the machine starts to boot.
+	t.Run("a signal while it boots", func(t *testing.T) {
+		t.Parallel()
+		cmd := exec.CommandContext(t.Context(), program, "run", "--emulated", "--log-format", "json", "--publish", "0:80", imageFile(t, "idle"))
+		r := startCommand(t, cmd, cmd.StderrPipe)
+		for i, hint := range []string{"TCP port 80 of the guest is at ", "asking the guest to stop"} {
+			if line := r.line(hint); !json.Valid([]byte(line)) {
+				t.Errorf("%q is no JSON", line)
+			}
+			if i == 0 {
+				r.signal(syscall.SIGINT)
+			}
+		}
+		if code := r.exitCode(); code != 130 && code != 0 { // 0: the guest was there to stop
+			t.Errorf("code %d", code)
+		}
 	})
 	// An older image's kernel can't be trusted with a request to stop that a program makes.
 	t.Run("SIGTERM, older ABI", func(t *testing.T) {
