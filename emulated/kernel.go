@@ -27,7 +27,7 @@ var kernelPackages = []string{"linux-image-cloud-amd64", "linux-image-amd64"}
 func findKernel(ctx context.Context) (kernel, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		return kernel{}, fmt.Errorf("%w: no folder to keep a kernel in (set HOME or XDG_CACHE_HOME): %w", ErrUnavailable, err)
+		return kernel{}, fmt.Errorf("%w: no folder to keep a kernel in: %w", ErrUnavailable, err)
 	}
 	cache = filepath.Join(cache, "arcavm", "kernels")
 	if k, ok := newestKernel(cache); ok {

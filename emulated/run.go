@@ -223,7 +223,7 @@ func memorySize(initramfs int64, asked uint64) (uint64, error) {
 	return baseMemory + 3*uint64(initramfs) + min(asked, (host.Totalram+host.Totalswap)*uint64(host.Unit)), nil
 }
 
-// buildInitramfs returns a file that has no name any more, so that nothing stays behind however this process ends, and its size.
+// buildInitramfs returns an unnamed file, and its size.
 func buildInitramfs(k kernel, cfg Config) (*os.File, int64, error) {
 	init := cfg.Init
 	if init == "" {
@@ -248,20 +248,30 @@ func buildInitramfs(k kernel, cfg Config) (*os.File, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	f, err := os.CreateTemp("", "arcavm-initramfs-")
+	f, err := unnamedFile()
 	if err != nil {
-		return nil, 0, fmt.Errorf("make the initramfs: %w", err)
+		return nil, 0, err
 	}
-	err = os.Remove(f.Name())
-	if err == nil {
-		err = writeInitramfs(f, init, modules, p, cfg)
-	}
+	err = writeInitramfs(f, init, modules, p, cfg)
 	size, sizeErr := f.Seek(0, io.SeekEnd)
 	if err := errors.Join(err, sizeErr); err != nil {
 		f.Close()
 		return nil, 0, err
 	}
 	return f, size, nil
+}
+
+// unnamedFile returns a file that has no name any more, so that nothing stays behind however this process ends.
+func unnamedFile() (*os.File, error) {
+	f, err := os.CreateTemp("", "arcavm-initramfs-")
+	if err != nil {
+		return nil, fmt.Errorf("make the initramfs (TMPDIR says in which folder): %w", err)
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("make the initramfs: %w", err)
+	}
+	return f, nil
 }
 
 func makePlan(modules []module, cfg Config) (plan, error) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"net"
 	"net/netip"
@@ -238,6 +239,21 @@ func TestUnavailable(t *testing.T) {
 	_, err := Run(t.Context(), Config{Programs: []Program{{Path: "/none"}}})
 	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "apt-get install") {
 		t.Errorf("without QEMU Run returned %v", err)
+	}
+}
+
+// Errors say which of the user's variables is wrong, once.
+func TestFolders(t *testing.T) {
+	t.Setenv("TMPDIR", filepath.Join(t.TempDir(), "none"))
+	_, err := unnamedFile()
+	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "TMPDIR") {
+		t.Errorf("without a folder for temporary files: %v", err)
+	}
+	t.Setenv("HOME", "")
+	t.Setenv("XDG_CACHE_HOME", "")
+	_, err = findKernel(t.Context())
+	if !errors.Is(err, ErrUnavailable) || strings.Count(err.Error(), "XDG_CACHE_HOME") != 1 {
+		t.Errorf("without a home: %v", err)
 	}
 }
 
