@@ -39,33 +39,35 @@ func (a *archive) directory(name string) error {
 		return err
 	}
 	a.known[name] = true
-	return a.entry(name, modeDirectory|0o755, a.newInode(), 0, nil)
+	return a.entry(name, modeDirectory|0o755, a.newInode(), 2, 0, nil)
 }
 
 // file adds a regular file of exactly size bytes, 0 to 4 GiB-1, read from r, and
-// returns its inode for hardLink. A name that is there already is an error: the
-// kernel would quietly take the later one.
-func (a *archive) file(name string, perm uint32, size int64, r io.Reader) (uint32, error) {
-	name, err := a.add(name)
+// returns its inode. If links is more than 1, hardLink adds its other names. A
+// name that is there already is an error: the kernel would quietly take the
+// later one.
+func (a *archive) file(name string, perm, links uint32, size int64, r io.Reader) (inode uint32, err error) {
+	name, err = a.add(name)
 	if err != nil {
 		return 0, err
 	}
-	inode := a.newInode()
-	return inode, a.entry(name, modeRegular|perm&0o7777, inode, size, r)
+	inode = a.newInode()
+	return inode, a.entry(name, modeRegular|perm&0o7777, inode, links, size, r)
 }
 
 func (a *archive) bytes(name string, data []byte) error {
-	_, err := a.file(name, 0o644, int64(len(data)), bytes.NewReader(data))
+	_, err := a.file(name, 0o644, 1, int64(len(data)), bytes.NewReader(data))
 	return err
 }
 
-// hardLink adds one more name of a file.
-func (a *archive) hardLink(name string, perm, inode uint32) error {
+// hardLink adds one more name of a file. The kernel keeps a page or two for each
+// file that has more than one, and looks through them all.
+func (a *archive) hardLink(name string, perm, inode, links uint32) error {
 	name, err := a.add(name)
 	if err != nil {
 		return err
 	}
-	return a.entry(name, modeRegular|perm&0o7777, inode, 0, nil)
+	return a.entry(name, modeRegular|perm&0o7777, inode, links, 0, nil)
 }
 
 func (a *archive) symlink(name, target string) error {
@@ -73,12 +75,12 @@ func (a *archive) symlink(name, target string) error {
 	if err != nil {
 		return err
 	}
-	return a.entry(name, modeSymlink|0o777, a.newInode(), int64(len(target)), strings.NewReader(target))
+	return a.entry(name, modeSymlink|0o777, a.newInode(), 1, int64(len(target)), strings.NewReader(target))
 }
 
 // close writes the trailer. It does not close the underlying writer.
 func (a *archive) close() error {
-	return a.entry("TRAILER!!!", 0, a.newInode(), 0, nil)
+	return a.entry("TRAILER!!!", 0, a.newInode(), 1, 0, nil)
 }
 
 func (a *archive) add(name string) (string, error) {
@@ -107,13 +109,10 @@ func (a *archive) newInode() uint32 {
 	return a.inode
 }
 
-func (a *archive) entry(name string, mode, inode uint32, size int64, r io.Reader) error {
+func (a *archive) entry(name string, mode, inode, links uint32, size int64, r io.Reader) error {
 	if size < 0 || size > 1<<32-1 {
 		return fmt.Errorf("add %s to the initramfs: %d bytes do not fit its 32-bit size", name, size)
 	}
-	// The kernel remembers the inodes of files with more than one link. Whether
-	// another link follows isn't known yet; two are a folder's number, too.
-	const links = 2
 	head := fmt.Sprintf("070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%s\x00",
 		inode, mode, 0, 0, links, 0, size, 0, 0, 0, 0, len(name)+1, 0, name)
 	if err := a.padded(int64(len(head)), strings.NewReader(head)); err != nil {

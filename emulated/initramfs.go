@@ -15,11 +15,11 @@ import (
 // writeInitramfs writes everything the machine starts with: init, the modules,
 // the plan, the programs and the caller's files.
 func writeInitramfs(w io.Writer, init string, modules []module, p plan, cfg Config) error {
-	a := newArchive(w)
-	c := copier{a: a, inodes: map[hostFile]uint32{}, names: map[string]hostFile{}}
-	if err := c.program("init", init); err != nil {
+	files, err := findFiles(init, p, cfg)
+	if err != nil {
 		return err
 	}
+	a := newArchive(w)
 	for i, m := range modules {
 		if err := a.bytes(p.Modules[i], m.data); err != nil {
 			return err
@@ -42,21 +42,13 @@ func writeInitramfs(w io.Writer, init string, modules []module, p plan, cfg Conf
 			return err
 		}
 	}
-	for i, program := range cfg.Programs {
-		if err := checkStatic(program.Path); err != nil {
-			return err
-		}
-		if err := a.directory(string(p.Programs[i].Dir)); err != nil {
-			return err
-		}
-		if err := c.program(string(p.Programs[i].Path), program.Path); err != nil {
+	for _, program := range p.Programs {
+		if err := a.directory(string(program.Dir)); err != nil {
 			return err
 		}
 	}
-	for _, file := range cfg.Files {
-		if err := c.tree(file); err != nil {
-			return err
-		}
+	if err := files.write(a); err != nil {
+		return fmt.Errorf("pass a file in: %w", err)
 	}
 	return a.close()
 }
@@ -67,104 +59,136 @@ type hostFile struct {
 	perm          fs.FileMode
 }
 
-// copier copies the host's files. A file is stored once, whatever number of names it has.
-type copier struct {
-	a      *archive
-	inodes map[hostFile]uint32 // inside
-	names  map[string]hostFile // inside
+// copiedFile is a file, a folder or a link of the host's to copy.
+type copiedFile struct {
+	name, source string
+	kind         fs.FileMode
+	host         hostFile
 }
 
-func (c *copier) program(name, source string) error {
-	if err := c.file(name, source, 0o755); err != nil {
+// hostFiles are those to copy.
+type hostFiles struct {
+	all   []copiedFile
+	names map[string]hostFile
+	links map[hostFile]uint32 // how many names each has inside
+}
+
+func findFiles(init string, p plan, cfg Config) (*hostFiles, error) {
+	h := &hostFiles{names: map[string]hostFile{}, links: map[hostFile]uint32{}}
+	if err := h.program("init", init); err != nil {
+		return nil, err
+	}
+	for i, program := range cfg.Programs {
+		if err := checkStatic(program.Path); err != nil {
+			return nil, err
+		}
+		if err := h.program(string(p.Programs[i].Path), program.Path); err != nil {
+			return nil, err
+		}
+	}
+	for _, file := range cfg.Files {
+		if err := h.tree(file); err != nil {
+			return nil, fmt.Errorf("pass a file in: %w", err)
+		}
+	}
+	return h, nil
+}
+
+func (h *hostFiles) program(name, source string) error {
+	info, err := os.Stat(source)
+	if err != nil {
 		return fmt.Errorf("pass a program in: %w", err)
 	}
+	h.add(name, source, info, 0o755)
 	return nil
 }
 
 // tree adds a file, or a folder with everything below it that is a file, a folder or a link. Links below it stay links: where they may lead is for
 // the programs to decide.
-func (c *copier) tree(file File) error {
-	source, err := filepath.EvalSymlinks(file.Source)
+func (h *hostFiles) tree(file File) error {
+	top, err := filepath.EvalSymlinks(file.Source)
 	if err != nil {
-		return fmt.Errorf("pass a file in: %w", err)
+		return err
 	}
-	info, err := os.Stat(source)
+	info, err := os.Stat(top)
 	if err != nil {
-		return fmt.Errorf("pass a file in: %w", err)
+		return err
 	}
 	if !info.IsDir() && !info.Mode().IsRegular() {
-		return fmt.Errorf("pass a file in: %s is not a regular file or a folder", file.Source)
+		return fmt.Errorf("%s is not a regular file or a folder", file.Source)
 	}
-	err = filepath.WalkDir(source, func(found string, d fs.DirEntry, err error) error {
+	return filepath.WalkDir(top, func(source string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		below, err := filepath.Rel(source, found)
+		below, err := filepath.Rel(top, source)
 		if err != nil {
 			return err
 		}
-		return c.entry(path.Join(file.Name, filepath.ToSlash(below)), found, d)
-	})
-	if err != nil {
-		return fmt.Errorf("pass a file in: %w", err)
-	}
-	return nil
-}
-
-func (c *copier) entry(name, source string, d fs.DirEntry) error {
-	info, err := d.Info()
-	if err != nil {
-		return err
-	}
-	switch d.Type() {
-	case fs.ModeDir:
-		return c.a.directory(name)
-	case fs.ModeSymlink:
-		target, err := os.Readlink(source)
-		if err != nil || !c.claim(name, identify(info, 0)) {
+		info, err := d.Info()
+		if err != nil {
 			return err
 		}
-		return c.a.symlink(name, target)
-	case 0:
-		return c.file(name, source, info.Mode().Perm())
-	}
-	return nil
-}
-
-func (c *copier) file(name, source string, perm fs.FileMode) error {
-	f, err := os.Open(source)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	host := identify(info, perm)
-	if !c.claim(name, host) {
+		h.add(path.Join(file.Name, filepath.ToSlash(below)), source, info, info.Mode().Perm())
 		return nil
-	}
-	if inode, ok := c.inodes[host]; ok {
-		return c.a.hardLink(name, uint32(perm), inode)
-	}
-	c.inodes[host], err = c.a.file(name, uint32(perm), info.Size(), f)
-	return err
+	})
 }
 
-// claim reports false if the name is that of the same file already.
-func (c *copier) claim(name string, host hostFile) bool {
-	name = clean(name)
-	if c.names[name] == host {
-		return false
-	}
-	c.names[name] = host
-	return true
-}
-
-func identify(info fs.FileInfo, perm fs.FileMode) hostFile {
+// add adds a file, unless the name is that of the same file already.
+func (h *hostFiles) add(name, source string, info fs.FileInfo, perm fs.FileMode) {
 	stat := info.Sys().(*syscall.Stat_t)
-	return hostFile{device: uint64(stat.Dev), inode: stat.Ino, perm: perm}
+	f := copiedFile{clean(name), source, info.Mode().Type(), hostFile{device: uint64(stat.Dev), inode: stat.Ino, perm: perm}}
+	if h.names[f.name] == f.host {
+		return
+	}
+	h.names[f.name] = f.host
+	h.links[f.host]++
+	h.all = append(h.all, f)
+}
+
+// write adds the files to an archive. The data of each is stored once.
+func (h *hostFiles) write(a *archive) error {
+	inodes := map[hostFile]uint32{}
+	for _, f := range h.all {
+		var err error
+		inode, again := inodes[f.host]
+		switch {
+		case f.kind == fs.ModeDir:
+			err = a.directory(f.name)
+		case f.kind == fs.ModeSymlink:
+			err = copyLink(a, f)
+		case f.kind != 0: // what else there is has no place in a copy
+		case again:
+			err = a.hardLink(f.name, uint32(f.host.perm), inode, h.links[f.host])
+		default:
+			inodes[f.host], err = copyFile(a, f, h.links[f.host])
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func copyLink(a *archive, f copiedFile) error {
+	target, err := os.Readlink(f.source)
+	if err != nil {
+		return err
+	}
+	return a.symlink(f.name, target)
+}
+
+func copyFile(a *archive, f copiedFile, links uint32) (inode uint32, err error) {
+	r, err := os.Open(f.source)
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	info, err := r.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return a.file(f.name, uint32(f.host.perm), links, info.Size(), r)
 }
 
 // checkStatic refuses a program that needs a dynamic linker: there is none.

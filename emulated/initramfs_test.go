@@ -82,15 +82,15 @@ func TestArchive(t *testing.T) {
 	t.Parallel()
 	var b bytes.Buffer
 	a := newArchive(&b)
-	inode, err := a.file("/a/b/one", 0o4755, 3, strings.NewReader("one"))
+	inode, err := a.file("/a/b/one", 0o4755, 2, 3, strings.NewReader("one"))
 	must(t, err)
-	_, err = a.file("../a/two", 0o600, 0, nil)
+	_, err = a.file("../a/two", 0o600, 1, 0, nil)
 	must(t, err)
-	must(t, a.hardLink("a/again", 0o4755, inode))
+	must(t, a.hardLink("a/again", 0o4755, inode, 2))
 	must(t, a.symlink("link", "/a/b/one"))
 	must(t, a.directory("a/b"))
 	must(t, a.directory("/empty/"))
-	if _, err := a.file("a/b/../b/one", 0o644, 0, nil); err == nil {
+	if _, err := a.file("a/b/../b/one", 0o644, 1, 0, nil); err == nil {
 		t.Error("a name was taken twice")
 	}
 	must(t, a.close())
@@ -112,7 +112,7 @@ func TestArchive(t *testing.T) {
 
 func TestArchiveShortFile(t *testing.T) {
 	t.Parallel()
-	_, err := newArchive(io.Discard).file("short", 0o644, 10, strings.NewReader("four"))
+	_, err := newArchive(io.Discard).file("short", 0o644, 1, 10, strings.NewReader("four"))
 	if err == nil || !strings.Contains(err.Error(), "short") {
 		t.Errorf("a file shorter than its size was taken: %v", err)
 	}
