@@ -137,7 +137,7 @@ func (h *hostFiles) tree(file File) error {
 // add adds a file, unless the name is that of the same file already.
 func (h *hostFiles) add(name, source string, info fs.FileInfo, perm fs.FileMode) {
 	stat := info.Sys().(*syscall.Stat_t)
-	f := copiedFile{clean(name), source, info.Mode().Type(), hostFile{device: uint64(stat.Dev), inode: stat.Ino, perm: perm}}
+	f := copiedFile{clean(name), source, info.Mode().Type(), hostFile{device: stat.Dev, inode: stat.Ino, perm: perm}}
 	if h.names[f.name] == f.host {
 		return
 	}
