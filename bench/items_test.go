@@ -3,6 +3,7 @@ package bench
 import (
 	"errors"
 	"math"
+	"net"
 	"runtime"
 	"strings"
 	"testing"
@@ -185,20 +186,7 @@ func TestLostWakeup(t *testing.T) {
 	if testing.Short() {
 		t.Skip("the watchdog takes seconds")
 	}
-	s := newScope(t.Context())
-	g, err := s.rig(16<<20, 4)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := s.listen()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, peer, err := g.connect(l, 64<<10, 64<<10)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.keep(peer)
+	s, g, p, peer := connected(t)
 	untilWaiting(g, p, guest.Outgoing)
 	// The guest moves its cursor and takes the flag, but doesn't notify.
 	at := p.Descriptor().Header
@@ -215,20 +203,9 @@ func TestLostWakeup(t *testing.T) {
 	}
 }
 
-// untilWaiting returns when the consumer of a ring waits.
-func untilWaiting(g *rig, p *guest.Conn, ring guest.Ring) {
-	waiting := p.Descriptor().Header + uint64(ring) + 72 // the consumer's state, and its flag
-	for g.guest.Load(waiting)>>32 == 0 {
-		runtime.Gosched()
-	}
-}
-
-// An item fails if a wake-up of the guest's got lost, even when nobody has noticed before its end.
-func TestLostInterrupt(t *testing.T) {
-	t.Parallel()
-	if testing.Short() {
-		t.Skip("the watchdog takes seconds")
-	}
+// connected is a guest in Go with a connection, and its peer.
+func connected(t *testing.T) (*scope, *rig, *guest.Conn, *net.TCPConn) {
+	t.Helper()
 	s := newScope(t.Context())
 	g, err := s.rig(16<<20, 4)
 	if err != nil {
@@ -243,6 +220,24 @@ func TestLostInterrupt(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.keep(peer)
+	return s, g, p, peer
+}
+
+// untilWaiting returns when the consumer of a ring waits.
+func untilWaiting(g *rig, p *guest.Conn, ring guest.Ring) {
+	waiting := p.Descriptor().Header + uint64(ring) + 72 // the consumer's state, and its flag
+	for g.guest.Load(waiting)>>32 == 0 {
+		runtime.Gosched()
+	}
+}
+
+// An item fails if a wake-up of the guest's got lost, even when nobody has noticed before its end.
+func TestLostInterrupt(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("the watchdog takes seconds")
+	}
+	s, g, p, peer := connected(t)
 	g.users.Go(func() { echo(p) })
 	untilWaiting(g, p, guest.Incoming)
 	g.guest.LoseInterrupts(1)

@@ -61,8 +61,10 @@ func (s *scope) closeAll() {
 func (s *scope) close() error {
 	s.unhook()
 	// As long as everything is open: an end wakes whoever was forgotten.
-	for _, r := range s.rigs {
-		r.guest.Table.Audit()
+	if s.ctx.Err() == nil {
+		for _, r := range s.rigs {
+			r.guest.Table.Audit()
+		}
 	}
 	var errs []error
 	for _, p := range s.parts {

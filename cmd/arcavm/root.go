@@ -23,7 +23,7 @@ Try it:
 Exit codes of run and demo: the guest's own code; 70 if the guest died; 64 to 78
 if it didn't start, as in sysexits.h: 64 wrong command line, 65 image can't run,
 66 file missing, 69 no usable KVM, 71 the system refused, 77 not allowed;
-130 after a second Ctrl-C.`
+130 after a second Ctrl-C, 129 after a closed terminal, 131 after SIGQUIT.`
 
 const usageTemplate = `Usage:
   {{if .HasAvailableSubCommands}}{{.CommandPath}} COMMAND{{else}}{{.UseLine}}{{end}}{{if .HasExample}}
