@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -72,6 +73,20 @@ func (j *journal) count(msg string) (n int) {
 		}
 	}
 	return n
+}
+
+// lostWakeups is what the watchdog has said.
+func (m *machine) lostWakeups() (found []string) {
+	m.log.mu.Lock()
+	defer m.log.mu.Unlock()
+	for _, r := range m.log.records {
+		if strings.HasPrefix(r.Message, "lost wake-up") {
+			text := r.Time.Format(time.StampMilli) + " " + r.Message
+			r.Attrs(func(a slog.Attr) bool { text += " " + a.String(); return true })
+			found = append(found, text)
+		}
+	}
+	return found
 }
 
 // records returns the attributes of the records with a message, and their level, as text.
@@ -143,7 +158,7 @@ func start(t testing.TB, o setup) *machine {
 	}
 	m := &machine{t: t, log: &journal{changed: make(chan struct{})}}
 	var err error
-	if m.guest, err = pipestest.NewGuest(o.window, pipes.Options{StreamLimit: o.streams, RingLimit: o.ringLimit}); err != nil {
+	if m.guest, err = pipestest.NewGuest(o.window, pipes.Options{StreamLimit: o.streams, RingLimit: o.ringLimit, Logger: slog.New(m.log)}); err != nil {
 		t.Fatal(err)
 	}
 	host, control, err := m.guest.Pair(64<<10, 64<<10)
@@ -206,7 +221,7 @@ func start(t testing.TB, o setup) *machine {
 			end = m.guest.CloseAtOnce
 		}
 		if err := end(); err != nil {
-			t.Error(err)
+			t.Errorf("%v: %v", err, m.lostWakeups())
 		}
 	})
 	return m

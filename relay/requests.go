@@ -4,6 +4,8 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 )
 
 // keepWorkers may wait for work on a stream, so that a request seldom needs a new goroutine.
@@ -105,6 +107,9 @@ func (q *requests[R]) fail(err error) {
 		q.err = err
 		switch {
 		case err == io.EOF:
+		case isBreach(q.stream.Pipe, err):
+			// Also half a request, which the pipe is the one to say. After a Close the guest could find an end of file first.
+			_ = q.stream.Pipe.Reset(unix.EPROTO)
 		case q.stream.Pipe.Caused(err):
 			_ = q.stream.Pipe.Close()
 		default:
