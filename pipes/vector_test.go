@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fix-project/arcavm/pipes"
+	"github.com/fix-project/arcavm/pipes/guest"
 	"github.com/fix-project/arcavm/pipes/pipestest"
 )
 
@@ -173,5 +175,60 @@ func TestVectorsWrap(t *testing.T) {
 	}
 	if w.calls[0] != want || !bytes.Equal(w.took.Bytes(), sent) {
 		t.Errorf("a writer got %v, want %v; or other bytes", w.calls[0], want)
+	}
+}
+
+// starved is a reader whose goroutine gets no processor between two calls.
+type starved struct {
+	calls int
+	goOn  chan struct{}
+}
+
+func (s *starved) Read([]byte) (int, error) { panic("a vector reader is asked for vectors") }
+
+func (s *starved) ReadVector(a, b []byte, _ func()) (int, error) {
+	if s.calls++; s.calls == 1 {
+		return len(a) + len(b), nil
+	}
+	<-s.goOn
+	return 0, io.EOF
+}
+
+// A signal that is kept back for a moment isn't a lost one, however long the machine makes that moment.
+func TestKeptSignalIsLateNotLost(t *testing.T) {
+	t.Parallel()
+	g := pipestest.New(t, 2<<20, pipes.Options{WatchInterval: 20 * time.Millisecond})
+	host, end, err := g.Pair(4<<10, 512<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan error, 1)
+	go func() {
+		_, err := end.Read(make([]byte, 1))
+		read <- err
+	}()
+	waiting := end.Descriptor().Header + uint64(guest.Incoming) + 72 // the consumer's state, and its flag
+	for g.Load(waiting)>>32 == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	s := &starved{goOn: make(chan struct{})}
+	done := make(chan error, 1)
+	go func() {
+		_, err := host.ReadFrom(s)
+		done <- err
+	}()
+	// The watchdog wakes it.
+	if err := <-read; err != nil {
+		t.Fatal(err)
+	}
+	for g.Table.Stats().Late+g.Table.Stats().Forgotten == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if n := g.Table.Stats().Forgotten; n != 0 {
+		t.Errorf("%d wake-ups are called lost", n)
+	}
+	close(s.goOn)
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

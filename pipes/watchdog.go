@@ -232,6 +232,8 @@ func (h *half) auditTheirs() (asleep, nudge, forgotten bool) {
 	case last.looks == suspected && still:
 		if nudge = h.claim(); nudge {
 			h.sleeper.looks = nudged
+			// Who keeps a signal back and doesn't sleep here is on the way to send it, or to more bytes.
+			h.sleeper.late = h.kept > 0 && h.awaited == 0
 		}
 	default:
 		h.sleeper = sleeper{suspected, false, theirs, h.own}
@@ -242,7 +244,7 @@ func (h *half) auditTheirs() (asleep, nudge, forgotten bool) {
 // doubt notes whether the other end that is being nudged may have been awake.
 func (h *half) doubt(busy bool) {
 	h.mu.Lock()
-	h.sleeper.late = busy
+	h.sleeper.late = h.sleeper.late || busy
 	h.mu.Unlock()
 }
 
