@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 	"testing"
 	"time"
 
@@ -209,7 +210,7 @@ func TestKeptSignalIsLateNotLost(t *testing.T) {
 	}()
 	waiting := end.Descriptor().Header + uint64(guest.Incoming) + 72 // the consumer's state, and its flag
 	for g.Load(waiting)>>32 == 0 {
-		time.Sleep(time.Millisecond)
+		runtime.Gosched()
 	}
 	s := &starved{goOn: make(chan struct{})}
 	done := make(chan error, 1)
@@ -222,7 +223,7 @@ func TestKeptSignalIsLateNotLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	for g.Table.Stats().Late+g.Table.Stats().Forgotten == 0 {
-		time.Sleep(time.Millisecond)
+		runtime.Gosched()
 	}
 	if n := g.Table.Stats().Forgotten; n != 0 {
 		t.Errorf("%d wake-ups are called lost", n)
