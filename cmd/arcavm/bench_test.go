@@ -87,7 +87,7 @@ func TestBenchRefuses(t *testing.T) {
 		{[]string{"--rounds", "-1"}, exitUsage, "--rounds"},
 		{[]string{"--rounds", "0"}, exitUsage, "--rounds: 0 is not 1 to 1000"},
 		{[]string{"--run", "nothing-matches"}, exitUsage, `--run: no measurement has a name that matches "nothing-matches"`},
-		{[]string{"--compare", "bench.go"}, exitData, "bench.go is not a report of arcavm bench"},
+		{[]string{"--compare", writeFile(t, "bench.go", []byte("package main"))}, exitData, "bench.go is not a report of arcavm bench"},
 		{[]string{"--compare", writeFile(t, "empty", []byte("{}"))}, exitData, "is not a report of arcavm bench"},
 		{[]string{"--compare", fifo(t)}, exitData, "not a regular file"},
 		{[]string{"--json", "testdata/nonexistent/b.json"}, exitOS, "--json: open testdata/nonexistent/b.json"},

@@ -415,9 +415,8 @@ func TestHangup(t *testing.T) {
 		t.Errorf("left behind: %v, %v", names, err)
 	}
 
-	plain := command(t, "run", imageFile(t, "idle"))
-	cmd := exec.CommandContext(t.Context(), "nohup", plain.Args...)
-	cmd.Env = plain.Env
+	cmd := command(t, "run", imageFile(t, "idle"))
+	cmd.Env = append(cmd.Env, nohupVariable+"=1")
 	n := startCommand(t, cmd, cmd.StderrPipe)
 	n.line("idle with")
 	n.signal(syscall.SIGHUP)

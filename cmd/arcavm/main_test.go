@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/testdata/images"
@@ -26,6 +28,9 @@ const patience = 5 * time.Minute
 // mainVariable, if set, makes the test binary the command itself.
 const mainVariable = "ARCAVM_TEST_MAIN"
 
+// nohupVariable, if set, makes the test binary start itself again with SIGHUP ignored, as nohup does.
+const nohupVariable = "ARCAVM_TEST_NOHUP"
+
 func TestMain(m *testing.M) {
 	if os.Getenv(leaderVariable) != "" {
 		if err := lead(); err != nil {
@@ -33,6 +38,12 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		return
+	}
+	if os.Getenv(nohupVariable) != "" {
+		os.Unsetenv(nohupVariable)
+		signal.Ignore(unix.SIGHUP)
+		fmt.Fprintln(os.Stderr, unix.Exec("/proc/self/exe", os.Args, os.Environ()))
+		os.Exit(1)
 	}
 	if os.Getenv(mainVariable) != "" {
 		log := &journal{to: os.Stderr}
