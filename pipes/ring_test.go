@@ -330,18 +330,20 @@ func TestTurnsAreFair(t *testing.T) {
 					return
 				}
 				order = append(order, who) // the reservation is the lock
+				synctest.Wait()            // whoever has written before waits again
 				a.CommitWrite(0)
 			}
 		}
 		if _, _, err := a.ReserveWrite(1); err != nil {
 			t.Fatal(err)
 		}
+		var writers sync.WaitGroup
 		for who := range byte(3) {
-			go write('a'+who, 4)
+			writers.Go(func() { write('a'+who, 4) })
 			synctest.Wait()
 		}
 		a.CommitWrite(0)
-		synctest.Wait()
+		writers.Wait()
 		if string(order) != "abcabcabcabc" {
 			t.Errorf("the turns were %s", order)
 		}
