@@ -102,6 +102,10 @@ func (t *Table) audit(batch int, late bool) {
 func (t *Table) auditPipe(p *Pipe) (suspects bool) {
 	for _, h := range []*half{&p.rd, &p.wr} {
 		suspect, lost := h.auditMine()
+		if lost && !t.busy() {
+			// What came before the guest was seen idle isn't lost.
+			suspect, lost = h.auditMine()
+		}
 		if lost {
 			t.guestForgot(p, h.ring())
 			h.wake(false)
@@ -117,6 +121,9 @@ func (t *Table) auditPipe(p *Pipe) (suspects bool) {
 		suspects = suspects || suspect || asleep
 	}
 	suspect, lost := p.auditEnd()
+	if lost && !t.busy() {
+		suspect, lost = p.auditEnd()
+	}
 	if lost {
 		t.guestForgot(p, "both")
 		p.settle()

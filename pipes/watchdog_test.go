@@ -142,6 +142,77 @@ func TestLostWakeUps(t *testing.T) {
 	}
 }
 
+// A notification that comes while the watchdog finds out whether the guest is idle isn't lost: a virtual CPU may have been without a processor since its store.
+func TestNotifiedDuringLook(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		what string
+		wait func(host *pipes.Pipe) error
+		move func(guest *pipes.Pipe) error
+		tell func(pipes.Notifier, pipes.ID) error
+	}{
+		{"bytes",
+			func(host *pipes.Pipe) error { _, err := host.Read(make([]byte, 1)); return err },
+			func(guest *pipes.Pipe) error { _, err := guest.Write([]byte{1}); return err },
+			pipes.Notifier.NotifyRead},
+		{"end of a pipe",
+			func(host *pipes.Pipe) error { return host.Close() },
+			func(guest *pipes.Pipe) error { return guest.Close() },
+			pipes.Notifier.NotifyRead},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var tell func()
+				g, err := pipestest.NewGuest(1<<20, pipes.Options{Halted: func(int) bool {
+					tell()
+					return true
+				}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				host, err := g.Table.New(4096, 4096, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				notifier := &forgetful{Table: g.Table}
+				guest, err := pipes.Attach(g.Window, host.Descriptor(), notifier)
+				if err != nil {
+					t.Fatal(err)
+				}
+				asked := 0
+				tell = func() {
+					asked++
+					if err := c.tell(g.Table, guest.ID()); err != nil {
+						t.Error(err)
+					}
+				}
+				done := make(chan error, 1)
+				go func() { done <- c.wait(host) }()
+				synctest.Wait()
+				notifier.mute.Store(true)
+				if err := c.move(guest); err != nil {
+					t.Error(err)
+				}
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+				time.Sleep(time.Minute)
+				if s := g.Table.Stats(); asked != 1 || s.Rescued != 0 || s.Late != 0 {
+					t.Errorf("asked %d times whether the guest is idle; %d rescued, %d late", asked, s.Rescued, s.Late)
+				}
+				notifier.mute.Store(false)
+				tell = func() {}
+				_ = guest.Close()
+				_ = host.Close()
+				if err := g.Close(); err != nil {
+					t.Error(err)
+				}
+				g.Table.Wait()
+			})
+		})
+	}
+}
+
 // A guest's end that isn't woken goes on all the same, and the loss is counted; an end that waits for more than is there isn't lost.
 func TestForgottenWakeUps(t *testing.T) {
 	t.Parallel()
