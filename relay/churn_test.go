@@ -45,6 +45,7 @@ func TestChurn(t *testing.T) {
 	m := start(t, setup{})
 	l, to := hostListener(t, "127.0.0.1:0")
 	inside := m.listen("127.0.0.1:0", 0)
+	inside.warm()
 	var peers sync.WaitGroup
 	peers.Go(func() {
 		for i := 0; ; i++ {

@@ -362,6 +362,21 @@ func (m *machine) listen(on string, backlog uint32) *listening {
 	return &listening{c, m, e.AddrPort()}
 }
 
+// warm has a connection accepted and ended. Afterwards all goroutines of the listener run, which its answer to the Open doesn't wait for.
+func (l *listening) warm() {
+	l.m.t.Helper()
+	open := l.m.guest.Table.Stats().Open
+	c := l.m.pipe()
+	l.ask(1, c.ID())
+	p := dialed(l.m.t, l.at)
+	if _, a := l.answer(); a.Status != 0 {
+		l.m.t.Fatal(unix.Errno(a.Status))
+	}
+	c.Close()
+	p.Close()
+	settled(l.m.t, "pipes", open, func() int { return l.m.guest.Table.Stats().Open })
+}
+
 func (l *listening) ask(request uint64, id pipes.ID) {
 	l.m.t.Helper()
 	if _, err := l.Write(wire.AppendAcceptConnection(nil, request, wire.AcceptConnection{Pipe: uint64(id)})); err != nil {

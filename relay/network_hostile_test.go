@@ -486,6 +486,7 @@ func TestConnectAndAbort(t *testing.T) {
 	l, to := hostListener(t, "127.0.0.1:0")
 	nobody := full(t)
 	inside := m.listen("127.0.0.1:0", 0)
+	inside.warm()
 	var peers sync.WaitGroup
 	check := leftovers(m)
 	peers.Go(func() {
