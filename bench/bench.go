@@ -37,7 +37,7 @@ func patience() time.Duration {
 	if emulated.Inside() {
 		return 30 * time.Minute
 	}
-	return 4 * time.Minute
+	return 10 * time.Minute
 }
 
 // ErrNoMatch is what Run's error wraps if nothing was chosen.

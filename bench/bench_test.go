@@ -273,7 +273,7 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(ran) != 1 || len(report.Figures) != 3 || report.Rounds != 1 || report.Machine.Version != "v1" || len(report.Failed) != 0 {
+	if len(ran) != 1 || len(report.Figures) != 9 || report.Rounds != 1 || report.Machine.Version != "v1" || len(report.Failed) != 0 {
 		t.Errorf("ran %q, report %+v", ran, report)
 	}
 	if _, err := Run(t.Context(), Options{Only: regexp.MustCompile("xyzzy")}); err == nil || !strings.Contains(err.Error(), "round trip") {

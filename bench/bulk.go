@@ -14,7 +14,12 @@ import (
 	"github.com/fix-project/arcavm/vmm"
 )
 
-const bulkChunk = 64 << 10
+const (
+	bulkChunk = 64 << 10
+	// leastBulk is what a stream moves at a time at least: several times what two sockets and a ring hold, so that with many streams, too, it isn't
+	// only their filling and emptying that is measured.
+	leastBulk = 32 << 20
+)
 
 // flow is one way that bytes go. send and receive move n bytes, each on a goroutine of its own; receive returns when all have arrived.
 type flow struct{ send, receive func(n int) error }
@@ -352,6 +357,12 @@ func (b bulk) run(s *scope, r *runner, ours []ringSide, slirp *side) error {
 	for _, o := range ours {
 		o.least = max(2*int(o.ring), mebibyte)
 		sides = append(sides, o.side)
+	}
+	for _, side := range sides {
+		// Where kernel code is interpreted, as much would take minutes.
+		if !r.quick && side.name != bootedEnd {
+			side.least = max(side.least, leastBulk)
+		}
 	}
 	if slirp != nil {
 		sides = append(sides, slirp)

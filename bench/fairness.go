@@ -99,7 +99,7 @@ func fairPlain(s *scope) (fair, error) {
 	}
 	var f fair
 	for range fairStreams - 1 {
-		c, err := s.echoPlain(l)
+		c, err := s.echoPlain(l, echo)
 		if err != nil {
 			return f, err
 		}

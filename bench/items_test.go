@@ -69,6 +69,12 @@ func needKVM(t *testing.T) {
 	system.Close()
 }
 
+func TestRoundTripGo(t *testing.T) {
+	t.Parallel()
+	_, figures := measureQuickly(t, item{"round trip", roundTripGo})
+	wantFigures(t, figures, "guest end in Go, p50", "guest end in Go and an echo by two goroutines, p99", "guest end in Go, in its interrupt handler, p99.9")
+}
+
 func TestBulk(t *testing.T) {
 	t.Parallel()
 	for _, toGuest := range []bool{false, true} {

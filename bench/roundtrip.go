@@ -4,8 +4,10 @@ import (
 	"io"
 	"net"
 	"slices"
+	"sync"
 	"time"
 
+	"github.com/fix-project/arcavm/pipes/guest"
 	"github.com/fix-project/arcavm/vmm"
 )
 
@@ -46,6 +48,35 @@ func echo(c net.Conn) {
 	}
 }
 
+// echoInHandler is echo for a guest that answers in its interrupt handler, as soon as something arrives. What comes must fit into the ring: a handler can't wait.
+func echoInHandler(p *guest.Conn) {
+	var answer func()
+	answer = func() { _, _ = p.WriteAvailable(p, answer) }
+	p.OnReadable(answer)
+}
+
+// echoByTwo is echo by two goroutines: one reads and hands over to the other, which writes.
+func echoByTwo(c net.Conn) {
+	messages := make(chan []byte, 1)
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		for b := range messages {
+			_, _ = c.Write(b)
+		}
+	})
+	defer writing.Wait()
+	defer close(messages)
+	// One is being written, one is handed over, one is read into.
+	var buffers [3][4 << 10]byte
+	for i := 0; ; i = (i + 1) % len(buffers) {
+		n, err := c.Read(buffers[i][:])
+		if err != nil {
+			return
+		}
+		messages <- buffers[i][:n]
+	}
+}
+
 type quantile struct {
 	name string
 	p    float64
@@ -55,13 +86,10 @@ var percentiles = []quantile{{"p50", 0.5}, {"p99", 0.99}, {"p99.9", 0.999}}
 
 const roundTrips = "round trip of 64 bytes"
 
-// roundTripGo is the echo by a guest end in Go beside a plain one.
+// roundTripGo is the echo by guest ends in Go beside plain ones: by a goroutine that waits, and in the interrupt handler. The former is woken by
+// another goroutine, so it stands beside a plain echo where that happens as well.
 func roundTripGo(s *scope, r *runner) error {
 	l, err := s.listen()
-	if err != nil {
-		return err
-	}
-	plain, err := s.echoPlain(l)
 	if err != nil {
 		return err
 	}
@@ -69,38 +97,55 @@ func roundTripGo(s *scope, r *runner) error {
 	if err != nil {
 		return err
 	}
-	p, peer, err := g.connect(l, 64<<10, 64<<10)
-	if err != nil {
-		return err
-	}
-	s.keep(peer)
-	g.users.Go(func() { echo(p) })
 	n := 4000
 	if r.quick {
 		n = 1000
 	}
-	rows, err := interleave(s.ctx, r.rounds, []func() (trips, error){
-		func() (trips, error) { return ping(peer, n) },
-		func() (trips, error) { return ping(plain, n) },
-	})
+	var sides []func() (trips, error)
+	side := func(c net.Conn) {
+		sides = append(sides, func() (trips, error) { return ping(c, n) })
+	}
+	for _, serve := range []func(*guest.Conn){
+		func(p *guest.Conn) { g.users.Go(func() { echo(p) }) },
+		echoInHandler,
+	} {
+		p, peer, err := g.connect(l, 64<<10, 64<<10)
+		if err != nil {
+			return err
+		}
+		s.keep(peer)
+		serve(p)
+		side(peer)
+	}
+	for _, serve := range []func(net.Conn){echo, echoByTwo} {
+		plain, err := s.echoPlain(l, serve)
+		if err != nil {
+			return err
+		}
+		side(plain)
+	}
+	rows, err := interleave(s.ctx, r.rounds, sides)
 	if err != nil {
 		return err
 	}
+	waits, handler, plain, byTwo := rows[0], rows[1], rows[2], rows[3]
 	for _, q := range percentiles {
-		f := tripFigure("guest end in Go, ", q, rows)
+		f := tripFigure("guest end in Go, ", q, waits, "plain echo", plain)
+		h := tripFigure("guest end in Go, in its interrupt handler, ", q, handler, "plain echo", plain)
 		if q.name == "p50" {
-			f = f.wantRatioAtMost(1.3)
+			f, h = f.wantRatioAtMost(1.3), h.wantRatioAtMost(1.3)
 		}
 		r.add(f)
+		r.add(tripFigure("guest end in Go and an echo by two goroutines, ", q, waits, "plain echo by two goroutines", byTwo))
+		r.add(h)
 	}
 	return nil
 }
 
-// tripFigure compares our trips, in the first row, with a plain echo's, in the second.
-func tripFigure(label string, q quantile, rows [][]trips) Figure {
+func tripFigure(label string, q quantile, ours []trips, neighbour string, theirs []trips) Figure {
 	micros := func(t trips) float64 { return t.micros(q.p) }
-	ours, theirs := pick(rows[0], micros), pick(rows[1], micros)
-	return Figure{Group: roundTrips, Name: label + q.name, Unit: "µs", Ours: spreadOf(ours)}.beside("plain echo", ours, theirs)
+	is := pick(ours, micros)
+	return Figure{Group: roundTrips, Name: label + q.name, Unit: "µs", Ours: spreadOf(is)}.beside(neighbour, is, pick(theirs, micros))
 }
 
 // roundTripBooted is the echo by a booted guest beside a plain one, and beside what a hypercall and an interrupt cost at least.
@@ -117,7 +162,7 @@ func roundTripBooted(s *scope, r *runner) error {
 	if err != nil {
 		return err
 	}
-	plain, err := s.echoPlain(l)
+	plain, err := s.echoPlain(l, echo)
 	if err != nil {
 		return err
 	}
@@ -156,7 +201,7 @@ func roundTripBooted(s *scope, r *runner) error {
 		limit = spreadOf(limits).Median
 	}
 	for _, q := range percentiles {
-		f := tripFigure("booted guest, ", q, rows)
+		f := tripFigure("booted guest, ", q, rows[0], "plain echo", rows[1])
 		if q.name == "p50" && limit > 0 {
 			f = f.wantAtMost(limit)
 		}

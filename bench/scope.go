@@ -135,8 +135,8 @@ func (s *scope) spliced(l *net.TCPListener) (x, y *net.TCPConn, err error) {
 	return x, y, nil
 }
 
-// echoPlain is the client's end of a connection to a plain echo.
-func (s *scope) echoPlain(l *net.TCPListener) (net.Conn, error) {
+// echoPlain is the client's end of a connection whose other end echo serves.
+func (s *scope) echoPlain(l *net.TCPListener, echo func(net.Conn)) (net.Conn, error) {
 	x, y, err := s.plain(l)
 	if err != nil {
 		return nil, fmt.Errorf("plain connection: %w", err)

@@ -153,6 +153,43 @@ func BenchmarkBulk(b *testing.B) {
 	}
 }
 
+// BenchmarkWrap sends a chunk through a TCP connection and reads it into memory in one piece, and in the two that a ring's wrap leaves: what mapping
+// rings twice in a row could spare.
+func BenchmarkWrap(b *testing.B) {
+	const chunk = 64 << 10
+	for _, first := range []int{chunk, chunk / 2, 64} {
+		b.Run(fmt.Sprintf("first=%d", first), func(b *testing.B) {
+			x, y := plain(b)
+			raw, err := y.SyscallConn()
+			if err != nil {
+				b.Fatal(err)
+			}
+			out, in := make([]byte, chunk), make([]byte, chunk)
+			halves := [][]byte{in[:first], in[first:]}
+			n := 0
+			read := func(fd uintptr) bool {
+				if first == chunk {
+					n, err = unix.Read(int(fd), in)
+				} else {
+					n, err = unix.Readv(int(fd), halves)
+				}
+				return err != unix.EAGAIN
+			}
+			b.SetBytes(chunk)
+			for b.Loop() {
+				if _, err := x.Write(out); err != nil {
+					b.Fatal(err)
+				}
+				for left := chunk; left > 0; left -= n {
+					if rerr := raw.Read(read); rerr != nil || err != nil {
+						b.Fatal(rerr, err)
+					}
+				}
+			}
+		})
+	}
+}
+
 // relayed returns the guest's end of a stream and the TCP connection that it is relayed to.
 func relayed(b *testing.B, m *machine, ring uint32) (*pipestest.GuestConn, *net.TCPConn) {
 	b.Helper()
@@ -271,13 +308,9 @@ func BenchmarkIdle(b *testing.B) {
 	})
 }
 
-// BenchmarkRoundTrip sends 64 bytes to a TCP peer and back.
+// BenchmarkRoundTrip sends 64 bytes to a TCP peer and back, and, by a guest that answers in its interrupt handler, from the peer to the guest and back.
 func BenchmarkRoundTrip(b *testing.B) {
-	trip := func(b *testing.B, c io.ReadWriter, peer net.Conn) {
-		go func() {
-			defer peer.Close()
-			io.CopyBuffer(struct{ io.Writer }{peer}, struct{ io.Reader }{peer}, make([]byte, 64))
-		}()
+	trip := func(b *testing.B, c io.ReadWriter) {
 		buf := make([]byte, 64)
 		b.ReportAllocs()
 		for b.Loop() {
@@ -289,13 +322,26 @@ func BenchmarkRoundTrip(b *testing.B) {
 			}
 		}
 	}
+	echo := func(peer net.Conn) {
+		defer peer.Close()
+		io.CopyBuffer(struct{ io.Writer }{peer}, struct{ io.Reader }{peer}, make([]byte, 64))
+	}
 	b.Run("plain", func(b *testing.B) {
 		c, peer := plain(b)
-		trip(b, c, peer)
+		go echo(peer)
+		trip(b, c)
 	})
 	b.Run("guest", func(b *testing.B) {
 		g, peer := relayed(b, start(b, setup{quiet: true}), 64<<10)
-		trip(b, g, peer)
+		go echo(peer)
+		trip(b, g)
+	})
+	b.Run("guest's handler", func(b *testing.B) {
+		g, peer := relayed(b, start(b, setup{quiet: true}), 64<<10)
+		var answer func()
+		answer = func() { _, _ = g.WriteAvailable(g, answer) }
+		g.OnReadable(answer)
+		trip(b, peer)
 	})
 }
 
