@@ -61,25 +61,37 @@ func (s *Server) hand(ctx context.Context, control *pipe, kind string, p *pipe, 
 }
 
 func (s *Server) openFile(ctx context.Context, control *pipe, m message.Open) {
-	err := s.holdFile()
-	var f *file
-	if err == nil {
-		if f, err = openShared(s.o.Share, m.Path, m.Mode); err != nil {
+	f, p, err := s.openPiped(m)
+	if err != nil {
+		s.refuseFile(control, "open", m.Path, err)
+		return
+	}
+	s.log.Debug("file opened", "path", cut(m.Path))
+	s.hand(ctx, control, "file", p, f.serve)
+}
+
+// openPiped makes the pipe before it opens the file, which may make or empty it: a guest that gets none has changed nothing.
+func (s *Server) openPiped(m message.Open) (f *file, p *pipe, err error) {
+	if err = s.holdFile(); err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
 			s.dropFile()
 		}
+	}()
+	t, err := findShared(s.o.Share, m.Path, m.Mode)
+	if err != nil {
+		return nil, nil, err
 	}
-	if err == nil {
-		requests, responses := f.ringSizes(m.Mode)
-		var p *pipe
-		if p, err = s.newPipe(requests, responses, fileShare); err == nil {
-			s.log.Debug("file opened", "path", cut(m.Path))
-			s.hand(ctx, control, "file", p, f.serve)
-			return
-		}
-		f.close()
-		s.dropFile()
+	requests, responses := t.ringSizes(m.Mode)
+	if p, err = s.newPipe(requests, responses, fileShare); err != nil {
+		return nil, nil, err
 	}
-	s.refuseFile(control, "open", m.Path, err)
+	if f, err = t.open(); err != nil {
+		return nil, nil, errors.Join(err, p.discard())
+	}
+	return f, p, nil
 }
 
 func (s *Server) makeFolder(control *pipe, m message.Mkdir) {

@@ -22,25 +22,9 @@ type file struct {
 	f       *os.File
 	path    string
 	regular bool
-	size    uint64 // when it was opened
 
 	server *Server
 	done   <-chan struct{} // closed when the server stops
-}
-
-// ringSizes are the blocks for requests and responses that suit what can be moved.
-func (f *file) ringSizes(m message.Mode) (requests, responses uint64) {
-	requests, responses = pageSize, pageSize
-	if m.Write || m.Append {
-		requests = writeBlock
-	}
-	if m.Read {
-		responses = f.size + message.LengthSize + message.HeadSize + ringOverhead
-		if !f.regular || m.Write || m.Append {
-			responses = max(responses, growBlock)
-		}
-	}
-	return requests, min(responses, readBlock)
 }
 
 func (f *file) serve(ctx context.Context, p *pipe) error {

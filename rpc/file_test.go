@@ -8,8 +8,10 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/rpc"
 	"github.com/fix-project/arcavm/rpc/message"
+	"github.com/fix-project/arcavm/rpc/rpctest"
 )
 
 var (
@@ -267,5 +269,62 @@ func TestFileFails(t *testing.T) {
 		t.Errorf("read %d bytes at address 0", n)
 	}
 	f.Close()
+	m.settled(t)
+}
+
+// TestFailedOpenChangesNothing opens files for which no pipe can be made: what is there stays as it is, and nothing new comes to be.
+func TestFailedOpenChangesNothing(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		o    rpc.Options
+		full bool
+		want message.ErrKind
+	}{
+		"no memory":      {rpc.Options{RAM: rpctest.NewRAM(1 << 20)}, true, message.OutOfMemory},
+		"too many pipes": {rpc.Options{Pipes: 1}, false, message.Other},
+		"too many files": {rpc.Options{Limits: relay.Limits{Files: -1}}, false, message.Other},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir, share := shared(t, true)
+			old := filepath.Join(dir, "old")
+			if err := os.WriteFile(old, []byte("content"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			c.o.Share = share
+			m := newMachine(t, c.o)
+			for c.full && m.Allocator.Alloc(4096) != 0 {
+			}
+			for _, path := range []string{"old", "new"} {
+				if f, kind := m.Open(path, create); f != nil || kind != c.want {
+					t.Errorf("%s was opened, or kind %d, want %d", path, kind, c.want)
+				}
+			}
+			if got, err := os.ReadFile(old); string(got) != "content" || err != nil {
+				t.Errorf("the old file holds %q, %v", got, err)
+			}
+			if _, err := os.Stat(filepath.Join(dir, "new")); !os.IsNotExist(err) {
+				t.Errorf("the new file is there, or %v", err)
+			}
+			if n := m.server.Stats().Pipes; n != 1 {
+				t.Errorf("%d pipes are open", n)
+			}
+		})
+	}
+}
+
+// TestFailedOpenLeavesNoPipe has the host refuse files that are there, or could be, as far as a look tells: the pipe that was made for them goes.
+func TestFailedOpenLeavesNoPipe(t *testing.T) {
+	t.Parallel()
+	dir, share := shared(t, true)
+	if err := os.Symlink("nowhere/f", filepath.Join(dir, "dangling")); err != nil {
+		t.Fatal(err)
+	}
+	m := newMachine(t, rpc.Options{Share: share})
+	for path, want := range map[string]message.ErrKind{"dangling": message.NotFound, "no/folder": message.NotFound, "/": message.Other} {
+		if f, kind := m.Open(path, create); f != nil || kind != want {
+			t.Errorf("%s was opened, or kind %d, want %d", path, kind, want)
+		}
+	}
 	m.settled(t)
 }

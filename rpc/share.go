@@ -14,63 +14,113 @@ import (
 // Share is what a guest can reach of the host's files.
 type Share = share.Share
 
-// openShared opens a file. Folders can't be opened.
-func openShared(s Share, path string, m message.Mode) (*file, error) {
+// target is a file that may be opened, as far as can be told without it.
+type target struct {
+	in      Share
+	path    string // as the guest calls it
+	rest    string // below in
+	flags   int
+	regular bool
+	size    uint64 // 0: it is to be made or emptied
+}
+
+// findShared looks what a path leads to, and changes nothing. Folders can't be opened.
+func findShared(s Share, path string, m message.Mode) (target, error) {
 	flags, err := openFlags(m)
 	if err != nil {
-		return nil, err
+		return target{}, err
 	}
 	in, rest := s.Resolve(path)
 	switch {
 	case len(path) > maxPath:
-		return nil, unix.ENAMETOOLONG
+		return target{}, unix.ENAMETOOLONG
 	case in.None():
-		return nil, unix.ENOENT
+		return target{}, unix.ENOENT
 	case (m.Write || m.Append) && !in.Writable:
-		return nil, unix.EROFS
+		return target{}, unix.EROFS
 	}
-	// Opening must not wait, nor give the monitor a terminal.
-	flags |= unix.O_NONBLOCK | unix.O_NOCTTY
-	var f *os.File
+	t := target{in: in, path: path, rest: rest, flags: flags, regular: true}
+	var info os.FileInfo
 	switch {
 	case in.Host:
-		f, err = os.OpenFile(path, flags, 0o666)
+		info, err = os.Stat(path)
 	case in.Root == nil && rest == ".":
-		err = unix.EISDIR
+		return target{}, unix.EISDIR
 	case in.Root == nil:
-		err = unix.ENOENT
+		return target{}, unix.ENOENT
 	default:
-		f, err = openRegular(in.Root, rest, flags)
+		info, err = in.Root.Stat(rest)
+	}
+	switch {
+	case err != nil && m.Create: // whether it can be made is for open to find out
+		return t, nil
+	case err != nil:
+		return target{}, err
+	}
+	if err := t.check(info); err != nil {
+		return target{}, err
+	}
+	t.regular = info.Mode().IsRegular()
+	if !m.Truncate {
+		t.size = uint64(max(info.Size(), 0))
+	}
+	return t, nil
+}
+
+// check refuses what can't be opened. Of the host's files below a folder, no device, no FIFO and no socket is: even an open that doesn't wait may do
+// something to one.
+func (t target) check(info os.FileInfo) error {
+	switch {
+	case info.IsDir():
+		return unix.EISDIR
+	case !t.in.Host && !info.Mode().IsRegular():
+		return unix.EINVAL
+	}
+	return nil
+}
+
+// open opens the file, or what has got there since.
+func (t target) open() (*file, error) {
+	// Opening must not wait, nor give the monitor a terminal.
+	flags := t.flags | unix.O_NONBLOCK | unix.O_NOCTTY
+	var f *os.File
+	var err error
+	if t.in.Host {
+		f, err = os.OpenFile(t.path, flags, 0o666)
+	} else {
+		f, err = t.in.Root.OpenFile(t.rest, flags, 0o666)
 	}
 	if err != nil {
 		return nil, err
 	}
 	info, err := f.Stat()
-	switch {
-	case err != nil:
-	case info.IsDir():
-		err = unix.EISDIR
-	case !in.Host && !info.Mode().IsRegular():
-		err = unix.EINVAL
+	if err == nil {
+		err = t.check(info)
 	}
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
-	return &file{f: f, path: path, regular: info.Mode().IsRegular(), size: uint64(max(info.Size(), 0))}, nil
+	return &file{f: f, path: t.path, regular: info.Mode().IsRegular()}, nil
+}
+
+// ringSizes are the blocks for requests and responses that suit what can be moved.
+func (t target) ringSizes(m message.Mode) (requests, responses uint64) {
+	requests, responses = pageSize, pageSize
+	if m.Write || m.Append {
+		requests = writeBlock
+	}
+	if m.Read {
+		responses = t.size + message.LengthSize + message.HeadSize + ringOverhead
+		if !t.regular || m.Write || m.Append {
+			responses = max(responses, growBlock)
+		}
+	}
+	return requests, min(responses, readBlock)
 }
 
 // maxPath bounds a path, in bytes: Linux's own limit for one without its NUL.
 const maxPath = 4095
-
-// openRegular opens no device, no FIFO and no socket that is there already: even an open that doesn't wait may do something to one. What gets there in
-// between is for the caller to find out.
-func openRegular(root *os.Root, path string, flags int) (*os.File, error) {
-	if info, err := root.Stat(path); err == nil && !info.Mode().IsRegular() && !info.IsDir() {
-		return nil, unix.EINVAL
-	}
-	return root.OpenFile(path, flags, 0o666)
-}
 
 // mkdirShared makes a folder and its parents. It is no error if it exists.
 func mkdirShared(s Share, path string) error {
