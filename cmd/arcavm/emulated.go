@@ -18,7 +18,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/fix-project/arcavm/emulated"
-	"github.com/fix-project/arcavm/vmm/image"
 )
 
 // emulationLimit is no limit in practice: servers run for as long as their user likes.
@@ -38,18 +37,12 @@ func (o *outlived) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// runEmulated runs this same command in an emulated machine, with the image, the shared folders and the files for TLS copied into it.
+// runEmulated runs this same command in an emulated machine, with the image, the shared folders and the files for TLS copied into it. What else is wrong with
+// the command line has been found out: inside it would be after the boot.
 func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, shares []string, network networkFlags, tls tlsFlags) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("finding this program's file: %w", err)
-	}
-	img, err := image.Open(args[0])
-	if err != nil {
-		return inputError(err)
-	}
-	if err := img.Close(); err != nil {
-		return err
 	}
 	m := machine{streams: s, format: choice{value: flags.Lookup("log-format").Value.String()}}
 	inside := "/image/" + filepath.Base(args[0])

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fix-project/arcavm/emulated"
 )
 
@@ -155,6 +157,10 @@ func TestEmulatedBadInput(t *testing.T) {
 	}
 	defer listener.Close()
 	hello := imageFile(t, "hello")
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		args []string
 		code int
@@ -164,6 +170,17 @@ func TestEmulatedBadInput(t *testing.T) {
 		{[]string{"--publish", "192.0.2.1:0:53/udp", hello}, exitOS, "cannot assign requested address"},
 		{[]string{"--publish", "[::1]:8080:80", hello}, exitUsage, "IPv4"},
 		{[]string{t.TempDir()}, exitData, "not a regular file"},
+		{[]string{fifo}, exitData, fifo + ": is not a regular file"},
+		{[]string{"--cpus", "0", hello}, exitUsage, "--cpus: 0 is not in 1 to 64"},
+		{[]string{"--cpus", "9999", hello}, exitUsage, "--cpus: 9999 is not in 1 to 64"},
+		{[]string{"--mem", "0M", hello}, exitUsage, "--mem: a guest needs some"},
+		{[]string{"--mem", "1M", hello}, exitUsage, "--mem: 1 MiB is not between 4 MiB and 256 GiB"},
+		{[]string{"--mem", "4097K", hello}, exitUsage, "--mem: 4097 KiB is not a multiple of 2 MiB"},
+		{[]string{"--mem", "7T", hello}, exitUsage, "--mem: 7168 GiB is not between 4 MiB and 256 GiB"},
+		{[]string{"--window", "1M", hello}, exitUsage, "--window: 1 MiB is not between"},
+		{[]string{"--limit", "streams=200000", hello}, exitUsage, "--limit streams: 200000 is not in 1 to 131072"},
+		{[]string{"--limit", "accepts=5", imageFile(t, "rpc-hello")}, exitUsage, "--limit accepts: "},
+		{[]string{writeFile(t, "later", machineCode(9, exit(0)))}, exitData, "speaks the ABI of unknown version 9"},
 		{[]string{writeFile(t, "text", []byte("#!/bin/sh\n"))}, exitData, "not an ELF file"},
 		{[]string{filepath.Join(t.TempDir(), "none")}, exitNoInput, "no such file"},
 	} {

@@ -75,14 +75,27 @@ func spareProcessor(cpus int) {
 	}
 }
 
+// config is what the flags say. It is complete and right, as far as can be told without KVM.
+func (m *machine) config(img *image.Image, args []string, abi vmm.ABI) (vmm.Config, error) {
+	if m.flags.Changed("cpus") && m.cpus == 0 {
+		return vmm.Config{}, usageError("--cpus: 0 is not in 1 to %d", vmm.MaxCPUs)
+	}
+	if m.flags.Changed("mem") && m.memory == 0 {
+		return vmm.Config{}, usageError("--mem: a guest needs some")
+	}
+	cfg := vmm.Config{
+		Image: img, Args: args, CPUs: m.cpus, Memory: uint64(m.memory), Window: uint64(m.window), ABI: abi, TLS: m.tls,
+	}
+	m.limits.apply(&cfg)
+	return cfg.WithDefaults()
+}
+
 // boot runs the image to its end. A guest's exit code other than 0 is a codeError without a text.
 func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.Share) (err error) {
 	started := processStart()
-	if m.flags.Changed("cpus") && m.cpus == 0 {
-		return usageError("--cpus: 0 is not in 1 to %d", vmm.MaxCPUs)
-	}
-	if m.flags.Changed("mem") && m.memory == 0 {
-		return usageError("--mem: a guest needs some")
+	cfg, err := m.config(img, args, abi)
+	if err != nil {
+		return err
 	}
 	signals := catchSignals()
 	defer signals.release()
@@ -91,11 +104,9 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 	logger := newLogger(m.streams, m.level.value, m.format.value)
 	term := newTerminal(m.streams.in, logger)
 	defer term.restore()
-	cfg := vmm.Config{
-		Image: img, Args: args, CPUs: m.cpus, Memory: uint64(m.memory), Window: uint64(m.window), ABI: abi, Share: share, Sockets: m.sockets,
-		TLS: m.tls, Console: m.streams.out, Logger: logger, OnListen: m.onListen,
-		Input: m.streams.input(), Output: m.streams.out, OnConsole: term.use,
-	}
+	cfg.Share, cfg.Sockets = share, m.sockets
+	cfg.Console, cfg.Logger, cfg.OnListen = m.streams.out, logger, m.onListen
+	cfg.Input, cfg.Output, cfg.OnConsole = m.streams.input(), m.streams.out, term.use
 	if m.policy != nil {
 		m.policy.OnPublish = func(p relay.Publish, host netip.AddrPort) {
 			if p.Host.Port() == 0 { // who asked for a port knows it
@@ -103,10 +114,6 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 			}
 		}
 		cfg.Network = m.policy
-	}
-	m.limits.apply(&cfg)
-	if cfg, err = cfg.WithDefaults(); err != nil {
-		return err
 	}
 	spareProcessor(cfg.CPUs)
 	vm, err := vmm.New(cfg)

@@ -76,13 +76,9 @@ image can't be asked by SIGTERM, which ends it.`,
 			if m.tls, err = tls.load(); err != nil {
 				return err
 			}
-			if inEmulation {
-				if len(sockets) > 0 {
-					return usageError("--sockets: not with --emulated, where this machine's sockets are out of reach")
-				}
-				return runEmulated(cmd.Flags(), s, newLogger(s, m.level.value, m.format.value), args, shares, network, tls)
+			if inEmulation && len(sockets) > 0 {
+				return usageError("--sockets: not with --emulated, where this machine's sockets are out of reach")
 			}
-			m.policy = network.policy()
 			img, err := image.Open(args[0])
 			if err != nil {
 				return inputError(err)
@@ -91,6 +87,13 @@ image can't be asked by SIGTERM, which ends it.`,
 			if err := refuseStreamOnly(cmd.Flags(), m.limits, img, abi.value); err != nil {
 				return err
 			}
+			if inEmulation {
+				if _, err := m.config(img, args[1:], abis[abi.value]); err != nil {
+					return err
+				}
+				return runEmulated(cmd.Flags(), s, newLogger(s, m.level.value, m.format.value), args, shares, network, tls)
+			}
+			m.policy = network.policy()
 			shared, err := openShares("--share", shares)
 			if err != nil {
 				return err
