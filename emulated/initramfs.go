@@ -8,15 +8,16 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
+	"slices"
 	"syscall"
 )
 
 // writeInitramfs writes everything the machine starts with: init, the modules,
 // the plan, the programs and the caller's files.
 func writeInitramfs(w io.Writer, init string, modules []module, p plan, cfg Config) error {
-	files, err := findFiles(init, p, cfg)
-	if err != nil {
+	files := newHostFiles()
+	defer files.close()
+	if err := files.find(init, p, cfg); err != nil {
 		return err
 	}
 	a := newArchive(w)
@@ -59,11 +60,15 @@ type hostFile struct {
 	perm          fs.FileMode
 }
 
-// copiedFile is a file, a folder or a link of the host's to copy.
+// copiedFile is a file, a folder or a link of the host's to copy, or bytes.
 type copiedFile struct {
-	name, source string
-	kind         fs.FileMode
-	host         hostFile
+	name string
+	data []byte // if root is nil and source is empty
+
+	root   *os.Root // the folder that is passed in, or nil
+	source string   // below root
+	kind   fs.FileMode
+	host   hostFile
 }
 
 // hostFiles are those to copy.
@@ -71,27 +76,38 @@ type hostFiles struct {
 	all   []copiedFile
 	names map[string]hostFile
 	links map[hostFile]uint32 // how many names each has inside
+	roots []*os.Root
 }
 
-func findFiles(init string, p plan, cfg Config) (*hostFiles, error) {
-	h := &hostFiles{names: map[string]hostFile{}, links: map[hostFile]uint32{}}
+func newHostFiles() *hostFiles {
+	return &hostFiles{names: map[string]hostFile{}, links: map[hostFile]uint32{}}
+}
+
+// find looks up what is to be copied. Whatever somebody does to the folders until close, nothing that lies outside is found or copied.
+func (h *hostFiles) find(init string, p plan, cfg Config) error {
 	if err := h.program("init", init); err != nil {
-		return nil, err
+		return err
 	}
 	for i, program := range cfg.Programs {
 		if err := checkStatic(program.Path); err != nil {
-			return nil, err
+			return err
 		}
 		if err := h.program(string(p.Programs[i].Path), program.Path); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	for _, file := range cfg.Files {
-		if err := h.tree(file); err != nil {
-			return nil, fmt.Errorf("pass a file in: %w", err)
+		if err := h.file(file); err != nil {
+			return fmt.Errorf("pass a file in: %w", err)
 		}
 	}
-	return h, nil
+	return nil
+}
+
+func (h *hostFiles) close() {
+	for _, root := range h.roots {
+		root.Close()
+	}
 }
 
 func (h *hostFiles) program(name, source string) error {
@@ -99,45 +115,78 @@ func (h *hostFiles) program(name, source string) error {
 	if err != nil {
 		return fmt.Errorf("pass a program in: %w", err)
 	}
-	h.add(name, source, info, 0o755)
+	h.add(name, nil, source, info, 0o755)
 	return nil
 }
 
-// tree adds a file, or a folder with everything below it that is a file, a folder or a link. Links below it stay links: where they may lead is for
-// the programs to decide.
-func (h *hostFiles) tree(file File) error {
-	top, err := filepath.EvalSymlinks(file.Source)
-	if err != nil {
-		return err
+// file adds a file, or a folder with everything below it that is a file, a folder or a link.
+func (h *hostFiles) file(file File) error {
+	if file.Source == "" {
+		h.all = append(h.all, copiedFile{name: clean(file.Name), data: file.Data})
+		return nil
 	}
-	info, err := os.Stat(top)
-	if err != nil {
+	info, err := os.Stat(file.Source)
+	switch {
+	case err != nil:
 		return err
-	}
-	if !info.IsDir() && !info.Mode().IsRegular() {
+	case info.Mode().IsRegular():
+		h.add(file.Name, nil, file.Source, info, info.Mode().Perm())
+		return nil
+	case !info.IsDir():
 		return fmt.Errorf("%s is not a regular file or a folder", file.Source)
 	}
-	return filepath.WalkDir(top, func(source string, d fs.DirEntry, err error) error {
+	root, err := os.OpenRoot(file.Source)
+	if err != nil {
+		return err
+	}
+	h.roots = append(h.roots, root)
+	h.add(file.Name, root, ".", info, info.Mode().Perm())
+	return inRoot(root, h.below(root, ".", file.Name))
+}
+
+// below adds what is below a folder of root's, in the order of names. Links stay links: where they may lead is for the programs to decide.
+func (h *hostFiles) below(root *os.Root, folder, inside string) error {
+	d, err := root.Open(folder)
+	if err != nil {
+		return err
+	}
+	names, err := d.Readdirnames(-1)
+	d.Close()
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		source, inside := path.Join(folder, name), path.Join(inside, name)
+		info, err := root.Lstat(source)
 		if err != nil {
 			return err
 		}
-		below, err := filepath.Rel(top, source)
-		if err != nil {
-			return err
+		h.add(inside, root, source, info, info.Mode().Perm())
+		if info.IsDir() {
+			if err := h.below(root, source, inside); err != nil {
+				return err
+			}
 		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		h.add(path.Join(file.Name, filepath.ToSlash(below)), source, info, info.Mode().Perm())
-		return nil
-	})
+	}
+	return nil
+}
+
+// inRoot names the folder in an error that has only a path below it.
+func inRoot(root *os.Root, err error) error {
+	if err != nil && root != nil {
+		return fmt.Errorf("%s: %w", root.Name(), err)
+	}
+	return err
 }
 
 // add adds a file, unless the name is that of the same file already.
-func (h *hostFiles) add(name, source string, info fs.FileInfo, perm fs.FileMode) {
+func (h *hostFiles) add(name string, root *os.Root, source string, info fs.FileInfo, perm fs.FileMode) {
 	stat := info.Sys().(*syscall.Stat_t)
-	f := copiedFile{clean(name), source, info.Mode().Type(), hostFile{device: stat.Dev, inode: stat.Ino, perm: perm}}
+	f := copiedFile{
+		name: clean(name), root: root, source: source,
+		kind: info.Mode().Type(), host: hostFile{device: stat.Dev, inode: stat.Ino, perm: perm},
+	}
 	if h.names[f.name] == f.host {
 		return
 	}
@@ -153,6 +202,8 @@ func (h *hostFiles) write(a *archive) error {
 		var err error
 		inode, again := inodes[f.host]
 		switch {
+		case f.source == "":
+			err = a.bytes(f.name, f.data)
 		case f.kind == fs.ModeDir:
 			err = a.directory(f.name)
 		case f.kind == fs.ModeSymlink:
@@ -164,22 +215,32 @@ func (h *hostFiles) write(a *archive) error {
 			inodes[f.host], err = copyFile(a, f, h.links[f.host])
 		}
 		if err != nil {
-			return err
+			return inRoot(f.root, err)
 		}
 	}
 	return nil
 }
 
+// copyLink copies one below a root: above there are none.
 func copyLink(a *archive, f copiedFile) error {
-	target, err := os.Readlink(f.source)
+	target, err := f.root.Readlink(f.source)
 	if err != nil {
 		return err
 	}
 	return a.symlink(f.name, target)
 }
 
+// open doesn't wait if a FIFO has taken the file's place.
+func (f copiedFile) open() (*os.File, error) {
+	const flags = os.O_RDONLY | syscall.O_NONBLOCK
+	if f.root == nil {
+		return os.OpenFile(f.source, flags, 0)
+	}
+	return f.root.OpenFile(f.source, flags, 0)
+}
+
 func copyFile(a *archive, f copiedFile, links uint32) (inode uint32, err error) {
-	r, err := os.Open(f.source)
+	r, err := f.open()
 	if err != nil {
 		return 0, err
 	}
@@ -187,6 +248,9 @@ func copyFile(a *archive, f copiedFile, links uint32) (inode uint32, err error) 
 	info, err := r.Stat()
 	if err != nil {
 		return 0, err
+	}
+	if !info.Mode().IsRegular() {
+		return 0, fmt.Errorf("%s is no regular file any more", f.source)
 	}
 	return a.file(f.name, uint32(f.host.perm), links, info.Size(), r)
 }

@@ -3,6 +3,7 @@ package emulated
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -155,7 +156,7 @@ func TestInitramfs(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(dir, "data", "file"), []byte("content"), 0o640))
 	cfg := Config{
 		Programs: []Program{{Path: program}, {Path: program, Name: "/opt/again", Dir: "/work", Args: []string{"\xFF"}, Env: []string{"A=\xFE"}}},
-		Files:    []File{{Name: "/data", Source: filepath.Join(dir, "data")}, {Name: "/\xFD", Source: program}},
+		Files:    []File{{Name: "/data", Source: filepath.Join(dir, "data")}, {Name: "/\xFD", Source: program}, {Name: "/bytes", Data: []byte("a\x00b")}},
 		Outbound: true,
 	}
 	modules := []module{{name: "kvm", data: []byte("module")}}
@@ -171,7 +172,7 @@ func TestInitramfs(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"init": string(makeELF(t, nil)), "bin/program": string(makeELF(t, nil)), "opt/again": string(makeELF(t, nil)),
-		"modules/kvm.ko": "module", "data/file": "content", "work": "", "\xFD": string(makeELF(t, nil)), "etc/resolv.conf": "nameserver 10.0.2.3\n",
+		"modules/kvm.ko": "module", "data/file": "content", "bytes": "a\x00b", "work": "", "\xFD": string(makeELF(t, nil)), "etc/resolv.conf": "nameserver 10.0.2.3\n",
 	} {
 		if e, ok := got[name]; !ok || e.Data != want {
 			t.Errorf("%s holds %q, want %q", name, e.Data, want)
@@ -202,6 +203,7 @@ func TestInitramfsFolder(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(dir, "secret"), []byte("secret"), 0o600))
 	must(t, os.Mkdir(data, 0o755))
 	must(t, os.WriteFile(filepath.Join(data, "file"), []byte("content"), 0o640))
+	must(t, os.WriteFile(filepath.Join(data, "\xFC"), []byte("name of no text"), 0o600))
 	must(t, unix.Mkfifo(filepath.Join(data, "fifo"), 0o600))
 	for name, target := range map[string]string{"leak": "../secret", "dangling": "nowhere", "folder": "."} {
 		must(t, os.Symlink(target, filepath.Join(data, name)))
@@ -224,12 +226,59 @@ func TestInitramfsFolder(t *testing.T) {
 	for _, folder := range []string{"a", "b"} {
 		want[folder] = unpacked{folder, 0o040755, ""}
 		want[folder+"/file"] = unpacked{folder + "/file", 0o100640, "content"}
+		want[folder+"/\xFC"] = unpacked{folder + "/\xFC", 0o100600, "name of no text"}
 		for name, target := range map[string]string{"leak": "../secret", "dangling": "nowhere", "folder": "."} {
 			want[folder+"/"+name] = unpacked{folder + "/" + name, 0o120777, target}
 		}
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("entries (-want +got):\n%s", diff)
+	}
+}
+
+// A folder may change between the look at it and the copy: nothing outside is followed, and no FIFO waited for.
+func TestInitramfsFolderChanges(t *testing.T) {
+	t.Parallel()
+	program := filepath.Join(t.TempDir(), "program")
+	must(t, os.WriteFile(program, makeELF(t, nil), 0o755))
+	outside := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(outside, "file"), []byte("secret!"), 0o600))
+	for name, c := range map[string]struct {
+		change func(file string) error
+		want   string
+	}{
+		"a link to a file outside": {func(file string) error {
+			return errors.Join(os.Remove(file), os.Symlink(filepath.Join(outside, "file"), file))
+		}, "escapes"},
+		"a link to a folder outside": {func(file string) error {
+			return errors.Join(os.RemoveAll(filepath.Dir(file)), os.Symlink(outside, filepath.Dir(file)))
+		}, "escapes"},
+		"a FIFO": {func(file string) error {
+			return errors.Join(os.Remove(file), unix.Mkfifo(file, 0o600))
+		}, "no regular file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			data := t.TempDir()
+			file := filepath.Join(data, "folder", "file")
+			must(t, os.Mkdir(filepath.Dir(file), 0o755))
+			must(t, os.WriteFile(file, []byte("content"), 0o600))
+			cfg := Config{Programs: []Program{{Path: program}}, Files: []File{{Name: "/data", Source: data}}}
+			p, err := makePlan(nil, cfg)
+			must(t, err)
+			files := newHostFiles()
+			defer files.close()
+			must(t, files.find(program, p, cfg))
+			must(t, c.change(file))
+			var b bytes.Buffer
+			err = files.write(newArchive(&b))
+			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), data) {
+				t.Errorf("the error is %v, want one of %s that says %q", err, data, c.want)
+			}
+			if bytes.Contains(b.Bytes(), []byte("secret!")) {
+				t.Error("a file outside was copied")
+			}
+		})
 	}
 }
 

@@ -58,6 +58,7 @@ type Program struct {
 type File struct {
 	Name   string // inside, absolute
 	Source string // on the host
+	Data   []byte // what a file holds, instead of a Source
 }
 
 // Port makes a port of the machine reachable on the host.
