@@ -39,10 +39,13 @@ func TestRunEmulated(t *testing.T) {
 		t.Fatal(err)
 	}
 	image := imageFile(t, "cat")
-	cert, key := certificateFiles(t) // read inside, or else the guest isn't started
+	// Read inside, or else the guest isn't started. A pipe can be read but once.
+	cert, key := certificateFiles(t)
+	pipe := pipeOf(t, key)
 	var stdout, stderr bytes.Buffer
-	run := exec.CommandContext(ctx, program, "run", "--emulated", "--share", share, "--tls-ca", cert, "--tls-cert", cert, "--tls-key", key,
+	run := exec.CommandContext(ctx, program, "run", "--emulated", "--share", share, "--tls-ca", cert, "--tls-cert", cert, "--tls-key", "/proc/self/fd/3",
 		"--log-format", "json", image, "file", "missing")
+	run.ExtraFiles = []*os.File{pipe}
 	run.Stdout, run.Stderr = &stdout, &stderr
 	err := run.Run()
 	var exit *exec.ExitError

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +33,80 @@ func pemFiles(t *testing.T, c tls.Certificate) (cert, key string) {
 	}
 	return writeFile(t, "cert", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Certificate[0]})),
 		writeFile(t, "key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}))
+}
+
+// pipeOf is a pipe with what a file holds, which is little.
+func pipeOf(t *testing.T, path string) *os.File {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	_, err = w.Write(data)
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// Certificates and keys may come from pipes, as <(…) of a shell gives them.
+func TestTLSFilesFromPipes(t *testing.T) {
+	t.Parallel()
+	cert, key := certificateFiles(t)
+	for name, c := range map[string]struct {
+		key, image string
+		code       int
+		want       string
+	}{
+		// What is wrong with the image comes after the keys.
+		"good": {key, key, exitData, key + ": is not an ELF file"},
+		"bad":  {cert, key, exitData, "--tls-cert /proc/self/fd/3 with --tls-key /proc/self/fd/4: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var said bytes.Buffer
+			cmd := command(t, "run", "--tls-cert", "/proc/self/fd/3", "--tls-key", "/proc/self/fd/4", c.image)
+			cmd.ExtraFiles = []*os.File{pipeOf(t, cert), pipeOf(t, c.key)}
+			cmd.Stderr = &said
+			if err := cmd.Run(); cmd.ProcessState.ExitCode() != c.code {
+				t.Errorf("the command ended with %v, want code %d", err, c.code)
+			}
+			wantLine(t, said.String(), c.want)
+		})
+	}
+}
+
+// Who waits in vain for what a pipe is to give can end that by Ctrl-C.
+func TestInterruptWhileReadingTLSFile(t *testing.T) {
+	t.Parallel()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	cmd := command(t, "run", "--tls-ca", "/proc/self/fd/3", imageFile(t, "hello"))
+	cmd.ExtraFiles = []*os.File{r}
+	err = cmd.Start()
+	r.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// It is more than a pipe holds: that it is written shows that somebody reads.
+	if _, err := w.Write(make([]byte, 256<<10)); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Error(err)
+	}
+	err = cmd.Wait()
+	if status := cmd.ProcessState.Sys().(syscall.WaitStatus); status.Signal() != syscall.SIGINT {
+		t.Errorf("the command ended with %v, want an end by SIGINT", err)
+	}
 }
 
 // Each wrong input is one line on stderr, nothing on stdout, and a code of sysexits.h.

@@ -18,6 +18,22 @@ type tlsFlags struct {
 	ca        []string
 	cert, key string
 	flags     *pflag.FlagSet
+	read      []tlsFile
+}
+
+// tlsFile is what a file held that a flag names. It is read once: a pipe, such as the <(…) of a shell, gives it but once.
+type tlsFile struct {
+	flag string
+	data []byte
+}
+
+func (f *tlsFlags) readFile(flag, path string) ([]byte, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, inputError(fmt.Errorf("%s: %w", flag, err))
+	}
+	f.read = append(f.read, tlsFile{flag, data})
+	return data, nil
 }
 
 func (f *tlsFlags) add(flags *pflag.FlagSet) {
@@ -27,7 +43,7 @@ func (f *tlsFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.key, "tls-key", "", "the private key of that certificate is in `FILE` (PEM)")
 }
 
-// load reads and checks the files.
+// load reads and checks the files. It waits for who writes to a pipe; until then Ctrl-C ends the process as usual.
 func (f *tlsFlags) load() (t relay.TLS, err error) {
 	// One that is given but empty is more likely a variable of the user's that isn't set than a wish.
 	if (f.flags.Changed("tls-cert") || f.flags.Changed("tls-key")) && (f.cert == "" || f.key == "") {
@@ -39,20 +55,24 @@ func (f *tlsFlags) load() (t relay.TLS, err error) {
 				return t, fmt.Errorf("reading the certificates that this machine trusts: %w", err)
 			}
 		}
-		if err := addCertificates(t.RootCAs, path); err != nil {
+		data, err := f.readFile("--tls-ca", path)
+		if err != nil {
+			return t, err
+		}
+		if err := addCertificates(t.RootCAs, path, data); err != nil {
 			return t, err
 		}
 	}
 	if f.cert == "" {
 		return t, nil
 	}
-	cert, err := os.ReadFile(f.cert)
+	cert, err := f.readFile("--tls-cert", f.cert)
 	if err != nil {
-		return t, inputError(fmt.Errorf("--tls-cert: %w", err))
+		return t, err
 	}
-	key, err := os.ReadFile(f.key)
+	key, err := f.readFile("--tls-key", f.key)
 	if err != nil {
-		return t, inputError(fmt.Errorf("--tls-key: %w", err))
+		return t, err
 	}
 	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
@@ -63,11 +83,7 @@ func (f *tlsFlags) load() (t relay.TLS, err error) {
 }
 
 // addCertificates adds all certificates in a file, of which there must be one.
-func addCertificates(pool *x509.CertPool, path string) error {
-	rest, err := os.ReadFile(path)
-	if err != nil {
-		return inputError(fmt.Errorf("--tls-ca: %w", err))
-	}
+func addCertificates(pool *x509.CertPool, path string, rest []byte) error {
 	n := 0
 	for {
 		var block *pem.Block
@@ -93,7 +109,7 @@ func addCertificates(pool *x509.CertPool, path string) error {
 // rootsInside is one of the files where Go's programs look for what the machine trusts.
 const rootsInside = "/etc/ssl/certs/ca-certificates.crt"
 
-// inside returns the files for an emulated machine, which trusts whom this one does, and the flags that name them there.
+// inside returns what load has read for an emulated machine, which trusts whom this one does, and the flags that name it there.
 func (f *tlsFlags) inside() (files []emulated.File, flags []string) {
 	for _, path := range []string{
 		os.Getenv("SSL_CERT_FILE"), rootsInside, "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem", "/etc/ssl/cert.pem",
@@ -103,16 +119,10 @@ func (f *tlsFlags) inside() (files []emulated.File, flags []string) {
 			break
 		}
 	}
-	add := func(flag, name, source string) {
-		files = append(files, emulated.File{Name: name, Source: source})
-		flags = append(flags, flag+"="+name)
-	}
-	for i, path := range f.ca {
-		add("--tls-ca", fmt.Sprintf("/tls/ca%d", i), path)
-	}
-	if f.cert != "" {
-		add("--tls-cert", "/tls/cert", f.cert)
-		add("--tls-key", "/tls/key", f.key)
+	for i, file := range f.read {
+		name := fmt.Sprintf("/tls/%d", i)
+		files = append(files, emulated.File{Name: name, Data: file.data})
+		flags = append(flags, file.flag+"="+name)
 	}
 	return files, flags
 }
