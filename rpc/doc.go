@@ -19,6 +19,10 @@
 // had, and the guest gets GSI 2 for each response, each request that was taken, and each end that the monitor drops. A guest is of that kind if the doorbell rings, which it
 // does before the first request is whole.
 //
+// A guest of that kind may drop its end while the monitor waits for a peer: a Receive or an Accept ends at once, for nobody would read what it answers; a
+// Send goes on until the peer has taken what was sent or is gone. Of other guests this is noticed when the wait is over: all the rings that wait for a peer
+// would have to be looked at.
+//
 // A pipe is served by a goroutine of its own, which sleeps while there is nothing to do; a pipe that waits for a peer or a disk keeps no other from
 // going on. Bytes of files and connections go from ring memory to the kernel and back without a copy in between.
 //

@@ -25,7 +25,11 @@ type listener struct {
 }
 
 func (l *listener) serve(ctx context.Context, p *pipe) error {
-	defer closeWith(ctx, l.close)()
+	// wanted is done with the server, or before when nobody waits for connections any more.
+	wanted, abandon := context.WithCancel(ctx)
+	defer abandon()
+	defer p.whenAbandoned(abandon)()
+	defer closeWith(wanted, l.close)()
 	for {
 		head, size, err := p.head()
 		if err != nil {
@@ -38,7 +42,11 @@ func (l *listener) serve(ctx context.Context, p *pipe) error {
 		p.requests.move(uint64(n))
 		switch op {
 		case message.ListenerAccept:
-			if err := l.accept(ctx, p); err != nil {
+			err := l.accept(ctx, wanted, p)
+			if errors.Is(err, errStopped) && ctx.Err() == nil {
+				return io.EOF
+			}
+			if err != nil {
 				return err
 			}
 		case message.ListenerClose:
@@ -49,11 +57,11 @@ func (l *listener) serve(ctx context.Context, p *pipe) error {
 	}
 }
 
-// accept answers with the next connection. One that there is no memory for is refused.
-func (l *listener) accept(ctx context.Context, p *pipe) error {
+// accept answers with the next connection, which is served until ctx is done. One that there is no memory for is refused. errStopped: wanted is done.
+func (l *listener) accept(ctx, wanted context.Context, p *pipe) error {
 	s := l.server
 	if l.ln == nil {
-		<-ctx.Done()
+		<-wanted.Done()
 		return errStopped
 	}
 	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
@@ -70,7 +78,7 @@ func (l *listener) accept(ctx context.Context, p *pipe) error {
 			return errStopped
 		}
 		s.warn("accept failed", "address", l.ln.Addr(), "error", err)
-		if err := pause(ctx, backoff); err != nil {
+		if err := pause(wanted, backoff); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,9 @@
 package rpc_test
 
 import (
+	"bytes"
+	"io"
+	"net"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -207,5 +210,75 @@ func TestNotifiedByHalves(t *testing.T) {
 		t.Error("no answer")
 	}
 	f.Close()
+	m.settled(t)
+}
+
+// TestDropWhileWaiting has a guest that rings the doorbell drop pipes while the monitor waits for a peer that does nothing: they end at once.
+func TestDropWhileWaiting(t *testing.T) {
+	t.Parallel()
+	receive := message.AppendStreamRequest(nil, message.StreamRequest{Op: message.StreamReceive, Length: 10})
+	accept := message.AppendListenerRequest(nil, message.ListenerAccept)
+	for name, c := range map[string]struct {
+		request []byte
+		open    func(t *testing.T, m *machine) *rpctest.Pipe
+	}{
+		"accept": {accept, func(t *testing.T, m *machine) *rpctest.Pipe {
+			l, _ := m.listen(t)
+			return l.Pipe
+		}},
+		"accept where listening failed": {accept, func(t *testing.T, m *machine) *rpctest.Pipe {
+			taken, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer taken.Close()
+			return m.Listen(loopback, uint16(taken.Addr().(*net.TCPAddr).Port)).Pipe
+		}},
+		"receive": {receive, func(t *testing.T, m *machine) *rpctest.Pipe {
+			l, address := m.listen(t)
+			dial(t, address)
+			s := l.Accept()
+			l.Close()
+			return s.Pipe
+		}},
+		"receive while connecting": {receive, func(_ *testing.T, m *machine) *rpctest.Pipe {
+			return m.Connect("nobody", 1).Pipe
+		}},
+	} {
+		for when, waits := range map[string]bool{"at once": false, "later": true} {
+			t.Run(name+", "+when, func(t *testing.T) {
+				t.Parallel()
+				m := newMachine(t, rpc.Options{Network: stuckNetwork{dialing: make(chan struct{}, 1)}})
+				m.ring()
+				p := c.open(t, m)
+				before := m.server.Stats().Requests
+				p.Send(c.request)
+				if waits {
+					m.until(t, "the request to be taken", func() bool { return m.server.Stats().Requests == before+1 })
+				}
+				p.Drop()
+				m.settled(t)
+			})
+		}
+	}
+}
+
+// TestDropAfterSend has a guest that rings the doorbell not wait for the answer to what it sends: it arrives all the same.
+func TestDropAfterSend(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, rpc.Options{})
+	m.ring()
+	l, address := m.listen(t)
+	for range 20 {
+		conn := dial(t, address)
+		s := l.Accept()
+		want := pattern(20_000)
+		s.Send(message.AppendStreamRequest(nil, message.StreamRequest{Op: message.StreamSend, Length: uint64(len(want))}), want)
+		s.Drop()
+		if got, err := io.ReadAll(conn); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("peer got %d bytes, %v", len(got), err)
+		}
+	}
+	l.Close()
 	m.settled(t)
 }

@@ -215,6 +215,27 @@ func (p *pipe) respondBytes(head func(b []byte, n uint64) []byte, want uint64, f
 // abandoned reports whether the guest has dropped its end without waiting for the response.
 func (p *pipe) abandoned() bool { return p.responses.theirFlag.isSet() }
 
+// whenAbandoned has end called, on a goroutine of its own, when the guest drops its end without waiting for a response. Guests that don't ring the doorbell
+// can't say so. The function that it returns undoes that, and comes back when no call is under way.
+func (p *pipe) whenAbandoned(end func()) (undo func()) {
+	if p.doorbell == 0 {
+		return func() {}
+	}
+	w := p.server.watcher
+	ended := make(chan struct{})
+	w.attend(p.doorbell, drop{p.responses.theirFlag, func() {
+		go func() {
+			defer close(ended)
+			end()
+		}()
+	}})
+	return func() {
+		if !w.forget(p.doorbell) {
+			<-ended
+		}
+	}
+}
+
 // discard frees a pipe that the guest has never heard of.
 func (p *pipe) discard() error {
 	defer p.server.closed()

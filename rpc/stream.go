@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,8 +20,9 @@ const connectTimeout = relay.DefaultConnectTimeout
 // stream is a TCP connection on a pipe of its own. Without a connection, or when it has failed, it looks to the guest as if it had ended: nothing to
 // receive, and what is sent goes nowhere.
 type stream struct {
-	server *Server
-	done   <-chan struct{} // closed when the server stops
+	server    *Server
+	done      <-chan struct{} // closed when the server stops
+	abandoned chan struct{}   // closed when the guest has dropped its end
 
 	dialed chan struct{}      // closed when conn means something; nil: it does from the start
 	giveUp context.CancelFunc // ends the attempt to connect, if there is one
@@ -46,7 +49,9 @@ func (st *stream) connection() *net.TCPConn {
 }
 
 func (st *stream) serve(ctx context.Context, p *pipe) error {
-	st.done = ctx.Done()
+	st.done, st.abandoned = ctx.Done(), make(chan struct{})
+	// It waits for the attempt to connect, which abandon ends.
+	defer p.whenAbandoned(st.endReceive)()
 	defer closeWith(ctx, st.abandon)()
 	for {
 		head, size, err := p.head()
@@ -122,12 +127,19 @@ func (st *stream) write(a, b []byte) (int, error) {
 
 // read waits until there is something to receive and takes what is there. 0 is the end.
 func (st *stream) read(a, b []byte) int {
-	if st.connection() == nil {
+	if st.dialed != nil {
+		select {
+		case <-st.dialed:
+		case <-st.abandoned:
+			return 0
+		}
+	}
+	if st.conn == nil {
 		return 0
 	}
 	n, err := st.conn.Read(a)
 	if err != nil {
-		if err != io.EOF && !errors.Is(err, net.ErrClosed) {
+		if err != io.EOF && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) {
 			st.server.log.Debug("receive failed", "peer", st.conn.RemoteAddr(), "error", err)
 		}
 		return 0
@@ -145,12 +157,20 @@ func (st *stream) readMore(b []byte) (n int) {
 	if err != nil {
 		return 0
 	}
-	_ = raw.Read(func(fd uintptr) bool {
+	// Not Read: after endReceive it does nothing.
+	_ = raw.Control(func(fd uintptr) {
 		// An error comes again at the next Read.
 		n, _ = unix.Read(int(fd), b)
-		return true
 	})
 	return max(n, 0)
+}
+
+// endReceive ends a Receive, and each that comes: nobody reads what it would answer. What the guest has sent before goes its way.
+func (st *stream) endReceive() {
+	close(st.abandoned)
+	if conn := st.connection(); conn != nil {
+		_ = conn.SetReadDeadline(time.Unix(1, 0))
+	}
 }
 
 // close ends the connection so that the peer gets everything that was sent. Bytes that nobody has received would make the kernel send a reset,

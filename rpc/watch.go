@@ -62,6 +62,12 @@ type parked struct {
 	wake  chan<- struct{}
 }
 
+// drop is what is to be done when the guest drops an end.
+type drop struct {
+	flag *flag
+	do   func()
+}
+
 // tier holds the rings that are looked at in the same interval.
 type tier struct {
 	rings []parked
@@ -83,6 +89,7 @@ type watcher struct {
 	tiers    [tierCount]tier
 	count    int               // of rings in tiers
 	numbered map[uint64]parked // of a guest that rings the doorbell, by pipe; other rings are in tiers
+	drops    map[uint64]drop   // by pipe
 	scanned  time.Duration     // when all rings were last looked at
 	shortest time.Duration     // interval
 	until    time.Duration     // when the goroutine wakes by itself; 0 if it is awake
@@ -96,7 +103,7 @@ const forever = time.Duration(1<<63 - 1)
 func newWatcher() *watcher {
 	return &watcher{
 		start: time.Now(), spin: runtime.NumCPU() > 1 && runtime.GOMAXPROCS(0) > 1, shortest: firstInterval,
-		numbered: make(map[uint64]parked),
+		numbered: make(map[uint64]parked), drops: make(map[uint64]drop),
 	}
 }
 
@@ -192,6 +199,32 @@ func (s *watcher) ring(pipe uint64) {
 	s.notified.Store(true)
 	s.look(time.Since(s.start))
 	s.lookAtPipe(pipe)
+	s.lookForDrop(pipe)
+}
+
+// attend has d done once, when the doorbell tells that the guest has dropped the end, or at once if it has already. do is called with mu held.
+func (s *watcher) attend(pipe uint64, d drop) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.drops[pipe] = d
+	s.lookForDrop(pipe)
+}
+
+// forget undoes attend. It reports false if do has been called.
+func (s *watcher) forget(pipe uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.drops[pipe]
+	delete(s.drops, pipe)
+	return ok
+}
+
+// lookForDrop does what is to be done if the guest has dropped its end of the pipe. mu is held.
+func (s *watcher) lookForDrop(pipe uint64) {
+	if d, ok := s.drops[pipe]; ok && d.flag.isSet() {
+		delete(s.drops, pipe)
+		d.do()
+	}
 }
 
 // lookAtPipe wakes who waits for the pipe's guest, if something has happened there. mu is held.
