@@ -6,6 +6,6 @@
 // The package knows nothing of KVM, of sockets and of messages. Two functions connect it with a virtual machine: the guest's hypercalls
 // arrive at [Table.NotifyRead] and [Table.NotifyWrite]; interrupts leave through [Options].Doorbell.
 //
-// Locks, in the order in which they are taken: Pipe.life, Table.mu, half.mu (rd before wr). Two pipes share no lock but Table.mu,
+// Locks, in the order in which they are taken: Table.auditing, Pipe.life, Table.mu, half.mu (rd before wr). Two pipes share no lock but Table.mu,
 // which is taken only when a pipe is made or freed.
 package pipes

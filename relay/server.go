@@ -2,8 +2,9 @@
 // pipes, and the protocols that they speak, each a [Handler] in a file of its own.
 //
 // A [Server] owns a goroutine for the control pipe. A data pipe has none until its first frame arrives. Then a handler serves it on
-// a goroutine of its own; a TCP connection has two, one for each direction, which move bytes between socket and ring without a copy in
-// between. All of them end with the context that [Server.Serve] was given.
+// a goroutine of its own. A connection that is relayed keeps one, which moves bytes from socket to ring. The other way they go on the thread that
+// notifies, and where they are many, or have to wait, on a goroutine. Neither way there is a copy in between, but for TLS. All goroutines
+// end with the context that [Server.Serve] was given.
 //
 // Pipes are hostile: a guest that breaks the protocol on one loses that one, with EPROTO.
 package relay

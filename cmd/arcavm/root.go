@@ -13,7 +13,7 @@ import (
 )
 
 const rootLong = `arcavm boots Arca kernel images on KVM. A guest has no network driver and no file
-system: arcavm does its sockets and its file reading, over rings in shared memory.
+system: arcavm does its networking and its file work, over rings in shared memory.
 
 Try it:
   arcavm doctor                  can this machine run guests?
@@ -23,7 +23,8 @@ Try it:
 Exit codes of run and demo: the guest's own code; 70 if the guest died; 64 to 78
 if it didn't start, as in sysexits.h: 64 wrong command line, 65 image can't run,
 66 file missing, 69 no usable KVM, 71 the system refused, 77 not allowed;
-130 after a second Ctrl-C, 129 after a closed terminal, 131 after SIGQUIT.`
+130 after a second Ctrl-C, 143 after a second SIGTERM, 129 after a closed terminal, 131
+after SIGQUIT. Of an rpc image the first SIGTERM is the end, with 143.`
 
 const usageTemplate = `Usage:
   {{if .HasAvailableSubCommands}}{{.CommandPath}} COMMAND{{else}}{{.UseLine}}{{end}}{{if .HasExample}}
