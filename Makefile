@@ -73,7 +73,7 @@ soak:
 .PHONY: lint
 lint:
 	go vet $(PACKAGES)
-	go tool -modfile=tools/go.mod golangci-lint run $(PACKAGES)
+	go tool -modfile=tools/go.mod golangci-lint run --allow-parallel-runners $(PACKAGES)
 
 ## images: rebuild the guest images from testdata/guest
 .PHONY: images

@@ -32,7 +32,7 @@ type Options struct {
 	Arcavm string
 }
 
-// patience is how long one item may take; it is reached only by one that hangs. Emulated hardware is a hundred times slower.
+// patience is how long one item may take; it is reached only by one that hangs. Emulated hardware is slow.
 func patience() time.Duration {
 	if emulated.Inside() {
 		return 30 * time.Minute

@@ -2,8 +2,7 @@
 // KVM: QEMU without acceleration emulates an AMD processor with SVM, a stock
 // Debian kernel boots on it with kvm-amd loaded, and the programs find a
 // /dev/kvm with nested paging, SMAP, SMEP, FSGSBASE and 1 GiB pages. It needs no
-// privileges and no /dev/kvm of the host's. It is slow, some 20 times slower
-// than the host, and faithful.
+// privileges and no /dev/kvm of the host's. It is slow and faithful.
 //
 // The machine has one processor: with several emulator threads QEMU loses
 // interrupts now and then.

@@ -115,7 +115,7 @@ func BenchmarkBulk(b *testing.B) {
 		bulk(b, x, y, chunk)
 	})
 	for _, ring := range []int{64 << 10, 256 << 10, 1 << 20, 4 << 20} {
-		b.Run(fmt.Sprintf("plain/walk=%dKiB", ring>>10), func(b *testing.B) {
+		b.Run(fmt.Sprintf("plain walking/ring=%dKiB", ring>>10), func(b *testing.B) {
 			x, y := plain(b)
 			bulk(b, x, &walker{Conn: y, ring: make([]byte, ring)}, chunk)
 		})
