@@ -20,7 +20,7 @@ func dialFirst(ctx context.Context, from Network, network string, addrs []netip.
 	addrs = interleave(addrs)
 	addrs = addrs[:min(len(addrs), maxAttempts)]
 	if len(addrs) == 1 {
-		return from.DialContext(ctx, network, addrs[0].String())
+		return given(from.DialContext(ctx, network, addrs[0].String()))
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -35,7 +35,7 @@ func dialFirst(ctx context.Context, from Network, network string, addrs []netip.
 		i := started
 		started++
 		go func() {
-			conn, err := from.DialContext(ctx, network, addrs[i].String())
+			conn, err := given(from.DialContext(ctx, network, addrs[i].String()))
 			results <- result{i, conn, err}
 		}()
 	}

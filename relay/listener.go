@@ -57,7 +57,7 @@ func serveListener(ctx context.Context, s *Stream, ln net.Listener, payload []by
 
 // listenOn listens with a backlog, 0 for the network's own.
 func listenOn(ctx context.Context, from Network, network, address string, backlog uint32) (net.Listener, error) {
-	ln, err := from.Listen(ctx, network, address)
+	ln, err := given(from.Listen(ctx, network, address))
 	if err != nil {
 		return nil, err
 	}

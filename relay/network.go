@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -139,10 +141,38 @@ func asConn(conn net.Conn, err error) (Conn, error) {
 	}
 	c, ok := conn.(Conn)
 	if !ok {
-		_ = conn.Close()
+		if conn != nil {
+			_ = conn.Close()
+		}
 		return nil, unix.EOPNOTSUPP
 	}
 	return c, nil
+}
+
+// given refuses nothing without an error: a network of an embedding program that breaks its contract.
+func given[T io.Closer](x T, err error) (T, error) {
+	if err == nil && any(x) == nil {
+		err = unix.EOPNOTSUPP
+	}
+	return x, err
+}
+
+// interrupt ends what waits in conn, and what would. One that has no deadlines, as connections through another protocol often haven't, is closed for that.
+func interrupt(conn interface {
+	io.Closer
+	SetDeadline(t time.Time) error
+}) {
+	if conn.SetDeadline(past) != nil {
+		_ = conn.Close()
+	}
+}
+
+// closeOnPanic is deferred where an embedding program is told of what it then doesn't get to close.
+func closeOnPanic(c io.Closer) {
+	if cause := recover(); cause != nil {
+		_ = c.Close()
+		panic(cause)
+	}
 }
 
 // asTCP returns the TCP connection below c, nil if there is none.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"strconv"
@@ -290,7 +291,7 @@ func (p *Policy) Listen(ctx context.Context, network, address string) (net.Liste
 	if err != nil {
 		return nil, err
 	}
-	ln, err := p.network.Listen(ctx, networkOf("tcp", to), to.String())
+	ln, err := given(p.network.Listen(ctx, networkOf("tcp", to), to.String()))
 	if err != nil {
 		return nil, err
 	}
@@ -301,12 +302,13 @@ func (p *Policy) Listen(ctx context.Context, network, address string) (net.Liste
 		}
 		return ln, nil
 	}
-	p.tellPublished("tcp", at, ln.Addr())
+	p.tellPublished("tcp", at, ln.Addr(), ln)
 	return publishedListener{ln, net.TCPAddrFromAddrPort(at)}, nil
 }
 
-func (p *Policy) tellPublished(protocol string, at netip.AddrPort, host net.Addr) {
+func (p *Policy) tellPublished(protocol string, at netip.AddrPort, host net.Addr, socket io.Closer) {
 	if p.OnPublish != nil {
+		defer closeOnPanic(socket)
 		asked := p.published[publication{protocol, at.Port()}]
 		p.OnPublish(Publish{Protocol: protocol, Host: asked, Guest: at.Port()}, endpoint(host).AddrPort())
 	}
@@ -318,13 +320,13 @@ func (p *Policy) ListenPacket(ctx context.Context, network, address string) (Pac
 	if err != nil {
 		return nil, err
 	}
-	c, err := p.network.ListenPacket(ctx, networkOf("udp", to), to.String())
+	c, err := given(p.network.ListenPacket(ctx, networkOf("udp", to), to.String()))
 	if err != nil {
 		return nil, err
 	}
 	bound := c.LocalAddr()
 	if to != at {
-		p.tellPublished("udp", at, bound)
+		p.tellPublished("udp", at, bound, c)
 		bound = net.UDPAddrFromAddrPort(at)
 	} else if err := p.checkBound("udp", at, bound); err != nil {
 		_ = c.Close()

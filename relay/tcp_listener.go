@@ -40,6 +40,7 @@ func listen(ctx context.Context, from Network, m wire.Listen) (net.Listener, err
 // boundEndpoint tells the embedding program where ln is bound, and returns where the guest believes it is.
 func boundEndpoint(s *Stream, ln net.Listener) wire.Endpoint {
 	if s.server.onListen != nil {
+		defer closeOnPanic(ln)
 		s.server.onListen(endpoint(ln.Addr()).AddrPort())
 	}
 	return guestEndpoint(ln, ln.Addr())

@@ -50,6 +50,7 @@ func relayConn(s *Stream, conn Conn) {
 	l.to = sending{socket: socket{conn: conn, moved: &s.fromGuest}}
 	l.from = receiving{socket: socket{conn: conn, moved: &s.toGuest}}
 	l.from.raw = rawConn(conn)
+	l.to.vectors = l.from.raw != nil
 	l.from.try = l.from.readv
 	l.eager, l.source, l.sink = newEager(conn, &l.to), &l.from, &l.to
 	if s.server.bytes != nil {
@@ -114,7 +115,7 @@ func (l *link) finishAbort() {
 	l.mu.Unlock()
 	_ = l.stream.Pipe.Reset(errnoOf(cause))
 	resetOnClose(l.conn)
-	_ = l.conn.SetDeadline(past)
+	interrupt(l.conn)
 	if l.leave() {
 		l.close()
 	}
@@ -261,11 +262,22 @@ type socket struct {
 	err error      // of the last one
 }
 
+var errMiscounted = errors.New("relay: invalid count from Read or Write")
+
+// counted refuses a count of bytes that can't be, as a connection of an embedding program's may give.
+func counted(n, size int, err error) (int, error) {
+	if n < 0 || n > size {
+		return 0, errMiscounted
+	}
+	return n, err
+}
+
 // sending is the direction to the peer.
 type sending struct {
 	socket
-	parts [2][]byte // both halves of a wrap, for one system call
-	left  net.Buffers
+	vectors bool      // conn is a socket
+	parts   [2][]byte // both halves of a wrap, for one system call
+	left    net.Buffers
 }
 
 // receiving is the direction to the guest.
@@ -284,6 +296,7 @@ func (s *receiving) Read(b []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n, err := s.conn.Read(b)
+	n, err = counted(n, len(b), err)
 	s.moved.Add(uint64(n))
 	s.err = err
 	return n, err
@@ -338,6 +351,15 @@ func (s *receiving) readv(fd uintptr) bool {
 
 // WriteVector is of [pipes.VectorWriter].
 func (s *sending) WriteVector(a, b []byte) (int, error) {
+	if !s.vectors {
+		n, err := s.Write(a)
+		if err == nil && n == len(a) {
+			var more int
+			more, err = s.Write(b)
+			n += more
+		}
+		return n, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.parts = [2][]byte{a, b}
@@ -353,6 +375,7 @@ func (s *sending) Write(b []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n, err := s.conn.Write(b)
+	n, err = counted(n, len(b), err)
 	s.moved.Add(uint64(n))
 	s.err = err
 	return n, err

@@ -47,7 +47,7 @@ func serveUDP(ctx context.Context, s *Stream) error {
 	defer end()
 	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		_ = conn.SetDeadline(past)
+		interrupt(conn)
 		close(woken)
 	})
 	received := make(chan error, 1)
@@ -64,7 +64,7 @@ func serveUDP(ctx context.Context, s *Stream) error {
 	}
 	// What has been sent is sent; what hasn't been received isn't wanted.
 	end()
-	_ = conn.SetReadDeadline(past)
+	interrupt(conn)
 	_ = s.Pipe.SetWriteDeadline(past)
 	rerr := <-received
 	switch {
@@ -104,7 +104,6 @@ type packetSocket interface {
 	io.Closer
 	LocalAddr() net.Addr
 	SetDeadline(t time.Time) error
-	SetReadDeadline(t time.Time) error
 }
 
 // open binds, or connects. An IPv6 socket is for IPv6 only, whatever the host's settings.
@@ -122,14 +121,14 @@ func (u *udp) open(ctx context.Context, m wire.UDPSocket) (packetSocket, error) 
 		network = "udp6"
 	}
 	if u.connected {
-		conn, err := u.stream.Network().DialContext(ctx, network, at.AddrPort().String())
+		conn, err := given(u.stream.Network().DialContext(ctx, network, at.AddrPort().String()))
 		if err != nil {
 			return nil, err
 		}
 		u.peer = endpoint(conn.RemoteAddr())
 		return conn, u.useConnected(conn)
 	}
-	conn, err := u.stream.Network().ListenPacket(ctx, network, at.AddrPort().String())
+	conn, err := given(u.stream.Network().ListenPacket(ctx, network, at.AddrPort().String()))
 	if err != nil {
 		return nil, err
 	}
@@ -344,6 +343,7 @@ type otherDatagrams struct {
 
 func (d *otherDatagrams) receive() error {
 	n, from, err := d.read(d.in)
+	n, err = counted(n, len(d.in), err)
 	if errno := errnoOf(err); fromNetwork(errno) {
 		return d.udp.report(0, errno, d.udp.peer)
 	}
