@@ -16,7 +16,10 @@ import (
 
 // Network is where protocols get their sockets and addresses from. [Host] is this machine's; a test may give a guest one in memory. Its methods
 // may be called concurrently. Their arguments and errors are those of package net; a guest is told the errno in an error, or the one
-// that fits best.
+// that fits best, or else EIO.
+//
+// Methods return soon after their context ends, and what waits in a socket soon after its Close or a deadline that has passed: a server waits for
+// them before [Server.Serve] returns. Close doesn't wait. Deadlines may be an error, where a connection can't have any.
 type Network interface {
 	// DialContext connects. The network is "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6" or "unix". A connection to relay
 	// a byte stream on is a [Conn]. *[net.TCPConn] is relayed without a copy, and with the errno of each end. The address of a UNIX socket is

@@ -45,6 +45,9 @@ const (
 
 // Config says what to run and with what. The zero value of every field but
 // Image is a working default.
+//
+// The guest waits for the functions and writers in it that are called, on several goroutines at once unless said otherwise, and so does the
+// end of [VM.Run]: they must not call [VM.Close], but may call all other methods.
 type Config struct {
 	// Image is the kernel to boot.
 	Image *image.Image

@@ -271,20 +271,26 @@ const stopRetry = 10 * time.Millisecond
 
 // raiseStop reports whether nothing is left to do for Stop.
 func (v *VM) raiseStop() bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.freed {
-		return true
-	}
-	delivered, err := v.guest.stop()
+	delivered, err := v.tryStop()
 	if err != nil {
 		v.cfg.Logger.Error("asking the guest to stop", "err", err)
 	}
 	return delivered || err != nil
 }
 
+// tryStop reports whether the guest was reached, or is no more.
+func (v *VM) tryStop() (bool, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.freed {
+		return true, nil
+	}
+	return v.guest.stop()
+}
+
 // Close ends the VM if it runs, waits for [VM.Run] to let go of it, and frees
-// it. It may be called at any time and more than once.
+// it. It may be called at any time and more than once, but not by what the VM itself calls and waits for:
+// a function, a handler or a writer of its [Config].
 func (v *VM) Close() error {
 	v.end(outcome{err: ErrClosed})
 	v.mu.Lock()
@@ -301,13 +307,15 @@ func (v *VM) Close() error {
 // free gives everything back. No CPU and no stream may be running.
 func (v *VM) free() error {
 	v.mu.Lock()
-	defer v.mu.Unlock()
 	if v.freed {
+		v.mu.Unlock()
 		return nil
 	}
 	v.freed = true
-	defer close(v.done)
 	v.last = v.stats()
+	v.mu.Unlock()
+	// From here on nobody else looks at what is freed. What logs meanwhile may be a Logger that asks for the counters.
+	defer close(v.done)
 	errs := []error{v.guest.free()}
 	for _, c := range v.cpus {
 		errs = append(errs, c.vcpu.Close())
