@@ -45,7 +45,8 @@ func limit(t testing.TB) (context.Context, context.CancelFunc) {
 // watchInterval is short enough that a wake-up lost in a short test is noticed.
 const watchInterval = 100 * time.Millisecond
 
-// Guest is a VM that runs in a test. Its methods may be called from any goroutine.
+// Guest is a VM that runs in a test. Methods that wait end the test, as [testing.T.FailNow] does, if what they wait for can't come any
+// more: they are for the test's goroutine. The others may be called from any.
 type Guest struct {
 	VM *vmm.VM
 
@@ -83,8 +84,8 @@ func Unavailable(t testing.TB, err error) {
 	t.Skipf("%v; `arcavm doctor` says what to do", err)
 }
 
-// Boot starts a guest. cfg's Logger and Console, if nil, are collected for
-// [Guest.Log] and [Guest.Console]; its OnListen for [Guest.Addr]. Its Network, if nil,
+// Boot starts a guest. What it writes to its console and where it listens is collected for [Guest.Console] and [Guest.Addr], beside
+// what cfg's Console and OnListen get; the log for [Guest.Log], if cfg has no Logger of its own. Its Network, if nil,
 // is [relay.Host]: a guest in a test may connect to this machine. Its WatchInterval, if 0, is a tenth of a second.
 func Boot(t testing.TB, cfg vmm.Config) *Guest {
 	t.Helper()
@@ -100,12 +101,14 @@ func Boot(t testing.TB, cfg vmm.Config) *Guest {
 	if cfg.Network == nil {
 		cfg.Network = relay.Host{}
 	}
-	if cfg.OnListen == nil {
-		cfg.OnListen = func(a netip.AddrPort) {
-			select {
-			case g.addrs <- a:
-			default:
-			}
+	tell := cfg.OnListen
+	cfg.OnListen = func(a netip.AddrPort) {
+		if tell != nil {
+			tell(a)
+		}
+		select {
+		case g.addrs <- a:
+		default:
 		}
 	}
 	if cfg.WatchInterval == 0 {
@@ -157,7 +160,7 @@ func (g *Guest) stop() {
 // AllowLostWakeups lets the test pass although the guest owes its monitor notifications, as a hostile one does.
 func (g *Guest) AllowLostWakeups() { g.careless = true }
 
-// Addr waits for the guest to listen and returns the address; each call returns the next one.
+// Addr waits for the guest to listen and returns the address; each call returns the next one, of which 64 are kept.
 func (g *Guest) Addr() netip.AddrPort {
 	g.t.Helper()
 	select {
@@ -196,7 +199,7 @@ func (g *Guest) Console() string { return g.output.String() }
 // Log returns the log so far, a line for each record.
 func (g *Guest) Log() string { return g.log.String() }
 
-// WaitLog waits until the log contains text.
+// WaitLog waits until the log contains text. With a Logger of the test's own it never does.
 func (g *Guest) WaitLog(text string) {
 	g.t.Helper()
 	if !g.log.wait(text, g.limit.Done()) {
