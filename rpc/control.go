@@ -143,6 +143,9 @@ func (s *Server) bind(ctx context.Context, address netip.AddrPort) (net.Listener
 		return nil, netip.AddrPort{}, err
 	}
 	// A network of an embedding program may break its contract.
+	if ln == nil {
+		return nil, netip.AddrPort{}, errors.New("no listener, and no error")
+	}
 	bound, ok := ln.Addr().(*net.TCPAddr)
 	if !ok {
 		_ = ln.Close()

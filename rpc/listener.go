@@ -113,7 +113,9 @@ func asTCP(conn net.Conn, err error) (*net.TCPConn, error) {
 	}
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
-		_ = conn.Close()
+		if conn != nil {
+			_ = conn.Close()
+		}
 		return nil, fmt.Errorf("a connection that is a %T", conn)
 	}
 	return tcp, nil

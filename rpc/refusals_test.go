@@ -80,6 +80,58 @@ func TestForeignListener(t *testing.T) {
 	m.settled(t)
 }
 
+// emptyNetwork gives nothing, and no error either.
+type emptyNetwork struct{ relay.Host }
+
+func (emptyNetwork) DialContext(context.Context, string, string) (net.Conn, error) { return nil, nil }
+func (emptyNetwork) Listen(context.Context, string, string) (net.Listener, error)  { return nil, nil }
+
+// emptyListener is a listener that gives nothing, and tells when it is asked.
+type emptyListener struct {
+	net.Listener
+	asked chan struct{}
+}
+
+func (l emptyListener) Accept() (net.Conn, error) {
+	select {
+	case l.asked <- struct{}{}:
+	default:
+	}
+	return nil, nil
+}
+
+type listenerNetwork struct {
+	relay.Host
+	asked chan struct{}
+}
+
+func (n listenerNetwork) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	ln, err := n.Host.Listen(ctx, network, address)
+	return emptyListener{ln, n.asked}, err
+}
+
+// TestNetworkThatGivesNothing has what the network doesn't give end for the guest as what it refuses does.
+func TestNetworkThatGivesNothing(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, rpc.Options{Network: emptyNetwork{}})
+	s := m.Connect("192.0.2.1", 1)
+	if n := s.Read(make([]byte, 1)); n != 0 {
+		t.Errorf("received %d", n)
+	}
+	s.Close()
+	m.Listen(loopback, 0).Close()
+	m.settled(t)
+
+	// Nobody arrives.
+	network := listenerNetwork{asked: make(chan struct{})}
+	m = newMachine(t, rpc.Options{Network: network})
+	m.Listen(loopback, 0).Send(message.AppendListenerRequest(nil, message.ListenerAccept))
+	for range 2 {
+		wait(t, network.asked, "an accept")
+	}
+	m.stop()
+}
+
 // lockedBuffer may be written and read by several goroutines.
 type lockedBuffer struct {
 	mu sync.Mutex
