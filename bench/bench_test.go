@@ -235,15 +235,33 @@ func TestCompare(t *testing.T) {
 	if diff := cmp.Diff(want, verdicts); diff != "" {
 		t.Error(diff)
 	}
-	// A median below 0, and a figure that is neither good nor bad.
+	exactly := func(v float64) Figure { return Figure{Ours: Spread{Median: v, Min: v, Max: v}} }
+	about := func(v float64) Figure { return Figure{Ours: Spread{Median: v, Min: v - 2, Max: v + 2}} }
+	neutral := func(v float64) Figure { return Figure{Neutral: true, Ours: exactly(v).Ours} }
+	counted := func(v float64) Figure { return Figure{Unit: "/MiB", Ours: exactly(v).Ours} }
+	beside := func(v float64) Figure {
+		r := exactly(v).Ours
+		return Figure{Unit: "/MiB", Ours: Spread{Median: 33}, Ratio: &r}
+	}
 	for _, c := range []struct {
-		a, b    float64
-		neutral bool
-		want    string
-	}{{a: -4, b: -8, want: "better"}, {a: -4, b: 4, want: "worse"}, {a: 4, b: 8, neutral: true, want: "changed"}, {a: 10, b: 12, want: "within the noise"}} {
-		f := func(v float64) Figure { return Figure{Neutral: c.neutral, Ours: Spread{Median: v, Min: v, Max: v}} }
-		if got := compare(f(c.a), f(c.b)).Verdict; got != c.want {
-			t.Errorf("%g → %g: %s, want %s", c.a, c.b, got, c.want)
+		what string
+		is   func(float64) Figure
+		a, b float64
+		want string
+	}{
+		{"a median below 0", exactly, -4, -8, "better"},
+		{"through 0", exactly, -4, 4, "worse"},
+		{"neither good nor bad", neutral, 4, 8, "changed"},
+		{"little", exactly, 10, 12, "within the noise"},
+		{"spreads that overlap", about, 10, 13.9, "within the noise"},
+		{"spreads that don't", about, 10, 14.1, "worse"},
+		{"a few more in many MiB", counted, 0.1, 0.5, "within the noise"},
+		{"one more in each MiB", counted, 1, 2, "worse"},
+		{"a ratio, little", beside, 1, 1.04, "within the noise"},
+		{"a ratio", beside, 1, 1.06, "worse"},
+	} {
+		if got := compare(c.is(c.a), c.is(c.b)).Verdict; got != c.want {
+			t.Errorf("%s: %g → %g: %s, want %s", c.what, c.a, c.b, got, c.want)
 		}
 	}
 	for _, c := range Compare(sample(), sample()) {
@@ -255,7 +273,7 @@ func TestCompare(t *testing.T) {
 	if err := WriteComparison(&b, sample(), newer); err != nil {
 		t.Fatal(err)
 	}
-	wantAll(t, b.String(), "gone", "worse", "-47 %", "noise ±5 %", "0.95 → 0.50", "another machine", "was quick", "0 figures within the noise")
+	wantAll(t, b.String(), "gone", "worse", "-47 %", "noise ±11 %", "0.95 → 0.50", "another machine", "was quick", "0 figures within the noise")
 	b.Reset()
 	newer.Only = "bulk"
 	if err := WriteComparison(&b, sample(), newer); err != nil || strings.Contains(b.String(), "gone") {

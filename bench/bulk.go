@@ -19,6 +19,8 @@ const (
 	// leastBulk is what a stream moves at a time at least: several times what two sockets and a ring hold, so that with many streams, too, it isn't
 	// only their filling and emptying that is measured.
 	leastBulk = 32 << 20
+	// countUnit is that of what is counted for what is moved.
+	countUnit = "/MiB"
 )
 
 // flow is one way that bytes go. send and receive move n bytes, each on a goroutine of its own; receive returns when all have arrived.
@@ -417,7 +419,7 @@ func (b bulk) count(r *runner, label string, booted bool, ours, plain moved) {
 	if len(ours.calls) > 0 {
 		figure := func(name string, f func(calls) float64) Figure {
 			values := pick(ours.calls, f)
-			return Figure{Group: group, Name: label + name, Unit: "/MiB", Ours: spreadOf(values)}.beside("plain", values, pick(plain.calls, f))
+			return Figure{Group: group, Name: label + name, Unit: countUnit, Ours: spreadOf(values)}.beside("plain", values, pick(plain.calls, f))
 		}
 		moving := figure("system calls of both ends that move bytes or ring doorbells", func(c calls) float64 { return c.moving })
 		if r.calls.tracepoint == 0 {
@@ -429,7 +431,7 @@ func (b bulk) count(r *runner, label string, booted bool, ours, plain moved) {
 	}
 	perMiB := func(name string, f func(counts) float64) Figure {
 		values := pick(ours.usage, func(u usage) float64 { return f(u.counts) / u.mib() })
-		return Figure{Group: group, Name: label + name, Unit: "/MiB", Ours: spreadOf(values)}
+		return Figure{Group: group, Name: label + name, Unit: countUnit, Ours: spreadOf(values)}
 	}
 	direction := func(f func(pipes.DirectionStats) uint64) func(counts) float64 {
 		return func(c counts) float64 { return c.both(f) }
@@ -454,7 +456,7 @@ func (b bulk) count(r *runner, label string, booted bool, ours, plain moved) {
 	r.add(chunks)
 
 	allocations, theirs := pick(ours.usage, usage.allocations), pick(plain.usage, usage.allocations)
-	r.add(Figure{Group: group, Name: label + "allocations", Unit: "/MiB", Ours: spreadOf(allocations)}.beside("plain", allocations, theirs))
+	r.add(Figure{Group: group, Name: label + "allocations", Unit: countUnit, Ours: spreadOf(allocations)}.beside("plain", allocations, theirs))
 	// What starts and ends a round allocates too, for plain sockets as well; but rounds differ in length.
 	perChunk := make([]float64, len(ours.usage))
 	for i, u := range ours.usage {

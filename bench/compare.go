@@ -14,15 +14,18 @@ type Change struct {
 	What   string // "ratio" where there is a neighbour, since that cancels the machine's mood; otherwise "value"
 	Old    Spread
 	New    Spread
-	// Percent is the change of the median, and Noise half of the wider one of both spreads, in percent of the old median.
+	// Percent is the change of the median, and Noise half of both spreads together, in percent of the old median: what is beyond has spreads that
+	// hardly overlap.
 	Percent, Noise float64
 	Verdict        string // better, worse, changed, within the noise, new or gone
 }
 
-// Noise is at least this, in percent. From run to run a machine's speed changes, and how much a round moves; a neighbour in the same run has both, too.
+// Noise is at least this. From run to run a machine's speed changes, and how much a round moves; a neighbour in the same run has both, too. What starts
+// and ends a round is counted with it, so what happens less than once in two MiB may come from there.
 const (
-	ratioNoise = 2
-	valueNoise = 25
+	ratioNoise = 5   // percent
+	valueNoise = 25  // percent
+	countNoise = 0.5 // per MiB
 )
 
 // Compare returns a change for each figure of both reports, in the order of the newer one; what is gone comes last.
@@ -56,6 +59,9 @@ func compare(o, n Figure) Change {
 		c.What, c.Unit, c.Old, c.New = "ratio", "", *o.Ratio, *n.Ratio
 		least = ratioNoise
 	}
+	if n.Unit == countUnit && o.Ours.Median != 0 {
+		least = max(least, 100*countNoise/math.Abs(o.Ours.Median))
+	}
 	if c.Old.Median == 0 {
 		c.Verdict = "within the noise"
 		if c.New.Median != 0 {
@@ -65,7 +71,7 @@ func compare(o, n Figure) Change {
 	}
 	percent := 100 / math.Abs(c.Old.Median)
 	c.Percent = (c.New.Median - c.Old.Median) * percent
-	c.Noise = max(least, (c.Old.Max-c.Old.Min)/2*percent, (c.New.Max-c.New.Min)/2*percent)
+	c.Noise = max(least, (c.Old.Max-c.Old.Min+c.New.Max-c.New.Min)/2*percent)
 	switch {
 	case c.Percent <= c.Noise && c.Percent >= -c.Noise:
 		c.Verdict = "within the noise"

@@ -244,6 +244,12 @@ func BenchmarkManyBulk(b *testing.B) {
 	b.Run("plain", func(b *testing.B) {
 		many(b, func() (io.Writer, io.Reader) { return plain(b) })
 	})
+	b.Run("plain walking", func(b *testing.B) {
+		many(b, func() (io.Writer, io.Reader) {
+			x, y := plain(b)
+			return x, &walker{Conn: y, ring: make([]byte, mebibyte)}
+		})
+	})
 	for _, toGuest := range []bool{false, true} {
 		name := "guest to TCP"
 		if toGuest {
