@@ -14,3 +14,12 @@ func (p *Pipe) Table() *Table { return p.table }
 
 // WatchBatch is how many slots the watchdog looks at each time.
 const WatchBatch = watchBatch
+
+// BeforeInterrupts has f called before each interrupt of [Options].Interrupt, by who raises it. For a table that nothing uses yet.
+func (t *Table) BeforeInterrupts(f func()) {
+	interrupt := t.o.Interrupt
+	t.o.Interrupt = func(cpu int) {
+		f()
+		interrupt(cpu)
+	}
+}

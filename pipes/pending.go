@@ -34,10 +34,20 @@ func (b *bitmap) set(event uint64) bool {
 		b.top.Or(1<<mid) == 0
 }
 
+// raises counts what is raised on one CPU of the guest. CPUs share no cache line.
+type raises struct {
+	underWay  atomic.Int32 // between the bit in the bitmap and the end of the doorbell
+	doorbells atomic.Uint64
+	_         [48]byte
+}
+
 // raise tells the guest of an event, by the doorbell given.
 func (t *Table) raise(cpu int, event uint64, doorbell func(cpu int)) {
+	r := &t.raises[cpu]
+	r.underWay.Add(1)
 	if t.pending[cpu].set(event) {
-		t.doorbells[cpu].Add(1)
+		r.doorbells.Add(1)
 		doorbell(cpu)
 	}
+	r.underWay.Add(-1)
 }

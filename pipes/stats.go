@@ -58,8 +58,8 @@ func (t *Table) Stats() Stats {
 		Open: t.open, Opened: t.opened, Broken: t.broken.Load(), Rescued: t.rescued.Load(), Forgotten: t.forgotten.Load(), Late: t.lateWakeUps.Load(),
 		Pipes: t.past, RingBytes: t.used, HotBytes: t.hotSize,
 	}
-	for cpu := range t.doorbells {
-		s.Doorbells += t.doorbells[cpu].Load()
+	for cpu := range t.raises {
+		s.Doorbells += t.raises[cpu].doorbells.Load()
 	}
 	for i := range t.generations {
 		if p := t.slots[i].Load(); p != nil {

@@ -60,7 +60,7 @@ type Table struct {
 	slots         []atomic.Pointer[Pipe]
 	closing       atomic.Bool
 	logs          struct{ broken, rescued, kept *limit.Log }
-	doorbells     []atomic.Uint64 // by CPU
+	raises        []raises // by CPU
 	broken        atomic.Uint64
 	rescued       atomic.Uint64
 	forgotten     atomic.Uint64
@@ -110,10 +110,10 @@ func NewTable(window []byte, o Options) (*Table, error) {
 	}
 	t := &Table{
 		o: o, window: window,
-		stride:    roundUp(bitmapSize(o.StreamLimit), pageSize),
-		slots:     make([]atomic.Pointer[Pipe], o.StreamLimit),
-		doorbells: make([]atomic.Uint64, o.CPUs),
-		bells:     make([]bell, o.CPUs),
+		stride: roundUp(bitmapSize(o.StreamLimit), pageSize),
+		slots:  make([]atomic.Pointer[Pipe], o.StreamLimit),
+		raises: make([]raises, o.CPUs),
+		bells:  make([]bell, o.CPUs),
 	}
 	t.logs.broken, t.logs.rescued, t.logs.kept = limit.NewLog(time.Second, 10), limit.NewLog(time.Second, 10), limit.NewLog(time.Second, 10)
 	t.settled.L = &t.mu

@@ -295,7 +295,7 @@ type bell struct {
 // auditInterrupt does for a CPU that doesn't take its pending bits what auditTheirs does for an end. It reports whether it looks like that.
 func (t *Table) auditInterrupt(cpu int) (suspect bool) {
 	b := &t.bells[cpu]
-	rung := t.doorbells[cpu].Load()
+	rung := t.raises[cpu].doorbells.Load()
 	pending := t.pending[cpu].top.Load() != 0
 	still := pending && rung == b.rung
 	switch {
@@ -305,6 +305,9 @@ func (t *Table) auditInterrupt(cpu int) (suspect bool) {
 		b.looks = awake
 	case !pending:
 		b.looks = awake
+	case b.looks == suspected && still && t.raises[cpu].underWay.Load() > 0:
+		// Who raises it may be without a processor before the doorbell.
+		return true
 	case b.looks == suspected && still:
 		b.looks, b.late = nudged, t.late || !t.halted(cpu)
 		t.o.Doorbell(cpu)

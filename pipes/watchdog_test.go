@@ -213,6 +213,43 @@ func TestNotifiedDuringLook(t *testing.T) {
 	}
 }
 
+// An interrupt isn't lost while who raises it has no processor between the pending bit and the doorbell.
+func TestInterruptUnderWayIsNotLost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g, err := pipestest.NewGuest(1<<20, pipes.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.Table.BeforeInterrupts(func() { time.Sleep(time.Minute) })
+		host, guest, err := g.Pair(4096, 4096)
+		if err != nil {
+			t.Fatal(err)
+		}
+		read := make(chan error, 1)
+		go func() {
+			_, err := guest.Read(make([]byte, 1))
+			read <- err
+		}()
+		synctest.Wait() // it sleeps
+		begun := time.Now()
+		if _, err := host.Write([]byte{1}); err != nil {
+			t.Error(err)
+		}
+		if err := <-read; err != nil || time.Since(begun) < time.Minute {
+			t.Errorf("read after %v: %v", time.Since(begun), err)
+		}
+		time.Sleep(time.Minute)
+		if s := g.Table.Stats(); s.Forgotten != 0 || s.Late != 0 {
+			t.Errorf("%d wake-ups lost, %d late", s.Forgotten, s.Late)
+		}
+		if err := g.Close(); err != nil {
+			t.Error(err)
+		}
+		g.Table.Wait()
+	})
+}
+
 // A guest's end that isn't woken goes on all the same, and the loss is counted; an end that waits for more than is there isn't lost.
 func TestForgottenWakeUps(t *testing.T) {
 	t.Parallel()

@@ -21,7 +21,7 @@ type Guest struct {
 	Window []byte
 
 	halted []atomic.Bool   // by CPU
-	inline []atomic.Int32  // by CPU: handlers that run on the goroutine of who raised the interrupt
+	taking []atomic.Int32  // by CPU: interrupts that have been raised and not handled to the end
 	bells  []chan struct{} // for each CPU, room for one: an interrupt that is pending already is not raised twice
 	done   chan struct{}
 	cpus   sync.WaitGroup
@@ -44,27 +44,29 @@ func New(window []byte, o pipes.Options) (*Guest, error) {
 	g := &Guest{Window: window, done: make(chan struct{}), limit: o.StreamLimit}
 	g.conns = make([]atomic.Pointer[Conn], o.StreamLimit)
 	g.halted = make([]atomic.Bool, o.CPUs)
-	g.inline = make([]atomic.Int32, o.CPUs)
+	g.taking = make([]atomic.Int32, o.CPUs)
 	if o.Halted == nil {
-		o.Halted = func(cpu int) bool { return g.halted[cpu].Load() && g.inline[cpu].Load() == 0 && len(g.bells[cpu]) == 0 }
+		o.Halted = func(cpu int) bool { return g.halted[cpu].Load() && g.taking[cpu].Load() == 0 }
 	}
 	for range o.CPUs {
 		g.bells = append(g.bells, make(chan struct{}, 1))
 	}
 	o.Interrupt = func(cpu int) {
 		if g.hears() {
-			g.inline[cpu].Add(1)
+			g.taking[cpu].Add(1)
 			g.interrupt(cpu)
-			g.inline[cpu].Add(-1)
+			g.taking[cpu].Add(-1)
 		}
 	}
 	o.Doorbell = func(cpu int) {
 		if !g.hears() {
 			return
 		}
+		g.taking[cpu].Add(1)
 		select {
 		case g.bells[cpu] <- struct{}{}:
 		default:
+			g.taking[cpu].Add(-1)
 		}
 	}
 	t, err := pipes.NewTable(g.Window, o)
@@ -123,6 +125,7 @@ func (g *Guest) run(cpu int) {
 		case <-g.bells[cpu]:
 			g.halted[cpu].Store(false)
 			g.interrupt(cpu)
+			g.taking[cpu].Add(-1)
 		}
 	}
 }
