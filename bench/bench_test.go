@@ -257,8 +257,8 @@ func TestCompare(t *testing.T) {
 		{"spreads that don't", about, 10, 14.1, "worse"},
 		{"a few more in many MiB", counted, 0.1, 0.5, "within the noise"},
 		{"one more in each MiB", counted, 1, 2, "worse"},
-		{"a ratio, little", beside, 1, 1.04, "within the noise"},
-		{"a ratio", beside, 1, 1.06, "worse"},
+		{"a ratio, little", beside, 1, 1.015, "within the noise"},
+		{"a ratio", beside, 1, 1.03, "worse"},
 	} {
 		if got := compare(c.is(c.a), c.is(c.b)).Verdict; got != c.want {
 			t.Errorf("%s: %g → %g: %s, want %s", c.what, c.a, c.b, got, c.want)

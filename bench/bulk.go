@@ -16,8 +16,8 @@ import (
 
 const (
 	bulkChunk = 64 << 10
-	// leastBulk is what a stream moves at a time at least: several times what two sockets and a ring hold, so that with many streams, too, it isn't
-	// only their filling and emptying that is measured.
+	// leastBulk is what a stream moves at a time at least: several times what two sockets usually hold, so that with many streams, too, it isn't only their
+	// filling and emptying that is measured.
 	leastBulk = 32 << 20
 	// countUnit is that of what is counted for what is moved.
 	countUnit = "/MiB"

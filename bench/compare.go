@@ -23,7 +23,7 @@ type Change struct {
 // Noise is at least this. From run to run a machine's speed changes, and how much a round moves; a neighbour in the same run has both, too. What starts
 // and ends a round is counted with it, so what happens less than once in two MiB may come from there.
 const (
-	ratioNoise = 5   // percent
+	ratioNoise = 2   // percent
 	valueNoise = 25  // percent
 	countNoise = 0.5 // per MiB
 )
