@@ -22,8 +22,9 @@ type Options struct {
 	Rounds int
 	// Quick measures for a shorter time and less.
 	Quick bool
-	// Only selects items by name. nil: all of them.
-	Only *regexp.Regexp
+	// Only selects items: the one that has this name, or if there is none all
+	// whose names match it as a regular expression. "": all of them.
+	Only string
 	// Progress, if not nil, is called with an item's name before it runs.
 	Progress func(item string)
 	// Version is that of the program, for the report.
@@ -85,8 +86,19 @@ func (r *runner) missing(name string, err error) error {
 	return nil
 }
 
-// Run measures. What can't be measured on this machine is listed in the report, and so is an item that failed. The error says that there is no
-// report: nothing was chosen, or ctx has ended.
+// Names are those of all items that can be measured, in the order of a report.
+func Names(quick bool) []string {
+	var names []string
+	for _, it := range items(quick) {
+		names = append(names, it.name)
+	}
+	return names
+}
+
+// Run measures. What can't be measured on this machine is listed in the report,
+// and so is an item that failed. If ctx ends first, its cause is the error, and
+// the report has what was measured until then. With any other error there is no
+// report: ErrNoMatch, or the error of the regular expression in o.Only.
 func Run(ctx context.Context, o Options) (*Report, error) {
 	return run(ctx, o, items(o.Quick))
 }
@@ -98,41 +110,61 @@ func run(ctx context.Context, o Options, all []item) (*Report, error) {
 			o.Rounds = 3
 		}
 	}
-	var names []string
-	var chosen []item
-	for _, it := range all {
-		names = append(names, it.name)
-		if o.Only == nil || o.Only.MatchString(it.name) {
-			chosen = append(chosen, it)
-		}
-	}
-	if len(chosen) == 0 {
-		return nil, fmt.Errorf("%w %q; there are: %s", ErrNoMatch, o.Only, strings.Join(names, "; "))
+	chosen, err := choose(o.Only, all)
+	if err != nil {
+		return nil, err
 	}
 	r := newRunner(o)
-	start := time.Now()
+	start, others := time.Now(), watchOthers()
+	finish := func() {
+		r.report.Seconds = time.Since(start).Seconds()
+		r.report.Machine.Others = others()
+	}
 	for _, it := range chosen {
 		if o.Progress != nil {
 			o.Progress(it.name)
 		}
 		err := it.runBounded(ctx, r)
 		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+			r.report.Interrupted = true
+			finish()
+			return r.report, context.Cause(ctx)
 		}
 		if err := r.missing(it.name, err); err != nil {
 			r.report.Failed = append(r.report.Failed, Missing{Name: it.name, Reason: err.Error()})
 		}
 	}
-	r.report.Seconds = time.Since(start).Seconds()
+	finish()
 	return r.report, nil
+}
+
+// choose returns the items that only selects.
+func choose(only string, all []item) ([]item, error) {
+	named := func(it item) bool { return it.name == only }
+	if i := slices.IndexFunc(all, named); i >= 0 {
+		return all[i : i+1], nil
+	}
+	expression, err := regexp.Compile(only)
+	if err != nil {
+		return nil, err
+	}
+	var chosen []item
+	var names []string
+	for _, it := range all {
+		names = append(names, it.name)
+		if expression.MatchString(it.name) {
+			chosen = append(chosen, it)
+		}
+	}
+	if len(chosen) == 0 {
+		return nil, fmt.Errorf("%w %q; there are: %s", ErrNoMatch, only, strings.Join(names, "; "))
+	}
+	return chosen, nil
 }
 
 func newRunner(o Options) *runner {
 	r := &runner{rounds: o.Rounds, quick: o.Quick, arcavm: o.Arcavm}
-	r.report = &Report{Machine: describeMachine(o.Version), Started: time.Now().UTC(), Rounds: o.Rounds, Quick: o.Quick}
-	if o.Only != nil {
-		r.report.Only = o.Only.String()
-	}
+	r.report = &Report{Machine: describeMachine(o.Version), Started: time.Now().UTC(), Rounds: o.Rounds, Quick: o.Quick, Only: o.Only}
 	var err error
 	if r.calls, err = newCallCounter(); err != nil {
 		_ = r.missing("system calls", err)

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -285,7 +287,7 @@ func TestRun(t *testing.T) {
 	t.Parallel()
 	var ran []string
 	report, err := Run(t.Context(), Options{
-		Quick: true, Rounds: 1, Only: regexp.MustCompile("round trip, guest end in Go"), Version: "v1",
+		Quick: true, Rounds: 1, Only: "round trip, guest end in Go", Version: "v1",
 		Progress: func(name string) { ran = append(ran, name) },
 	})
 	if err != nil {
@@ -294,13 +296,119 @@ func TestRun(t *testing.T) {
 	if len(ran) != 1 || len(report.Figures) != 9 || report.Rounds != 1 || report.Machine.Version != "v1" || len(report.Failed) != 0 {
 		t.Errorf("ran %q, report %+v", ran, report)
 	}
-	if _, err := Run(t.Context(), Options{Only: regexp.MustCompile("xyzzy")}); err == nil || !strings.Contains(err.Error(), "round trip") {
+	if _, err := Run(t.Context(), Options{Only: "("}); err == nil {
+		t.Error("no error for a bad expression")
+	}
+	if _, err := Run(t.Context(), Options{Only: "xyzzy"}); err == nil || !strings.Contains(err.Error(), "round trip") {
 		t.Errorf("nothing to run: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := Run(ctx, Options{Quick: true}); !errors.Is(err, context.Canceled) {
 		t.Errorf("canceled: %v", err)
+	}
+}
+
+// The name of an item selects it alone; anything else is an expression.
+func TestChoose(t *testing.T) {
+	t.Parallel()
+	all := items(false)
+	for only, want := range map[string]int{
+		"": len(all), "boot": 1, "booted": 8, "round trip, booted guest": 1, "^(boot|fairness)$": 2, "round trip": 2,
+	} {
+		chosen, err := choose(only, all)
+		if err != nil || len(chosen) != want {
+			t.Errorf("%q: %d items, %v; want %d", only, len(chosen), err, want)
+		}
+	}
+	if names := Names(false); len(names) != len(all) || !slices.Contains(names, "boot") {
+		t.Errorf("names %q", names)
+	}
+}
+
+// What was measured before the context ended is in the report.
+func TestRunInterrupted(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	enough := errors.New("enough")
+	report, err := run(ctx, Options{Rounds: 1}, []item{
+		{"first", func(_ *scope, r *runner) error { r.add(Figure{Group: "g", Name: "n"}); return nil }},
+		{"second", func(s *scope, _ *runner) error { cancel(enough); <-s.ctx.Done(); return s.ctx.Err() }},
+		{"third", func(*scope, *runner) error { t.Error("the third ran"); return nil }},
+	})
+	if !errors.Is(err, enough) || report == nil || len(report.Figures) != 1 || !report.Interrupted || len(report.Failed) != 0 {
+		t.Fatalf("%v, %+v", err, report)
+	}
+	var b strings.Builder
+	if err := report.WriteText(&b); err != nil {
+		t.Fatal(err)
+	}
+	wantAll(t, b.String(), "interrupted")
+	b.Reset()
+	if err := WriteComparison(&b, sample(), report); err != nil || strings.Contains(b.String(), "gone") {
+		t.Errorf("%v: what wasn't reached is said to be gone:\n%s", err, b.String())
+	}
+}
+
+// A machine with other work to do makes nothing better or worse.
+func TestLoaded(t *testing.T) {
+	t.Parallel()
+	others := func(v float64) *float64 { return &v }
+	for _, c := range []struct {
+		machine Machine
+		want    bool
+	}{
+		{Machine{CPUs: 2, Load: "9 9 9", Others: others(0.1)}, false},
+		{Machine{CPUs: 2, Load: "0 0 0", Others: others(0.3)}, true},
+		{Machine{CPUs: 2, Load: "0.15 1 1"}, false},
+		{Machine{CPUs: 2, Load: "1.15 0 0"}, true},
+		{Machine{CPUs: 2, Load: "unknown"}, false},
+	} {
+		if got := c.machine.loaded(); got != c.want {
+			t.Errorf("%+v: %v", c.machine, got)
+		}
+	}
+	newer := sample()
+	ratio := Spread{Median: 0.5, Min: 0.45, Max: 0.55}
+	newer.Figures[0].Ratio = &ratio
+	newer.Machine.Others = others(1.5)
+	for _, c := range Compare(sample(), newer) {
+		if c.Verdict == "better" || c.Verdict == "worse" {
+			t.Errorf("%+v", c)
+		}
+	}
+	var b strings.Builder
+	if err := errors.Join(WriteComparison(&b, sample(), newer), newer.WriteText(&b)); err != nil {
+		t.Fatal(err)
+	}
+	wantAll(t, b.String(), "This run's machine was busy", "other work while it ran: 1.50 of 2 CPUs")
+}
+
+// Another process's work is seen, this one's own isn't.
+func TestWatchOthers(t *testing.T) {
+	if runtime.NumCPU() < 2 {
+		t.Skip("one processor: the other process and this one can't both work")
+	}
+	others := watchOthers()
+	spin := exec.Command("sh", "-c", "while :; do :; done")
+	if err := spin.Start(); err != nil {
+		t.Skip(err)
+	}
+	defer spin.Wait()
+	defer spin.Process.Kill()
+	deadline := time.Now().Add(30 * time.Second)
+	// The child isn't waited for yet, so that its work is another's.
+	for {
+		got := others()
+		if got == nil {
+			t.Skip("/proc/stat says nothing")
+		}
+		if *got > 0.2 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("another process spins, and others' work is %v", *got)
+		}
 	}
 }
 

@@ -30,6 +30,7 @@ const (
 
 // Compare returns a change for each figure of both reports, in the order of the newer one; what is gone comes last.
 func Compare(older, newer *Report) []Change {
+	loaded := older.Machine.loaded() || newer.Machine.loaded()
 	was := map[string]Figure{}
 	for _, f := range older.Figures {
 		was[f.key()] = f
@@ -42,7 +43,12 @@ func Compare(older, newer *Report) []Change {
 			continue
 		}
 		delete(was, f.key())
-		out = append(out, compare(o, f))
+		c := compare(o, f)
+		if loaded && (c.Verdict == "better" || c.Verdict == "worse") {
+			// It may be the other work that has changed.
+			c.Verdict = "changed"
+		}
+		out = append(out, c)
 	}
 	for _, f := range older.Figures {
 		if _, left := was[f.key()]; left {
@@ -94,6 +100,14 @@ func WriteComparison(w io.Writer, older, newer *Report) error {
 	if o, n := older.Machine, newer.Machine; o.Procs != n.Procs || o.Images != n.Images {
 		fmt.Fprintf(w, "  That was with GOMAXPROCS %d and guest images %s, now it is %d and %s\n", o.Procs, o.Images, n.Procs, n.Images)
 	}
+	for _, of := range []struct {
+		run     string
+		machine *Machine
+	}{{"That run's", &older.Machine}, {"This run's", &newer.Machine}} {
+		if of.machine.loaded() {
+			fmt.Fprintf(w, "  %s machine was busy with other work: nothing is called better or worse\n", of.run)
+		}
+	}
 	if older.Quick != newer.Quick {
 		fmt.Fprintln(w, "  One of the runs was quick, the other wasn't: what starts and ends a round weighs more in a quick one")
 	}
@@ -106,7 +120,7 @@ func WriteComparison(w io.Writer, older, newer *Report) error {
 		case "new":
 			fmt.Fprintf(t, "  new\t%s\t%s %s\t\t\n", c.Figure, number(c.New.Median), c.Unit)
 		case "gone":
-			if newer.Only != "" {
+			if newer.Only != "" || newer.Interrupted {
 				continue
 			}
 			fmt.Fprintf(t, "  gone\t%s\t%s %s\t\t\n", c.Figure, number(c.Old.Median), c.Unit)

@@ -29,6 +29,27 @@ type Machine struct {
 	Version   string `json:"version"`
 	Images    string `json:"images"` // hash of the guest images
 	Load      string `json:"load"`   // average of one, five and fifteen minutes
+	// Others is how many processors were busy with other programs' work, and
+	// with that of other virtual machines beside this one, while the report was
+	// made, on average. nil: not known.
+	Others *float64 `json:"others,omitempty"`
+}
+
+// mostOthers is up to how much of a machine other work may take before figures
+// aren't compared.
+const mostOthers = 0.1
+
+// loaded reports whether the machine had so much else to do that its figures
+// are more about that. What it did before the run counts only in reports that
+// don't say what it did meanwhile.
+func (m *Machine) loaded() bool {
+	others := 0.0
+	if m.Others != nil {
+		others = *m.Others
+	} else if _, err := fmt.Sscan(m.Load, &others); err != nil {
+		return false
+	}
+	return others > mostOthers*float64(m.CPUs)
 }
 
 func describeMachine(version string) Machine {

@@ -24,10 +24,12 @@ type Report struct {
 	Rounds  int       `json:"rounds"`
 	Quick   bool      `json:"quick"`
 	Only    string    `json:"only,omitempty"` // what was chosen; "": everything
-	Counted string    `json:"counted"`        // which system calls
-	Figures []Figure  `json:"figures"`
-	Missing []Missing `json:"missing,omitempty"`
-	Failed  []Missing `json:"failed,omitempty"`
+	// Interrupted is set where the run ended before all was measured.
+	Interrupted bool      `json:"interrupted,omitempty"`
+	Counted     string    `json:"counted"` // which system calls
+	Figures     []Figure  `json:"figures"`
+	Missing     []Missing `json:"missing,omitempty"`
+	Failed      []Missing `json:"failed,omitempty"`
 }
 
 // Figure is one thing measured.
@@ -220,13 +222,23 @@ func (r *Report) head() []string {
 	if r.Quick {
 		run += ", quick"
 	}
+	if r.Interrupted {
+		run += ", interrupted"
+	}
+	load := "load when it began: " + m.Load
+	if m.Others != nil {
+		load += fmt.Sprintf("; other work while it ran: %s of %d CPUs", number(*m.Others), m.CPUs)
+	}
+	if m.loaded() {
+		load += ", so take no figure here for this machine's"
+	}
 	return []string{
 		fmt.Sprintf("arcavm bench: %s", run),
 		fmt.Sprintf("%s, %d CPUs, Linux %s", m.Processor, m.CPUs, m.Kernel),
 		fmt.Sprintf("KVM: %s; lane: %s", m.KVM, m.Lane),
 		fmt.Sprintf("arcavm %s, GOMAXPROCS %d, guest images %s", m.Version, m.Procs, m.Images),
 		fmt.Sprintf("system calls counted: %s", cmp.Or(r.Counted, "none")),
-		fmt.Sprintf("load when it began: %s", m.Load),
+		load,
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -20,7 +21,7 @@ import (
 type benchFlags struct {
 	jsonFile, htmlFile, older, only string
 	rounds                          int
-	quick                           bool
+	quick, list                     bool
 }
 
 func newBenchCommand() *cobra.Command {
@@ -35,9 +36,14 @@ Half of it needs no KVM: a guest in Go stands in. What this machine lacks is lis
 and left out: KVM, slirp4netns (apt-get install slirp4netns), root for counting all
 system calls. The report says which targets were met; the exit code doesn't. It is
 70 if something failed, such as by a lost wake-up; the rest is in the report all the
-same. All traffic stays on this machine.`,
+same. All traffic stays on this machine.
+
+Ctrl-C ends it with a report of what was measured until then; the second one ends it
+at once.`,
 		Example: `  arcavm bench
   arcavm bench --quick
+  arcavm bench --list
+  arcavm bench --run boot
   arcavm bench --run 'bulk.*1 stream,' --rounds 9
   arcavm bench --html bench.html --json bench.json
   arcavm bench --compare bench.json`,
@@ -49,13 +55,18 @@ same. All traffic stays on this machine.`,
 	f.StringVar(&b.jsonFile, "json", "", "write the report as JSON to `FILE`, for --compare")
 	f.StringVar(&b.htmlFile, "html", "", "write the report as a page with plots to `FILE`")
 	f.StringVar(&b.older, "compare", "", "print what changed since the report in `FILE`, against the noise")
-	f.StringVar(&b.only, "run", "", "measure only what has a name that matches `REGEXP`")
+	f.StringVar(&b.only, "run", "", "measure only what has this name, or if nothing has, a name that matches `REGEXP`")
+	f.BoolVar(&b.list, "list", false, "print the names of what can be measured, and measure nothing")
 	f.IntVar(&b.rounds, "rounds", 0, "measure everything `N` times (default 5, or 3 with --quick)")
 	f.BoolVar(&b.quick, "quick", false, "measure less, in less than a minute")
 	return cmd
 }
 
 func (b *benchFlags) run(cmd *cobra.Command) (err error) {
+	if b.list {
+		_, err := fmt.Fprintln(cmd.OutOrStdout(), strings.Join(bench.Names(b.quick), "\n"))
+		return err
+	}
 	o, err := b.options(cmd)
 	if err != nil {
 		return err
@@ -80,32 +91,35 @@ func (b *benchFlags) run(cmd *cobra.Command) (err error) {
 
 	ctx, stop := untilSignal(cmd.Context())
 	defer stop()
-	report, err := bench.Run(ctx, o)
-	if errors.Is(err, bench.ErrNoMatch) {
-		return usageError("--run: %w", err)
+	report, interrupted := bench.Run(ctx, o)
+	if errors.Is(interrupted, bench.ErrNoMatch) {
+		return usageError("--run: %w", interrupted)
 	}
-	if err != nil {
-		return err
+	if report == nil || interrupted != nil && len(report.Figures) == 0 {
+		return interrupted
 	}
-	return errors.Join(
+	err = errors.Join(
 		printReport(cmd.OutOrStdout(), old, report),
 		jsonFile.write(report.WriteJSON),
 		htmlFile.write(report.WriteHTML),
 		failures(report),
 	)
+	var signal *codeError
+	if err != nil && errors.As(interrupted, &signal) {
+		return &codeError{signal.code, err}
+	}
+	return errors.Join(interrupted, err)
 }
 
 // options checks the flags.
 func (b *benchFlags) options(cmd *cobra.Command) (bench.Options, error) {
-	o := bench.Options{Quick: b.quick, Rounds: b.rounds, Version: version()}
+	o := bench.Options{Quick: b.quick, Rounds: b.rounds, Version: version(), Only: b.only}
 	if cmd.Flags().Changed("rounds") && (b.rounds < 1 || b.rounds > 1000) {
 		return o, usageError("--rounds: %d is not 1 to 1000", b.rounds)
 	}
 	var err error
-	if b.only != "" {
-		if o.Only, err = regexp.Compile(b.only); err != nil {
-			return o, usageError("--run: %w", err)
-		}
+	if _, err := regexp.Compile(b.only); err != nil {
+		return o, usageError("--run: %w", err)
 	}
 	if o.Arcavm, err = os.Executable(); err != nil {
 		return o, fmt.Errorf("finding this program's file: %w", err)

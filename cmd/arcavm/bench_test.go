@@ -40,7 +40,7 @@ func TestBench(t *testing.T) {
 func TestBenchBoot(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
-	got := asProcess(t, "bench", "--quick", "--rounds", "1", "--run", "^boot$")
+	got := asProcess(t, "bench", "--quick", "--rounds", "1", "--run", "boot")
 	for _, want := range []string{"128 MiB of guest memory: first instruction of the guest", "1024 MiB of guest memory: first log record"} {
 		if got.code != 0 || !strings.Contains(got.out, want) {
 			t.Errorf("code %d; %q is not in\n%s\n%s", got.code, want, got.out, got.err)
@@ -146,6 +146,49 @@ func TestBenchInterrupted(t *testing.T) {
 				t.Errorf("the older report: %q, %v", b, err)
 			}
 		})
+	}
+}
+
+// An interrupted run reports what it had measured.
+func TestBenchKeepsWhatWasMeasured(t *testing.T) {
+	t.Parallel()
+	page, data := filepath.Join(t.TempDir(), "bench.html"), filepath.Join(t.TempDir(), "bench.json")
+	cmd := command(t, "bench", "--quick", "--rounds", "1", "--run", "round trip, guest end in Go|fairness|connections, guest end in Go", "--html", page, "--json", data)
+	var out strings.Builder
+	cmd.Stdout = &out
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(stderr)
+	for lines.Scan() && !strings.Contains(lines.Text(), "connections") {
+	}
+	// The first item is done.
+	if err := cmd.Process.Signal(unix.SIGINT); err != nil {
+		t.Error(err)
+	}
+	for lines.Scan() {
+	}
+	_ = cmd.Wait() // the code says it
+	if got := cmd.ProcessState.ExitCode(); got != 130 || !strings.Contains(out.String(), "plain echo") || !strings.Contains(out.String(), ", interrupted") {
+		t.Errorf("code %d\n%s", got, out.String())
+	}
+	if b, err := os.ReadFile(page); err != nil || !strings.Contains(string(b), "<svg") {
+		t.Errorf("page: %v, %d bytes", err, len(b))
+	}
+	if r, err := bench.ReadJSON(data); err != nil || !r.Interrupted || len(r.Figures) == 0 {
+		t.Errorf("%v, %+v", err, r)
+	}
+}
+
+func TestBenchList(t *testing.T) {
+	t.Parallel()
+	got := inProcess("bench", "--list")
+	if got.code != 0 || !strings.Contains(got.out, "boot\n") || !strings.Contains(got.out, "round trip, guest end in Go\n") {
+		t.Errorf("code %d\n%s", got.code, got.out)
 	}
 }
 
