@@ -86,7 +86,7 @@ func (s scale) ticks() []float64 {
 	}
 	var out []float64
 	for i := math.Ceil(s.least/step - 1e-6); i*step <= s.most+step*1e-6; i++ {
-		out = append(out, i*step)
+		out = append(out, i*step+0) // + 0: no -0
 	}
 	return out
 }

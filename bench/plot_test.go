@@ -32,6 +32,11 @@ func TestScale(t *testing.T) {
 		if got := s.ticks(); s.log != c.log || !slices.EqualFunc(got, c.ticks, same) {
 			t.Errorf("%s: log %v, ticks %v; want %v, %v", c.name, s.log, got, c.log, c.ticks)
 		}
+		for _, v := range s.ticks() {
+			if tickNumber(v) == "-0" {
+				t.Errorf("%s: a tick says -0", c.name)
+			}
+		}
 		for _, v := range append(s.ticks(), c.values...) {
 			if at := s.at(v); math.IsNaN(at) || at < 100-1e-9 || at > 200+1e-9 {
 				t.Errorf("%s: %v is at pixel %v of 100 to 200", c.name, v, at)
