@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/fix-project/arcavm/emulated"
+	"github.com/fix-project/arcavm/internal/stdio"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
@@ -21,6 +22,7 @@ const (
 	exitUsage       = 64
 	exitUnavailable = 69
 	exitSoftware    = 70
+	exitIO          = 74
 )
 
 // exitCode is an error that has been reported already.
@@ -37,9 +39,14 @@ func main() {
 		SilenceErrors: true,
 	}
 	root.AddCommand(runCommand(), testCommand())
+	out := stdio.NewWriter(os.Stdout)
+	root.SetOut(out)
 	err := root.Execute()
 	var code exitCode
 	switch {
+	case err == nil && out.Err() != nil:
+		fmt.Fprintln(os.Stderr, "arcavm-emulated: writing standard output:", out.Err())
+		os.Exit(exitIO)
 	case err == nil:
 	case errors.As(err, &code):
 		os.Exit(int(code))
@@ -64,7 +71,7 @@ func runCommand() *cobra.Command {
 			cfg := emulated.Config{
 				Programs: []emulated.Program{{Path: args[0], Args: args[1:], Env: env}},
 				Outbound: outbound, Limit: limit,
-				Stdout: os.Stdout, Stderr: os.Stderr,
+				Stdout: stdio.NewWriter(os.Stdout), Stderr: stdio.NewWriter(os.Stderr),
 				OnPublish: func(p emulated.Port) {
 					fmt.Fprintf(os.Stderr, "port %d is at %v\n", p.Guest, p.Host)
 				},

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/fix-project/arcavm/emulated"
+	"github.com/fix-project/arcavm/internal/stdio"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
@@ -66,7 +67,7 @@ func runTests(ctx context.Context, patterns, flags []string, limit time.Duration
 	if check.binary, err = buildTest(ctx, work, check.path); err != nil {
 		return err
 	}
-	cfg := emulated.Config{Limit: limit, Stdout: os.Stdout, Stderr: os.Stderr}
+	cfg := emulated.Config{Limit: limit, Stdout: stdio.NewWriter(os.Stdout), Stderr: stdio.NewWriter(os.Stderr)}
 	cfg.Programs = append(cfg.Programs, testProgram(check, "-test.run="+selfCheck))
 	cfg.Programs[0].Must = true
 	for _, p := range packages {

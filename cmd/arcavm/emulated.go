@@ -128,11 +128,12 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 	var booted atomic.Bool
 	cfg.OnReady = func() { booted.Store(true) }
 	signals.attend([]os.Signal{os.Interrupt, syscall.SIGTERM}, func(first os.Signal) {
+		passed <- first
+		s.hurry()
 		if !booted.Load() { // the one inside says it later
 			m.hint(logger, "asking the guest to stop; press Ctrl-C again to end it at once")
 		}
-		passed <- first
-	}, cancel, restore)
+	}, s.hurried(cancel), restore)
 	result, err := emulated.Run(ctx, cfg)
 	if errors.Is(err, emulated.ErrUnavailable) {
 		return &codeError{exitUnavailable, err}

@@ -22,6 +22,7 @@ const (
 	exitUnavailable = 69 // no KVM that is good enough
 	exitSoftware    = 70 // the guest died, or a fault of arcavm's
 	exitOS          = 71 // the system refused something
+	exitIO          = 74 // the output can't be written
 	exitPermission  = 77 // not allowed
 	exitSignal      = 128
 )

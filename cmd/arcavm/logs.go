@@ -1,6 +1,9 @@
 package main
 
 import (
+	"bytes"
+	"fmt"
+	"io"
 	"log/slog"
 	"os"
 
@@ -29,19 +32,33 @@ func slogLevel(name string) slog.Level {
 	return slog.LevelInfo
 }
 
-// newLogger writes records to s.err: as JSON, or as text, with colours on a terminal.
+// newLogger writes records to s.err: as JSON, or as text, with colours on a
+// terminal. Those that its queue drops are told of by a record of the same
+// form.
 func newLogger(s streams, level, format string) *slog.Logger {
+	if s.queue != nil {
+		s.queue.OnDropped(func(n uint64) []byte {
+			var b bytes.Buffer
+			slog.New(newLogHandler(&b, s.terminal, level, format)).Error(
+				fmt.Sprintf("%d records dropped: standard error took no more", n), "dropped", n)
+			return b.Bytes()
+		})
+	}
+	return slog.New(newLogHandler(s.err, s.terminal, level, format))
+}
+
+func newLogHandler(w io.Writer, terminal bool, level, format string) slog.Handler {
 	options := slog.HandlerOptions{Level: slogLevel(level), ReplaceAttr: nameTrace}
 	switch {
 	case format == "json":
-		return slog.New(slog.NewJSONHandler(s.err, &options))
-	case s.terminal:
-		return slog.New(tint.NewTextHandler(s.err, &tint.Options{
+		return slog.NewJSONHandler(w, &options)
+	case terminal:
+		return tint.NewTextHandler(w, &tint.Options{
 			Level: options.Level, TimeFormat: "15:04:05.000", NoColor: os.Getenv("NO_COLOR") != "",
 			ReplaceAttr: tintTrace,
-		}))
+		})
 	}
-	return slog.New(slog.NewTextHandler(s.err, &options))
+	return slog.NewTextHandler(w, &options)
 }
 
 func isTrace(groups []string, a slog.Attr) bool {

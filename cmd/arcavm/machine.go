@@ -136,9 +136,10 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 		asking = asking[:1]
 	}
 	signals.attend(asking, func(os.Signal) {
-		m.hint(logger, "asking the guest to stop; press Ctrl-C again to end it at once")
 		vm.Stop()
-	}, cancel, term.restore)
+		m.streams.hurry()
+		m.hint(logger, "asking the guest to stop; press Ctrl-C again to end it at once")
+	}, m.streams.hurried(cancel), term.restore)
 	code, err := vm.Run(ctx)
 	if err != nil {
 		return err

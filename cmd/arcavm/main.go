@@ -5,18 +5,27 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"io"
 	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/bench"
 	"github.com/fix-project/arcavm/emulated"
+	"github.com/fix-project/arcavm/internal/stdio"
 )
 
 // streams are where the command reads and writes.
 type streams struct {
 	in  *os.File  // the guest's standard input; nil: none
 	out io.Writer // the guest's console, and what a command was asked to print
-	err io.Writer // logs, reports, errors
+	err io.Writer // logs, reports, errors; it doesn't wait for its reader
+	// queue is below err; nil: there is none.
+	queue *stdio.Queue
 	// terminal says whether err is a terminal that shows colours.
 	terminal bool
 }
@@ -29,23 +38,93 @@ func (s streams) input() io.Reader {
 	return s.in
 }
 
-func main() { os.Exit(process(os.Stderr)) }
+// unreadPatience is how long, at the end, arcavm waits for a reader of its
+// standard error that takes nothing. A terminal is waited for.
+const unreadPatience = 10 * time.Second
 
-// process is all that this process does, with stderr in place of its standard error.
-func process(stderr io.Writer) int {
+func main() { os.Exit(process(func(w io.Writer) io.Writer { return w })) }
+
+// process is all that this process does. What is written to standard error
+// goes through what over returns.
+func process(over func(io.Writer) io.Writer) int {
 	emulated.Init()
 	if len(os.Args) == 2 && os.Args[1] == watcherArgument {
-		// Nobody hears of an error: whoever would is gone.
+		// Nothing hears of an error: what would is gone.
 		_ = watch(os.Stdin, os.NewFile(3, "terminal"))
 		return 0
 	}
 	bench.Init()
-	return execute(os.Args[1:], streams{in: os.Stdin, out: os.Stdout, err: stderr, terminal: isTerminal(os.Stderr)})
+	stderr := stdio.NewWriter(os.Stderr)
+	queue := stdio.NewQueue(stderr)
+	code := execute(os.Args[1:], streams{
+		in: os.Stdin, out: stdio.NewWriter(os.Stdout),
+		err: over(queue), queue: queue, terminal: isTerminal(os.Stderr),
+	})
+	patience := unreadPatience
+	if isTerminal(os.Stderr) {
+		patience = -1
+	}
+	queue.Close(patience)
+	err := stderr.Err()
+	if code == 0 && err != nil && !errors.Is(err, unix.EPIPE) && !errors.Is(err, stdio.ErrStalled) {
+		return exitIO
+	}
+	return code
 }
 
 // execute runs one command line and returns the process's exit code.
 func execute(args []string, s streams) int {
 	root := newRootCommand(s)
 	root.SetArgs(args)
-	return report(s.err, root.Execute())
+	cmd, err := root.ExecuteC()
+	unwritten := s.unwritten()
+	if unwritten == nil {
+		return report(s.err, err)
+	}
+	guest := cmd.Name() == "run" || cmd.Name() == "demo"
+	if guest && errors.Is(unwritten, unix.EPIPE) {
+		// A guest may outlive the reader of its console.
+		return report(s.err, err)
+	}
+	if err != nil && !errors.Is(err, unwritten) {
+		if code := report(s.err, err); code != 0 {
+			return code
+		}
+	}
+	return report(s.err, &codeError{exitIO, fmt.Errorf("writing standard output: %w", cause(unwritten))})
+}
+
+// unwritten is why some of the output wasn't written, nil if all was.
+func (s streams) unwritten() error {
+	if w, ok := s.out.(*stdio.Writer); ok {
+		return w.Err()
+	}
+	return nil
+}
+
+// cause leaves out the file's name, which the caller says.
+func cause(err error) error {
+	if path := (*os.PathError)(nil); errors.As(err, &path) {
+		return path.Err
+	}
+	return err
+}
+
+// hurry is for a process that is asked to end: output, a guest's included,
+// fails once its reader takes nothing, and log records are dropped.
+func (s streams) hurry() {
+	if w, ok := s.out.(*stdio.Writer); ok {
+		w.Hurry(stopPatience / 2)
+	}
+	if s.queue != nil {
+		s.queue.Hurry(stopPatience / 2)
+	}
+}
+
+// hurried hurries and then cancels.
+func (s streams) hurried(cancel context.CancelCauseFunc) context.CancelCauseFunc {
+	return func(cause error) {
+		s.hurry()
+		cancel(cause)
+	}
 }

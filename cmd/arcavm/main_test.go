@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -46,8 +47,8 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	if os.Getenv(mainVariable) != "" {
-		log := &journal{to: os.Stderr}
-		code := process(log)
+		log := &journal{}
+		code := process(log.over)
 		if log.lostWakeUp {
 			code = exitLostWakeUp
 		}
@@ -61,9 +62,14 @@ const exitLostWakeUp = 99
 
 // journal is stderr.
 type journal struct {
-	to         *os.File
+	to         io.Writer
 	mu         sync.Mutex
 	lostWakeUp bool
+}
+
+func (j *journal) over(to io.Writer) io.Writer {
+	j.to = to
+	return j
 }
 
 func (j *journal) Write(p []byte) (int, error) {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -53,42 +54,89 @@ func (s *Stop) stopped() bool {
 	}
 }
 
-// wait waits until the file is ready, or the stop is set: ErrStopped. Holding both descriptors, it works on the right ones, whoever closes the files meanwhile.
+// wait waits until the file is ready and then has done what succeeds, or until
+// the stop is set: ErrStopped.
 func (s *Stop) wait(f *os.File, events int16, then func(fd int) error) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	event, err := s.event.SyscallConn()
-	if err != nil {
-		return err
-	}
-	// Control itself fails only for a closed file.
-	done := os.ErrClosed
-	_ = raw.Control(func(fd uintptr) {
-		_ = event.Control(func(stop uintptr) {
-			done = s.poll(int(fd), int(stop), events, then)
-		})
-	})
-	return done
-}
-
-func (s *Stop) poll(fd, stop int, events int16, then func(fd int) error) error {
 	for {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: events}, {Fd: int32(stop), Events: unix.POLLIN}}
-		_, err := unix.Poll(fds, -1)
+		ready, err := poll(f, events, -1, then, s.event)
 		switch {
-		case err == unix.EINTR:
-			continue
+		case err == unix.EAGAIN || err == unix.EINTR:
+			// Another reader or writer of the same file was faster.
 		case err != nil:
 			return err
-		case fds[1].Revents != 0:
+		case ready:
+			return nil
+		case s.stopped():
 			return ErrStopped
 		}
-		// Another reader or writer of the same file may have been faster.
-		if err := then(fd); err != unix.EAGAIN && err != unix.EINTR {
-			return err
+	}
+}
+
+// poll waits until the file is ready, one of events is readable, or the time
+// is over; a negative time is no limit. Where the file is ready, it calls then
+// and returns its error. Holding all descriptors, it works on the right ones,
+// even if the files are closed meanwhile.
+func poll(f *os.File, mask int16, limit time.Duration, then func(fd int) error, events ...*os.File) (ready bool, err error) {
+	held := false
+	err = os.ErrClosed
+	var fds []unix.PollFd
+	look := func() {
+		held = true
+		if ready, err = ppoll(fds, limit); ready {
+			err = then(int(fds[0].Fd))
 		}
+	}
+	add := func(f *os.File, mask int16, next func()) func() {
+		return func() {
+			raw, rerr := f.SyscallConn()
+			if rerr != nil {
+				return
+			}
+			// Control itself fails only for a closed file.
+			_ = raw.Control(func(fd uintptr) {
+				fds = append(fds, unix.PollFd{Fd: int32(fd), Events: mask})
+				next()
+			})
+		}
+	}
+	chain := look
+	for _, e := range events {
+		if e != nil {
+			chain = add(e, unix.POLLIN, chain)
+		}
+	}
+	add(f, mask, chain)()
+	if !held {
+		return false, os.ErrClosed
+	}
+	return ready, err
+}
+
+// ppoll reports whether the first descriptor is ready, and none of the others.
+func ppoll(fds []unix.PollFd, limit time.Duration) (bool, error) {
+	var end time.Time
+	if limit >= 0 {
+		end = time.Now().Add(limit)
+	}
+	for {
+		var timeout *unix.Timespec
+		if limit >= 0 {
+			left := unix.NsecToTimespec(max(0, time.Until(end)).Nanoseconds())
+			timeout = &left
+		}
+		_, err := unix.Ppoll(fds, timeout, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		for _, other := range fds[1:] {
+			if other.Revents != 0 {
+				return false, nil
+			}
+		}
+		return fds[0].Revents != 0, nil
 	}
 }
 
@@ -184,17 +232,23 @@ func (i inputReader) readOther(b []byte) (int, error) {
 
 // Output is where a standard output is written to.
 //
-// An *[os.File] is written to when it has room; a terminal may take the last piece of some KiB late, and then it isn't broken off before. Any other writer isn't broken off
+// An *[os.File], and a [Writer]'s, is written to when it has room; a terminal may take the last piece of some KiB late, and then it isn't broken off before. Any other writer isn't broken off
 // at all.
 type Output struct {
-	w    io.Writer
-	file *os.File // w, if it is one
+	w      io.Writer
+	writer *Writer // w, if it is one or a file
 }
 
 // NewOutput returns an Output for w.
 func NewOutput(w io.Writer) *Output {
-	file, _ := w.(*os.File)
-	return &Output{w: w, file: file}
+	o := &Output{w: w}
+	switch w := w.(type) {
+	case *os.File:
+		o.writer = &Writer{file: w}
+	case *Writer:
+		o.writer = w
+	}
+	return o
 }
 
 // Until returns a writer that ends with stop.
@@ -205,28 +259,14 @@ type outputWriter struct {
 	stop *Stop
 }
 
-// piece is what a pipe that poll calls writable takes without waiting: PIPE_BUF.
-const piece = 4096
-
-func (o outputWriter) Write(b []byte) (total int, err error) {
+func (o outputWriter) Write(b []byte) (int, error) {
 	if o.stop.stopped() {
 		return 0, ErrStopped
 	}
-	if o.file == nil {
+	if o.writer == nil {
 		return o.w.Write(b)
 	}
-	for total < len(b) {
-		n := 0
-		err := o.stop.wait(o.file, unix.POLLOUT, func(fd int) (err error) {
-			n, err = unix.Write(fd, b[total:min(total+piece, len(b))])
-			return err
-		})
-		if err != nil {
-			return total, wrap("write", o.file, err)
-		}
-		total += n
-	}
-	return total, nil
+	return o.writer.write(b, o.stop)
 }
 
 func wrap(op string, f *os.File, err error) error {
