@@ -9,7 +9,10 @@
 // github.com/bobuhiro11/gokvm/kvm. Calls that take a pointer are made here, with the pointer converted inside the system
 // call's argument list, because a pointer that became a number earlier may be stale when a goroutine's stack moves.
 //
-// Methods of System and VM may be called by any goroutine. Of a VCPU only [VCPU.SetImmediateExit], [VCPU.Kick] and
-// [VCPU.Close] may, and the kernel makes other calls wait while a Run is in flight; everything else belongs to the thread that calls [VCPU.Run]. Close is idempotent everywhere; what is
+// Methods of System and VM may be called by any goroutine. Of a VCPU only
+// [VCPU.SetImmediateExit], [VCPU.Kick], [VCPU.Halted], [VCPU.PeekRegs],
+// [VCPU.GetMPState] and [VCPU.Close] may, and the kernel makes other calls wait
+// while a Run is in flight; everything else belongs to the thread that calls
+// [VCPU.Run]. Close is idempotent everywhere; what is
 // in flight in another goroutine keeps the descriptor until it returns, later calls give [ErrClosed].
 package kvm

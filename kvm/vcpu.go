@@ -89,7 +89,20 @@ func (v *VCPU) SetSregs(sregs Sregs) error {
 	return check(ioctl(&v.handle, reqSetSregs, &v.sregs))
 }
 
-// GetMPState returns the run state (section 4.38).
+// PeekRegs returns the general purpose and the special registers. Unlike
+// GetRegs and GetSregs it may be called by any goroutine; the kernel makes it
+// wait while a Run is in flight.
+func (v *VCPU) PeekRegs() (Regs, Sregs, error) {
+	regs, sregs := new(Regs), new(Sregs)
+	if _, err := ioctl(&v.handle, reqGetRegs, regs); err != nil {
+		return Regs{}, Sregs{}, err
+	}
+	_, err := ioctl(&v.handle, reqGetSregs, sregs)
+	return *regs, *sregs, err
+}
+
+// GetMPState returns the run state (section 4.38). It may be called as
+// PeekRegs.
 func (v *VCPU) GetMPState() (MPState, error) {
 	state := new(MPState)
 	_, err := ioctl(&v.handle, reqGetMPState, state)

@@ -21,6 +21,10 @@ type cpu struct {
 	exits [maxExitReason]atomic.Uint64
 	calls hypercall.Counters
 	call  hypercall.Call // under way; here so that none is allocated
+
+	running    atomic.Bool // from VM.Run's start to the thread's end
+	inspection atomic.Pointer[inspection]
+	last       CPUState // as it left the guest for good; see outcome.reported
 }
 
 // maxExitReason bounds the exit reasons counted one by one; KVM has about 40.
@@ -210,9 +214,11 @@ func (c *cpu) run() {
 	defer runtime.UnlockOSThread()
 	c.vcpu.BindThread()
 	defer c.vcpu.UnbindThread()
+	defer c.leave()
 	for !c.vm.ending.Load() {
 		if err := c.vcpu.Run(); err != nil {
 			if errors.Is(err, kvm.ErrInterrupted) {
+				c.interrupted()
 				continue
 			}
 			c.crash(fmt.Sprintf("KVM can't go on: %v", err), err)

@@ -44,7 +44,8 @@ func FuzzBacktrace(f *testing.F) {
 		low = low[:min(len(low), pageSize)]
 		copy(m.ram.mem, low)
 		defer clear(m.ram.mem[:len(low)])
-		frames := backtrace(m, img, &Registers{Regs: kvm.Regs{RIP: rip, RBP: rbp}, CR3: cr3})
+		r := &Registers{Regs: kvm.Regs{RIP: rip, RBP: rbp, RSP: rbp}, CR3: cr3}
+		frames, _ := backtrace(m, img, r, true)
 		if n := len(frames); n < 1 || n > maxBacktrace {
 			t.Errorf("%d frames", n)
 		}

@@ -98,7 +98,7 @@ func (a *rpcABI) load() (err error) {
 		Pipes:    v.cfg.StreamLimit,
 		OnExit:   func(code int32) { v.end(outcome{code: int(code & 0xFF)}) },
 		OnBroken: func(err error) {
-			v.end(outcome{err: &CrashError{CPU: -1, Reason: err.Error(), Log: v.log.tail(), cause: err}})
+			v.end(outcome{err: &CrashError{CPUState: CPUState{CPU: -1}, Reason: err.Error(), Log: v.log.tail(), cause: err}})
 		},
 		Signal: a.raise,
 	})

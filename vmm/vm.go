@@ -42,6 +42,10 @@ type VM struct {
 	done     chan struct{} // closed when freed
 	stopOnce sync.Once
 
+	// inspecting is held while a report is made, and before anything that it
+	// looks at is freed. It comes before mu.
+	inspecting sync.Mutex
+
 	// mu orders Run, Stop, Stats and Close against the freeing of what they use.
 	mu      sync.Mutex
 	started bool
@@ -53,6 +57,24 @@ type VM struct {
 type outcome struct {
 	code int
 	err  error
+}
+
+// reported tells whether the outcome's error shows what every CPU was doing.
+// The field err doesn't change once the VM is ending.
+func (o *outcome) reported() bool {
+	switch o.err.(type) {
+	case *CrashError, *HangError:
+		return true
+	}
+	return false
+}
+
+// timeIsUp is the error of a run whose context has ended.
+func (v *VM) timeIsUp(ctx context.Context) error {
+	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return context.Cause(ctx)
+	}
+	return &HangError{Report: Report{Log: v.log.tail()}, cause: context.Cause(ctx)}
 }
 
 // New builds a VM and loads its image; nothing of the guest runs yet. The
@@ -181,9 +203,10 @@ func (v *VM) args() []string {
 }
 
 // Run starts the guest and waits for its end. It returns the guest's exit code
-// (0 to 255), or an error: a *CrashError if the guest died, the context's cause
-// if ctx ended first, or what went wrong on the host. When it returns,
-// everything that the VM used is freed. Run can be called once.
+// (0 to 255), or an error: a *CrashError if the guest died, a *HangError if
+// ctx's deadline came first, the context's cause if ctx was cancelled, or what
+// went wrong on the host. When it returns, everything that the VM used is freed.
+// Run can be called once.
 func (v *VM) Run(ctx context.Context) (int, error) {
 	v.mu.Lock()
 	if v.started {
@@ -193,7 +216,7 @@ func (v *VM) Run(ctx context.Context) (int, error) {
 	v.started = true
 	v.mu.Unlock()
 
-	unhook := context.AfterFunc(ctx, func() { v.end(outcome{err: context.Cause(ctx)}) })
+	unhook := context.AfterFunc(ctx, func() { v.end(outcome{err: v.timeIsUp(ctx)}) })
 	defer unhook()
 
 	serveCtx, stopServing := context.WithCancel(context.WithoutCancel(ctx))
@@ -204,12 +227,19 @@ func (v *VM) Run(ctx context.Context) (int, error) {
 		}
 	})
 	for _, c := range v.cpus {
+		c.running.Store(true)
 		running.Go(c.run)
 	}
 	v.timing.mark("virtual CPUs started")
 
 	<-v.ended
 	running.Wait()
+	switch err := v.outcome.err.(type) {
+	case *CrashError:
+		err.Others = without(v.lasts(), err.CPU)
+	case *HangError:
+		err.CPUs = v.lasts()
+	}
 	if v.outcome.err == nil {
 		lingerCtx, cancel := context.WithTimeout(ctx, lingerTime)
 		v.guest.drain(lingerCtx)
@@ -314,6 +344,9 @@ func (v *VM) free() error {
 	v.freed = true
 	v.last = v.stats()
 	v.mu.Unlock()
+	// A report that is being made ends first; the next one sees freed.
+	v.inspecting.Lock()
+	v.inspecting.Unlock() //nolint:staticcheck // waits only
 	// From here on nobody else looks at what is freed. What logs meanwhile may be a Logger that asks for the counters.
 	defer close(v.done)
 	errs := []error{v.guest.free()}

@@ -1,0 +1,163 @@
+package vmm
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fix-project/arcavm/kvm"
+)
+
+// How a running CPU is looked at. The reporter leaves an inspection with the
+// CPU and kicks it; one of two takes it, and answers:
+//
+//	taken by            when                              reads
+//	the CPU's thread    it has left the guest             its registers
+//	the reporter        the thread didn't within          them, too: the kernel
+//	                    inspectPatience, or doesn't run   lets any thread
+//
+// The thread doesn't enter the guest again before the report is complete: it
+// shows one moment, and the kernel would keep a reporter waiting while the CPU
+// is in the guest.
+type inspection struct {
+	taken    atomic.Bool
+	answered chan struct{}   // closed by the CPU's thread, if it has taken it
+	state    CPUState        // valid from then on
+	complete <-chan struct{} // the whole report's end
+}
+
+const (
+	// inspectPatience is how long all CPUs together have to leave the guest.
+	inspectPatience = time.Second
+	// peekPatience is how long the kernel has to tell the registers of the CPUs
+	// that didn't.
+	peekPatience = time.Second / 4
+)
+
+// Report says what every CPU is doing: registers and backtrace, and the last log
+// records. The guest is interrupted and goes on. It takes 1.25 seconds at most,
+// however stuck the guest or the monitor is, and a CPU that can't be reached
+// until then is shown with what is known. It may be called from New to the end
+// of [VM.Run], then it returns [ErrClosed].
+func (v *VM) Report() (*Report, error) {
+	v.inspecting.Lock()
+	defer v.inspecting.Unlock()
+	v.mu.Lock()
+	freed := v.freed
+	v.mu.Unlock()
+	if freed {
+		return nil, ErrClosed
+	}
+	complete := make(chan struct{})
+	defer close(complete)
+	r := &Report{Log: v.log.tail()}
+	asked := make([]*inspection, len(v.cpus))
+	for i, c := range v.cpus {
+		asked[i] = &inspection{answered: make(chan struct{}), complete: complete}
+		c.inspection.Store(asked[i])
+		// A CPU that can't be kicked is one that doesn't run. One that doesn't
+		// run yet is kicked as it begins.
+		_ = c.vcpu.Kick()
+	}
+	patience := time.NewTimer(inspectPatience)
+	defer patience.Stop()
+	late := false
+	for i, c := range v.cpus {
+		if c.running.Load() && !late {
+			select {
+			case <-asked[i].answered:
+			case <-patience.C:
+				late = true
+			}
+		}
+	}
+	var overdue sync.WaitGroup
+	r.CPUs = make([]CPUState, len(v.cpus))
+	stop := time.Now().Add(peekPatience)
+	for i, c := range v.cpus {
+		overdue.Go(func() { r.CPUs[i] = c.answerOf(asked[i], stop) })
+	}
+	overdue.Wait()
+	for _, c := range v.cpus {
+		c.inspection.Store(nil)
+	}
+	return r, nil
+}
+
+// answerOf returns the answer to an inspection, or takes it.
+func (c *cpu) answerOf(q *inspection, stop time.Time) CPUState {
+	if !q.taken.CompareAndSwap(false, true) {
+		<-q.answered
+		return q.state
+	}
+	s := CPUState{CPU: c.index, Activity: Stopped}
+	if c.running.Load() {
+		s.Activity = InMonitor
+	}
+	registers := make(chan *Registers, 1)
+	go func() { registers <- c.registers() }()
+	select {
+	case s.Registers = <-registers:
+		c.trace(&s)
+	case <-time.After(time.Until(stop)):
+	}
+	return s
+}
+
+// answer is the CPU's thread's part, while the CPU isn't in the guest and no
+// exit is under way.
+func (c *cpu) answer(q *inspection) {
+	if q.taken.CompareAndSwap(false, true) {
+		q.state = c.look()
+		close(q.answered)
+	}
+	<-q.complete
+}
+
+// look returns what the CPU is doing. It runs on its thread.
+func (c *cpu) look() CPUState {
+	s := CPUState{CPU: c.index, Registers: c.registers()}
+	if state, err := c.vcpu.GetMPState(); err == nil && state == kvm.MPHalted {
+		s.Activity = Halted
+	}
+	c.trace(&s)
+	return s
+}
+
+// trace adds the backtrace. Only a CPU that was running is at the
+// instruction that RIP names.
+func (c *cpu) trace(s *CPUState) {
+	if s.Registers != nil {
+		s.Backtrace, s.Deeper = c.vm.backtrace(s.Registers, s.Activity != Running)
+	}
+}
+
+// interrupted is what the CPU's thread does when it was kicked out of the
+// guest. What has kicked it comes after the flag: who sets it again has another
+// wish.
+func (c *cpu) interrupted() {
+	c.vcpu.SetImmediateExit(false)
+	if q := c.inspection.Load(); q != nil {
+		c.answer(q)
+	}
+}
+
+// leave is what the CPU's thread does last.
+func (c *cpu) leave() {
+	if c.vm.outcome.reported() {
+		c.last = c.look()
+	}
+	c.running.Store(false)
+	if q := c.inspection.Load(); q != nil {
+		c.answer(q)
+	}
+}
+
+// lasts returns what the CPUs were doing when they left the guest for good.
+func (v *VM) lasts() []CPUState {
+	states := make([]CPUState, 0, len(v.cpus))
+	for _, c := range v.cpus {
+		states = append(states, c.last)
+	}
+	return states
+}
