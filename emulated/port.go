@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // ParsePort reads a port to publish, [ADDRESS:]HOSTPORT:PORT[/tcp|/udp]. Without an
@@ -47,6 +49,10 @@ func checkPorts(cfg Config) error {
 		}
 		if !p.Host.Addr().Is4() {
 			return fmt.Errorf("publish port %d: %v is not an IPv4 address", p.Guest, p.Host.Addr())
+		}
+		if a := p.Host.Addr(); a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+			// Package net would bind to all addresses instead.
+			return fmt.Errorf("publish port %d at %v: %w", p.Guest, a, unix.EADDRNOTAVAIL)
 		}
 		listener, err := p.listen()
 		if err != nil {

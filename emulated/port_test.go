@@ -57,6 +57,8 @@ func TestCheckPorts(t *testing.T) {
 		{"free", []Port{{Host: free, Guest: 1}, {Host: free, Guest: 2}, {Host: free, Guest: 1, UDP: true}}, nil},
 		{"TCP port in use", []Port{{Host: takenTCP, Guest: 1}}, unix.EADDRINUSE},
 		{"TCP port in use at one address", []Port{{Host: all, Guest: 1}}, unix.EADDRINUSE},
+		{"multicast", []Port{{Host: netip.MustParseAddrPort("224.0.0.251:0"), Guest: 1, UDP: true}}, unix.EADDRNOTAVAIL},
+		{"broadcast", []Port{{Host: netip.MustParseAddrPort("255.255.255.255:0"), Guest: 1, UDP: true}}, unix.EADDRNOTAVAIL},
 		{"UDP port in use", []Port{{Host: takenUDP, Guest: 1, UDP: true}}, unix.EADDRINUSE},
 		{"not this machine's", []Port{{Host: netip.MustParseAddrPort("192.0.2.1:0"), Guest: 1}}, unix.EADDRNOTAVAIL},
 	} {

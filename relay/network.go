@@ -3,7 +3,6 @@ package relay
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -57,59 +56,6 @@ type Host struct{}
 func (Host) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	var d net.Dialer
 	return d.DialContext(ctx, network, address)
-}
-
-// Listen is [net.ListenConfig.Listen], with address reuse as Go sets it.
-func (Host) Listen(ctx context.Context, network, address string) (net.Listener, error) {
-	var lc net.ListenConfig
-	// Go's default is MPTCP, which resets and half-closes differently.
-	lc.SetMultipathTCP(false)
-	// Connections inherit the socket's keep-alive, which saves four system calls for each.
-	lc.KeepAlive = -1
-	ln, err := lc.Listen(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	if tcp, ok := ln.(*net.TCPListener); ok {
-		if err := keepAlive(tcp); err != nil {
-			ln.Close()
-			return nil, err
-		}
-	}
-	return ln, nil
-}
-
-// keepAlive sets what Go sets for each connection: [net.KeepAliveConfig].
-func keepAlive(ln syscall.Conn) error {
-	raw, err := ln.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var serr error
-	if err := raw.Control(func(fd uintptr) {
-		serr = errors.Join(
-			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15),
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15),
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 9),
-		)
-	}); err != nil {
-		return err
-	}
-	if serr != nil {
-		return fmt.Errorf("keep connections of a listener alive: %w", serr)
-	}
-	return nil
-}
-
-// ListenPacket is [net.ListenConfig.ListenPacket].
-func (Host) ListenPacket(ctx context.Context, network, address string) (PacketConn, error) {
-	var lc net.ListenConfig
-	c, err := lc.ListenPacket(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	return c.(*net.UDPConn), nil
 }
 
 // LookupNetIP is [net.Resolver.LookupNetIP].

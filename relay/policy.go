@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"strconv"
@@ -32,9 +31,9 @@ type Policy struct {
 	// not block, and must be set before the policy is in use.
 	OnPublish func(p Publish, host netip.AddrPort)
 
-	network   Network
-	rules     []Rule
-	published map[publication]netip.AddrPort
+	network Network
+	rules   []Rule
+	bound   *bindings
 
 	own     atomic.Pointer[ownAddrs]
 	looking sync.Mutex // held by the one that replaces own
@@ -46,25 +45,9 @@ type ownAddrs struct {
 	looked time.Time
 }
 
-// Publish says that what a guest listens on at a port is bound at another address and port of the host. Rules don't matter to it: it is allowed.
-type Publish struct {
-	Protocol string         // "tcp" or "udp"
-	Host     netip.AddrPort // port 0: a free one
-	Guest    uint16
-}
-
-type publication struct {
-	protocol string
-	port     uint16
-}
-
 // NewPolicy returns a policy for network.
 func NewPolicy(network Network, rules []Rule, published []Publish) *Policy {
-	p := &Policy{network: network, rules: rules, published: make(map[publication]netip.AddrPort)}
-	for _, m := range published {
-		p.published[publication{m.Protocol, m.Guest}] = m.Host
-	}
-	return p
+	return &Policy{network: network, rules: rules, bound: newBindings(published)}
 }
 
 // PublishForm is the text that [ParsePublish] reads.
@@ -105,6 +88,10 @@ func ParsePublish(text string) (Publish, error) {
 		}
 		return bad(address, "no IP address")
 	}
+	if _, err := bindAddress(at.String()); err != nil {
+		return bad(address, "no address that a socket is bound to")
+	}
+	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 	return Publish{Protocol: protocol, Host: at, Guest: uint16(guest)}, nil
 }
 
@@ -282,84 +269,6 @@ func (p *Policy) allowed(q request, addrs []netip.Addr, port uint16) (allowed []
 	return nil, err
 }
 
-// Listen listens, at the published address if there is one.
-func (p *Policy) Listen(ctx context.Context, network, address string) (net.Listener, error) {
-	if network == "unix" {
-		return p.network.Listen(ctx, network, address)
-	}
-	to, at, err := p.bind(network, address)
-	if err != nil {
-		return nil, err
-	}
-	ln, err := given(p.network.Listen(ctx, networkOf("tcp", to), to.String()))
-	if err != nil {
-		return nil, err
-	}
-	if to == at {
-		if err := p.checkBound("tcp", at, ln.Addr()); err != nil {
-			_ = ln.Close()
-			return nil, err
-		}
-		return ln, nil
-	}
-	p.tellPublished("tcp", at, ln.Addr(), ln)
-	return publishedListener{ln, net.TCPAddrFromAddrPort(at)}, nil
-}
-
-func (p *Policy) tellPublished(protocol string, at netip.AddrPort, host net.Addr, socket io.Closer) {
-	if p.OnPublish != nil {
-		defer closeOnPanic(socket)
-		asked := p.published[publication{protocol, at.Port()}]
-		p.OnPublish(Publish{Protocol: protocol, Host: asked, Guest: at.Port()}, endpoint(host).AddrPort())
-	}
-}
-
-// ListenPacket binds, at the published address if there is one.
-func (p *Policy) ListenPacket(ctx context.Context, network, address string) (PacketConn, error) {
-	to, at, err := p.bind(network, address)
-	if err != nil {
-		return nil, err
-	}
-	c, err := given(p.network.ListenPacket(ctx, networkOf("udp", to), to.String()))
-	if err != nil {
-		return nil, err
-	}
-	bound := c.LocalAddr()
-	if to != at {
-		p.tellPublished("udp", at, bound, c)
-		bound = net.UDPAddrFromAddrPort(at)
-	} else if err := p.checkBound("udp", at, bound); err != nil {
-		_ = c.Close()
-		return nil, err
-	}
-	return &policedPacketConn{PacketConn: c, policy: p, bound: bound}, nil
-}
-
-// bind returns where the host binds what the guest asks for.
-func (p *Policy) bind(network, address string) (to, at netip.AddrPort, err error) {
-	protocol, _, err := splitNetwork(network)
-	if err != nil {
-		return to, at, err
-	}
-	if at, err = netip.ParseAddrPort(address); err != nil {
-		return to, at, &net.AddrError{Err: "invalid address", Addr: address}
-	}
-	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
-	if to, ok := p.published[publication{protocol, at.Port()}]; ok {
-		return to, at, nil
-	}
-	return at, at, p.check(request{direction: In, protocol: protocol, at: at})
-}
-
-// checkBound judges the port that the host chose, if it did.
-func (p *Policy) checkBound(protocol string, asked netip.AddrPort, bound net.Addr) error {
-	at := endpoint(bound)
-	if asked.Port() != 0 || at.Port == 0 {
-		return nil
-	}
-	return p.check(request{direction: In, protocol: protocol, at: netip.AddrPortFrom(asked.Addr(), at.Port)})
-}
-
 // splitNetwork splits "tcp4" into "tcp" and "4".
 func splitNetwork(network string) (protocol, version string, err error) {
 	switch network {
@@ -376,23 +285,12 @@ func networkOf(protocol string, at netip.AddrPort) string {
 	return protocol + "6"
 }
 
-// publishedListener is bound elsewhere than where the guest believes.
-type publishedListener struct {
-	net.Listener
-	guest net.Addr
-}
-
-// GuestAddr is where the guest listens, as it sees it.
-func (l publishedListener) GuestAddr() net.Addr { return l.guest }
-
-// NetListener returns the listener that l was made of.
-func (l publishedListener) NetListener() net.Listener { return l.Listener }
-
 // policedPacketConn lets datagrams go where the policy does, and to peers that have sent some.
 type policedPacketConn struct {
 	PacketConn
-	policy *Policy
-	bound  net.Addr
+	policy  *Policy
+	bound   net.Addr
+	release func() // gives its place back
 
 	mu    sync.Mutex
 	peers map[netip.AddrPort]struct{} // that the policy wouldn't let through; at most maxPeers

@@ -106,16 +106,18 @@ func TestRuleAndPublishMessages(t *testing.T) {
 func TestParsePublish(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]Publish{
-		"8080:80":               {"tcp", netip.MustParseAddrPort("127.0.0.1:8080"), 80},
-		"0.0.0.0:0:80/tcp":      {"tcp", netip.MustParseAddrPort("0.0.0.0:0"), 80},
-		"[::1]:5353:53/udp":     {"udp", netip.MustParseAddrPort("[::1]:5353"), 53},
-		"192.0.2.1:65535:65535": {"tcp", netip.MustParseAddrPort("192.0.2.1:65535"), 65535},
+		"8080:80":                  {"tcp", netip.MustParseAddrPort("127.0.0.1:8080"), 80},
+		"0.0.0.0:0:80/tcp":         {"tcp", netip.MustParseAddrPort("0.0.0.0:0"), 80},
+		"[::1]:5353:53/udp":        {"udp", netip.MustParseAddrPort("[::1]:5353"), 53},
+		"[::ffff:127.0.0.1]:80:80": {"tcp", netip.MustParseAddrPort("127.0.0.1:80"), 80},
+		"192.0.2.1:65535:65535":    {"tcp", netip.MustParseAddrPort("192.0.2.1:65535"), 65535},
 	} {
 		if got, err := ParsePublish(text); err != nil || got != want {
 			t.Errorf("%s: %+v, %v; want %+v", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"", "80", "80:", ":80", "80:0", "80:65536", "65536:80", "80:80/sctp", "80:80/", "host:80:80", "::1:80:80", "1.2.3:80:80"} {
+	for _, text := range []string{"", "80", "80:", ":80", "80:0", "80:65536", "65536:80", "80:80/sctp", "80:80/", "host:80:80", "::1:80:80", "1.2.3:80:80",
+		"224.0.0.1:80:80", "255.255.255.255:80:80/udp", "[ff02::1%1]:80:80", "[::1%1]:80:80"} {
 		if got, err := ParsePublish(text); err == nil {
 			t.Errorf("%q is %+v", text, got)
 		}

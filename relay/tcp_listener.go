@@ -29,12 +29,11 @@ func serveTCPListener(ctx context.Context, s *Stream) error {
 
 // listen binds and listens. An IPv6 address takes IPv6 connections only, whatever the host's settings.
 func listen(ctx context.Context, from Network, m wire.Listen) (net.Listener, error) {
-	m.Endpoint.Addr = m.Endpoint.Addr.Unmap()
-	network := "tcp4"
-	if m.Endpoint.Addr.Is6() {
-		network = "tcp6"
+	at, err := localAddress(m.Endpoint)
+	if err != nil {
+		return nil, err
 	}
-	return listenOn(ctx, from, network, m.Endpoint.AddrPort().String(), m.Backlog)
+	return listenOn(ctx, from, networkOf("tcp", at), at.String(), m.Backlog)
 }
 
 // boundEndpoint tells the embedding program where ln is bound, and returns where the guest believes it is.

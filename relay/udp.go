@@ -111,24 +111,21 @@ func (u *udp) open(ctx context.Context, m wire.UDPSocket) (packetSocket, error) 
 	if u.connected && m.Local.Addr.IsValid() {
 		return nil, unix.EINVAL
 	}
-	at := m.Local
 	if u.connected {
-		at = m.Peer
-	}
-	at.Addr = at.Addr.Unmap()
-	network := "udp4"
-	if at.Addr.Is6() {
-		network = "udp6"
-	}
-	if u.connected {
-		conn, err := given(u.stream.Network().DialContext(ctx, network, at.AddrPort().String()))
+		at := m.Peer
+		at.Addr = at.Addr.Unmap()
+		conn, err := given(u.stream.Network().DialContext(ctx, networkOf("udp", at.AddrPort()), at.AddrPort().String()))
 		if err != nil {
 			return nil, err
 		}
 		u.peer = endpoint(conn.RemoteAddr())
 		return conn, u.useConnected(conn)
 	}
-	conn, err := given(u.stream.Network().ListenPacket(ctx, network, at.AddrPort().String()))
+	at, err := localAddress(m.Local)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := given(u.stream.Network().ListenPacket(ctx, networkOf("udp", at), at.String()))
 	if err != nil {
 		return nil, err
 	}

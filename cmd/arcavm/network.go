@@ -69,8 +69,8 @@ func (p *publishFlag) Set(text string) error {
 		return err
 	}
 	for _, other := range p.to.publish {
-		if other.Guest == m.Guest && other.Protocol == m.Protocol {
-			return fmt.Errorf("port %d of the guest is published twice", m.Guest)
+		if other.Guest == m.Guest && other.Protocol == m.Protocol && other.Host.Addr().Is4() == m.Host.Addr().Is4() {
+			return fmt.Errorf("port %d of the guest is published twice by addresses of one family", m.Guest)
 		}
 	}
 	p.to.publish = append(p.to.publish, m)

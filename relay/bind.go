@@ -1,0 +1,281 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/wire"
+)
+
+// Listen is [net.ListenConfig.Listen] for UNIX sockets. A TCP address is an
+// IP address and a port, IPv6 is for IPv6 only, and what the socket is bound
+// to in the end is that address: EADDRNOTAVAIL for those that many machines
+// have (multicast, broadcast), EINVAL for a scope of an address that has
+// none, EAFNOSUPPORT for an address of another family than the network's.
+func (Host) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	lc := net.ListenConfig{KeepAlive: -1}
+	// Go's default is MPTCP, which resets and half-closes differently.
+	lc.SetMultipathTCP(false)
+	if network == "unix" {
+		return lc.Listen(ctx, network, address)
+	}
+	at, err := hostAddress("tcp", network, address)
+	if err != nil {
+		return nil, err
+	}
+	lc.Control = func(_, _ string, raw syscall.RawConn) error { return control(raw, keepAlive) }
+	ln, err := lc.Listen(ctx, networkOf("tcp", at), at.String())
+	if err != nil {
+		return nil, err
+	}
+	if err := checkSocket(ln.(*net.TCPListener), at); err != nil {
+		_ = ln.Close()
+		return nil, bindError(network, at, err)
+	}
+	return ln, nil
+}
+
+// ListenPacket binds a UDP socket, which may send to broadcast addresses.
+// The address, and what is refused of them, is as for [Host.Listen]. The
+// socket is made here: package net would bind one for a multicast address to
+// all addresses, beside other sockets. It gets no datagrams of multicast
+// groups that other programs of the machine have joined.
+func (Host) ListenPacket(_ context.Context, network, address string) (PacketConn, error) {
+	at, err := hostAddress("udp", network, address)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.Socket(familyOf(at.Addr()), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, bindError(network, at, os.NewSyscallError("socket", err))
+	}
+	socket := os.NewFile(uintptr(fd), "udp")
+	defer socket.Close()
+	if err := setBound(fd, at.Addr().Is6()); err != nil {
+		return nil, bindError(network, at, err)
+	}
+	to, err := sockaddr(at)
+	if err != nil {
+		return nil, bindError(network, at, err)
+	}
+	if err := unix.Bind(fd, to); err != nil {
+		return nil, bindError(network, at, os.NewSyscallError("bind", err))
+	}
+	conn, err := net.FilePacketConn(socket)
+	if err != nil {
+		return nil, bindError(network, at, err)
+	}
+	if err := checkSocket(conn.(*net.UDPConn), at); err != nil {
+		_ = conn.Close()
+		return nil, bindError(network, at, err)
+	}
+	return conn.(*net.UDPConn), nil
+}
+
+// InUse reports whether a socket of this machine holds a port at an address:
+// for "tcp" one that listens, for "udp" any. It finds out by binding there
+// for a moment.
+func (Host) InUse(protocol string, at netip.AddrPort) bool {
+	kind := unix.SOCK_DGRAM
+	if protocol == "tcp" {
+		kind = unix.SOCK_STREAM
+	}
+	fd, err := unix.Socket(familyOf(at.Addr()), kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	if protocol == "tcp" {
+		// What lingers of old connections doesn't count.
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	}
+	if at.Addr().Is6() {
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+	}
+	to, err := sockaddr(at)
+	return err == nil && unix.Bind(fd, to) == unix.EADDRINUSE
+}
+
+// hostAddress reads an address to bind to, and refuses those that no socket
+// of a guest gets.
+func hostAddress(protocol, network, address string) (netip.AddrPort, error) {
+	kind, version, err := splitNetwork(network)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	if kind != protocol {
+		return netip.AddrPort{}, &net.OpError{Op: "listen", Net: network, Err: net.UnknownNetworkError(network)}
+	}
+	at, err := bindAddress(address)
+	if err != nil {
+		return netip.AddrPort{}, &net.OpError{Op: "listen", Net: network, Err: err}
+	}
+	if version != "" && (version == "6") != at.Addr().Is6() {
+		return at, bindError(network, at, unix.EAFNOSUPPORT)
+	}
+	if at.Addr().Is4() && isBroadcast(at) {
+		return at, bindError(network, at, unix.EADDRNOTAVAIL)
+	}
+	return at, nil
+}
+
+// bindAddress reads an IP address and a port. IPv4 inside IPv6 is IPv4.
+func bindAddress(address string) (netip.AddrPort, error) {
+	at, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return at, &net.AddrError{Err: "no IP address and port", Addr: address}
+	}
+	zoned := at.Addr().Zone() != ""
+	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+	switch a := at.Addr(); {
+	case a.IsMulticast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return at, fmt.Errorf("bind %v: %w", at, unix.EADDRNOTAVAIL)
+	case zoned && !a.IsLinkLocalUnicast():
+		return at, fmt.Errorf("bind %v: a scope on an address that has none: %w", at, unix.EINVAL)
+	}
+	return at, nil
+}
+
+// localAddress is what a guest wants to bind to. IPv4 inside IPv6 is IPv4, and
+// has no scope.
+func localAddress(e wire.Endpoint) (netip.AddrPort, error) {
+	if e.Scope != 0 && e.Addr.Is4In6() {
+		return netip.AddrPort{}, fmt.Errorf("bind %v: a scope on an address that has none: %w", e.Addr, unix.EINVAL)
+	}
+	e.Addr = e.Addr.Unmap()
+	return e.AddrPort(), nil
+}
+
+// isBroadcast reports whether an IPv4 address is one of a network's for all of
+// its machines. The kernel, which lets sockets bind there, refuses to connect
+// to such an address, as the socket isn't made for broadcasts.
+func isBroadcast(at netip.AddrPort) bool {
+	if at.Addr().IsUnspecified() {
+		return false
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	// The port doesn't matter: nothing is sent.
+	return unix.Connect(fd, &unix.SockaddrInet4{Port: 9, Addr: at.Addr().As4()}) == unix.EACCES
+}
+
+func familyOf(a netip.Addr) int {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+func sockaddr(at netip.AddrPort) (unix.Sockaddr, error) {
+	if at.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}, nil
+	}
+	scope, err := scopeOf(at.Addr().Zone())
+	return &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16(), ZoneId: scope}, err
+}
+
+// scopeOf is the index of an interface that a zone names, 0 without one. A
+// number is the index, even if there is an interface of that name.
+func scopeOf(zone string) (uint32, error) {
+	if zone == "" {
+		return 0, nil
+	}
+	if index, err := strconv.ParseUint(zone, 10, 32); err == nil {
+		return uint32(index), nil
+	}
+	i, err := net.InterfaceByName(zone)
+	if err != nil {
+		return 0, err
+	}
+	return uint32(i.Index), nil
+}
+
+// checkSocket asks the kernel where a socket is bound, and refuses it with
+// EADDRNOTAVAIL if that isn't where it was meant to be. Port 0 is any.
+func checkSocket(socket syscall.Conn, at netip.AddrPort) error {
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return err
+	}
+	want, err := sockaddr(at)
+	if err != nil {
+		return err
+	}
+	return control(raw, func(fd int) error {
+		got, err := unix.Getsockname(fd)
+		if err != nil {
+			return os.NewSyscallError("getsockname", err)
+		}
+		is, meant := destination(got), destination(want)
+		if at.Port() == 0 {
+			is.Port = 0
+		}
+		if is != meant {
+			return fmt.Errorf("bound to %v: %w", is.AddrPort(), unix.EADDRNOTAVAIL)
+		}
+		return nil
+	})
+}
+
+// setBound sets what package net sets for a UDP socket, and keeps other
+// programs' multicast groups away.
+func setBound(fd int, ipv6 bool) error {
+	err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1)
+	if ipv6 {
+		err = errors.Join(err,
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1),
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_ALL, 0),
+		)
+	} else {
+		err = errors.Join(err, unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, 0))
+	}
+	if err != nil {
+		return fmt.Errorf("set options of a UDP socket: %w", err)
+	}
+	return nil
+}
+
+// keepAlive sets for a listener what Go sets for each connection
+// ([net.KeepAliveConfig]): connections inherit it, which saves four system
+// calls for each.
+func keepAlive(fd int) error {
+	err := errors.Join(
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15),
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15),
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 9),
+	)
+	if err != nil {
+		return fmt.Errorf("keep connections of a listener alive: %w", err)
+	}
+	return nil
+}
+
+// control runs do on a socket's descriptor.
+func control(raw syscall.RawConn, do func(fd int) error) error {
+	var derr error
+	if err := raw.Control(func(fd uintptr) { derr = do(int(fd)) }); err != nil {
+		return err
+	}
+	return derr
+}
+
+// bindError is an error of a socket that wasn't bound, as package net has it.
+func bindError(network string, at netip.AddrPort, err error) error {
+	var addr net.Addr = net.TCPAddrFromAddrPort(at)
+	if protocol, _, _ := splitNetwork(network); protocol == "udp" {
+		addr = net.UDPAddrFromAddrPort(at)
+	}
+	return &net.OpError{Op: "listen", Net: network, Addr: addr, Err: err}
+}

@@ -1,0 +1,365 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Publish says that what a guest listens on at a port is bound at another
+// address and port of the host. Rules don't matter to it: it is allowed.
+//
+// A port may be published once for each family of host addresses. What the
+// guest listens on by one family is bound at the host address of that family,
+// or, if there is none, at the other's. Where something else of the guest is
+// bound there already, as with a guest that listens on both families and is
+// published on one, it is bound to a free port of the host's loopback address,
+// which nobody is told of.
+type Publish struct {
+	Protocol string         // "tcp" or "udp"
+	Host     netip.AddrPort // port 0: a free one
+	Guest    uint16
+}
+
+type publication struct {
+	protocol string
+	port     uint16
+}
+
+// publishedPort is a port of the guest and what of the guest is bound by it.
+// Its slices are indexed by family: 0 for IPv4, 1 for IPv6.
+type publishedPort struct {
+	hosts  [2]netip.AddrPort // the zero AddrPort: not published by this family
+	taken  [2]bool           // something is bound at a host's port that isn't 0
+	guests []netip.Addr      // where the guest believes that it is bound
+}
+
+// family is an index of publishedPort's slices.
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+// loopbackOf is where localhost is, by family.
+var loopbackOf = [2]netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
+
+// bindings are the sockets that a guest has bound. One at a time is bound.
+type bindings struct {
+	published map[publication]*publishedPort // doesn't change; what it points to does
+
+	binding sync.Mutex // held while a socket is bound
+
+	mu        sync.Mutex            // guards the published ports and what follows; may be taken with binding held
+	localhost map[localhostPort]int // how many sockets each has
+}
+
+// localhostPort is a port at which clients of localhost arrive, if they try
+// this family.
+type localhostPort struct {
+	protocol string
+	family   int
+	port     uint16
+}
+
+func newBindings(published []Publish) *bindings {
+	b := &bindings{published: make(map[publication]*publishedPort), localhost: make(map[localhostPort]int)}
+	for _, m := range published {
+		key := publication{m.Protocol, m.Guest}
+		if b.published[key] == nil {
+			b.published[key] = &publishedPort{}
+		}
+		at := netip.AddrPortFrom(m.Host.Addr().Unmap(), m.Host.Port())
+		b.published[key].hosts[family(at.Addr())] = at
+	}
+	return b
+}
+
+// binding is a socket's place.
+type binding struct {
+	protocol string
+	guest    netip.AddrPort // where the guest asked for it
+	host     netip.AddrPort // where it is to be bound
+	port     *publishedPort // nil: the port isn't published
+	slot     int            // of port.hosts that host is, -1: none
+	arrives  localhostPort  // once bound; the zero value if no client of localhost arrives
+}
+
+// Listen listens, at the published address if there is one.
+func (p *Policy) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	if network == "unix" {
+		return p.network.Listen(ctx, network, address)
+	}
+	b, err := p.place(network, address)
+	if err != nil {
+		return nil, err
+	}
+	var ln net.Listener
+	if err := p.bind(b, func(network, address string) (_ io.Closer, _ net.Addr, err error) {
+		if ln, err = given(p.network.Listen(ctx, network, address)); err != nil {
+			return nil, nil, err
+		}
+		return ln, ln.Addr(), nil
+	}); err != nil {
+		return nil, err
+	}
+	held := &heldListener{Listener: ln, release: sync.OnceFunc(func() { p.release(b) })}
+	p.tellPublished(b, ln.Addr(), held)
+	if b.port == nil {
+		return held, nil
+	}
+	return publishedListener{held, net.TCPAddrFromAddrPort(b.guest)}, nil
+}
+
+// ListenPacket binds, at the published address if there is one.
+func (p *Policy) ListenPacket(ctx context.Context, network, address string) (PacketConn, error) {
+	b, err := p.place(network, address)
+	if err != nil {
+		return nil, err
+	}
+	var c PacketConn
+	if err := p.bind(b, func(network, address string) (_ io.Closer, _ net.Addr, err error) {
+		if c, err = given(p.network.ListenPacket(ctx, network, address)); err != nil {
+			return nil, nil, err
+		}
+		return c, c.LocalAddr(), nil
+	}); err != nil {
+		return nil, err
+	}
+	policed := &policedPacketConn{PacketConn: c, policy: p, bound: c.LocalAddr(), release: sync.OnceFunc(func() { p.release(b) })}
+	if b.port != nil {
+		policed.bound = net.UDPAddrFromAddrPort(b.guest)
+	}
+	p.tellPublished(b, c.LocalAddr(), policed)
+	return policed, nil
+}
+
+func (p *Policy) tellPublished(b *binding, host net.Addr, socket io.Closer) {
+	if p.OnPublish != nil && b.slot >= 0 {
+		defer closeOnPanic(socket)
+		asked := Publish{Protocol: b.protocol, Host: b.port.hosts[b.slot], Guest: b.guest.Port()}
+		p.OnPublish(asked, endpoint(host).AddrPort())
+	}
+}
+
+// place finds the place of what the guest asks for, and takes it. The caller
+// releases it, unless there is an error.
+func (p *Policy) place(network, address string) (*binding, error) {
+	protocol, _, err := splitNetwork(network)
+	if err != nil {
+		return nil, err
+	}
+	at, err := bindAddress(address)
+	if err != nil {
+		return nil, &net.OpError{Op: "listen", Net: network, Err: err}
+	}
+	b := &binding{protocol: protocol, guest: at, host: at, slot: -1}
+	if b.port = p.bound.published[publication{protocol, at.Port()}]; b.port == nil {
+		return b, p.check(request{direction: In, protocol: protocol, at: at})
+	}
+	p.bound.mu.Lock()
+	defer p.bound.mu.Unlock()
+	if !b.port.take(b) {
+		return nil, bindError(network, at, unix.EADDRINUSE)
+	}
+	return b, nil
+}
+
+// take chooses where on the host b is bound. It reports false if the guest has
+// bound something there already, as it sees it.
+func (t *publishedPort) take(b *binding) bool {
+	at := b.guest.Addr()
+	for _, other := range t.guests {
+		if family(at) == family(other) && (at == other || at.IsUnspecified() || other.IsUnspecified()) {
+			return false
+		}
+	}
+	t.guests = append(t.guests, at)
+	own := family(at)
+	b.host = netip.AddrPortFrom(loopbackOf[own], 0)
+	for _, slot := range [2]int{own, 1 - own} {
+		if !t.hosts[slot].IsValid() {
+			continue
+		}
+		if !t.taken[slot] {
+			b.slot, b.host = slot, t.hosts[slot]
+			t.taken[slot] = b.host.Port() != 0
+		}
+		break
+	}
+	return true
+}
+
+// release gives b's place back, when its socket is closed.
+func (p *Policy) release(b *binding) {
+	p.bound.mu.Lock()
+	defer p.bound.mu.Unlock()
+	if n := p.bound.localhost[b.arrives]; n > 1 {
+		p.bound.localhost[b.arrives] = n - 1
+	} else {
+		delete(p.bound.localhost, b.arrives)
+	}
+	if b.port == nil {
+		return
+	}
+	if b.slot >= 0 {
+		b.port.taken[b.slot] = false
+	}
+	for i, a := range b.port.guests {
+		if a == b.guest.Addr() {
+			b.port.guests = append(b.port.guests[:i], b.port.guests[i+1:]...)
+			break
+		}
+	}
+}
+
+// maxFreePorts is how many ports that the host chose are tried until one has
+// no clients of somebody else's.
+const maxFreePorts = 32
+
+// errTaken means that localhost, by the other family, is somebody else's
+// at this port.
+var errTaken = errors.New("localhost is another program's there by the other family")
+
+// bind binds a socket by try, and closes it again if it isn't bound where it
+// may be. On errors b is released.
+func (p *Policy) bind(b *binding, try func(network, address string) (io.Closer, net.Addr, error)) error {
+	for n := 1; ; n++ {
+		err := p.bindOnce(b, try)
+		if errors.Is(err, errTaken) && b.host.Port() == 0 && n < maxFreePorts {
+			continue
+		}
+		if err != nil {
+			p.release(b)
+		}
+		return err
+	}
+}
+
+func (p *Policy) bindOnce(b *binding, try func(network, address string) (io.Closer, net.Addr, error)) error {
+	host, canTell := p.network.(interface {
+		InUse(protocol string, at netip.AddrPort) bool
+	})
+	if canTell {
+		// Between a bind and what is made of it no other one of this guest's
+		// sockets may look like somebody else's.
+		p.bound.binding.Lock()
+		defer p.bound.binding.Unlock()
+	}
+	socket, addr, err := try(networkOf(b.protocol, b.host), b.host.String())
+	if err != nil {
+		return err
+	}
+	at, err := p.judge(b, addr)
+	if err == nil && canTell && b.port == nil {
+		err = p.checkLocalhost(b, at, host.InUse)
+	}
+	if err != nil {
+		_ = socket.Close()
+		return err
+	}
+	if arrives, ok := asLocalhost(b.protocol, at); ok && canTell {
+		p.bound.mu.Lock()
+		b.arrives = arrives
+		p.bound.localhost[arrives]++
+		p.bound.mu.Unlock()
+	}
+	return nil
+}
+
+// judge returns where a socket is bound, if that is allowed. What is
+// published must be where it is published; other addresses than the one that
+// the guest asked for are for the rules. A network that can't tell is believed.
+func (p *Policy) judge(b *binding, addr net.Addr) (netip.AddrPort, error) {
+	at := endpoint(addr).AddrPort()
+	if !at.IsValid() {
+		return b.host, nil
+	}
+	if b.port != nil {
+		if at.Addr().WithZone("") != b.host.Addr().WithZone("") || b.host.Port() != 0 && at.Port() != b.host.Port() {
+			return at, bindError(networkOf(b.protocol, b.host), b.host, fmt.Errorf("bound to %v: %w", at, unix.EADDRNOTAVAIL))
+		}
+		return at, nil
+	}
+	if at == b.host {
+		return at, nil
+	}
+	return at, p.check(request{direction: In, protocol: b.protocol, at: at})
+}
+
+// asLocalhost reports whether clients of localhost arrive at a socket, and
+// where.
+func asLocalhost(protocol string, at netip.AddrPort) (localhostPort, bool) {
+	f := family(at.Addr())
+	return localhostPort{protocol, f, at.Port()}, at.Addr().IsUnspecified() || at.Addr() == loopbackOf[f]
+}
+
+// checkLocalhost refuses, with EADDRINUSE, what would take clients of
+// localhost from another program: one that has the same port of the other
+// family. A rule that allows the bind, and not just the lack of one, allows
+// that, too.
+func (p *Policy) checkLocalhost(b *binding, at netip.AddrPort, inUse func(string, netip.AddrPort) bool) error {
+	arrives, ok := asLocalhost(b.protocol, at)
+	if !ok || p.grants(request{direction: In, protocol: b.protocol, at: at}) {
+		return nil
+	}
+	other := netip.AddrPortFrom(loopbackOf[1-arrives.family], at.Port())
+	if !inUse(b.protocol, other) {
+		return nil
+	}
+	arrives.family = 1 - arrives.family
+	p.bound.mu.Lock()
+	defer p.bound.mu.Unlock()
+	if p.bound.localhost[arrives] > 0 {
+		return nil
+	}
+	return bindError(networkOf(b.protocol, at), at, fmt.Errorf("%v: %w: %w", other, errTaken, unix.EADDRINUSE))
+}
+
+// grants reports whether a rule allows q.
+func (p *Policy) grants(q request) bool {
+	for i := range p.rules {
+		if r := &p.rules[i]; r.matches(q, false) {
+			return r.Allow
+		}
+	}
+	return false
+}
+
+// heldListener gives its place back when it is closed.
+type heldListener struct {
+	net.Listener
+	release func()
+}
+
+// NetListener returns the listener that l was made of.
+func (l *heldListener) NetListener() net.Listener { return l.Listener }
+
+func (l *heldListener) Close() error {
+	err := l.Listener.Close()
+	l.release()
+	return err
+}
+
+// publishedListener is bound elsewhere than where the guest believes.
+type publishedListener struct {
+	*heldListener
+	guest net.Addr
+}
+
+// GuestAddr is where the guest listens, as it sees it.
+func (l publishedListener) GuestAddr() net.Addr { return l.guest }
+
+// Close also gives the place back.
+func (c *policedPacketConn) Close() error {
+	err := c.PacketConn.Close()
+	c.release()
+	return err
+}
