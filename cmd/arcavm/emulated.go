@@ -18,10 +18,15 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/fix-project/arcavm/emulated"
+	"github.com/fix-project/arcavm/vmm"
 )
 
 // emulationLimit is no limit in practice: servers run for as long as their user likes.
 const emulationLimit = 365 * 24 * time.Hour
+
+// lookPatience is how long the program inside the emulated machine has to say
+// what its guest is doing and to end, once it has the last signal.
+const lookPatience = 5 * time.Second
 
 // outlived is a writer whose reader may go before the guest. One that fails is told of and not asked again.
 type outlived struct {
@@ -120,21 +125,47 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 	}
 	cfg.Programs = []emulated.Program{{Path: self, Args: append(append(command, inside), args[1:]...)}}
 
-	// The first signal goes to the program inside, the second ends the machine.
+	// The first two signals go to the program inside, which ends in time if it
+	// can; then the machine is ended.
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	passed := make(chan os.Signal, 1)
 	cfg.Signals = passed
 	var booted atomic.Bool
 	cfg.OnReady = func() { booted.Store(true) }
-	signals.attend([]os.Signal{os.Interrupt, syscall.SIGTERM}, func(first os.Signal) {
-		passed <- first
-		s.hurry()
-		if !booted.Load() { // the one inside says it later
-			m.hint(logger, "asking the guest to stop; press Ctrl-C again to end it at once")
-		}
-	}, s.hurried(cancel), restore)
+	ended := make(chan struct{})
+	signals.attend([]os.Signal{os.Interrupt, syscall.SIGTERM}, ending{
+		stop: func(first os.Signal) {
+			passed <- first
+			s.hurry()
+			if !booted.Load() { // the one inside says it later
+				m.hint(logger, "asking the guest to stop; press Ctrl-C again to end it at once")
+			}
+		},
+		look: func(last os.Signal) *vmm.Report {
+			if !booted.Load() {
+				return nil
+			}
+			tooLate := time.After(lookPatience)
+			select {
+			case passed <- last:
+			case <-ended:
+				return nil
+			case <-tooLate:
+				return nil
+			}
+			// The program inside prints it.
+			select {
+			case <-ended:
+			case <-tooLate:
+			}
+			return nil
+		},
+		cancel:  s.hurried(cancel),
+		abandon: s.abandon(restore),
+	})
 	result, err := emulated.Run(ctx, cfg)
+	close(ended)
 	if errors.Is(err, emulated.ErrUnavailable) {
 		return &codeError{exitUnavailable, err}
 	}

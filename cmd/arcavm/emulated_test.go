@@ -99,6 +99,7 @@ func TestRunEmulated(t *testing.T) {
 		// Two at once may be seen in any order.
 		r.line("asking the guest to stop")
 		r.signal(syscall.SIGTERM)
+		r.wantReport("CPU 0: ", "backtrace")
 		if code := r.exitCode(); code != 143 {
 			t.Errorf("code %d, want that of the second", code)
 		}

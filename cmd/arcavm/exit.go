@@ -42,6 +42,15 @@ func (e *codeError) Error() string {
 
 func (e *codeError) Unwrap() error { return e.err }
 
+// signalError is the end of a guest by a signal. It prints what the guest was
+// doing.
+type signalError struct {
+	codeError
+	guest *vmm.Report
+}
+
+func (e *signalError) Unwrap() error { return &e.codeError }
+
 func usageError(format string, args ...any) error {
 	return &codeError{exitUsage, fmt.Errorf(format, args...)}
 }
@@ -61,6 +70,10 @@ func report(w io.Writer, err error) int {
 		fmt.Fprint(w, "arcavm: ")
 		_ = crash.WriteReport(w)
 		return exitSoftware
+	}
+	if end := (*signalError)(nil); errors.As(err, &end) {
+		fmt.Fprint(w, "arcavm: what the guest was doing\n\n")
+		_ = end.guest.WriteReport(w)
 	}
 	code, text := exitSoftware, err.Error()
 	var (

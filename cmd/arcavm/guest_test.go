@@ -440,13 +440,51 @@ func TestCtrlCWithJSON(t *testing.T) {
 	}
 }
 
+// A guest that doesn't stop when it is asked is ended, and what each of its
+// CPUs was doing is said.
 func TestCtrlCTwice(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
 	r := start(t, false, "run", writeFile(t, "image", machineCode(1, slices.Concat(logStart(), spin))))
 	r.signalTwice(syscall.SIGINT)
+	r.wantReport("CPU 0: running at 0xffff8001", "rip ", "backtrace", "guest started")
 	if code := r.exitCode(); code != 130 {
 		t.Errorf("code %d, want 130", code)
+	}
+}
+
+// wantReport reads a report that has these words in it, in this order.
+func (r *running) wantReport(words ...string) {
+	r.t.Helper()
+	r.line("arcavm: what the guest was doing")
+	for _, w := range words {
+		r.line(w)
+	}
+}
+
+// SIGQUIT asks what hangs where, and ends at once; the built-in guest, too.
+func TestQuit(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	r := start(t, false, "run", "--cpus", "2", imageFile(t, "idle"))
+	r.line("idle with")
+	r.signal(syscall.SIGQUIT)
+	r.wantReport("CPU 0: ", "backtrace", "CPU 1: ", "idle with 0 streams")
+	if code := r.exitCode(); code != 131 {
+		t.Errorf("code %d, want 131", code)
+	}
+	demo := command(t, "demo")
+	errors, err := demo.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := startCommand(t, demo, demo.StdoutPipe)
+	d.line("open http://")
+	d.signal(syscall.SIGQUIT)
+	said := &running{demo, t, bufio.NewScanner(errors)}
+	said.wantReport("CPU 0: ", "backtrace")
+	if code := said.exitCode(); code != 131 {
+		t.Errorf("demo: code %d, want 131", code)
 	}
 }
 
@@ -458,6 +496,7 @@ func TestCtrlCTwiceWithBlockedConsole(t *testing.T) {
 	cmd.Stdout = fullPipe(t)
 	r := startCommand(t, cmd, cmd.StderrPipe)
 	r.signalTwice(syscall.SIGINT)
+	r.wantReport("CPU 0: ", "rip ", "guest started")
 	if code := r.exitCode(); code != 130 {
 		t.Errorf("code %d, want 130", code)
 	}

@@ -135,11 +135,20 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 		// Their kernels take the request as a hint to report, and go on or hang.
 		asking = asking[:1]
 	}
-	signals.attend(asking, func(os.Signal) {
-		vm.Stop()
-		m.streams.hurry()
-		m.hint(logger, "asking the guest to stop; press Ctrl-C again to end it at once")
-	}, m.streams.hurried(cancel), term.restore)
+	signals.attend(asking, ending{
+		stop: func(os.Signal) {
+			vm.Stop()
+			m.streams.hurry()
+			m.hint(logger, "asking the guest to stop; press Ctrl-C again to end it at once")
+		},
+		look: func(os.Signal) *vmm.Report {
+			// An error is that the guest has ended.
+			r, _ := vm.Report()
+			return r
+		},
+		cancel:  m.streams.hurried(cancel),
+		abandon: m.streams.abandon(term.restore),
+	})
 	code, err := vm.Run(ctx)
 	if err != nil {
 		return err

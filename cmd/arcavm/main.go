@@ -121,6 +121,18 @@ func (s streams) hurry() {
 	}
 }
 
+// abandon is for a process that ends without its caller, which waits for what
+// doesn't come back: it restores the terminal and says what there is to say.
+func (s streams) abandon(restore func()) func(error) {
+	return func(end error) {
+		restore()
+		report(s.err, end)
+		if s.queue != nil {
+			s.queue.Close(stopPatience / 2)
+		}
+	}
+}
+
 // hurried hurries and then cancels.
 func (s streams) hurried(cancel context.CancelCauseFunc) context.CancelCauseFunc {
 	return func(cause error) {

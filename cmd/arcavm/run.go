@@ -46,8 +46,9 @@ as long as it does, a terminal hands it each key as it is typed. Log records, th
 guest's and arcavm's, go to stderr. The exit code is the guest's. If the guest dies, a
 report goes to stderr and the exit code is 70.
 
-The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it at once. An rpc
-image can't be asked by SIGTERM, which ends it.`,
+The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it, and says what
+each of its CPUs was doing: registers and backtrace. Ctrl-\ (SIGQUIT) does so at once. An
+rpc image can't be asked by SIGTERM, which ends it.`,
 		Example: `  arcavm run kernel.elf
   arcavm run --cpus 4 --mem 1G kernel.elf --listen 127.0.0.1:8080
   arcavm run --share ./www httpd.elf

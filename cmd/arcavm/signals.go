@@ -8,13 +8,16 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/fix-project/arcavm/vmm"
 )
 
 // stopPatience is how long the VM has to end once it is cancelled, before the process ends without it: a console
 // whose reader doesn't read can hold up a virtual CPU.
 const stopPatience = time.Second
 
-// signals turns the user's first SIGINT or SIGTERM into a request to the guest, and the second into the end. A closed terminal and SIGQUIT are the end, too.
+// signals turns the user's first SIGINT or SIGTERM into a request to the guest,
+// and the second into the end. A closed terminal and SIGQUIT are the end, too.
 type signals struct {
 	caught chan os.Signal
 	done   chan struct{}
@@ -34,13 +37,37 @@ func catchSignals() *signals {
 	return s
 }
 
-// attend calls stop at the first signal, if it is one of asking, and cancel at any other and at the second. A stop that blocks, because nobody reads what
-// it prints, doesn't hold up the second. If the process is to end without its caller, restore comes before.
-func (s *signals) attend(asking []os.Signal, stop func(os.Signal), cancel context.CancelCauseFunc, restore func()) {
+// ending is what attend does on the way to the end.
+type ending struct {
+	// stop asks the guest to stop. It may block: the next signal is attended to
+	// all the same.
+	stop func(os.Signal)
+	// look finds out what the guest is doing, for the user to be told; nil if
+	// there is nothing to tell.
+	look func(os.Signal) *vmm.Report
+	// cancel ends the guest.
+	cancel context.CancelCauseFunc
+	// abandon comes before the process ends without the caller of attend, and
+	// is told why it does.
+	abandon func(error)
+}
+
+// attend asks the guest to stop at the first signal, if it is one of asking,
+// and ends it at any other and at the second. A guest that didn't stop when
+// asked, or that SIGQUIT ends, is looked at before; one more signal ends the
+// wait for that.
+//
+//	signal                   then
+//	one of asking            stop, and on to the next signal
+//	the next, but SIGHUP     look, cancel
+//	SIGQUIT                  look, cancel
+//	any other                cancel
+func (s *signals) attend(asking []os.Signal, do ending) {
 	s.wg.Go(func() {
 		caught, ok := s.next()
-		if ok && slices.Contains(asking, caught) {
-			go stop(caught)
+		asked := ok && slices.Contains(asking, caught)
+		if asked {
+			go do.stop(caught)
 			caught, ok = s.next()
 		}
 		if !ok {
@@ -50,16 +77,35 @@ func (s *signals) attend(asking []os.Signal, stop func(os.Signal), cancel contex
 		if number, ok := caught.(syscall.Signal); ok {
 			code = exitSignal + int(number)
 		}
-		cancel(&codeError{code: code})
+		var end error = &codeError{code: code}
+		if caught == syscall.SIGQUIT || asked && caught != syscall.SIGHUP {
+			if r := s.look(caught, do.look); r != nil {
+				end = &signalError{codeError{code: code}, r}
+			}
+		}
+		do.cancel(end)
 		select {
 		case <-s.done:
 			return
 		case <-s.caught:
 		case <-time.After(stopPatience):
 		}
-		restore()
+		do.abandon(end)
 		os.Exit(code)
 	})
+}
+
+// look returns what look does, or nil if a signal or the end comes first.
+func (s *signals) look(caught os.Signal, look func(os.Signal) *vmm.Report) *vmm.Report {
+	found := make(chan *vmm.Report, 1)
+	go func() { found <- look(caught) }()
+	select {
+	case r := <-found:
+		return r
+	case <-s.caught:
+	case <-s.done:
+	}
+	return nil
 }
 
 // next waits for a signal. It reports false when there is nothing to wait for any more.

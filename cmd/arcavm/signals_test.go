@@ -6,6 +6,8 @@ import (
 	"os"
 	"syscall"
 	"testing"
+
+	"github.com/fix-project/arcavm/vmm"
 )
 
 // Which signals ask the guest to stop before one ends it.
@@ -17,20 +19,29 @@ func TestAttend(t *testing.T) {
 		sent   []os.Signal
 		asked  bool
 		code   int // 0: not ended
+		looked bool
 	}{
-		"Ctrl-C":                     {both, []os.Signal{os.Interrupt}, true, 0},
-		"SIGTERM":                    {both, []os.Signal{syscall.SIGTERM}, true, 0},
-		"Ctrl-C twice":               {both, []os.Signal{os.Interrupt, os.Interrupt}, true, 130},
-		"SIGTERM after Ctrl-C":       {both, []os.Signal{os.Interrupt, syscall.SIGTERM}, true, 143},
-		"Ctrl-C alone":               {interrupt, []os.Signal{os.Interrupt}, true, 0},
-		"SIGTERM that asks for none": {interrupt, []os.Signal{syscall.SIGTERM}, false, 143},
+		"Ctrl-C":                     {both, []os.Signal{os.Interrupt}, true, 0, false},
+		"SIGTERM":                    {both, []os.Signal{syscall.SIGTERM}, true, 0, false},
+		"Ctrl-C twice":               {both, []os.Signal{os.Interrupt, os.Interrupt}, true, 130, true},
+		"SIGTERM after Ctrl-C":       {both, []os.Signal{os.Interrupt, syscall.SIGTERM}, true, 143, true},
+		"Ctrl-C alone":               {interrupt, []os.Signal{os.Interrupt}, true, 0, false},
+		"SIGQUIT":                    {both, []os.Signal{syscall.SIGQUIT}, false, 131, true},
+		"SIGQUIT after Ctrl-C":       {both, []os.Signal{os.Interrupt, syscall.SIGQUIT}, true, 131, true},
+		"hang-up after Ctrl-C":       {both, []os.Signal{os.Interrupt, syscall.SIGHUP}, true, 129, false},
+		"SIGTERM that asks for none": {interrupt, []os.Signal{syscall.SIGTERM}, false, 143, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := &signals{caught: make(chan os.Signal), done: make(chan struct{})}
 			ctx, cancel := context.WithCancelCause(t.Context())
 			asked := make(chan struct{}, 1)
-			s.attend(c.asking, func(os.Signal) { asked <- struct{}{} }, cancel, func() { t.Error("the process would have ended by itself") })
+			s.attend(c.asking, ending{
+				stop:    func(os.Signal) { asked <- struct{}{} },
+				look:    func(os.Signal) *vmm.Report { return new(vmm.Report) },
+				cancel:  cancel,
+				abandon: func(error) { t.Error("the process would have ended by itself") },
+			})
 			for i, sig := range c.sent {
 				s.caught <- sig
 				if i == 0 && c.asked {
@@ -44,6 +55,9 @@ func TestAttend(t *testing.T) {
 			var end *codeError
 			if errors.As(context.Cause(ctx), &end); c.code != 0 && (end == nil || end.code != c.code) || c.code == 0 && end != nil {
 				t.Errorf("the VM's end is %v, want code %d", context.Cause(ctx), c.code)
+			}
+			if looked := new(signalError); errors.As(context.Cause(ctx), &looked) != c.looked {
+				t.Errorf("the guest was looked at: %v", !c.looked)
 			}
 			if len(asked) > 0 {
 				t.Error("the guest was asked to stop")
