@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/fix-project/arcavm/emulated"
+	"github.com/fix-project/arcavm/internal/printable"
 	"github.com/fix-project/arcavm/internal/stdio"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -29,6 +30,10 @@ const (
 type exitCode int
 
 func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// stderr is for what this command itself says, whose names and kernel messages
+// must not steer a terminal.
+var stderr = printable.NewWriter(os.Stderr)
 
 func main() {
 	emulated.Init()
@@ -51,10 +56,10 @@ func main() {
 	case errors.As(err, &code):
 		os.Exit(int(code))
 	case errors.Is(err, emulated.ErrUnavailable):
-		fmt.Fprintln(os.Stderr, "arcavm-emulated:", err)
+		fmt.Fprintln(stderr, "arcavm-emulated:", err)
 		os.Exit(exitUnavailable)
 	default:
-		fmt.Fprintln(os.Stderr, "arcavm-emulated:", err)
+		fmt.Fprintln(stderr, "arcavm-emulated:", err)
 		os.Exit(exitSoftware)
 	}
 }
@@ -73,7 +78,7 @@ func runCommand() *cobra.Command {
 				Outbound: outbound, Limit: limit,
 				Stdout: stdio.NewWriter(os.Stdout), Stderr: stdio.NewWriter(os.Stderr),
 				OnPublish: func(p emulated.Port) {
-					fmt.Fprintf(os.Stderr, "port %d is at %v\n", p.Guest, p.Host)
+					fmt.Fprintf(stderr, "port %d is at %v\n", p.Guest, p.Host)
 				},
 			}
 			for _, f := range files {
@@ -105,10 +110,10 @@ func runCommand() *cobra.Command {
 				return err
 			}
 			if timing {
-				fmt.Fprintf(os.Stderr, "kernel %s, boot %v, total %v\n", result.Kernel, result.Boot.Round(time.Millisecond), result.Total.Round(time.Millisecond))
+				fmt.Fprintf(stderr, "kernel %s, boot %v, total %v\n", result.Kernel, result.Boot.Round(time.Millisecond), result.Total.Round(time.Millisecond))
 			}
 			if code := result.Exits[0].Code; code != 0 {
-				fmt.Fprint(os.Stderr, result.Console)
+				fmt.Fprint(stderr, result.Console)
 				return exitCode(code)
 			}
 			return nil

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/fix-project/arcavm/emulated"
+	"github.com/fix-project/arcavm/internal/printable"
 	"github.com/fix-project/arcavm/internal/stdio"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -150,7 +151,7 @@ func report(packages []testPackage, result emulated.Result, err error) error {
 	if failed == 0 {
 		return nil
 	}
-	fmt.Print(result.Console)
+	fmt.Print(printable.String(result.Console))
 	if result.Exits[0].Code != 0 {
 		fmt.Println("lane emulated KVM: FAIL: the emulator's self-check failed, the other tests were not run")
 	} else {

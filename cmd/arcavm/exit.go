@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/internal/printable"
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/image"
@@ -131,15 +132,10 @@ func exhausted(device *kvm.UnavailableError) bool {
 	return errors.Is(device, unix.EMFILE) || errors.Is(device, unix.ENFILE) || errors.Is(device, unix.ENOMEM)
 }
 
-// oneLine joins the lines of errors that belong together, and escapes other control characters.
+// oneLine joins the lines of errors that belong together, and makes the rest
+// printable.
 func oneLine(s string) string {
-	s = strings.ReplaceAll(strings.TrimSpace(s), "\n", "; ")
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7F {
-			return '\uFFFD'
-		}
-		return r
-	}, s)
+	return printable.String(strings.ReplaceAll(strings.TrimSpace(s), "\n", "; "))
 }
 
 // inputError gives the error of opening an input file or folder its exit code.

@@ -343,7 +343,7 @@ func TestNearest(t *testing.T) {
 
 func TestOneLine(t *testing.T) {
 	t.Parallel()
-	if got, want := oneLine(" a\nb\x1b[1m\n"), "a; b\uFFFD[1m"; got != want {
+	if got, want := oneLine(" a\nb\x1b[1m\n"), `a; b\u001b[1m`; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -6,11 +6,12 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strconv"
 
-	"github.com/lmittmann/tint"
 	"golang.org/x/term"
 
 	"github.com/fix-project/arcavm/hypercall"
+	"github.com/fix-project/arcavm/internal/printable"
 )
 
 var (
@@ -32,8 +33,8 @@ func slogLevel(name string) slog.Level {
 	return slog.LevelInfo
 }
 
-// newLogger writes records to s.err: as JSON, or as text, with colours on a
-// terminal. Those that its queue drops are told of by a record of the same
+// newLogger writes records to standard error: as JSON, or as text, with colours
+// on a terminal. Those that its queue drops are told of by a record of the same
 // form.
 func newLogger(s streams, level, format string) *slog.Logger {
 	if s.queue != nil {
@@ -44,41 +45,136 @@ func newLogger(s streams, level, format string) *slog.Logger {
 			return b.Bytes()
 		})
 	}
-	return slog.New(newLogHandler(s.err, s.terminal, level, format))
+	return slog.New(newLogHandler(s.raw, s.terminal, level, format))
 }
 
 func newLogHandler(w io.Writer, terminal bool, level, format string) slog.Handler {
 	options := slog.HandlerOptions{Level: slogLevel(level), ReplaceAttr: nameTrace}
 	switch {
 	case format == "json":
-		return slog.NewJSONHandler(w, &options)
+		return slog.NewJSONHandler(printable.NewWriter(w), &options)
 	case terminal:
-		return tint.NewTextHandler(w, &tint.Options{
-			Level: options.Level, TimeFormat: "15:04:05.000", NoColor: os.Getenv("NO_COLOR") != "",
-			ReplaceAttr: tintTrace,
-		})
+		options.ReplaceAttr = shortTime
+		return slog.NewTextHandler(display{w, os.Getenv("NO_COLOR") == ""}, &options)
 	}
-	return slog.NewTextHandler(w, &options)
+	return slog.NewTextHandler(printable.NewWriter(w), &options)
 }
 
-func isTrace(groups []string, a slog.Attr) bool {
-	level, ok := a.Value.Any().(slog.Level)
-	return ok && a.Key == slog.LevelKey && len(groups) == 0 && level == hypercall.SlogTrace
-}
-
-// nameTrace gives trace records the name of their level, which package slog doesn't know.
+// nameTrace gives trace records the name of their level, which package slog
+// doesn't know.
 func nameTrace(groups []string, a slog.Attr) slog.Attr {
-	if isTrace(groups, a) {
+	level, ok := a.Value.Any().(slog.Level)
+	if ok && a.Key == slog.LevelKey && len(groups) == 0 && level == hypercall.SlogTrace {
 		return slog.String(slog.LevelKey, "TRACE")
 	}
 	return a
 }
 
-func tintTrace(groups []string, a slog.Attr) slog.Attr {
-	if isTrace(groups, a) {
-		return tint.Attr(13, slog.String(slog.LevelKey, "TRC"))
+// shortTime is nameTrace for people, who know the day.
+func shortTime(groups []string, a slog.Attr) slog.Attr {
+	if a.Key == slog.TimeKey && len(groups) == 0 && a.Value.Kind() == slog.KindTime {
+		return slog.String(slog.TimeKey, a.Value.Time().Format("15:04:05.000"))
 	}
-	return a
+	return nameTrace(groups, a)
+}
+
+// display is what a [slog.TextHandler] writes to for a terminal: it lays out
+// each record for people, in colours. All but the colours is printable,
+// whatever the record holds.
+type display struct {
+	w       io.Writer
+	colours bool
+}
+
+const (
+	faint = "\x1b[2m"
+	reset = "\x1b[0m"
+)
+
+// levelForms is how a level looks.
+var levelForms = map[string]struct{ text, colour string }{
+	"ERROR": {"ERR", "\x1b[91m"},
+	"WARN":  {"WRN", "\x1b[93m"},
+	"INFO":  {"INF", "\x1b[92m"},
+	"DEBUG": {"DBG", ""},
+	"TRACE": {"TRC", "\x1b[95m"},
+}
+
+// Write takes one record, as the handler writes it.
+func (d display) Write(record []byte) (int, error) {
+	var line []byte
+	for i, rest := 0, bytes.TrimSuffix(record, []byte("\n")); len(rest) > 0; i++ {
+		var key, value []byte
+		key, value, rest = cutAttr(rest)
+		// The first three are the record's own, the others may have any name.
+		switch name := string(key); {
+		case i == 0 && name == slog.TimeKey:
+			line = d.paint(line, faint, value)
+		case i <= 1 && name == slog.LevelKey:
+			form, known := levelForms[string(value)]
+			if !known {
+				form.text = string(value)
+			}
+			line = d.paint(line, form.colour, []byte(form.text))
+		case i <= 2 && name == slog.MessageKey:
+			line = d.paint(line, "", unquote(value))
+		default:
+			line = d.paint(line, faint, append(key, '='))
+			line = d.paint(line, "", value)
+		}
+		line = append(line, ' ')
+	}
+	if len(line) > 0 {
+		line[len(line)-1] = '\n'
+	}
+	if _, err := d.w.Write(line); err != nil {
+		return 0, err
+	}
+	return len(record), nil
+}
+
+// paint appends text without what a terminal obeys, a line feed included.
+func (d display) paint(line []byte, colour string, text []byte) []byte {
+	if d.colours {
+		line = append(line, colour...)
+	}
+	line = printable.Append(line, bytes.ReplaceAll(text, []byte("\n"), []byte(`\n`)))
+	if d.colours && colour != "" {
+		line = append(line, reset...)
+	}
+	return line
+}
+
+// cutAttr cuts the first key=value off a text of such, each of both quoted
+// where it has to be.
+func cutAttr(text []byte) (key, value, rest []byte) {
+	end := wordEnd(text, '=')
+	key, text = text[:end:end], text[min(end+1, len(text)):]
+	end = wordEnd(text, ' ')
+	return key, text[:end], text[min(end+1, len(text)):]
+}
+
+// wordEnd returns where a word ends: behind its quotes, or before a byte.
+func wordEnd(text []byte, before byte) int {
+	quoted := false
+	for i := 0; i < len(text); i++ {
+		switch {
+		case text[i] == '"':
+			quoted = !quoted
+		case text[i] == '\\' && quoted:
+			i++
+		case text[i] == before && !quoted:
+			return i
+		}
+	}
+	return len(text)
+}
+
+func unquote(text []byte) []byte {
+	if s, err := strconv.Unquote(string(text)); err == nil {
+		return []byte(s)
+	}
+	return text
 }
 
 func isTerminal(f *os.File) bool {

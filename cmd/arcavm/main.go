@@ -12,10 +12,12 @@ import (
 	"os"
 	"time"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/bench"
 	"github.com/fix-project/arcavm/emulated"
+	"github.com/fix-project/arcavm/internal/printable"
 	"github.com/fix-project/arcavm/internal/stdio"
 )
 
@@ -23,7 +25,9 @@ import (
 type streams struct {
 	in  *os.File  // the guest's standard input; nil: none
 	out io.Writer // the guest's console, and what a command was asked to print
-	err io.Writer // logs, reports, errors; it doesn't wait for its reader
+	// err is for logs, reports, errors; it doesn't wait for its reader. execute
+	// makes them printable; raw is err as it was before.
+	err, raw io.Writer
 	// queue is below err; nil: there is none.
 	queue *stdio.Queue
 	// terminal says whether err is a terminal that shows colours.
@@ -72,10 +76,17 @@ func process(over func(io.Writer) io.Writer) int {
 	return code
 }
 
+// protect has foreign text on standard error steer no terminal.
+func (s *streams) protect() { s.raw, s.err = s.err, printable.NewWriter(s.err) }
+
 // execute runs one command line and returns the process's exit code.
 func execute(args []string, s streams) int {
+	s.protect()
 	root := newRootCommand(s)
 	root.SetArgs(args)
+	if !completes(args) {
+		root.SetOut(printable.NewWriter(s.out))
+	}
 	cmd, err := root.ExecuteC()
 	unwritten := s.unwritten()
 	if unwritten == nil {
@@ -139,4 +150,16 @@ func (s streams) hurried(cancel context.CancelCauseFunc) context.CancelCauseFunc
 		s.hurry()
 		cancel(cause)
 	}
+}
+
+// completes reports whether the output is for a shell, with tabs in it.
+func completes(args []string) bool {
+	if len(args) == 0 {
+		return false
+	}
+	switch args[0] {
+	case "completion", cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd:
+		return true
+	}
+	return false
 }
