@@ -203,8 +203,11 @@ func (i *Image) bad(format string, args ...any) error {
 	return &FormatError{Name: i.Name, Reason: fmt.Sprintf(format, args...)}
 }
 
-// readAt fills p from the file. The caller has checked the range against the file's size.
+// readAt fills p from the file. The caller has checked the range by inFile.
 func (i *Image) readAt(p []byte, offset uint64) error {
+	if len(p) == 0 {
+		return nil
+	}
 	n, err := i.file.ReadAt(p, int64(offset))
 	if n == len(p) {
 		return nil
@@ -215,8 +218,12 @@ func (i *Image) readAt(p []byte, offset uint64) error {
 	return err
 }
 
-// inFile reports whether size bytes at offset are all in the file.
+// inFile reports whether size bytes at offset are all in the file. No bytes are,
+// wherever: linkers leave any offset there, also one past the file's end.
 func (i *Image) inFile(offset, size uint64) bool {
+	if size == 0 {
+		return true
+	}
 	total := uint64(i.size)
 	return offset <= total && size <= total-offset
 }

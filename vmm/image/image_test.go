@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"io/fs"
 	"os"
@@ -193,6 +194,93 @@ func TestBadFiles(t *testing.T) {
 				t.Errorf("got  %q\nwant %q", err, want)
 			}
 		})
+	}
+}
+
+// What linkers and strip leave in a file, and Linux takes, is no fault: an image
+// with it loads as the one without.
+func TestOddFiles(t *testing.T) {
+	t.Parallel()
+	const beyond = 1 << 40
+	empty := func(kind elf.ProgType, edit func(p *elf.Prog64)) []elfSegment {
+		return []elfSegment{code(ram), {kind: kind, physical: ram + 0x1000, virtual: DirectMap | (ram + 0x1000), edit: edit}}
+	}
+	bss := func(offset uint64) []elfSegment {
+		return empty(elf.PT_LOAD, func(p *elf.Prog64) { p.Off, p.Filesz, p.Memsz = offset, 0, 0x3000 })
+	}
+	with := func(f func(p *elf.Prog64)) []elfSegment {
+		s := code(ram)
+		s.edit = f
+		return []elfSegment{s}
+	}
+	note := note("Arca\x00", 1, []byte{1, 0, 0, 0})
+	tests := []struct {
+		name     string
+		file     elfFile
+		segments int
+	}{
+		{"bss at the file's end", elfFile{segments: bss(0xB4)}, 2},
+		{"bss past the file's end", elfFile{segments: bss(beyond)}, 2},
+		{"bss at 2^63", elfFile{segments: bss(1 << 63)}, 2},
+		{"bss at 2^64 - 1", elfFile{segments: bss(1<<64 - 1)}, 2},
+		{"empty segment past the end", elfFile{segments: empty(elf.PT_LOAD, func(p *elf.Prog64) { p.Off, p.Memsz = beyond, 0 })}, 1},
+		{"empty segment within another", elfFile{segments: empty(elf.PT_LOAD, func(p *elf.Prog64) { p.Paddr, p.Memsz = ram+1, 0 })}, 1},
+		{"empty segment at 2^64 - 1", elfFile{segments: empty(elf.PT_LOAD, func(p *elf.Prog64) { p.Paddr, p.Vaddr, p.Memsz = 1<<64-1, 1<<64-1, 0 })}, 1},
+		{"empty note past the end", elfFile{segments: empty(elf.PT_NOTE, func(p *elf.Prog64) { p.Off = beyond })}, 1},
+		{"empty note at 2^64 - 1", elfFile{segments: empty(elf.PT_NOTE, func(p *elf.Prog64) { p.Off = 1<<64 - 1 })}, 1},
+		{"other kinds past the end", elfFile{segments: empty(elf.PT_TLS, func(p *elf.Prog64) { p.Off, p.Filesz, p.Memsz = beyond, 99, 99 })}, 1},
+		{"alignment 0", elfFile{segments: with(func(p *elf.Prog64) { p.Align = 0 })}, 1},
+		{"alignment 1", elfFile{segments: with(func(p *elf.Prog64) { p.Align = 1 })}, 1},
+		{"alignment no power of two", elfFile{segments: with(func(p *elf.Prog64) { p.Align = 3 })}, 1},
+		{"offset and address not congruent", elfFile{segments: with(func(p *elf.Prog64) { p.Align = 1 << 21 })}, 1},
+		{"descending, on one page", elfFile{segments: []elfSegment{code(ram + 8), code(ram + 4), code(ram)}}, 3},
+		{"touching", elfFile{segments: []elfSegment{code(ram), code(ram + 4)}}, 2},
+		{"no section headers", elfFile{segments: []elfSegment{code(ram)}, edit: func(h *elf.Header64) { h.Shoff, h.Shnum, h.Shentsize, h.Shstrndx = 0, 0, 0, 0 }}, 1},
+		{"section headers past the end", elfFile{segments: []elfSegment{code(ram)}, edit: func(h *elf.Header64) { h.Shoff, h.Shnum = beyond, 20 }}, 1},
+		{"section headers of another size", elfFile{segments: []elfSegment{code(ram)}, edit: func(h *elf.Header64) { h.Shoff, h.Shnum, h.Shentsize = 64, 1, 40 }}, 1},
+		{"another system's", elfFile{segments: []elfSegment{code(ram)}, edit: func(h *elf.Header64) { h.Ident[elf.EI_OSABI], h.Flags = 3, 7 }}, 1},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			test.file.notes = note
+			img, err := ParseBytes(test.file.bytes(), "k")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(img.Segments) != test.segments || img.ABI != ABIStream {
+				t.Errorf("segments %v, ABI %v", img.Segments, img.ABI)
+			}
+			mem := make([]byte, 1<<20)
+			if err := img.Load(ram, mem); err != nil || string(mem[:4]) != "code" {
+				t.Errorf("Load: %v, memory %q", err, mem[:4])
+			}
+			if _, _, found := img.Lookup(img.Entry); found {
+				t.Error("a symbol in an image without")
+			}
+		})
+	}
+}
+
+// An empty symbol table is none, wherever it lies.
+func TestEmptySymbolTable(t *testing.T) {
+	t.Parallel()
+	f := elfFile{segments: []elfSegment{code(ram)}, symbols: []elfSymbol{{name: "x", start: DirectMap | ram}}}
+	data := f.bytes()
+	shoff := binary.LittleEndian.Uint64(data[40:])
+	for i := range binary.LittleEndian.Uint16(data[60:]) {
+		section := data[shoff+64*uint64(i):]
+		if elf.SectionType(binary.LittleEndian.Uint32(section[4:])) == elf.SHT_SYMTAB {
+			binary.LittleEndian.PutUint64(section[24:], 1<<40)
+			binary.LittleEndian.PutUint64(section[32:], 0)
+		}
+	}
+	img, err := ParseBytes(data, "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := img.SymbolCount(), img.SymbolsErr(); n != 0 || err != nil {
+		t.Errorf("%d symbols, %v", n, err)
 	}
 }
 
