@@ -66,6 +66,12 @@ func must(t testing.TB, err error) {
 
 func newGuest(t testing.TB) *guest {
 	t.Helper()
+	return newGuestWith(t, (*VM).CreateIRQChip)
+}
+
+// newGuestWith makes a guest whose interrupt controllers the function makes.
+func newGuestWith(t testing.TB, controllers func(*VM) error) *guest {
+	t.Helper()
 	g := &guest{sys: openSystem(t)}
 	var err error
 	g.features, err = g.sys.Features()
@@ -80,7 +86,7 @@ func newGuest(t testing.TB) *guest {
 	t.Cleanup(func() { closeOrFail(t, g.vm) })
 	must(t, g.vm.SetTSSAddr(0xfffb_d000))
 	must(t, g.vm.SetIdentityMapAddr(0xfffb_c000))
-	must(t, g.vm.CreateIRQChip())
+	must(t, controllers(g.vm))
 	must(t, g.vm.SetUserMemoryRegion(0, 0, 0, g.mem))
 
 	const present, large = 3, 1 << 7
@@ -111,6 +117,7 @@ func (g *guest) vcpu(t testing.TB, id int, code ...[]byte) *VCPU {
 	v, err := g.vm.CreateVCPU(id)
 	must(t, err)
 	t.Cleanup(func() { closeOrFail(t, v) })
+	must(t, v.EnforceParavirtual())
 	must(t, v.SetCPUID(g.cpuid))
 	start := guestCode + 0x1000*uint64(id)
 	at := start

@@ -26,6 +26,7 @@ type requirement struct {
 var requirements = []requirement{
 	{gokvm.CapUserMemory, "memory slots (KVM_CAP_USER_MEMORY)"},
 	{gokvm.CapIRQChip, "in-kernel interrupt controllers (KVM_CAP_IRQCHIP)"},
+	{gokvm.CapSplitIRQChip, "local APICs without the other controllers (KVM_CAP_SPLIT_IRQCHIP)"},
 	{gokvm.CapIRQRouting, "interrupt routing (KVM_CAP_IRQ_ROUTING)"},
 	{gokvm.CapIRQFD, "irqfd (KVM_CAP_IRQFD)"},
 	{gokvm.CapSignalMSI, "message signalled interrupts (KVM_CAP_SIGNAL_MSI)"},

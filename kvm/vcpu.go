@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
+	"golang.org/x/sys/unix"
 )
 
 // Registers as KVM has them. RFLAGS bit 1 must be set.
@@ -63,6 +64,18 @@ func newVCPU(fd, id, runSize int) (*VCPU, error) {
 
 // ID returns the number that the vCPU was created with.
 func (v *VCPU) ID() int { return v.id }
+
+// EnforceParavirtual makes KVM's paravirtual registers and calls answer only
+// as far as CPUID's leaf 0x4000_0001 offers them (section 7.25,
+// KVM_CAP_ENFORCE_PV_FEATURE_CPUID, Linux 5.10). An older KVM leaves them as
+// they are. Call it before [VCPU.SetCPUID].
+func (v *VCPU) EnforceParavirtual() error {
+	err := enable(&v.handle, gokvm.CapEnforcePVFeatureCPUID, []uint64{1})
+	if errors.Is(err, unix.EINVAL) {
+		return nil // a capability that this KVM doesn't know
+	}
+	return err
+}
 
 // GetRegs returns the general purpose registers (section 4.11).
 func (v *VCPU) GetRegs() (Regs, error) {

@@ -32,12 +32,16 @@ func (vm *VM) CheckExtension(c Capability) (int, error) {
 
 // EnableCap turns on a capability that is off at first (section 4.37), with up to four arguments. More give E2BIG.
 func (vm *VM) EnableCap(c Capability, args ...uint64) error {
+	return enable(&vm.handle, c, args)
+}
+
+func enable(h *handle, c Capability, args []uint64) error {
 	arg := &enableCap{cap: uint32(c)}
 	if len(args) > len(arg.args) {
 		return &IoctlError{Ioctl: reqEnableCap.name, Err: unix.E2BIG}
 	}
 	copy(arg.args[:], args)
-	return check(ioctl(&vm.handle, reqEnableCap, arg))
+	return check(ioctl(h, reqEnableCap, arg))
 }
 
 // CreateIRQChip gives the VM two PICs, an I/O APIC and, for every vCPU that is created later, a local APIC (section 4.24).
@@ -45,6 +49,55 @@ func (vm *VM) CreateIRQChip() error {
 	return check(call(&vm.handle, "KVM_CREATE_IRQCHIP", func(fd uintptr) (uintptr, error) {
 		return 0, gokvm.CreateIRQChip(fd)
 	}))
+}
+
+// CreateLocalAPICs gives every vCPU that is created later a local APIC, and
+// the VM no other interrupt controller: neither ports nor memory of a PIC or an
+// I/O APIC answer (section 7.5, KVM_CAP_SPLIT_IRQCHIP). Interrupts are messages
+// then: [VM.SignalMSI], and GSIs that [VM.SetGSIRouting] routes as such.
+// It stands in for [VM.CreateIRQChip], and comes before the first vCPU.
+func (vm *VM) CreateLocalAPICs() error {
+	const pinsOfIOAPIC = 0
+	return vm.EnableCap(gokvm.CapSplitIRQChip, pinsOfIOAPIC)
+}
+
+// Quirk is something that KVM does otherwise than a processor, unless told not
+// to (section 7.33).
+type Quirk uint64
+
+const (
+	// QuirkLocalAPICHole: while a local APIC has no page in memory, what is
+	// read there is all ones, and what is written is dropped, without an exit.
+	QuirkLocalAPICHole Quirk = 1 << 2 // KVM_X86_QUIRK_LAPIC_MMIO_HOLE
+	// QuirkMWAIT: MONITOR and MWAIT do nothing where CPUID doesn't offer them,
+	// and are no invalid opcodes.
+	QuirkMWAIT Quirk = 1 << 6 // KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS
+)
+
+// DisableQuirks turns off those of the quirks that this KVM can do without.
+// Call it before the first vCPU is created.
+func (vm *VM) DisableQuirks(quirks Quirk) error {
+	can, err := vm.CheckExtension(gokvm.CapDisableQuirks2)
+	if err != nil {
+		return err
+	}
+	if quirks &= Quirk(can); quirks == 0 {
+		return nil
+	}
+	return vm.EnableCap(gokvm.CapDisableQuirks2, uint64(quirks))
+}
+
+// DisablePMU takes the performance counters away from the vCPUs that are
+// created later: their registers and RDPMC fault (section 8.34,
+// KVM_CAP_PMU_CAPABILITY, Linux 5.18). Where this KVM can't, it has none or
+// they go by CPUID, and nothing happens.
+func (vm *VM) DisablePMU() error {
+	const disable = 1 << 0 // KVM_PMU_CAP_DISABLE
+	can, err := vm.CheckExtension(gokvm.CapPMUCapability)
+	if err != nil || can&disable == 0 {
+		return err
+	}
+	return vm.EnableCap(gokvm.CapPMUCapability, disable)
 }
 
 // SetTSSAddr says where in guest-physical memory, below 4 GiB and away from every memory slot, KVM may use three pages

@@ -17,8 +17,10 @@ type abi interface {
 	windowSize() uint64
 	// load puts the image and what belongs to it into mapped memory.
 	load() error
-	// connect ties interrupts and streams together. The interrupt controllers exist, the CPUs don't.
+	// connect makes the interrupt controllers, and ties interrupts and streams together. The CPUs don't exist yet.
 	connect() error
+	// kvmClock reports whether CPUID shows KVM's clock, and so KVM.
+	kvmClock() bool
 	// entry is the state in which CPU i starts.
 	entry(i int) entryState
 	// finish writes what can only be known when all CPUs are there.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"slices"
 	"sync/atomic"
 
 	"github.com/fix-project/arcavm/hypercall"
@@ -51,6 +50,9 @@ func newCPU(v *VM, i int, cpuid []kvm.CPUIDEntry2) (*cpu, error) {
 
 func (c *cpu) setUp(cpuid []kvm.CPUIDEntry2) error {
 	f := c.vm.features
+	if err := c.vcpu.EnforceParavirtual(); err != nil {
+		return err
+	}
 	if err := c.vcpu.SetCPUID(cpuidFor(c.index, c.vm.cfg.CPUs, cpuid, f)); err != nil {
 		return err
 	}
@@ -145,40 +147,6 @@ func enterLongMode(s *kvm.Sregs, f kvm.Features, e entryState, bsp bool) {
 	if bsp {
 		s.ApicBase |= apicBSP
 	}
-}
-
-// CPUID leaves and bits that differ from what KVM reports.
-const (
-	leafFeatures   = 0x1
-	leafTopology   = 0xB
-	leafTopologyV2 = 0x1F
-	leafPower      = 0x8000_0007
-
-	bitTSCDeadline  = 1 << 24 // leafFeatures, ECX
-	bitInvariantTSC = 1 << 8  // leafPower, EDX
-)
-
-// cpuidFor is what CPU i sees: what KVM supports, with its own ids, and the
-// timer bits that KVM leaves to its user.
-func cpuidFor(i, cpus int, supported []kvm.CPUIDEntry2, f kvm.Features) []kvm.CPUIDEntry2 {
-	entries := slices.Clone(supported)
-	for n := range entries {
-		e := &entries[n]
-		switch e.Function {
-		case leafFeatures:
-			e.Ebx = e.Ebx&0x0000_FFFF | uint32(i)<<24 | uint32(cpus)<<16
-			if f.TSCDeadline {
-				e.Ecx |= bitTSCDeadline
-			}
-		case leafTopology, leafTopologyV2:
-			e.Edx = uint32(i)
-		case leafPower:
-			if f.InvariantTSC {
-				e.Edx |= bitInvariantTSC
-			}
-		}
-	}
-	return entries
 }
 
 // setTSC gives the time stamp counter a frequency. Where the processor can't, the guest is wrong about durations.

@@ -149,8 +149,13 @@ func (a *rpcABI) writeTables() error {
 	return nil
 }
 
-// connect ties the two interrupts to the pins of the I/O APIC, which the guest programs.
+// connect ties the interrupts to the pins of the I/O APIC, which the guest
+// programs. KVM has that one only together with two PICs, whose ports answer;
+// they have no route from anywhere.
 func (a *rpcABI) connect() (err error) {
+	if err := a.vm.vm.CreateIRQChip(); err != nil {
+		return err
+	}
 	var routes []kvm.IRQRoute
 	for pin := range uint32(ioapicPins) {
 		routes = append(routes, kvm.IRQRoute{GSI: pin, IOAPIC: true, Pin: pin})
@@ -167,6 +172,8 @@ func (a *rpcABI) connect() (err error) {
 	a.quit, err = newIRQFD(a.vm.vm, rpcStopPin)
 	return err
 }
+
+func (a *rpcABI) kvmClock() bool { return true }
 
 func (a *rpcABI) entry(i int) entryState {
 	e := a.server.Entry()

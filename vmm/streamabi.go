@@ -42,6 +42,13 @@ func (a *streamABI) load() (err error) {
 
 func (a *streamABI) connect() (err error) {
 	v := a.vm
+	if err := v.vm.CreateLocalAPICs(); err != nil {
+		return err
+	}
+	// What PROTOCOL.md doesn't name doesn't answer.
+	if err := v.vm.DisableQuirks(kvm.QuirkLocalAPICHole | kvm.QuirkMWAIT); err != nil {
+		return err
+	}
 	if a.interrupts, err = newInterrupts(v.vm, v.cfg.CPUs); err != nil {
 		return err
 	}
@@ -85,6 +92,8 @@ func (a *streamABI) connect() (err error) {
 	})
 	return nil
 }
+
+func (a *streamABI) kvmClock() bool { return false }
 
 func (a *streamABI) entry(i int) entryState {
 	return entryState{

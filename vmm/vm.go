@@ -168,7 +168,7 @@ func (v *VM) buildInterrupts() error {
 	if err := v.vm.SetTSSAddr(0xFFFB_D000); err != nil {
 		return err
 	}
-	if err := v.vm.CreateIRQChip(); err != nil {
+	if err := v.vm.DisablePMU(); err != nil {
 		return err
 	}
 	if err := v.guest.connect(); err != nil {
@@ -180,10 +180,11 @@ func (v *VM) buildInterrupts() error {
 }
 
 func (v *VM) buildCPUs() error {
-	cpuid, err := v.system.SupportedCPUID()
+	supported, err := v.system.SupportedCPUID()
 	if err != nil {
 		return err
 	}
+	cpuid := guestCPUID(supported, v.guest.kvmClock())
 	for i := range v.cfg.CPUs {
 		c, err := newCPU(v, i, cpuid)
 		if err != nil {
