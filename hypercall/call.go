@@ -21,13 +21,14 @@ const (
 	Panic       Number = 5
 	NotifyRead  Number = 16
 	NotifyWrite Number = 17
+	ReadClock   Number = 18
 
-	numberLimit = 18
+	numberLimit = 19
 )
 
 var names = [numberLimit]string{
 	Exit: "EXIT", Log: "LOG", SymName: "SYMNAME", MemSet: "MEMSET", MemClr: "MEMCLR", Panic: "PANIC",
-	NotifyRead: "NOTIFY_READ", NotifyWrite: "NOTIFY_WRITE",
+	NotifyRead: "NOTIFY_READ", NotifyWrite: "NOTIFY_WRITE", ReadClock: "CLOCK",
 }
 
 func (n Number) String() string {
@@ -42,3 +43,14 @@ type Call struct {
 	Number    Number
 	Arguments [6]uint64
 }
+
+// Clock names a clock of the host, for [ReadClock].
+type Clock uint64
+
+const (
+	// WallTime counts from 1970 in UTC. It is set and stepped as the host's is.
+	WallTime Clock = 0
+	// ElapsedTime counts from some moment before the guest's start. It never
+	// goes back or jumps, and goes on while the host is suspended.
+	ElapsedTime Clock = 1
+)

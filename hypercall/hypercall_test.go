@@ -30,6 +30,16 @@ func (m ram) Bytes(addr, n uint64) ([]byte, error) {
 	return m[addr-base:][:n:n], nil
 }
 
+func (m ram) Discard(addr, n uint64) error {
+	if addr%PageSize != 0 || n%PageSize != 0 || n == 0 {
+		return fmt.Errorf("%#x, %d bytes: %w", addr, n, unix.EINVAL)
+	}
+	for i := range m[addr-base:][:n] {
+		m[addr-base:][i] = 0
+	}
+	return nil
+}
+
 func (m ram) put64(at uint64, values ...uint64) {
 	for i, v := range values {
 		binary.LittleEndian.PutUint64(m[at-base+8*uint64(i):], v)
@@ -59,6 +69,7 @@ type guest struct {
 	panics []PanicRecord
 	errs   []error
 	stop   bool
+	clocks [2]int64
 }
 
 const (
@@ -84,6 +95,7 @@ func newGuest(m Memory) *guest {
 			return nil
 		},
 		NotifyWrite: func(id uint64) error { return errors.New("no errno") },
+		Clock:       func(c Clock) (int64, error) { return g.clocks[c], nil },
 		Stopping:    func() bool { return g.stop },
 	})
 	return g
@@ -108,7 +120,7 @@ func TestResults(t *testing.T) {
 	}{
 		{"unknown", 6, nil, minus(unix.ENOSYS)},
 		{"unknown 15", 15, nil, minus(unix.ENOSYS)},
-		{"unknown 18", 18, nil, minus(unix.ENOSYS)},
+		{"unknown 19", 19, nil, minus(unix.ENOSYS)},
 		{"unknown 2^64-1", 1<<64 - 1, nil, minus(unix.ENOSYS)},
 		{"log at 0", Log, []uint64{0}, minus(unix.EFAULT)},
 		{"log near 2^64", Log, []uint64{1<<64 - 8}, minus(unix.EFAULT)},
@@ -130,6 +142,8 @@ func TestResults(t *testing.T) {
 		{"clear outside", MemClr, []uint64{base, 512 << 30}, minus(unix.EFAULT)},
 		{"notify", NotifyRead, []uint64{3}, 0},
 		{"notify nobody", NotifyRead, []uint64{4}, minus(unix.ENOENT)},
+		{"a clock that isn't", ReadClock, []uint64{2}, minus(unix.EINVAL)},
+		{"a clock that isn't, 2^63", ReadClock, []uint64{1 << 63}, minus(unix.EINVAL)},
 		{"error without errno", NotifyWrite, []uint64{3}, minus(unix.EINVAL)},
 	}
 	m := newRAM()
@@ -260,6 +274,95 @@ func TestSymbol(t *testing.T) {
 	}
 }
 
+// The wall clock may go back; what a clock shows is never an errno.
+func TestClock(t *testing.T) {
+	t.Parallel()
+	g := newGuest(newRAM())
+	for _, c := range []struct{ wall, elapsed, wantWall int64 }{
+		{1_700_000_000_123_456_789, 5, 1_700_000_000_123_456_789},
+		{1_600_000_000_000_000_000, 6, 1_600_000_000_000_000_000},
+		{-1, 1 << 62, 0},
+		{0, 1<<63 - 1, 0},
+	} {
+		g.clocks = [2]int64{c.wall, c.elapsed}
+		if got, ended := g.call(ReadClock, uint64(WallTime)); int64(got) != c.wantWall || ended {
+			t.Errorf("the wall clock at %d shows %d, %v", c.wall, int64(got), ended)
+		}
+		if got, ended := g.call(ReadClock, uint64(ElapsedTime)); int64(got) != c.elapsed || ended {
+			t.Errorf("elapsed time of %d shows %d, %v", c.elapsed, int64(got), ended)
+		}
+	}
+	if n := g.c.Refused(); n != 0 {
+		t.Errorf("%d calls refused", n)
+	}
+}
+
+// discards is memory that keeps what went back to the host.
+type discards struct {
+	ram
+	ranges [][2]uint64
+	err    error
+}
+
+func (d *discards) Discard(addr, n uint64) error {
+	d.ranges = append(d.ranges, [2]uint64{addr - base, n})
+	if d.err != nil {
+		return d.err
+	}
+	return d.ram.Discard(addr, n)
+}
+
+// MEMCLR gives back the whole pages of what is large, and clears everything
+// else by hand, and all of it where the host keeps the pages. MEMSET keeps all.
+func TestClearGivesBack(t *testing.T) {
+	t.Parallel()
+	const chunk, page = discardChunk, PageSize
+	for _, c := range []struct {
+		name         string
+		from, length uint64
+		err          error
+		want         [][2]uint64
+	}{
+		{"a page", page, page, nil, nil},
+		{"a byte less than large", 0, discardSize - 1, nil, nil},
+		{"large", page, discardSize, nil, [][2]uint64{{page, discardSize}}},
+		{"edges", page - 1, discardSize + 2, nil, [][2]uint64{{page, discardSize}}},
+		{"all but edges", 1, discardSize, nil, [][2]uint64{{page, discardSize - page}}},
+		{"chunks", 2 * page, chunk + page + 5, nil, [][2]uint64{{2 * page, chunk}, {2*page + chunk, page}}},
+		{"a host that keeps them", 3, 2*discardSize + 3, unix.EOPNOTSUPP, [][2]uint64{{page, 2*discardSize - page}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			m := &discards{ram: make(ram, chunk+discardSize), err: c.err}
+			for i := range m.ram {
+				m.ram[i] = 0xAA
+			}
+			g := newGuest(m)
+			if got, _ := g.call(MemClr, base+c.from, c.length); got != 0 {
+				t.Fatalf("MEMCLR: %d", int64(got))
+			}
+			if diff := cmp.Diff(c.want, m.ranges); diff != "" {
+				t.Error(diff)
+			}
+			for i, b := range m.ram {
+				if inside := uint64(i) >= c.from && uint64(i) < c.from+c.length; inside != (b == 0) {
+					t.Fatalf("byte %d is %#x", i, b)
+				}
+			}
+			m.ranges = nil
+			if got, _ := g.call(MemSet, base+c.from, 0, c.length); got != 0 || m.ranges != nil {
+				t.Errorf("MEMSET: %d, gave back %v", int64(got), m.ranges)
+			}
+		})
+	}
+	m := &discards{ram: make(ram, 3*chunk)}
+	g := newGuest(m)
+	g.stop = true
+	if got, _ := g.call(MemClr, base, 3*chunk); got != minus(unix.EINTR) || len(m.ranges) != 1 {
+		t.Errorf("while stopping: %d after %v", int64(got), m.ranges)
+	}
+}
+
 func TestFill(t *testing.T) {
 	t.Parallel()
 	m := make(ram, 3*fillChunk)
@@ -377,7 +480,7 @@ func TestNames(t *testing.T) {
 	for _, n := range Numbers() {
 		got = append(got, fmt.Sprintf("%d %v", n, n))
 	}
-	want := []string{"0 EXIT", "1 LOG", "2 SYMNAME", "3 MEMSET", "4 MEMCLR", "5 PANIC", "16 NOTIFY_READ", "17 NOTIFY_WRITE"}
+	want := []string{"0 EXIT", "1 LOG", "2 SYMNAME", "3 MEMSET", "4 MEMCLR", "5 PANIC", "16 NOTIFY_READ", "17 NOTIFY_WRITE", "18 CLOCK"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}

@@ -7,11 +7,19 @@ import (
 // maxLength is the size of all the memory that a guest can map: 512 GiB. A longer range can't exist anywhere.
 const maxLength = 512 << 30
 
-// Memory is guest-physical memory. Bytes returns the n bytes at addr, or an error if they don't lie as a whole within
-// one region that the guest may use. The guest may change them at any time. Bytes is called concurrently.
+// Memory is guest-physical memory. Its methods are called concurrently, and the guest may change it at any time.
 type Memory interface {
+	// Bytes returns the n bytes at addr, or an error if they don't lie as a
+	// whole within one region that the guest may use.
 	Bytes(addr, n uint64) ([]byte, error)
+	// Discard makes the n bytes at addr zero by giving their pages back to the
+	// host. Both are multiples of PageSize, and Bytes has taken the range. After
+	// an error some of the bytes may be what they were.
+	Discard(addr, n uint64) error
 }
+
+// PageSize is the unit in which memory goes back to the host.
+const PageSize = 4096
 
 // bytes is Bytes with the errors of a hypercall: EINVAL for a length that can't be meant, EFAULT for a range outside
 // memory. An empty range is in memory wherever it is.

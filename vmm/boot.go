@@ -35,6 +35,7 @@ const (
 	featureRDTSCP
 	featureTSCDeadline
 	featureInvariantTSC
+	featureClock // the CLOCK call
 )
 
 func featureBits(f kvm.Features) (bits uint64) {
@@ -49,6 +50,7 @@ func featureBits(f kvm.Features) (bits uint64) {
 		{f.RDTSCP, featureRDTSCP},
 		{f.TSCDeadline, featureTSCDeadline},
 		{f.InvariantTSC, featureInvariantTSC},
+		{true, featureClock},
 	} {
 		if b.has {
 			bits |= b.bit

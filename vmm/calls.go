@@ -59,6 +59,7 @@ func (v *VM) newCalls() *hypercall.Table {
 		Panic:       v.panicked,
 		NotifyRead:  v.guest.notifyRead,
 		NotifyWrite: v.guest.notifyWrite,
+		Clock:       func(c hypercall.Clock) (int64, error) { return v.clock.now(c) },
 		Stopping:    v.ending.Load,
 	})
 }

@@ -3,6 +3,7 @@ package vmm_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -99,6 +100,98 @@ func TestCrash(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Hardware that the ABI doesn't name isn't there: the ports of interrupt
+// controllers, timers, clock, keyboard, reset, PCI and hypervisors' back doors,
+// and the pages of I/O APIC, HPET and firmware.
+func TestNoHardware(t *testing.T) {
+	t.Parallel()
+	for _, port := range []uint64{
+		0x01, 0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1, 0x40, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0x7E, 0x80, 0x92,
+		0x3F8, 0x402, 0x510, 0x600, 0xB2, 0xCF8, 0xCF9, 0xCFC, 0x5658, 0x5659, 0xFFFF,
+	} {
+		for _, how := range []string{"in", "port"} {
+			wantNothing(t, how, port, fmt.Sprintf("I/O port %#x (1 bytes), where there is nothing", port))
+		}
+	}
+	for _, address := range []uint64{0, 0xA_0000, 0xE000_0000, 0xFEC0_0000, 0xFEC0_0010, 0xFED0_0000, 0xFED4_0000, 0xFFFF_FFF0, 1<<32 - 8} {
+		wantNothing(t, "mmio", address, fmt.Sprintf("physical address %#x, where there is nothing", address))
+	}
+}
+
+func wantNothing(t *testing.T, how string, where uint64, reason string) {
+	t.Helper()
+	code, err := boot(t, "crash", how, fmt.Sprint(where)).Wait()
+	var crash *vmm.CrashError
+	if !errors.As(err, &crash) || !strings.Contains(crash.Reason, reason) {
+		t.Errorf("%s %#x: the guest ended with %d, %v", how, where, code, err)
+	}
+}
+
+// What CPUID shows on a running guest is what vmm's table lets through.
+func TestCPUIDOfGuest(t *testing.T) {
+	t.Parallel()
+	g := boot(t, "cpuid")
+	if code, err := g.Wait(); code != 0 || err != nil {
+		t.Fatalf("the guest ended with %d, %v", code, err)
+	}
+	type leaf struct{ a, b, c, d uint32 }
+	leaves := map[[2]uint32]leaf{} // those that aren't all 0
+	for line := range strings.Lines(g.Console()) {
+		var at [2]uint32
+		var l leaf
+		if _, err := fmt.Sscanf(line, "%v %v %v %v %v %v", &at[0], &at[1], &l.a, &l.b, &l.c, &l.d); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		leaves[at] = l
+	}
+	at := func(function, index uint32) leaf { return leaves[[2]uint32{function, index}] }
+	if n := at(0x4000_0000, 0); n != (leaf{a: 0x4000_0001}) {
+		t.Errorf("the hypervisor's leaf is %x", n)
+	}
+	for f := uint32(0x4000_0001); f < 0x4000_0030; f++ {
+		if n := at(f, 0); f == 0x4000_0001 && n != (leaf{}) || strings.Contains(text(n.b, n.c, n.d), "KVM") {
+			t.Errorf("leaf %#x is %x", f, n)
+		}
+	}
+	if last := at(0, 0).a; last > 0x1F {
+		t.Errorf("the last basic leaf is %#x", last)
+	}
+	if last := at(0x8000_0000, 0).a; last > 0x8000_0021 {
+		t.Errorf("the last extended leaf is %#x", last)
+	}
+	for _, hidden := range []struct {
+		name string
+		got  uint32
+	}{
+		{"VMX, MONITOR, PDCM, DTES64", at(1, 0).c & (1<<5 | 1<<3 | 1<<15 | 1<<2)},
+		{"DS, ACPI, TM", at(1, 0).d & (1<<21 | 1<<22 | 1<<29)},
+		{"MONITOR's leaf", at(5, 0).a | at(5, 0).c},
+		{"power", at(6, 0).a&^(1<<2) | at(6, 0).c},
+		{"SGX, RTM, RDT, PT", at(7, 0).b & (1<<2 | 1<<11 | 1<<12 | 1<<15 | 1<<25)},
+		{"performance counters", at(0xA, 0).a | at(0xA, 0).d},
+		{"SVM, IBS, PERFCTR", at(0x8000_0001, 0).c & (1<<2 | 1<<10 | 1<<23 | 1<<24 | 1<<28)},
+		{"SVM's leaf", at(0x8000_000A, 0).a | at(0x8000_000A, 0).d},
+		{"SEV", at(0x8000_001F, 0).a},
+		{"performance counters of AMD", at(0x8000_0022, 0).a},
+	} {
+		if hidden.got != 0 {
+			t.Errorf("%s: %#x", hidden.name, hidden.got)
+		}
+	}
+	if c := at(1, 0).c; c&(1<<31) == 0 || c&(1<<21) == 0 {
+		t.Errorf("leaf 1 has %#x in ECX: no hypervisor or no x2APIC", c)
+	}
+}
+
+// text is the registers' bytes.
+func text(registers ...uint32) string {
+	var b []byte
+	for _, r := range registers {
+		b = binary.LittleEndian.AppendUint32(b, r)
+	}
+	return string(b)
 }
 
 // The image is as hostile as the guest: what its symbols are called must not reach a terminal as it is.

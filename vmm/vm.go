@@ -26,6 +26,7 @@ type VM struct {
 	vm       *kvm.VM
 	memory   *memory
 	calls    *hypercall.Table
+	clock    *hostClock
 	log      guestLog
 	refused  *limit.Log // hypercalls
 	console  console
@@ -84,6 +85,9 @@ func (v *VM) timeIsUp(ctx context.Context) error {
 func New(cfg Config) (_ *VM, err error) {
 	v := &VM{ended: make(chan struct{}), done: make(chan struct{})}
 	v.timing.start = time.Now()
+	if v.clock, err = newHostClock(readHostClock); err != nil {
+		return nil, err
+	}
 	if v.cfg, err = cfg.WithDefaults(); err != nil {
 		return nil, err
 	}

@@ -2,7 +2,7 @@
 #include "format.h"
 #include "kernel.h"
 
-enum { CALL_EXIT, CALL_LOG, CALL_PANIC = 5, CALL_NOTIFY_READ = 16, CALL_NOTIFY_WRITE };
+enum { CALL_EXIT, CALL_LOG, CALL_MEMCLR = 4, CALL_PANIC, CALL_NOTIFY_READ = 16, CALL_NOTIFY_WRITE, CALL_CLOCK };
 enum { CONSOLE_PORT = 0xE9 };
 
 static i64 hypercall(u64 number, u64 argument) {
@@ -73,6 +73,17 @@ void panic_at(const struct frame *frame, const char *pattern, ...) {
 	} r = {text_record(message, n), frame ? physical(frame) : 0};
 	hypercall(CALL_PANIC, physical(&r));
 	__builtin_unreachable();
+}
+
+void memory_clear(void *p, u64 n) {
+	u64 number = CALL_MEMCLR;
+	asm volatile("outb %%al, %%dx" : "+a"(number) : "d"(0), "D"(physical(p)), "S"(n) : "memory");
+	if (number)
+		panic("clearing %x bytes at %x: error %d", n, (u64)p, -number);
+}
+
+i64 clock_read(u64 clock) {
+	return hypercall(CALL_CLOCK, clock);
 }
 
 void notify_read(u64 pipe) {

@@ -29,6 +29,18 @@ _Noreturn void program_exit(u8 code);
 #define panic(...) panic_at(NULL, __VA_ARGS__)
 _Noreturn void panic_at(const struct frame *frame, const char *pattern, ...);
 
+/* Zeroes memory by the monitor. The pages of what is large go back to the host until they are touched again. */
+void memory_clear(void *p, u64 n);
+
+enum { CLOCK_WALL, CLOCK_ELAPSED };
+enum { FEATURE_CLOCK = 1 << 7 }; /* of the boot block */
+
+/*
+ * Nanoseconds, as the host has them now: since 1970 (CLOCK_WALL; the host may set it), or since before the start (CLOCK_ELAPSED; it never goes
+ * back, and a suspended host's time counts). -ENOSYS from a monitor without FEATURE_CLOCK.
+ */
+i64 clock_read(u64 clock);
+
 void notify_read(u64 pipe);
 void notify_write(u64 pipe);
 

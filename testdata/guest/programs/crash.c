@@ -1,5 +1,5 @@
 /*
- * crash panic|ud2|wild|overflow|triple|port|mmio
+ * crash panic|ud2|wild|overflow|triple|port [PORT]|in PORT|mmio [ADDRESS]
  *
  * Dies in the way asked for:
  *   panic     the PANIC call, without a frame
@@ -7,8 +7,9 @@
  *   wild      a read from an address that nothing is mapped at
  *   overflow  a recursion without end, which runs off the lowest stack in RAM: a double fault
  *   triple    a triple fault: an exception without an IDT
- *   port      an I/O port that doesn't exist
- *   mmio      a read where neither RAM nor window is, through a page table of its own
+ *   port, in  a write to, or a read from, an I/O port that doesn't exist (0x1234)
+ *   mmio      a read where neither RAM nor window is (0xD000_1000), through a page table of its own
+ * PORT and ADDRESS are decimal.
  */
 #include "../kernel/kernel.h"
 
@@ -46,28 +47,39 @@ static NOINLINE void triple(void) {
 	asm volatile("lidt %0; ud2" ::"m"(none));
 }
 
-static NOINLINE void port(void) {
+static NOINLINE void port(u64 number) {
 	NEED_FRAME();
-	asm volatile("outl %%eax, %%dx" ::"a"(0), "d"(0x1234));
+	asm volatile("outb %%al, %%dx" ::"a"(0), "d"(number));
 }
 
-/* Maps the 2 MiB at physical 0xD000_0000 to virtual 0 and reads there. */
-static NOINLINE void mmio(void) {
+static NOINLINE void in(u64 number) {
 	NEED_FRAME();
-	enum { PRESENT = 3, LARGE = 0x80 };
+	u8 value;
+	asm volatile("inb %%dx, %0" : "=a"(value) : "d"(number));
+	log(LOG_ERROR, "the port gives %u", (u64)value);
+}
+
+/* Maps the 2 MiB around the physical address to virtual 0 and reads there. */
+static NOINLINE void mmio(u64 address) {
+	NEED_FRAME();
+	enum { PRESENT = 3, LARGE = 0x80, LARGE_PAGE = 2 << 20 };
 	u64 cr3, *tables = memory_alloc(8192);
 
 	asm volatile("mov %%cr3, %0" : "=r"(cr3));
 	u64 *root = virtual(cr3 & ~0xFFFul);
 	tables[0] = physical(tables + 512) | PRESENT;
-	tables[512] = 0xD0000000 | LARGE | PRESENT;
+	tables[512] = (address & ~(LARGE_PAGE - 1ul)) | LARGE | PRESENT;
 	root[0] = physical(tables) | PRESENT;
-	asm volatile("mov %0, %%cr3; mov (%1), %0" ::"r"(cr3), "r"(0x1000ul) : "memory");
+	asm volatile("mov %0, %%cr3; mov (%1), %0" : "+r"(cr3) : "r"(address & (LARGE_PAGE - 1)) : "memory");
+	log(LOG_ERROR, "the address gives %x", cr3);
 }
 
 int program_main(void) {
 	struct text how = arg(1);
+	u64 number = 0;
 
+	if (boot->arg_count > 2 && parse_number(arg(2), &number))
+		how = (struct text){"", 0};
 	log(LOG_INFO, "crashing by: %t", &how);
 	if (text_equal(how, "panic"))
 		panic("as you asked: %t", &how);
@@ -80,10 +92,12 @@ int program_main(void) {
 	else if (text_equal(how, "triple"))
 		triple();
 	else if (text_equal(how, "port"))
-		port();
+		port(boot->arg_count > 2 ? number : 0x1234);
+	else if (text_equal(how, "in"))
+		in(number);
 	else if (text_equal(how, "mmio"))
-		mmio();
+		mmio(boot->arg_count > 2 ? number : 0xD0001000);
 	else
-		log(LOG_ERROR, "crash panic|ud2|wild|overflow|triple|port|mmio");
+		log(LOG_ERROR, "crash panic|ud2|wild|overflow|triple|port [PORT]|in PORT|mmio [ADDRESS]");
 	return 64;
 }
