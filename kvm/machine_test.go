@@ -13,7 +13,7 @@ var (
 	codeOutAll  = []byte{0x31, 0xd2, 0xee, 0x66, 0xff, 0xc2, 0x75, 0xfa}                // xor %edx,%edx; 1: out %al,%dx; inc %dx; jnz 1b
 	codeTouch   = []byte{0x8b, 0x03, 0x89, 0x03}                                        // mov (%rbx),%eax; mov %eax,(%rbx)
 	codeMonitor = []byte{0xb8, 0, 0x60, 0, 0, 0x31, 0xc9, 0x31, 0xd2, 0x0f, 0x01, 0xc8} // mov $0x6000,%eax; xor %ecx,%ecx; xor %edx,%edx; monitor
-	codeRDPMC   = []byte{0x31, 0xc9, 0x0f, 0x33}                                        // xor %ecx,%ecx; rdpmc
+	codeRDPMC   = []byte{0x31, 0xc9, 0x0f, 0x33, 0x09, 0xd0}                            // xor %ecx,%ecx; rdpmc; or %edx,%eax
 	codeVMXON   = []byte{0xf3, 0x0f, 0xc7, 0x34, 0x25, 0, 0x60, 0, 0}                   // vmxon 0x6000
 	codeVMRUN   = []byte{0xb8, 0, 0x60, 0, 0, 0x0f, 0x01, 0xd8}                         // mov $0x6000,%eax; vmrun
 	codeKVMMSR  = []byte{0xb9, 1, 0x4d, 0x56, 0x4b, 0x31, 0xc0, 0x31, 0xd2, 0x0f, 0x30} // mov $0x4b564d01,%ecx; xor %eax,%eax; xor %edx,%edx; wrmsr
@@ -167,6 +167,10 @@ func TestHiddenFaults(t *testing.T) {
 			}
 			if v.ExitReason() != ExitIO {
 				t.Fatalf("exit %v (%s)", v.ExitReason(), describe(v))
+			}
+			// An older KVM answers RDPMC by counters that never count.
+			if io := v.IO(); test.name == "RDPMC" && io.Size == 4 && string(io.Data) == "\x00\x00\x00\x00" {
+				return
 			}
 			if io := v.IO(); io.Size != 1 || io.Data[0] != test.vector {
 				t.Errorf("it went on, or faulted otherwise: %+v, want exception %d", io, test.vector)

@@ -151,7 +151,7 @@ func TestCPUIDOfGuest(t *testing.T) {
 		t.Errorf("the hypervisor's leaf is %x", n)
 	}
 	for f := uint32(0x4000_0001); f < 0x4000_0030; f++ {
-		if n := at(f, 0); f == 0x4000_0001 && n != (leaf{}) || strings.Contains(text(n.b, n.c, n.d), "KVM") {
+		if n := at(f, 0); f == 0x4000_0001 && n != (leaf{}) || strings.Contains(registerBytes(n.b, n.c, n.d), "KVM") {
 			t.Errorf("leaf %#x is %x", f, n)
 		}
 	}
@@ -185,8 +185,8 @@ func TestCPUIDOfGuest(t *testing.T) {
 	}
 }
 
-// text is the registers' bytes.
-func text(registers ...uint32) string {
+// registerBytes are the registers' bytes, in their order.
+func registerBytes(registers ...uint32) string {
 	var b []byte
 	for _, r := range registers {
 		b = binary.LittleEndian.AppendUint32(b, r)
