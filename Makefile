@@ -23,20 +23,45 @@ LDFLAGS ?= -s -w
 build:
 	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/arcavm ./cmd/arcavm
 
-## test: unit tests and guest tests in both lanes of KVM
+# go test's cache knows nothing of the machine: what was skipped would stay so.
+GO_TEST := go run ./internal/lane/gotest
+TEST_ARGS = -count=1 -timeout 10m $(TESTFLAGS) $(PACKAGES)
+
+## test: unit tests and guest tests in both lanes of KVM; the end says what was skipped, and why
 .PHONY: test
-test: test-kvm test-emulated
+test: SHELL := bash
+test:
+	@set -o pipefail; said=$$(mktemp); trap 'rm -f "$$said"' EXIT; failed=; \
+	for lane in test-kvm test-emulated; do \
+		$(MAKE) --no-print-directory $$lane 2>&1 | tee -a "$$said" || failed="$$failed $$lane"; \
+	done; \
+	echo; grep '^lane ' "$$said"; \
+	[ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
 ## test-kvm: every test, on this machine's /dev/kvm where there is one
 .PHONY: test-kvm
 test-kvm:
-	@test -w /dev/kvm || echo 'lane /dev/kvm: skipped where a test needs it: there is no /dev/kvm that can be opened for writing'
-	go test -timeout 10m $(TESTFLAGS) $(PACKAGES)
+	@$(GO_TEST) 'this machine' $(TEST_ARGS)
+
+## test-nokvm: every test, where /dev/kvm can't be used
+.PHONY: test-nokvm
+test-nokvm:
+	@tools/without-kvm $(GO_TEST) 'without /dev/kvm' $(TEST_ARGS)
+
+## test-user: as root, every test as an ordinary user who may open /dev/kvm
+.PHONY: test-user
+test-user:
+	@tools/as-user open $(GO_TEST) 'ordinary user' $(TEST_ARGS)
+
+## test-user-nokvm: as root, every test as a user who may not, and has no HOME and no terminal
+.PHONY: test-user-nokvm
+test-user-nokvm:
+	@tools/as-user closed $(GO_TEST) 'bare user' $(TEST_ARGS)
 
 ## test-emulated: the tests that need KVM, in emulated hardware KVM
 .PHONY: test-emulated
 test-emulated: tools
-	go run ./cmd/arcavm-emulated test $(KVM_PACKAGES)
+	@go run ./cmd/arcavm-emulated test $(KVM_PACKAGES)
 
 ## race: the pure packages under the race detector (needs gcc)
 .PHONY: race

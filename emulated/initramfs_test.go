@@ -205,6 +205,7 @@ func TestInitramfsFolder(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(data, "file"), []byte("content"), 0o640))
 	must(t, os.WriteFile(filepath.Join(data, "\xFC"), []byte("name of no text"), 0o600))
 	must(t, unix.Mkfifo(filepath.Join(data, "fifo"), 0o600))
+	must(t, os.Chmod(filepath.Join(data, "file"), 0o640)) // whatever the umask
 	for name, target := range map[string]string{"leak": "../secret", "dangling": "nowhere", "folder": "."} {
 		must(t, os.Symlink(target, filepath.Join(data, name)))
 	}

@@ -89,7 +89,7 @@ func runTests(ctx context.Context, patterns, flags []string, limit time.Duration
 // listPackages returns the packages that have tests.
 func listPackages(ctx context.Context, patterns []string) ([]testPackage, error) {
 	format := `{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{"\t"}}{{.Dir}}{{end}}`
-	out, err := goTool(ctx, append([]string{"list", "-f", format}, patterns...)...)
+	out, err := goTool(ctx, append([]string{"list", "-buildvcs=false", "-f", format}, patterns...)...)
 	if err != nil {
 		return nil, err
 	}

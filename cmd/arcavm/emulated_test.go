@@ -28,12 +28,7 @@ func TestRunEmulated(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	program := filepath.Join(t.TempDir(), "arcavm")
-	build := exec.CommandContext(ctx, "go", "build", "-o", program, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building the command: %v\n%s", err, out)
-	}
+	program := buildCommand(ctx, t, "CGO_ENABLED=0")
 	share := t.TempDir()
 	if err := os.WriteFile(filepath.Join(share, "file"), []byte("what the file holds"), 0o600); err != nil {
 		t.Fatal(err)
@@ -49,8 +44,8 @@ func TestRunEmulated(t *testing.T) {
 	run.Stdout, run.Stderr = &stdout, &stderr
 	err := run.Run()
 	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == exitUnavailable && os.Getenv("ARCAVM_REQUIRE_KVM") != "1" {
-		t.Skip(stderr.String())
+	if errors.As(err, &exit) && exit.ExitCode() == exitUnavailable && os.Getenv("ARCAVM_REQUIRE_KVM") == "" {
+		t.Skip(strings.TrimSpace(stderr.String()))
 	}
 	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
 		t.Errorf("the command ended with %v, want the guest's exit code 1\n%s", err, &stderr)
@@ -150,6 +145,22 @@ func TestRunEmulated(t *testing.T) {
 		s.event("nothing is left")
 		s.wantBefore()
 	})
+}
+
+// buildCommand builds the command, or skips the test where the go command can't
+// work. The clone may be another user's, of whom git tells nothing.
+func buildCommand(ctx context.Context, t *testing.T, env ...string) string {
+	t.Helper()
+	if out, err := exec.CommandContext(ctx, "go", "list", "-buildvcs=false", ".").CombinedOutput(); err != nil {
+		t.Skipf("the go command is needed, with a HOME or a GOCACHE: %v: %s", err, bytes.TrimSpace(out))
+	}
+	program := filepath.Join(t.TempDir(), "arcavm")
+	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", program, ".")
+	build.Env = append(os.Environ(), env...)
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building the command: %v\n%s", err, out)
+	}
+	return program
 }
 
 // What is wrong is said before anything boots.
