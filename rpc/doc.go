@@ -26,16 +26,29 @@
 // A pipe is served by a goroutine of its own, which sleeps while there is nothing to do; a pipe that waits for a peer or a disk keeps no other from
 // going on. Bytes of files and connections go from ring memory to the kernel and back without a copy in between.
 //
+// # Dialects
+//
+// Kernels number the requests on the control pipe in two ways. Both have 0
+// GetArgs, 1 Exit, 2 Open. Dialect A goes on with 3 Mkdir, 4 Listen, 5 Connect;
+// dialect B, which is older, with 3 Listen, 4 Connect, and knows no answers but
+// Args and Pipe. The first request that only one of them has tells which it is,
+// from then on. What fits neither ends the virtual machine, with the request in
+// the report: its kernel would wait for an answer for ever. So does any other
+// end of the control pipe.
+//
 // # Answers that guests don't expect
 //
 // A guest takes an error only in answer to Open and Mkdir. So a listener that can't listen is one at which nobody arrives; a connection that can't be
 // made, or that has failed, has nothing to receive and takes whatever is sent; a read that fails is the end of the file, a write that fails has
-// length 0, a seek that can't be leaves the offset as it is. The real error goes to the log.
+// length 0, a seek that can't be leaves the offset as it is. A guest of dialect B takes no error at all: a file that can't be opened is one that is
+// empty. The real error goes to the log.
 //
 // # Hostile guests
 //
-// All that a guest can write is copied once, checked, then used: cursors, counts, messages, every index of the allocator. A guest that breaks a
-// pipe loses that pipe. The walks of the allocator are as long as it has levels, and the wait for its lock is bounded. If it is unusable,
+// All that a guest can write is copied once, checked, then used: cursors, counts,
+// messages, every index of the allocator. A guest that breaks a pipe loses that
+// pipe. The walks of the allocator are as long as it has levels, and the wait for
+// its lock is bounded. If it is unusable, or the control pipe has ended,
 // [Options].OnBroken is told.
 //
 // # Locks

@@ -67,8 +67,9 @@ type Options struct {
 	// OnExit is called when the guest asks to exit. It must not wait.
 	OnExit func(code int32)
 
-	// OnBroken is called once if the guest has made the shared allocator unusable: the virtual machine can't go on. It must not wait, nor use
-	// the Server.
+	// OnBroken is called once if the guest has made the shared allocator
+	// unusable, or if its control pipe has ended: the virtual machine can't go
+	// on. It must not wait, nor use the Server.
 	OnBroken func(error)
 
 	// Signal raises an interrupt, [SignalGSI] or [DoorbellGSI]. It is called only after the guest has shown that it knows this one, by a notification or by
@@ -121,6 +122,8 @@ type Server struct {
 	open    int
 	serving bool
 	running sync.WaitGroup
+
+	broke sync.Once // OnBroken is called
 }
 
 // New initialises the allocator in RAM, reserves what is in use, and makes the control pipe's rings. EINVAL: RAM's size, or a range. ENOMEM: RAM is
@@ -216,7 +219,11 @@ func (s *Server) Serve(ctx context.Context) error {
 		s.watcher.stop()
 	})
 	defer stop()
-	s.start(ctx, "control pipe", s.control, s.serveControl)
+	s.start(ctx, "control pipe", s.control, func(ctx context.Context, p *pipe) error {
+		err := s.serveControl(ctx, p)
+		s.controlEnded(err)
+		return err
+	})
 	err := s.watcher.run()
 	cancel()
 	s.running.Wait()
@@ -317,9 +324,17 @@ func (s *Server) closed() {
 
 func (s *Server) allocatorBroken(err error) {
 	s.log.Error("the allocator in guest memory can't be used any more", "error", err)
-	if s.o.OnBroken != nil {
-		s.o.OnBroken(err)
-	}
+	s.guestBroken(err)
+}
+
+// guestBroken tells why the virtual machine can't go on. Only the first reason
+// counts: others follow from it.
+func (s *Server) guestBroken(err error) {
+	s.broke.Do(func() {
+		if s.o.OnBroken != nil {
+			s.o.OnBroken(err)
+		}
+	})
 }
 
 // warn logs at a limited rate for each message.

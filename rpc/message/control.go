@@ -1,7 +1,37 @@
 package message
 
-// ControlRequest is a request on the control pipe: [GetArgs], [Exit], [Open], [Mkdir], [Listen] or [Connect].
-type ControlRequest interface{ appendTo(b []byte) []byte }
+import "unicode"
+
+// ControlRequest is a request on the control pipe: [GetArgs], [Exit], [Open],
+// [Mkdir], [Listen] or [Connect].
+type ControlRequest interface {
+	appendTo(b []byte, d Dialect) []byte
+}
+
+// Dialect is how a guest numbers its requests on the control pipe. Both number
+// GetArgs, Exit and Open alike, so a guest shows its dialect only by what it
+// asks for after them.
+type Dialect uint8
+
+const (
+	// UnknownDialect is that of a guest which hasn't shown it yet.
+	UnknownDialect Dialect = iota
+	// DialectA has 3 Mkdir, 4 Listen, 5 Connect, and the responses Ack and Err.
+	DialectA
+	// DialectB has 3 Listen, 4 Connect; of the responses it knows Args and Pipe.
+	DialectB
+)
+
+func (d Dialect) String() string {
+	switch d {
+	case DialectA:
+		return "A"
+	case DialectB:
+		return "B"
+	default:
+		return "unknown"
+	}
+}
 
 type (
 	// GetArgs asks for the arguments; answered by Args.
@@ -35,6 +65,7 @@ type (
 // Mode says how a file is opened.
 type Mode struct{ Read, Write, Create, Append, Truncate bool }
 
+// The numbers in dialect A; those after controlMkdir are one less in B.
 const (
 	controlGetArgs = iota
 	controlExit
@@ -44,11 +75,21 @@ const (
 	controlConnect
 )
 
-func (GetArgs) appendTo(b []byte) []byte { return append(b, controlGetArgs) }
+// number is that of a request which dialect A numbers so.
+func (d Dialect) number(inA byte) byte {
+	if d == DialectB {
+		return inA - 1
+	}
+	return inA
+}
 
-func (m Exit) appendTo(b []byte) []byte { return appendZigzag(append(b, controlExit), int64(m.Code)) }
+func (GetArgs) appendTo(b []byte, _ Dialect) []byte { return append(b, controlGetArgs) }
 
-func (m Open) appendTo(b []byte) []byte {
+func (m Exit) appendTo(b []byte, _ Dialect) []byte {
+	return appendZigzag(append(b, controlExit), int64(m.Code))
+}
+
+func (m Open) appendTo(b []byte, _ Dialect) []byte {
 	b = appendString(append(b, controlOpen), m.Path)
 	for _, v := range [...]bool{m.Mode.Read, m.Mode.Write, m.Mode.Create, m.Mode.Append, m.Mode.Truncate} {
 		b = appendBool(b, v)
@@ -56,24 +97,74 @@ func (m Open) appendTo(b []byte) []byte {
 	return b
 }
 
-func (m Mkdir) appendTo(b []byte) []byte { return appendString(append(b, controlMkdir), m.Path) }
-
-func (m Listen) appendTo(b []byte) []byte {
-	return appendVarint(append(append(b, controlListen), m.IP[:]...), uint64(m.Port))
+func (m Mkdir) appendTo(b []byte, _ Dialect) []byte {
+	return appendString(append(b, controlMkdir), m.Path)
 }
 
-func (m Connect) appendTo(b []byte) []byte {
-	return appendVarint(appendString(append(b, controlConnect), m.Host), uint64(m.Port))
+func (m Listen) appendTo(b []byte, d Dialect) []byte {
+	return appendVarint(append(append(b, d.number(controlListen)), m.IP[:]...), uint64(m.Port))
 }
 
-// AppendControlRequest appends a request on the control pipe.
-func AppendControlRequest(b []byte, m ControlRequest) []byte { return m.appendTo(b) }
+func (m Connect) appendTo(b []byte, d Dialect) []byte {
+	return appendVarint(appendString(append(b, d.number(controlConnect)), m.Host), uint64(m.Port))
+}
 
-// DecodeControlRequest decodes a request on the control pipe. Its strings are copies.
-func DecodeControlRequest(b []byte) (ControlRequest, error) {
-	d := decoder{b: b}
+// AppendControlRequest appends a request on the control pipe as a guest of this
+// dialect sends it. In dialect B there is no Mkdir: it is encoded as in A.
+func AppendControlRequest(b []byte, m ControlRequest, d Dialect) []byte { return m.appendTo(b, d) }
+
+// DecodeControlRequest decodes a request on the control pipe. Its strings are
+// copies. shown is the dialect that b belongs to, if it belongs to one only;
+// otherwise, and with an error, it is known.
+//
+// Where the dialect isn't known, b is tried in both, strictly: an integer that is
+// longer than it need be fits neither. A few requests can be read
+// in both, such as a Listen in B at an address whose first byte is the length
+// of the rest. The reading that contains text wins there if it is text that a
+// path or a host name would be: addresses and ports seldom look like it. Such a
+// request shows nothing.
+func DecodeControlRequest(b []byte, known Dialect) (m ControlRequest, shown Dialect, err error) {
+	if known != UnknownDialect {
+		m, err = decodeControlRequest(decoder{b: b}, known)
+		return m, known, err
+	}
+	strict := decoder{b: b, strict: true}
+	inA, errA := decodeControlRequest(strict, DialectA)
+	inB, errB := decodeControlRequest(strict, DialectB)
+	switch {
+	case errA != nil && errB != nil:
+		return nil, UnknownDialect, errA
+	case errB != nil:
+		return inA, DialectA, nil
+	case errA != nil:
+		return inB, DialectB, nil
+	}
+	if m, ok := inA.(Mkdir); ok && !isText(m.Path) {
+		return inB, UnknownDialect, nil
+	}
+	if m, ok := inB.(Connect); ok && isText(m.Host) {
+		return inB, UnknownDialect, nil
+	}
+	return inA, UnknownDialect, nil
+}
+
+// isText reports whether s could be a path or a host's name.
+func isText(s string) bool {
+	for _, r := range s {
+		if !unicode.IsPrint(r) {
+			return false
+		}
+	}
+	return s != ""
+}
+
+func decodeControlRequest(d decoder, dialect Dialect) (ControlRequest, error) {
 	var m ControlRequest
-	switch d.varint(32) {
+	number := d.varint(32)
+	if dialect == DialectB && number >= controlMkdir {
+		number++
+	}
+	switch number {
 	case controlGetArgs:
 		m = GetArgs{}
 	case controlExit:

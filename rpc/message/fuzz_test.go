@@ -10,20 +10,29 @@ import (
 // What decodes encodes to something that decodes to the same.
 
 func FuzzControlRequest(f *testing.F) {
-	for _, m := range []ControlRequest{
-		GetArgs{}, Exit{-1}, Open{"/tmp/f", Mode{Read: true}}, Mkdir{"a/b"}, Listen{[4]byte{127, 0, 0, 1}, 8080}, Connect{"localhost", 8080},
-	} {
-		f.Add(AppendControlRequest(nil, m))
+	for _, d := range []Dialect{DialectA, DialectB} {
+		for _, m := range []ControlRequest{
+			GetArgs{}, Exit{-1}, Open{"/tmp/f", Mode{Read: true}}, Mkdir{"a/b"}, Listen{[4]byte{127, 0, 0, 1}, 8080}, Connect{"localhost", 8080},
+		} {
+			f.Add(AppendControlRequest(nil, m, d), byte(d))
+		}
 	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		m, err := DecodeControlRequest(b)
+	f.Fuzz(func(t *testing.T, b []byte, known byte) {
+		m, shown, err := DecodeControlRequest(b, Dialect(known%3))
 		if err != nil {
 			return
 		}
-		again, err := DecodeControlRequest(AppendControlRequest(nil, m))
-		if err != nil || !cmp.Equal(m, again) {
-			t.Fatalf("%#v became %#v, %v", m, again, err)
+		ways := []Dialect{shown}
+		if shown == UnknownDialect {
+			ways = []Dialect{DialectA, DialectB}
 		}
+		for _, d := range ways {
+			again, _, err := DecodeControlRequest(AppendControlRequest(nil, m, d), d)
+			if err == nil && cmp.Equal(m, again) {
+				return
+			}
+		}
+		t.Fatalf("%#v of %v doesn't come back", m, shown)
 	})
 }
 

@@ -39,15 +39,67 @@ func TestControlRequests(t *testing.T) {
 		{Connect{"localhost", 8080}, "05 09 6c6f63616c686f7374 903f"},
 	} {
 		want := unhex(t, c.want)
-		if got := AppendControlRequest(nil, c.m); !bytes.Equal(got, want) {
+		if got := AppendControlRequest(nil, c.m, DialectA); !bytes.Equal(got, want) {
 			t.Errorf("%#v encodes to % x, want % x", c.m, got, want)
 		}
-		got, err := DecodeControlRequest(want)
+		got, _, err := DecodeControlRequest(want, DialectA)
 		if err != nil {
 			t.Errorf("%s: %v", c.want, err)
 		}
 		if diff := cmp.Diff(c.m, got); diff != "" {
 			t.Errorf("%s: %s", c.want, diff)
+		}
+	}
+}
+
+// Two guests may mean different things by the same number.
+func TestDialects(t *testing.T) {
+	t.Parallel()
+	loopback := [4]byte{127, 0, 0, 1}
+	for _, c := range []struct {
+		name  string
+		in    string
+		known Dialect
+		want  ControlRequest // nil: fits neither
+		shown Dialect
+	}{
+		{"alike", "00", UnknownDialect, GetArgs{}, UnknownDialect},
+		{"alike", "00", DialectB, GetArgs{}, DialectB},
+		{"alike", "01 02", UnknownDialect, Exit{1}, UnknownDialect},
+		{"alike", "02 06 2f746d702f66 01 00 00 00 00", UnknownDialect, Open{"/tmp/f", Mode{Read: true}}, UnknownDialect},
+		{"Listen", "03 7f000001 903f", UnknownDialect, Listen{loopback, 8080}, DialectB},
+		{"Listen", "03 00000000 903f", UnknownDialect, Listen{[4]byte{}, 8080}, DialectB},
+		{"Listen at port 80", "03 7f000001 50", UnknownDialect, Listen{loopback, 80}, DialectB},
+		{"Listen at port 0", "03 7f000001 00", UnknownDialect, Listen{loopback, 0}, DialectB},
+		{"Listen at the largest port", "03 7f000001 ffff03", UnknownDialect, Listen{loopback, 65535}, DialectB},
+		{"Mkdir", "03 03 612f62", UnknownDialect, Mkdir{"a/b"}, DialectA},
+		{"Mkdir of nothing", "03 00", UnknownDialect, Mkdir{}, DialectA},
+		{"Mkdir of as many bytes as a Listen has", "03 06 612f622f6364", UnknownDialect, Mkdir{"a/b/cd"}, DialectA},
+		{"Listen in A", "04 7f000001 903f", UnknownDialect, Listen{loopback, 8080}, DialectA},
+		{"Connect in B", "04 09 6c6f63616c686f7374 903f", UnknownDialect, Connect{"localhost", 8080}, DialectB},
+		{"Connect in A", "05 09 6c6f63616c686f7374 903f", UnknownDialect, Connect{"localhost", 8080}, DialectA},
+		{"ambiguous, a path", "03 04 6162632f", UnknownDialect, Mkdir{"abc/"}, UnknownDialect},
+		{"ambiguous, no path", "03 04 00000150", UnknownDialect, Listen{[4]byte{4, 0, 0, 1}, 80}, UnknownDialect},
+		{"ambiguous, no UTF-8", "03 05 000001 903f", UnknownDialect, Listen{[4]byte{5, 0, 0, 1}, 8080}, DialectB},
+		{"ambiguous, known", "03 04 6162632f", DialectB, Listen{[4]byte{4, 'a', 'b', 'c'}, '/'}, DialectB},
+		{"ambiguous, known", "03 04 00000150", DialectA, Mkdir{"\x00\x00\x01P"}, DialectA},
+		{"ambiguous, a host", "04 02 6462 903f", UnknownDialect, Connect{"db", 8080}, UnknownDialect},
+		{"ambiguous, no host", "04 02 0000 903f", UnknownDialect, Listen{[4]byte{2, 0, 0, 0x90}, 63}, UnknownDialect},
+		{"ambiguous, known", "04 02 6462 903f", DialectA, Listen{[4]byte{2, 'd', 'b', 0x90}, 63}, DialectA},
+		{"none", "03 7f000001 ffff04", UnknownDialect, nil, UnknownDialect},
+		{"none in either", "06 00", UnknownDialect, nil, UnknownDialect},
+		{"A's Connect in B", "05 09 6c6f63616c686f7374 903f", DialectB, nil, DialectB},
+		{"B's Listen in A", "03 7f000001 903f", DialectA, nil, DialectA},
+		{"a length that no encoder writes", "03 8300 4141 50", UnknownDialect, Listen{[4]byte{0x83, 0, 'A', 'A'}, 80}, DialectB},
+	} {
+		m, shown, err := DecodeControlRequest(unhex(t, c.in), c.known)
+		if diff := cmp.Diff(c.want, m); diff != "" || shown != c.shown || (err == nil) != (c.want != nil) {
+			t.Errorf("%s: %s with %v known: shows %v, %v %s", c.name, c.in, c.known, shown, err, diff)
+		}
+		if m != nil && shown != UnknownDialect {
+			if again := AppendControlRequest(nil, m, shown); !bytes.Equal(again, unhex(t, c.in)) {
+				t.Errorf("%s: %s encodes to % x", c.name, c.in, again)
+			}
 		}
 	}
 }
@@ -229,10 +281,12 @@ func TestMalformed(t *testing.T) {
 	t.Parallel()
 	for _, in := range []string{
 		"", "06", "0000", "01", "01 ffffffff1f", "02 06 2f", "02 01 61 02 00 00 00 00", "02 01 ff 01 00 00 00 00", "02 01 61 01 00 00 00",
-		"03", "03 ffffffffffffffffff01 61", "04 7f0000", "04 7f000001 ffff04", "05 01 61", "8180808000",
+		"03", "03 ffffffffffffffffff01 61", "04 7f0000", "04 7f000001 ffff04", "05 01 61", "8180808000", "03 03 ff2f62",
 	} {
-		if m, err := DecodeControlRequest(unhex(t, in)); !errors.Is(err, ErrMalformed) {
-			t.Errorf("control %q: %#v, %v", in, m, err)
+		for _, known := range []Dialect{UnknownDialect, DialectA} {
+			if m, _, err := DecodeControlRequest(unhex(t, in), known); !errors.Is(err, ErrMalformed) {
+				t.Errorf("control %q in %v: %#v, %v", in, known, m, err)
+			}
 		}
 	}
 	for _, in := range []string{"", "04", "00", "00 8020 00", "01 04 616263", "01 02 616263", "02 03 00", "02 01", "03 00", "01 ffffffffffffffffff01"} {

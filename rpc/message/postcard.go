@@ -27,6 +27,9 @@ func appendString(b []byte, s string) []byte { return append(appendVarint(b, uin
 type decoder struct {
 	b   []byte
 	err error
+	// strict refuses integers that are longer than they need be, which no
+	// encoder writes.
+	strict bool
 }
 
 func (d *decoder) fail(what string) {
@@ -58,6 +61,10 @@ func (d *decoder) varint(size int) uint64 {
 			return 0
 		}
 		v |= part << shift
+		if d.strict && c == 0 && shift > 0 {
+			d.fail("integer longer than it need be")
+			return 0
+		}
 		if c < 0x80 {
 			return v
 		}

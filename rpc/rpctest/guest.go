@@ -20,6 +20,9 @@ type Guest struct {
 	// nothing.
 	NotifyRead, NotifyWrite func(pipe uint64)
 
+	// Dialect is the one that it speaks. Unknown: A.
+	Dialect message.Dialect
+
 	mu sync.Mutex // the kernel's lock of the control pipe
 }
 
@@ -141,7 +144,7 @@ func (g *Guest) Load(off uint64) uint64 { return word(g.RAM, off).Load() }
 func (g *Guest) Ask(m message.ControlRequest) message.ControlResponse {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	response, err := message.DecodeControlResponse(g.Control.Request(message.AppendControlRequest(nil, m)))
+	response, err := message.DecodeControlResponse(g.Control.Request(message.AppendControlRequest(nil, m, g.Dialect)))
 	assert(err == nil, "a response on the control pipe: %v", err)
 	return response
 }
@@ -153,8 +156,14 @@ func (g *Guest) Args() []string {
 	return args
 }
 
-// Exit asks to exit.
+// Exit asks to exit. A guest of dialect B knows no answer to it.
 func (g *Guest) Exit(code int32) {
+	if g.Dialect == message.DialectB {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.Control.Send(message.AppendControlRequest(nil, message.Exit{Code: code}, g.Dialect))
+		return
+	}
 	_, ok := g.Ask(message.Exit{Code: code}).(message.Ack)
 	assert(ok, "Exit is answered by Ack")
 }

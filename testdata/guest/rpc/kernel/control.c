@@ -1,12 +1,15 @@
 /* The control pipe's requests, one at a time. */
 #include "rpc.h"
 
+/* As dialect A numbers them; in B there is no MKDIR. */
 enum { GET_ARGS, EXIT, OPEN, MKDIR, LISTEN, CONNECT };
 enum { ARGS, PIPE, ACK, ERR };
 enum { MAX_ARGS = 64, ARG_ROOM = 4096 };
 
 static struct pipe control;
 static struct spinlock lock;
+/* Started with --dialect-b: the kernel of two older branches. */
+static u8 dialect_b;
 
 u64 arg_count;
 static struct text args[MAX_ARGS];
@@ -22,6 +25,8 @@ static u8 ask(struct message *m) {
 	return get_byte(m);
 }
 
+static u8 request_number(u8 in_a) { return dialect_b && in_a > MKDIR ? in_a - 1 : in_a; }
+
 /* The kernel's own arguments are not the program's. */
 static void add_arg(struct text t, char **room) {
 	if (text_equal(t, "--notify")) {
@@ -30,6 +35,10 @@ static void add_arg(struct text t, char **room) {
 	}
 	if (text_equal(t, "--doorbell")) {
 		use_doorbell();
+		return;
+	}
+	if (text_equal(t, "--dialect-b")) {
+		dialect_b = 1;
 		return;
 	}
 	assert_that(arg_count < MAX_ARGS && t.length <= (u64)(arg_bytes + ARG_ROOM - *room), "room for arguments");
@@ -57,8 +66,16 @@ void control_exit(i32 code) {
 	message_new(&m, 16);
 	put_varint(&m, EXIT);
 	put_signed(&m, code);
-	assert_that(ask(&m) == ACK, "Exit is answered by Ack");
-	message_end(&m);
+	if (dialect_b) {
+		/* It knows no answer to this. */
+		spin_lock(&lock);
+		u64 n = m.next - m.start;
+		pipe_write(&control, &n, sizeof n);
+		pipe_write(&control, m.start, n);
+	} else {
+		assert_that(ask(&m) == ACK, "Exit is answered by Ack");
+		message_end(&m);
+	}
 	for (;;)
 		halt_with_interrupts();
 }
@@ -69,10 +86,20 @@ void control_stop(void) {
 
 	if (spin_try(&lock)) {
 		pipe_write(&control, exit_0, sizeof exit_0);
+		if (dialect_b)
+			hypercall_exit(0);
 		pipe_read(&control, answer, sizeof answer);
 		assert_that(!memcmp(answer, ack, sizeof ack), "Exit is answered by Ack");
 	}
 	hypercall_exit(0);
+}
+
+void control_request(u8 number) {
+	struct message m;
+
+	message_new(&m, 1);
+	put_byte(&m, number);
+	ask(&m);
 }
 
 static int take_error(struct message *m) {
@@ -91,7 +118,7 @@ int file_open(struct pipe *p, struct text path, u32 mode) {
 	for (u32 bit = READ; bit <= TRUNCATE; bit <<= 1)
 		put_byte(&m, !!(mode & bit));
 	u8 answer = ask(&m);
-	if (answer == ERR)
+	if (answer == ERR && !dialect_b)
 		return take_error(&m);
 	assert_that(answer == PIPE, "Open is answered by Pipe or Err");
 	take_pipe(&m, p);
@@ -101,6 +128,7 @@ int file_open(struct pipe *p, struct text path, u32 mode) {
 int make_folder(struct text path) {
 	struct message m;
 
+	assert_that(!dialect_b, "dialect B has no Mkdir");
 	message_new(&m, path.length + 32);
 	put_varint(&m, MKDIR);
 	put_bytes(&m, path.data, path.length);
@@ -116,7 +144,7 @@ void tcp_listen(struct pipe *p, const u8 ip[4], u16 port) {
 	struct message m;
 
 	message_new(&m, 32);
-	put_varint(&m, LISTEN);
+	put_varint(&m, request_number(LISTEN));
 	for (u32 i = 0; i < 4; i++)
 		put_byte(&m, ip[i]);
 	put_varint(&m, port);
@@ -128,7 +156,7 @@ void tcp_connect(struct pipe *p, struct text host, u16 port) {
 	struct message m;
 
 	message_new(&m, host.length + 32);
-	put_varint(&m, CONNECT);
+	put_varint(&m, request_number(CONNECT));
 	put_bytes(&m, host.data, host.length);
 	put_varint(&m, port);
 	assert_that(ask(&m) == PIPE, "Connect is answered by Pipe");

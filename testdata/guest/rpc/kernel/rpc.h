@@ -181,11 +181,13 @@ extern u64 arg_count;
 struct text arg(u64 n);
 
 enum { READ = 1, WRITE = 2, CREATE = 4, APPEND = 8, TRUNCATE = 16 };
-/* The kind of error, or -1. */
+/* The kind of error, or -1. A kernel of --dialect-b is never told of an error. */
 int file_open(struct pipe *p, struct text path, u32 mode);
 int make_folder(struct text path);
 void tcp_listen(struct pipe *p, const u8 ip[4], u16 port);
 void tcp_connect(struct pipe *p, struct text host, u16 port);
+/* Sends a request that is its number and no more, and waits for an answer. */
+void control_request(u8 number);
 /* Asks for the end of the VM. */
 _Noreturn void control_exit(i32 code);
 /* From an interrupt: no lock is waited for, nothing allocated. */

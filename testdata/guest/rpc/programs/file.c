@@ -4,6 +4,7 @@
  * Does each step and logs what came of it:
  *
  *   mkdir:PATH
+ *   request:NUMBER       a request that no kernel makes, on the control pipe
  *   open:MODE:PATH       MODE of the letters r w c a t: read, write, create, append, truncate
  *   read:N               logs what was read, N up to 256
  *   write:TEXT
@@ -122,6 +123,12 @@ static int do_step(struct text step) {
 	}
 	if (text_equal(word, "open"))
 		return open_step(step, rest);
+	if (text_equal(word, "request")) {
+		if (parse_signed(rest, &number))
+			return -EINVAL;
+		control_request(number);
+		return 0;
+	}
 	if (text_equal(word, "piece")) {
 		if (parse_number(rest, &piece_size) || !piece_size || piece_size > MAX_PIECE)
 			return -EINVAL;
