@@ -150,6 +150,15 @@ func (p *Pipe) ReadableLen() int { return p.rd.available() }
 // WritableLen returns the number of bytes that can be written without waiting, 0 after a close or an error.
 func (p *Pipe) WritableLen() int { return p.wr.available() }
 
+// WriterEnded reports whether the other end has closed or reset its writer,
+// even if there are bytes to read yet.
+func (p *Pipe) WriterEnded() bool {
+	h := &p.rd
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.detached || h.theirs.state.Load() != stateOpen
+}
+
 // fail wraps an error of this pipe, once.
 func (p *Pipe) fail(op string, err error) error {
 	if err == nil || err == io.EOF || err == errLater {

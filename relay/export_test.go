@@ -10,3 +10,11 @@ const (
 	MaxStreamLookups = maxStreamLookups
 	MaxLookups       = maxLookups
 )
+
+// LingerTimeout is how long a stream that its guest has closed waits for a peer
+// that takes nothing.
+const LingerTimeout = lingerTimeout
+
+// LookAtLingering looks at the streams that wait so, as if it were the given
+// time. A server's own timer comes too late to disturb a test.
+func (s *Server) LookAtLingering(now time.Time) { s.lingering.look(now) }

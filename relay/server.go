@@ -65,6 +65,8 @@ type Server struct {
 
 	count counters
 
+	lingering lingering
+
 	life     sync.RWMutex // held to begin something or, for a moment, to stop; also on virtual CPUs' threads
 	stopping bool         // guarded by life
 	running  sync.WaitGroup
@@ -97,6 +99,7 @@ func New(table *pipes.Table, control *pipes.Pipe, handler Handler, o Options) *S
 	if s.network == nil {
 		s.network = Host{}
 	}
+	s.lingering.timeout = lingerTimeout
 	s.count.opened = make(map[uint16]uint64)
 	s.ended.L = &s.mu
 	return s

@@ -15,6 +15,7 @@ type Stats struct {
 	AcceptsFailed    uint64            // times that the host had no connection to give: no descriptors, no memory
 	ConnectsFailed   uint64            // connections refused, timed out, not found
 	HandshakesFailed uint64            // connections to TLS listeners that came to nothing
+	PeersStalled     uint64            // connections reset that their guest had closed and whose peer took nothing of the rest
 	BindsFailed      uint64            // listeners and UDP sockets that the host refused
 	Denied           uint64            // connects, listens and datagrams that the policy refused
 	DatagramsDropped uint64            // UDP datagrams lost because a guest didn't read
@@ -39,6 +40,7 @@ type counters struct {
 	acceptsFailed    atomic.Uint64
 	connectsFailed   atomic.Uint64
 	handshakesFailed atomic.Uint64
+	peersStalled     atomic.Uint64
 	bindsFailed      atomic.Uint64
 	denied           atomic.Uint64
 	datagramsDropped atomic.Uint64
@@ -78,6 +80,7 @@ func (s *Server) Stats() Stats {
 		AcceptsFailed:    s.count.acceptsFailed.Load(),
 		ConnectsFailed:   s.count.connectsFailed.Load(),
 		HandshakesFailed: s.count.handshakesFailed.Load(),
+		PeersStalled:     s.count.peersStalled.Load(),
 		BindsFailed:      s.count.bindsFailed.Load(),
 		Denied:           s.count.denied.Load(),
 		DatagramsDropped: s.count.datagramsDropped.Load(),

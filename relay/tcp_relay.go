@@ -36,6 +36,7 @@ type link struct {
 	mu    sync.Mutex
 	cause error // of the abort, nil before
 	parts int   // which have not ended: directions, and an abort under way
+	sent  bool  // the direction to the peer has ended
 }
 
 // Relay relays the stream and conn, raw, until both directions have ended: the end of file of one closes the other's writer, and a reset of one is the
@@ -50,8 +51,8 @@ func relayConn(s *Stream, conn Conn) {
 	l.to = sending{socket: socket{conn: conn, moved: &s.fromGuest}}
 	l.from = receiving{socket: socket{conn: conn, moved: &s.toGuest}}
 	l.from.raw = rawConn(conn)
-	l.to.vectors = l.from.raw != nil
-	l.from.try = l.from.readv
+	l.to.raw = l.from.raw
+	l.from.try, l.to.try = l.from.readv, l.to.writev
 	l.eager, l.source, l.sink = newEager(conn, &l.to), &l.from, &l.to
 	if s.server.bytes != nil {
 		// Who has to wait needs a goroutine.
@@ -80,6 +81,12 @@ func (l *link) guestReset() {
 func (l *link) guestTakesNoMore() {
 	_ = l.conn.SetReadDeadline(past)
 	l.pace.endReading()
+	l.mu.Lock()
+	sent := l.sent
+	l.mu.Unlock()
+	if !sent {
+		l.stream.server.lingering.add(l)
+	}
 }
 
 // abort resets both sides. The guest gets the errno in cause, the peer an RST when both directions have ended and the socket is closed.
@@ -129,9 +136,18 @@ func (l *link) leave() (last bool) {
 	return l.parts == 0
 }
 
+// leaveOutgoing is leave for the direction to the peer.
+func (l *link) leaveOutgoing() (last bool) {
+	l.mu.Lock()
+	l.sent = true
+	l.mu.Unlock()
+	return l.leave()
+}
+
 func (l *link) close() {
 	_ = l.conn.Close()
 	server := l.stream.server
+	server.lingering.remove(l)
 	server.finish(l.stream, l.cause)
 	server.running.Done()
 }
@@ -150,7 +166,7 @@ func (l *link) readable() {
 	case io.EOF:
 		// After a reset by the peer this fails; the other direction has the errno.
 		_ = l.conn.CloseWrite()
-		if l.leave() {
+		if l.leaveOutgoing() {
 			go l.close()
 		}
 	default:
@@ -190,7 +206,7 @@ func (l *link) endOutgoing(err error) {
 	default:
 		l.abort(err)
 	}
-	if l.leave() {
+	if l.leaveOutgoing() {
 		l.close()
 	}
 }
@@ -275,9 +291,12 @@ func counted(n, size int, err error) (int, error) {
 // sending is the direction to the peer.
 type sending struct {
 	socket
-	vectors bool      // conn is a socket
-	parts   [2][]byte // both halves of a wrap, for one system call
-	left    net.Buffers
+	raw syscall.RawConn       // nil if conn is no socket
+	try func(fd uintptr) bool // writev, made once
+
+	parts [2][]byte // both halves of a wrap, as far as they aren't sent
+	sent  int
+	werr  error
 }
 
 // receiving is the direction to the guest.
@@ -351,7 +370,7 @@ func (s *receiving) readv(fd uintptr) bool {
 
 // WriteVector is of [pipes.VectorWriter].
 func (s *sending) WriteVector(a, b []byte) (int, error) {
-	if !s.vectors {
+	if s.raw == nil {
 		n, err := s.Write(a)
 		if err == nil && n == len(a) {
 			var more int
@@ -362,23 +381,73 @@ func (s *sending) WriteVector(a, b []byte) (int, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.parts = [2][]byte{a, b}
-	s.left = s.parts[:]
-	n, err := s.left.WriteTo(s.conn)
+	s.parts, s.sent = [2][]byte{a, b}, 0
+	err := s.raw.Write(s.try)
+	if err == nil {
+		err = s.werr
+	}
 	s.parts = [2][]byte{}
-	s.moved.Add(uint64(n))
 	s.err = err
-	return int(n), err
+	return s.sent, err
 }
 
+// writev returns false if the socket has no room: RawConn calls it again when
+// there is some. What has gone counts at once, so that a peer that takes little
+// at a time isn't taken for one that takes nothing.
+func (s *sending) writev(fd uintptr) bool {
+	for {
+		var n int
+		var err error
+		if len(s.parts[1]) == 0 {
+			n, err = unix.Write(int(fd), s.parts[0])
+		} else {
+			n, err = unix.Writev(int(fd), s.parts[:])
+		}
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			return false
+		case err != nil:
+			s.werr = os.NewSyscallError("write", err)
+			return true
+		}
+		s.sent += n
+		s.moved.Add(uint64(n))
+		first := min(n, len(s.parts[0]))
+		s.parts[0], s.parts[1] = s.parts[0][first:], s.parts[1][n-first:]
+		if len(s.parts[0]) == 0 {
+			s.parts[0], s.parts[1] = s.parts[1], nil
+		}
+		if len(s.parts[0]) == 0 {
+			s.werr = nil
+			return true
+		}
+	}
+}
+
+// maxPiece is what one Write of a connection that isn't a socket gets at most:
+// a TLS record. What has gone counts after each.
+const maxPiece = 16 << 10
+
 func (s *sending) Write(b []byte) (int, error) {
+	if s.raw != nil {
+		return s.WriteVector(b, nil)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n, err := s.conn.Write(b)
-	n, err = counted(n, len(b), err)
-	s.moved.Add(uint64(n))
-	s.err = err
-	return n, err
+	sent := 0
+	for {
+		piece := b[sent:min(sent+maxPiece, len(b))]
+		n, err := s.conn.Write(piece)
+		n, err = counted(n, len(piece), err)
+		s.moved.Add(uint64(n))
+		s.err = err
+		sent += n
+		if err != nil || n < len(piece) || sent == len(b) {
+			return sent, err
+		}
+	}
 }
 
 // maxEager is how many bytes a hook sends before it leaves the rest to a goroutine: what a socket takes in about the time that waking one costs.

@@ -38,6 +38,12 @@ type machine struct {
 
 func newMachine(t testing.TB, o rpc.Options) *machine {
 	t.Helper()
+	return newMachineWith(t, o, func(*rpc.Server) {})
+}
+
+// newMachineWith has prepare called before the server serves.
+func newMachineWith(t testing.TB, o rpc.Options, prepare func(*rpc.Server)) *machine {
+	t.Helper()
 	m := &machine{listens: make(chan netip.AddrPort, 16), exits: make(chan int32, 16), breaks: make(chan error, 16)}
 	if o.RAM == nil {
 		o.RAM = rpctest.NewRAM(64 << 20)
@@ -49,6 +55,7 @@ func newMachine(t testing.TB, o rpc.Options) *machine {
 	if m.server, err = rpc.New(o); err != nil {
 		t.Fatal(err)
 	}
+	prepare(m.server)
 	m.Guest = rpctest.NewGuest(o.RAM, rpctest.Entry(m.server.Entry()))
 	m.before = m.Allocator.Snapshot()
 	ctx, cancel := context.WithCancel(t.Context())

@@ -110,6 +110,7 @@ type Server struct {
 	bytes   *limit.Rate
 	files   atomic.Int64  // open now
 	calls   chan struct{} // holds a token for each system call about a file that is under way
+	linger  time.Duration // lingerTimeout, but in tests
 	alloc   *allocator
 	watcher *watcher
 	control *pipe
@@ -138,7 +139,7 @@ func New(o Options) (*Server, error) {
 	o.Limits.Files = cmp.Or(o.Limits.Files, relay.DefaultFiles)
 	o.Pipes = cmp.Or(o.Pipes, DefaultPipes)
 	s := &Server{
-		o: o, log: o.Logger, watcher: newWatcher(),
+		o: o, log: o.Logger, watcher: newWatcher(), linger: lingerTimeout,
 		bytes: limit.NewRate(o.Limits.Bytes, 1), calls: make(chan struct{}, maxFileCalls),
 	}
 	s.nudge.raise = func() { o.Signal(DoorbellGSI) }

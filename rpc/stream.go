@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -21,6 +22,7 @@ const connectTimeout = relay.DefaultConnectTimeout
 // receive, and what is sent goes nowhere.
 type stream struct {
 	server    *Server
+	pipe      *pipe
 	done      <-chan struct{} // closed when the server stops
 	abandoned chan struct{}   // closed when the guest has dropped its end
 
@@ -49,7 +51,7 @@ func (st *stream) connection() *net.TCPConn {
 }
 
 func (st *stream) serve(ctx context.Context, p *pipe) error {
-	st.done, st.abandoned = ctx.Done(), make(chan struct{})
+	st.pipe, st.done, st.abandoned = p, ctx.Done(), make(chan struct{})
 	// It waits for the attempt to connect, which abandon ends.
 	defer p.whenAbandoned(st.endReceive)()
 	defer closeWith(ctx, st.abandon)()
@@ -116,13 +118,65 @@ func (st *stream) write(a, b []byte) (int, error) {
 		return 0, unix.ENOTCONN
 	}
 	st.server.spend(st.done, len(a)+len(b))
-	n, err := st.conn.Write(a)
+	n, err := st.writeAll(a)
 	if err == nil && len(b) > 0 {
 		var k int
-		k, err = st.conn.Write(b)
+		k, err = st.writeAll(b)
 		n += k
 	}
 	return n, err
+}
+
+const (
+	// lingerTimeout is how long the rest of what a guest sent, on a stream that
+	// it has dropped, waits for a peer that takes nothing of it.
+	lingerTimeout = time.Minute
+	// lingerPiece is how much a peer has to take in that time, in bytes.
+	lingerPiece = 16 << 10
+)
+
+// writeAll waits for a peer that takes nothing for as long as the guest keeps
+// the stream, and no longer than lingerTimeout after that, or twice as long.
+func (st *stream) writeAll(b []byte) (int, error) {
+	n, err := st.writeNow(b)
+	if n == len(b) || err != nil {
+		return n, err
+	}
+	for n < len(b) {
+		_ = st.conn.SetWriteDeadline(time.Now().Add(st.server.linger))
+		k, err := st.conn.Write(b[n:min(n+lingerPiece, len(b))])
+		n += k
+		switch {
+		case err == nil:
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return n, err
+		case k == 0 && st.pipe.abandoned():
+			_ = st.conn.SetLinger(0)
+			_ = st.conn.Close()
+			return n, fmt.Errorf("the guest has dropped the stream, and its peer takes nothing: %w", err)
+		}
+	}
+	return n, st.conn.SetWriteDeadline(time.Time{})
+}
+
+// writeNow writes what the socket takes without waiting.
+func (st *stream) writeNow(b []byte) (n int, err error) {
+	raw, err := st.conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	werr := raw.Control(func(fd uintptr) {
+		n, err = unix.SendmsgN(int(fd), b, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	})
+	switch {
+	case werr != nil:
+		return 0, werr
+	case err == unix.EAGAIN || err == unix.EINTR:
+		return 0, nil
+	case err != nil:
+		return 0, os.NewSyscallError("sendmsg", err)
+	}
+	return n, nil
 }
 
 // read waits until there is something to receive and takes what is there. 0 is the end.

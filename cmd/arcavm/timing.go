@@ -102,6 +102,7 @@ func writeStreams(w io.Writer, p pipes.Stats, r relay.Stats) {
 	count(w, "accepts that failed on the host", r.AcceptsFailed)
 	count(w, "connections out that failed", r.ConnectsFailed)
 	count(w, "TLS handshakes of peers that failed", r.HandshakesFailed)
+	count(w, "closed connections whose peer took nothing", r.PeersStalled)
 	count(w, "listeners and UDP sockets that failed", r.BindsFailed)
 	count(w, "denied by policy", r.Denied)
 	count(w, "datagrams dropped", r.DatagramsDropped)
