@@ -3,8 +3,9 @@
 //	g := vmmtest.Boot(t, vmm.Config{Image: img, Args: []string{"127.0.0.1:0"}})
 //	resp, err := http.Get("http://" + g.Addr().String())
 //
-// The guest ends with the test, and a little before go test's -timeout. On a machine without a usable KVM the test is
-// skipped with the reason, or fails if ARCAVM_REQUIRE_KVM=1 is set.
+// The guest ends with the test. A guest that dies before fails the test: see
+// [Boot]. On a machine without a usable KVM the test is skipped with the reason,
+// or fails if ARCAVM_REQUIRE_KVM=1 is set.
 package vmmtest
 
 import (
@@ -15,8 +16,9 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,8 +30,9 @@ import (
 	"github.com/fix-project/arcavm/vmm/image"
 )
 
-// limit is when a guest's time is up, and that of all that waits for it: a little before the test's own, so that it can still report. Without a deadline
-// (-timeout 0, benchmarks) it is never.
+// limit is when a guest's time is up, and that of all that waits for it: a
+// tenth of what the test has left before its deadline, at most 10 seconds, so
+// that it can still report. Without a deadline it is never.
 func limit(t testing.TB) (context.Context, context.CancelFunc) {
 	test, ok := t.(interface{ Deadline() (time.Time, bool) })
 	if !ok {
@@ -45,11 +48,24 @@ func limit(t testing.TB) (context.Context, context.CancelFunc) {
 // watchInterval is short enough that a wake-up lost in a short test is noticed.
 const watchInterval = 100 * time.Millisecond
 
-// Guest is a VM that runs in a test. Methods that wait end the test, as [testing.T.FailNow] does, if what they wait for can't come any
-// more: they are for the test's goroutine. The others may be called from any.
+// Guest is a VM that runs in a test.
+//
+// Methods that wait end the test, as [testing.T.FailNow] does, if what they wait
+// for can't come any more, or their time is up: then they say what every CPU
+// was doing. They wait until shortly before the test's deadline (go test's
+// -timeout: a tenth of what is left when the guest boots, at most 10 seconds,
+// before it), or as long as [Guest.Within] says; without a deadline, as in a
+// benchmark or with -timeout 0, forever. They are for the test's goroutine. The
+// others may be called from any.
 type Guest struct {
 	VM *vmm.VM
 
+	*run
+	patience time.Duration // of what waits; 0: until the run's limit
+}
+
+// run is what all views of a guest have in common.
+type run struct {
 	t      testing.TB
 	limit  context.Context
 	cancel context.CancelFunc
@@ -57,16 +73,22 @@ type Guest struct {
 	output *journal // console
 	log    *journal
 
-	careless bool
+	careless atomic.Bool // AllowLostWakeups
+	mayDie   atomic.Bool // AllowDeath, or Wait has returned how it ended
+	reported atomic.Bool // the report is in the test's output
 
 	done chan struct{}
 	code int
 	err  error
 }
 
-// Image returns one of the committed test images; a name that there isn't is a panic.
+// Image returns one of the committed test images. A name that there isn't ends
+// the test with the list of those that there are.
 func Image(t testing.TB, name string) *image.Image {
 	t.Helper()
+	if !slices.Contains(images.Names(), name) {
+		t.Fatalf("there is no test image %q; there are %s", name, strings.Join(images.Names(), ", "))
+	}
 	img, err := image.ParseBytes(images.Bytes(name), name)
 	if err != nil {
 		t.Fatal(err)
@@ -84,20 +106,28 @@ func Unavailable(t testing.TB, err error) {
 	t.Skipf("%v; `arcavm doctor` says what to do", err)
 }
 
-// Boot starts a guest. What it writes to its console and where it listens is collected for [Guest.Console] and [Guest.Addr], beside
-// what cfg's Console and OnListen get; the log for [Guest.Log], if cfg has no Logger of its own. Its Network, if nil,
-// is [relay.Host]: a guest in a test may connect to this machine. Its WatchInterval, if 0, is a tenth of a second.
+// Boot starts a guest.
+//
+// The test fails if the guest dies, exits with a code other than 0, or its
+// monitor fails, unless the test asks how it ended by [Guest.Wait], or has said
+// [Guest.AllowDeath]. When the test fails, for whatever reason, its output has
+// the guest's report, log and console in it.
+//
+// What the guest writes to its console and log, and where it listens, is
+// collected for [Guest.Console], [Guest.Log] and [Guest.Addr], beside what cfg's
+// Console, Logger and OnListen get. Cfg's Network, if nil, is [relay.Host]: a
+// guest in a test may connect to this machine. Its WatchInterval, if 0, is a
+// tenth of a second.
 func Boot(t testing.TB, cfg vmm.Config) *Guest {
 	t.Helper()
-	g := &Guest{t: t, addrs: make(chan netip.AddrPort, 64), output: newJournal(), log: newJournal(), done: make(chan struct{})}
+	r := &run{t: t, addrs: make(chan netip.AddrPort, 64), output: newJournal(), log: newJournal(), done: make(chan struct{})}
+	g := &Guest{run: r}
 	if cfg.Console == nil {
 		cfg.Console = g.output
 	} else {
 		cfg.Console = io.MultiWriter(cfg.Console, g.output)
 	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.NewTextHandler(g.log, &slog.HandlerOptions{Level: hypercall.SlogTrace}))
-	}
+	cfg.Logger = g.logger(cfg.Logger)
 	if cfg.Network == nil {
 		cfg.Network = relay.Host{}
 	}
@@ -125,68 +155,194 @@ func Boot(t testing.TB, cfg vmm.Config) *Guest {
 	limited, release := limit(t)
 	t.Cleanup(release)
 	ctx, cancel := context.WithCancel(limited)
-	g.VM, g.limit, g.cancel = vm, limited, cancel
+	g.VM, r.limit, r.cancel = vm, limited, cancel
 	go func() {
-		defer close(g.done)
-		defer g.output.close()
-		defer g.log.close()
-		g.code, g.err = vm.Run(ctx)
+		defer close(r.done)
+		defer r.output.close()
+		defer r.log.close()
+		r.code, r.err = vm.Run(ctx)
 	}()
 	t.Cleanup(g.stop)
 	return g
 }
 
+// logger collects the log, beside the Logger that the test has.
+func (g *Guest) logger(own *slog.Logger) *slog.Logger {
+	journal := slog.NewTextHandler(g.log, &slog.HandlerOptions{Level: hypercall.SlogTrace})
+	if own == nil {
+		return slog.New(journal)
+	}
+	return slog.New(slog.NewMultiHandler(journal, own.Handler()))
+}
+
+// stop ends the guest with its test, and judges it.
 func (g *Guest) stop() {
-	ended := "it ran until the test's end"
-	select {
-	case <-g.done:
-		ended = fmt.Sprintf("it ended before the test: code %d, %v", g.code, g.err)
-	default:
+	g.t.Helper()
+	running := ""
+	if g.t.Failed() && !g.over() {
+		running = g.doing()
 	}
 	g.cancel()
 	<-g.done
+	if died := g.death(); died != "" && !g.mayDie.Load() {
+		g.t.Errorf("%s; a test that wants it asks by Wait, or says AllowDeath", died)
+	}
 	s := g.VM.Stats().Pipes
-	if s.Rescued > 0 && !g.careless {
+	if s.Rescued > 0 && !g.careless.Load() {
 		g.t.Errorf("%d wake-ups of the monitor were lost", s.Rescued)
 	}
-	if s.Forgotten > 0 && !g.careless {
+	if s.Forgotten > 0 && !g.careless.Load() {
 		g.t.Errorf("%d wake-ups of the guest were lost", s.Forgotten)
 	}
-	if g.t.Failed() {
-		g.t.Logf("guest's log:\n%s\nguest's console:\n%s\n%s", g.Log(), g.Console(), ended)
+	if !g.t.Failed() {
+		return
+	}
+	ended := g.ending() + g.doing()
+	if g.err != nil && g.death() == "" {
+		ended = "the guest ran until the test ended it" + running
+	}
+	g.t.Logf("guest's log:\n%s\nguest's console:\n%s\n%s", g.Log(), g.Console(), ended)
+}
+
+// over reports whether the guest has ended.
+func (r *run) over() bool {
+	select {
+	case <-r.done:
+		return true
+	default:
+		return false
 	}
 }
 
+// death says how the guest died; "" if it didn't, but ended in good order, by
+// itself or because it was ended.
+func (r *run) death() string {
+	switch {
+	case errors.Is(r.err, context.Canceled), errors.Is(r.err, vmm.ErrClosed):
+		return ""
+	case r.err != nil:
+		return firstLine(r.err.Error())
+	case r.code != 0:
+		return fmt.Sprintf("the guest exited with code %d", r.code)
+	}
+	return ""
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+// ending says how the guest ended, which it has.
+func (r *run) ending() string {
+	if r.err != nil {
+		return "the guest has ended: " + firstLine(r.err.Error())
+	}
+	return fmt.Sprintf("the guest has ended: code %d", r.code)
+}
+
+// endPatience is how long a report waits for a VM that is ending.
+const endPatience = 5 * time.Second
+
+// doing is the guest's report in lines of their own: of its death, or of what
+// it does now. It is "" if there is none, or the test's output has it already.
+func (g *Guest) doing() string {
+	if g.reported.Swap(true) {
+		return ""
+	}
+	var b strings.Builder
+	b.WriteString("\n")
+	// An error is that the guest has ended.
+	if r, err := g.VM.Report(); err == nil {
+		_ = r.WriteReport(&b)
+		return b.String()
+	}
+	select {
+	case <-g.done:
+	case <-time.After(endPatience):
+		return "\nthe guest ends, but its monitor doesn't come back: a function, writer or Logger of its Config blocks"
+	}
+	var report interface{ WriteReport(io.Writer) error }
+	var crash *vmm.CrashError
+	var hang *vmm.HangError
+	switch {
+	case errors.As(g.err, &crash):
+		report = crash
+	case errors.As(g.err, &hang):
+		report = hang
+	default:
+		return ""
+	}
+	_ = report.WriteReport(&b)
+	return b.String()
+}
+
 // AllowLostWakeups lets the test pass although the guest owes its monitor notifications, as a hostile one does.
-func (g *Guest) AllowLostWakeups() { g.careless = true }
+func (g *Guest) AllowLostWakeups() { g.careless.Store(true) }
+
+// AllowDeath lets the test pass although the guest dies or exits with a code
+// other than 0, or its monitor fails, and the test doesn't ask by [Guest.Wait].
+func (g *Guest) AllowDeath() { g.mayDie.Store(true) }
+
+// Within returns the guest with methods that wait for d at most:
+//
+//	g.Within(5 * time.Second).WaitLog("ready")
+func (g *Guest) Within(d time.Duration) *Guest {
+	return &Guest{VM: g.VM, run: g.run, patience: d}
+}
+
+// time is when a wait is over: its context's cause says how long it was.
+func (g *Guest) time() (context.Context, context.CancelFunc) {
+	if g.patience == 0 {
+		return context.WithCancel(g.limit)
+	}
+	return context.WithTimeout(g.limit, g.patience)
+}
+
+// fail ends the test because what it waited for didn't come.
+func (g *Guest) fail(what string) {
+	g.t.Helper()
+	if g.over() {
+		g.t.Fatalf("the guest %s; %s%s", what, g.ending(), g.doing())
+	}
+	until := "before the test's time was up"
+	if g.patience != 0 && g.limit.Err() == nil {
+		until = fmt.Sprintf("within %v", g.patience)
+	}
+	g.t.Fatalf("the guest %s %s%s", what, until, g.doing())
+}
 
 // Addr waits for the guest to listen and returns the address; each call returns the next one, of which 64 are kept.
 func (g *Guest) Addr() netip.AddrPort {
 	g.t.Helper()
+	ctx, cancel := g.time()
+	defer cancel()
 	select {
 	case a := <-g.addrs:
 		return a
 	case <-g.done:
-		select {
-		case a := <-g.addrs:
-			return a
-		default:
-		}
-		g.t.Fatalf("the guest ended before it listened: code %d, %v", g.code, g.err)
-	case <-g.limit.Done():
-		g.t.Fatal("the guest doesn't listen")
+	case <-ctx.Done():
 	}
+	select {
+	case a := <-g.addrs:
+		return a
+	default:
+	}
+	g.fail("didn't listen")
 	panic("unreachable")
 }
 
 // Wait waits for the guest's end and returns what [vmm.VM.Run] returned.
 func (g *Guest) Wait() (int, error) {
 	g.t.Helper()
+	ctx, cancel := g.time()
+	defer cancel()
 	select {
 	case <-g.done:
-	case <-g.limit.Done():
-		g.t.Fatal("the guest doesn't end")
+	case <-ctx.Done():
+		g.fail("didn't end")
 	}
+	g.mayDie.Store(true)
 	return g.code, g.err
 }
 
@@ -196,74 +352,26 @@ func (g *Guest) Cancel() { g.cancel() }
 // Console returns what the guest has written to its debug console so far.
 func (g *Guest) Console() string { return g.output.String() }
 
-// Log returns the log so far, a line for each record.
+// Log returns the log so far, of all levels, a line for each record.
 func (g *Guest) Log() string { return g.log.String() }
 
-// WaitLog waits until the log contains text. With a Logger of the test's own it never does.
+// WaitLog waits until the log, of all levels, contains text.
 func (g *Guest) WaitLog(text string) {
 	g.t.Helper()
-	if !g.log.wait(text, g.limit.Done()) {
-		g.t.Fatalf("the guest's log never said %q", text)
-	}
+	g.wait(g.log, "log", text)
 }
 
 // WaitConsole waits until the console's output contains text.
 func (g *Guest) WaitConsole(text string) {
 	g.t.Helper()
-	if !g.output.wait(text, g.limit.Done()) {
-		g.t.Fatalf("the guest's console never said %q", text)
-	}
+	g.wait(g.output, "console", text)
 }
 
-// journal is a growing text that one can wait on.
-type journal struct {
-	mu      sync.Mutex
-	text    strings.Builder
-	changed chan struct{} // closed and replaced at each change
-	closed  bool
-}
-
-func newJournal() *journal { return &journal{changed: make(chan struct{})} }
-
-func (j *journal) Write(p []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.text.Write(p)
-	j.announce()
-	return len(p), nil
-}
-
-func (j *journal) close() {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.closed = true
-	j.announce()
-}
-
-func (j *journal) announce() {
-	close(j.changed)
-	j.changed = make(chan struct{})
-}
-
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.String()
-}
-
-// wait reports whether text came before the limit, and before the journal was closed.
-func (j *journal) wait(text string, limit <-chan struct{}) bool {
-	for {
-		j.mu.Lock()
-		found, closed, changed := strings.Contains(j.text.String(), text), j.closed, j.changed
-		j.mu.Unlock()
-		if found || closed {
-			return found
-		}
-		select {
-		case <-changed:
-		case <-limit:
-			return false
-		}
+func (g *Guest) wait(j *journal, name, text string) {
+	g.t.Helper()
+	ctx, cancel := g.time()
+	defer cancel()
+	if !j.wait(text, ctx.Done()) {
+		g.fail(fmt.Sprintf("didn't say %q on its %s", text, name))
 	}
 }
