@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -87,9 +88,10 @@ func TestRunEmulated(t *testing.T) {
 	})
 	t.Run("two signals", func(t *testing.T) {
 		t.Parallel()
-		cmd := exec.CommandContext(t.Context(), program, "run", "--emulated", imageFile(t, "rpc-httpd"), "127.0.0.1", "8080")
+		image := writeFile(t, "image", machineCode(1, slices.Concat(logStart(), spin)))
+		cmd := exec.CommandContext(t.Context(), program, "run", "--emulated", image)
 		r := startCommand(t, cmd, cmd.StderrPipe)
-		r.line("serving on 1 CPUs")
+		r.line("guest started")
 		r.signal(syscall.SIGINT)
 		// Two at once may be seen in any order.
 		r.line("asking the guest to stop")
