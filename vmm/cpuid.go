@@ -21,6 +21,7 @@ const (
 	leafAMDCPU     = 0x8000_001E
 
 	bitTSCDeadline  = 1 << 24 // leafFeatures, ECX
+	bitHypervisor   = 1 << 31 // leafFeatures, ECX
 	bitInvariantTSC = 1 << 8  // leafPower, EDX
 
 	lastBasic    = leafTopologyV2
@@ -72,7 +73,8 @@ func bits(numbers ...int) (mask uint32) {
 //     ENQCMD, bus lock detection, 5-level paging, and so XSAVES: each needs
 //     registers or modes that the entry state doesn't have;
 //   - KVM's own leaves, and those of other hypervisors. The bit that says that
-//     there is a hypervisor stays: it is the truth, and a guest may wish to know.
+//     there is a hypervisor is always set, which not every KVM does: it is the
+//     truth, and a guest may wish to know.
 //
 // A later instruction set is one row's bit away.
 var cpuidShown = []cpuidRow{
@@ -81,8 +83,7 @@ var cpuidShown = []cpuidRow{
 		bits(0, 1, 9, 12, 13, // SSE3 PCLMULQDQ SSSE3 FMA CX16
 			17, 19, 20, 21, // PCID SSE4.1 SSE4.2 x2APIC
 			22, 23, 24, 25, // MOVBE POPCNT TSC-deadline AES
-			26, 27, 28, 29, 30, // XSAVE OSXSAVE AVX F16C RDRAND
-			31), // hypervisor
+			26, 27, 28, 29, 30), // XSAVE OSXSAVE AVX F16C RDRAND
 		bits(0, 1, 2, 3, 4, 5, 6, 7, // FPU VME DE PSE TSC MSR PAE MCE
 			8, 9, 11, 12, 13, 14, // CX8 APIC SEP MTRR PGE MCA
 			15, 16, 17, 19, // CMOV PAT PSE36 CLFSH
@@ -211,8 +212,8 @@ func limitCPUID(entries []kvm.CPUIDEntry2) {
 	}
 }
 
-// cpuidFor is what CPU i sees: what all see, with its own ids, and the timer
-// bits that KVM leaves to its user.
+// cpuidFor is what CPU i sees: what all see, with its own ids, and the bits
+// that KVM leaves to its user.
 func cpuidFor(i, cpus int, shown []kvm.CPUIDEntry2, f kvm.Features) []kvm.CPUIDEntry2 {
 	entries := slices.Clone(shown)
 	for n := range entries {
@@ -220,6 +221,7 @@ func cpuidFor(i, cpus int, shown []kvm.CPUIDEntry2, f kvm.Features) []kvm.CPUIDE
 		switch e.Function {
 		case leafFeatures:
 			e.Ebx = e.Ebx&0x0000_FFFF | uint32(i)<<24 | uint32(cpus)<<16
+			e.Ecx |= bitHypervisor
 			if f.TSCDeadline {
 				e.Ecx |= bitTSCDeadline
 			}

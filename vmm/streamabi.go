@@ -3,6 +3,7 @@ package vmm
 import (
 	"context"
 	"errors"
+	"os"
 	"time"
 
 	"github.com/fix-project/arcavm/kvm"
@@ -25,7 +26,17 @@ type streamABI struct {
 	server     *relay.Server
 }
 
-func (a *streamABI) check() error { return nil }
+// check refuses sockets where they can't be: a socket is named by its
+// descriptor's path, for no path, link or rename may lead to another one.
+func (a *streamABI) check() error {
+	if a.vm.cfg.Sockets.None() {
+		return nil
+	}
+	if _, err := os.Stat("/proc/self/fd"); err != nil {
+		return &ConfigError{"sockets", "UNIX sockets need /proc, which isn't mounted here"}
+	}
+	return nil
+}
 
 func (a *streamABI) windowSize() uint64 { return a.vm.cfg.Window }
 

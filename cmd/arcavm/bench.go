@@ -121,8 +121,8 @@ func (b *benchFlags) options(cmd *cobra.Command) (bench.Options, error) {
 	if _, err := regexp.Compile(b.only); err != nil {
 		return o, usageError("--run: %w", err)
 	}
-	if o.Arcavm, err = os.Executable(); err != nil {
-		return o, fmt.Errorf("finding this program's file: %w", err)
+	if o.Arcavm, err = ownFile(); err != nil {
+		return o, err
 	}
 	o.Progress = func(item string) { fmt.Fprintf(cmd.ErrOrStderr(), "measuring %s\n", item) }
 	return o, nil

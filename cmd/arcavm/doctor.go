@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -46,7 +47,7 @@ Exit code 0 if guests can run, 69 if they can't without --emulated.`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			device, err := checkKVM(kvm.DefaultPath)
-			findings := append(device, checkMemory())
+			findings := append(device, checkMemory(), checkProc(procfs))
 			findings = append(findings, checkNetwork()...)
 			findings = append(findings, checkQEMU())
 			if writeErr := writeFindings(cmd.OutOrStdout(), findings); writeErr != nil {
@@ -181,6 +182,32 @@ func checkMemory() finding {
 		detail += fmt.Sprintf("; up to %d files and sockets at once", limit.Max)
 	}
 	return finding{verdict: isOK, what: "shared memory", detail: detail}
+}
+
+// procfs is where Linux has what it tells of processes.
+const procfs = "/proc"
+
+// checkProc looks for /proc, which a container or a chroot may lack.
+func checkProc(root string) finding {
+	if _, err := os.Stat(root + "/self/fd"); err != nil {
+		return finding{
+			verdict: isLimited, what: "/proc", remedy: "mount -t proc proc /proc",
+			detail: "isn't mounted: no --sockets, no --emulated, no arcavm bench; a terminal stays in line mode",
+		}
+	}
+	return finding{verdict: isOK, what: "/proc", detail: "is mounted"}
+}
+
+// ownFile is the path of this program's file.
+func ownFile() (string, error) {
+	self, err := os.Executable()
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("finding this program's file needs /proc, which isn't mounted here: %w", err)
+	}
+	if err != nil {
+		return "", fmt.Errorf("finding this program's file: %w", err)
+	}
+	return self, nil
 }
 
 // checkNetwork tells how guests' connections can leave: arcavm makes them as the user's own sockets.

@@ -45,9 +45,9 @@ func (o *outlived) Write(p []byte) (int, error) {
 // runEmulated runs this same command in an emulated machine, with the image, the shared folders and the files for TLS copied into it. What else is wrong with
 // the command line has been found out: inside it would be after the boot.
 func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, shares []string, network networkFlags, tls tlsFlags) error {
-	self, err := os.Executable()
+	self, err := ownFile()
 	if err != nil {
-		return fmt.Errorf("finding this program's file: %w", err)
+		return err
 	}
 	m := machine{streams: s, format: choice{value: flags.Lookup("log-format").Value.String()}}
 	inside := "/image/" + filepath.Base(args[0])

@@ -58,7 +58,8 @@ func usageError(format string, args ...any) error {
 
 // flagNames are the flags behind the fields of vmm's configuration.
 var flagNames = map[string]string{
-	"cpus": "--cpus", "memory": "--mem", "window": "--window", "share": "--share",
+	"sockets": "--sockets",
+	"cpus":    "--cpus", "memory": "--mem", "window": "--window", "share": "--share",
 	"stream limit": "--limit streams", "ring limit": "--limit ring-memory",
 }
 

@@ -32,7 +32,17 @@ const mainVariable = "ARCAVM_TEST_MAIN"
 // nohupVariable, if set, makes the test binary start itself again with SIGHUP ignored, as nohup does.
 const nohupVariable = "ARCAVM_TEST_NOHUP"
 
+// noProcVariable, if set, makes the test binary hide /proc from itself first. It
+// has a mount namespace of its own.
+const noProcVariable = "ARCAVM_TEST_NO_PROC"
+
 func TestMain(m *testing.M) {
+	if os.Getenv(noProcVariable) != "" {
+		if err := unix.Mount("none", procfs, "tmpfs", unix.MS_RDONLY, ""); err != nil {
+			fmt.Fprintln(os.Stderr, "mount:", err)
+			os.Exit(exitNoProc)
+		}
+	}
 	if os.Getenv(leaderVariable) != "" {
 		if err := lead(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -56,6 +66,9 @@ func TestMain(m *testing.M) {
 	}
 	goleak.VerifyTestMain(m)
 }
+
+// exitNoProc is how a command of a test ends that can't hide /proc.
+const exitNoProc = 98
 
 // exitLostWakeUp is how a command of a test ends, whatever it did, if its guest or arcavm forgot to wake the other.
 const exitLostWakeUp = 99
