@@ -1,0 +1,84 @@
+package vmm_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/fix-project/arcavm/vmm"
+	"github.com/fix-project/arcavm/vmm/vmmtest"
+)
+
+// frames writes a backtrace's symbols, and how often a cycle is repeated.
+func frames(s vmm.CPUState) string {
+	var b strings.Builder
+	for _, f := range s.Backtrace {
+		fmt.Fprintf(&b, "%s ", f.Symbol)
+		if f.Repeats > 0 {
+			fmt.Fprintf(&b, "%d×%d ", f.Repeats, f.Cycle)
+		}
+	}
+	return b.String()
+}
+
+// A backtrace names the call and not where it returns to, has the caller of a
+// function without a frame, and folds recursion.
+func TestBacktrace(t *testing.T) {
+	t.Parallel()
+	for how, want := range map[string]string{
+		"panic":     "panic_at program_main run_program thread_begin ",
+		"frameless": "call_panic frameless program_main run_program thread_begin ",
+		"fault":     "read_word fault program_main run_program thread_begin ",
+		"rounds":    "panic_at round_two round_one round_two 99×2 round_one program_main run_program thread_begin ",
+	} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			_, err := boot(t, "trace", how).Wait()
+			var crash *vmm.CrashError
+			if !errors.As(err, &crash) {
+				t.Fatalf("the guest ended with %v", err)
+			}
+			text(t, crash)
+			if got := frames(crash.CPUState); got != want {
+				t.Errorf("the backtrace is %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+// A CPU that hears of nothing is found where it is.
+func TestReportOfAHang(t *testing.T) {
+	t.Parallel()
+	g := vmmtest.Boot(t, vmm.Config{Image: vmmtest.Image(t, "trace"), Args: []string{"spin"}, CPUs: 4})
+	g.WaitLog("tracing spin")
+	g.VM.Stop()
+	for {
+		r, err := g.VM.Report()
+		if err != nil {
+			t.Fatal(err)
+		}
+		spinning := 0
+		for _, c := range r.CPUs {
+			if c.Activity == vmm.Running && c.Backtrace[0].Symbol == "spin" {
+				spinning++
+			}
+		}
+		if spinning < 3 || r.CPUs[3].Activity != vmm.Halted {
+			continue // they are on their way
+		}
+		said := text(t, r)
+		for _, want := range []string{
+			"CPU 0: running at spin+0x", "CPUs 1-2: running at spin+0x", "registers of CPU 1\n",
+			"CPU 3: halted at cpu_halt+0x", "tracing spin",
+		} {
+			if !strings.Contains(said, want) {
+				t.Errorf("%q is missing", want)
+			}
+		}
+		if got := frames(r.CPUs[0]); got != "spin program_main run_program thread_begin " {
+			t.Errorf("CPU 0's backtrace is %s", got)
+		}
+		return
+	}
+}
