@@ -1,6 +1,9 @@
 package relay
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // ResolverWithin is [Resolver] with another limit of a lookup's time.
 func ResolverWithin(timeout time.Duration) Handler { return newResolver(timeout) }
@@ -18,3 +21,9 @@ const LingerTimeout = lingerTimeout
 // LookAtLingering looks at the streams that wait so, as if it were the given
 // time. A server's own timer comes too late to disturb a test.
 func (s *Server) LookAtLingering(now time.Time) { s.lingering.look(now) }
+
+// MaxHandshakes is how many handshakes of a TLS listener run at once.
+const MaxHandshakes = maxHandshakes
+
+// PeerAt is what counts as one peer.
+func PeerAt(a netip.Addr) netip.Prefix { return peerAt(a) }

@@ -292,8 +292,9 @@ type policedPacketConn struct {
 	bound   net.Addr
 	release func() // gives its place back
 
-	mu    sync.Mutex
-	peers map[netip.AddrPort]struct{} // that the policy wouldn't let through; at most maxPeers
+	mu     sync.Mutex
+	peers  map[netip.AddrPort]struct{} // that the policy wouldn't let through; at most maxPeers
+	shares map[netip.Prefix]int        // how many of peers each machine has
 }
 
 const maxPeers = 1024
@@ -345,20 +346,40 @@ func (c *policedPacketConn) MaySend(to netip.AddrPort) error {
 	return err
 }
 
-// remember forgets some other peer when there are too many.
+// remember forgets another peer when there are too many: one of the machine that
+// has the most, so that none can make the socket forget all others.
 func (c *policedPacketConn) remember(peer netip.AddrPort) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.peers == nil {
-		c.peers = make(map[netip.AddrPort]struct{})
+		c.peers, c.shares = make(map[netip.AddrPort]struct{}), make(map[netip.Prefix]int)
 	}
-	if _, known := c.peers[peer]; !known && len(c.peers) == maxPeers {
-		for other := range c.peers {
-			delete(c.peers, other)
+	if _, known := c.peers[peer]; known {
+		return
+	}
+	if len(c.peers) == maxPeers {
+		c.forgetOne()
+	}
+	c.peers[peer] = struct{}{}
+	c.shares[peerAt(peer.Addr())]++
+}
+
+func (c *policedPacketConn) forgetOne() {
+	var machine netip.Prefix
+	for m, n := range c.shares {
+		if n > c.shares[machine] {
+			machine = m
+		}
+	}
+	for peer := range c.peers {
+		if peerAt(peer.Addr()) == machine {
+			delete(c.peers, peer)
 			break
 		}
 	}
-	c.peers[peer] = struct{}{}
+	if c.shares[machine]--; c.shares[machine] == 0 {
+		delete(c.shares, machine)
+	}
 }
 
 func (c *policedPacketConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {

@@ -4,18 +4,29 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
+	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/wire"
 )
 
-// maxHandshakes is how many connections of one listener may be in a handshake, or wait after it for the guest to ask for one. The kernel's backlog holds
-// the others.
-const maxHandshakes = 128
+const (
+	// maxHandshakes is how many connections of one listener may be in a
+	// handshake, or wait after it for the guest to ask for one. The kernel's
+	// backlog holds the others.
+	maxHandshakes = 128
+	// handshakeGrace is how long the oldest handshake of a peer is safe from the
+	// peer's own next connection. It outlasts what a busy host needs for as many
+	// handshakes as there may be.
+	handshakeGrace = time.Second
+)
 
 // TLSListener returns the handler of protocol 9: a [TCPListener] whose connections do TLS as the server before the guest gets them.
 func TLSListener(t TLS) Handler {
@@ -52,8 +63,19 @@ type tlsListener struct {
 
 	asked   chan struct{} // unbuffered: a send means that Accept waits
 	ready   chan accepted // unbuffered
-	slots   chan struct{} // holds a token for each of maxHandshakes in use
+	freed   chan struct{} // holds a token when there may be a free place again
 	running sync.WaitGroup
+
+	mu         sync.Mutex
+	handshakes []*handshake // oldest first; at most maxHandshakes
+}
+
+// handshake is a connection's place among a listener's handshakes.
+type handshake struct {
+	peer   netip.Prefix
+	since  time.Time
+	cancel context.CancelCauseFunc
+	given  bool // up, or to Accept: it can't be given up any more
 }
 
 // accepted is what Accept returns.
@@ -65,7 +87,7 @@ type accepted struct {
 func newTLSListener(s *Stream, ln net.Listener, cfg *tls.Config) *tlsListener {
 	l := &tlsListener{
 		Listener: ln, stream: s, cfg: cfg,
-		asked: make(chan struct{}), ready: make(chan accepted), slots: make(chan struct{}, maxHandshakes),
+		asked: make(chan struct{}), ready: make(chan accepted), freed: make(chan struct{}, 1),
 	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.running.Go(l.run)
@@ -95,29 +117,30 @@ func (l *tlsListener) Close() error {
 
 // run begins a handshake for each connection.
 func (l *tlsListener) run() {
-	for l.take() {
+	for l.await() {
 		raw, err := asConn(l.Listener.Accept())
 		if err != nil {
-			<-l.slots
 			if !l.deliver(accepted{err: err}) || errors.Is(err, net.ErrClosed) {
 				return
 			}
 			continue
 		}
+		ctx, cancel := context.WithCancelCause(l.ctx)
+		h := &handshake{peer: peerOf(raw.RemoteAddr()), cancel: cancel}
+		if !l.admit(h) {
+			cancel(nil)
+			abandon(raw)
+			return
+		}
 		l.running.Go(func() {
-			defer func() { <-l.slots }()
-			l.handshake(raw)
+			defer l.leave(h)
+			l.handshake(ctx, h, raw)
 		})
 	}
 }
 
-// take waits for a free slot, takes it, and waits until Accept waits. It reports false when the listener has closed.
-func (l *tlsListener) take() bool {
-	select {
-	case l.slots <- struct{}{}:
-	case <-l.ctx.Done():
-		return false
-	}
+// await waits until Accept waits. It reports false when the listener has closed.
+func (l *tlsListener) await() bool {
 	select {
 	case <-l.asked:
 		return true
@@ -126,14 +149,107 @@ func (l *tlsListener) take() bool {
 	}
 }
 
-func (l *tlsListener) handshake(raw Conn) {
+// admit waits for a place for h, and makes one where a peer has more than its
+// share. It reports false when the listener has closed.
+func (l *tlsListener) admit(h *handshake) bool {
+	for {
+		wait, ok := l.enter(h, time.Now())
+		if ok {
+			return true
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-l.freed:
+		case <-timer.C:
+		case <-l.ctx.Done():
+		}
+		timer.Stop()
+		if l.ctx.Err() != nil {
+			return false
+		}
+	}
+}
+
+// enter gives h a place if there is one. If there is none it gives up another
+// peer's handshake, where that peer has at least two more than h's, or else the
+// oldest of h's own when the time for it has come. The place is free when that
+// one has ended. It returns how long to wait at most before the next look.
+func (l *tlsListener) enter(h *handshake, now time.Time) (wait time.Duration, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.handshakes) < maxHandshakes {
+		h.since = now
+		l.handshakes = append(l.handshakes, h)
+		return 0, true
+	}
+	shares := make(map[netip.Prefix]int)
+	var oldest *handshake // of the peer with the most, and of these the one that has been there longest
+	for _, other := range l.handshakes {
+		if !other.given {
+			shares[other.peer]++
+		}
+	}
+	for _, other := range l.handshakes {
+		if !other.given && (oldest == nil || shares[other.peer] > shares[oldest.peer]) {
+			oldest = other
+		}
+	}
+	switch {
+	case oldest == nil || shares[oldest.peer] == 1:
+		return handshakeGrace, false
+	case shares[oldest.peer] < shares[h.peer]+2:
+		if wait := handshakeGrace - now.Sub(oldest.since); wait > 0 {
+			return wait, false
+		}
+	}
+	oldest.given = true
+	oldest.cancel(errCrowded)
+	return handshakeGrace, false
+}
+
+// errCrowded is why a handshake is given up for another peer's.
+var errCrowded = fmt.Errorf("its peer has the most handshakes, and all places were taken: %w", unix.ECONNABORTED)
+
+// leave gives the place of h back.
+func (l *tlsListener) leave(h *handshake) {
+	h.cancel(nil)
+	l.mu.Lock()
+	i := slices.Index(l.handshakes, h)
+	l.handshakes = slices.Delete(l.handshakes, i, i+1)
+	l.mu.Unlock()
+	select {
+	case l.freed <- struct{}{}:
+	default:
+	}
+}
+
+// done reports whether h, whose handshake is done, goes on to Accept.
+func (l *tlsListener) done(h *handshake) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if h.given {
+		return false
+	}
+	h.given = true
+	return true
+}
+
+func (l *tlsListener) handshake(ctx context.Context, h *handshake, raw Conn) {
 	server := l.stream.server
-	ctx, cancel := context.WithTimeout(l.ctx, server.patience)
+	limited, cancel := context.WithTimeout(ctx, server.patience)
 	defer cancel()
 	conn := newTLSConn(raw, l.cfg, tls.Server)
-	if err := conn.handshake(ctx); err != nil {
+	err := conn.handshake(limited)
+	if err == nil && !l.done(h) {
+		_ = raw.Close()
+		err = context.Cause(ctx)
+	}
+	if err != nil {
 		if l.ctx.Err() == nil {
 			server.count.handshakesFailed.Add(1)
+			if cause := context.Cause(ctx); cause != nil {
+				err = cause
+			}
 			l.stream.log(slog.LevelDebug, "handshake failed", slog.Any("peer", raw.RemoteAddr()), slog.Any("err", err))
 		}
 		return
@@ -141,6 +257,23 @@ func (l *tlsListener) handshake(raw Conn) {
 	if !l.deliver(accepted{conn: conn}) {
 		abandon(conn)
 	}
+}
+
+// peerOf is what counts as one peer: an IPv4 address, or the network of 64 bits
+// that an IPv6 address is in, which is what one machine usually has.
+func peerOf(a net.Addr) netip.Prefix { return peerAt(endpoint(a).Addr) }
+
+func peerAt(a netip.Addr) netip.Prefix {
+	a = a.Unmap()
+	bits := a.BitLen()
+	if a.Is6() {
+		bits = 64
+	}
+	peer, err := a.WithZone("").Prefix(bits)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return peer
 }
 
 // deliver hands a to Accept, and waits for that. It reports false when the listener has closed.

@@ -652,6 +652,48 @@ func TestTLSAcceptBesideStalled(t *testing.T) {
 	}
 }
 
+// One peer's stalled handshakes, however many, keep no other peer out, nor
+// itself for long.
+func TestTLSHandshakesShared(t *testing.T) {
+	t.Parallel()
+	for name, from := range map[string]string{"another peer": "127.0.0.3", "the same peer": "127.0.0.2"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := relaytest.NewAuthority(t)
+			m := start(t, setup{tls: relay.TLS{Certificates: []tls.Certificate{a.Issue(t, nil)}}})
+			l := m.tlsListen("127.0.0.1:0")
+			g := m.pipe()
+			l.ask(1, g.ID())
+			for range 2 * relay.MaxHandshakes {
+				dialedFrom(t, "127.0.0.2", l.at)
+			}
+			peer := newPeer(dialedFrom(t, from, l.at), &tls.Config{RootCAs: a.Pool, ServerName: "server.test"}, tls.Client)
+			if err := peer.Handshake(); err != nil {
+				t.Fatal(err)
+			}
+			if request, in := l.answerTLS(); request != 1 || in.Status != 0 || in.Peer.Addr.String() != from {
+				t.Fatalf("request %d: %+v", request, in)
+			}
+			echo(t, g, peer)
+			l.Close()
+			m.wantFree()
+		})
+	}
+}
+
+// dialedFrom connects from one of this machine's addresses.
+func dialedFrom(t *testing.T, from string, to netip.AddrPort) *net.TCPConn {
+	t.Helper()
+	d := net.Dialer{Timeout: patience, LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	c, err := d.Dial("tcp", to.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	deadline(t, c)
+	return c.(*net.TCPConn)
+}
+
 func TestTLSHandshakeTimesOut(t *testing.T) {
 	t.Parallel()
 	a := relaytest.NewAuthority(t)
