@@ -178,3 +178,20 @@ func TestHiddenFaults(t *testing.T) {
 		})
 	}
 }
+
+// What CPUID does offer of KVM works: the kernels of the older ABI tell KVM
+// where to keep their clock.
+func TestOfferedParavirtual(t *testing.T) {
+	onThread(t)
+	g := newGuest(t)
+	if !g.features.KVMClock {
+		t.Skip("this KVM has no kvmclock")
+	}
+	for i := range g.cpuid {
+		if e := &g.cpuid[i]; e.Function == 0x4000_0001 {
+			e.Eax &= 1 << 3
+		}
+	}
+	v := g.vcpu(t, 0, codeKVMMSR, codeOutLong)
+	run(t, v, ExitIO)
+}
