@@ -16,11 +16,11 @@ const (
 
 // dialFirst connects to the first of some addresses that answers. They are tried in order, but with IPv6 and IPv4 in turn; the next one as
 // soon as an attempt fails, or hasn't ended after a while. The error is that of the first address.
-func dialFirst(ctx context.Context, from Network, network string, addrs []netip.AddrPort) (net.Conn, error) {
+func dialFirst(ctx context.Context, addrs []netip.AddrPort, dial func(context.Context, netip.AddrPort) (net.Conn, error)) (net.Conn, error) {
 	addrs = interleave(addrs)
 	addrs = addrs[:min(len(addrs), maxAttempts)]
 	if len(addrs) == 1 {
-		return given(from.DialContext(ctx, network, addrs[0].String()))
+		return dial(ctx, addrs[0])
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -35,7 +35,7 @@ func dialFirst(ctx context.Context, from Network, network string, addrs []netip.
 		i := started
 		started++
 		go func() {
-			conn, err := given(from.DialContext(ctx, network, addrs[i].String()))
+			conn, err := dial(ctx, addrs[i])
 			results <- result{i, conn, err}
 		}()
 	}

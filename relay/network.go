@@ -68,21 +68,6 @@ func (Host) LookupAddr(ctx context.Context, address string) ([]string, error) {
 	return net.DefaultResolver.LookupAddr(ctx, address)
 }
 
-// InterfacePrefixes returns the addresses of this machine's interfaces, each with the length of its subnet's prefix.
-func (Host) InterfacePrefixes() ([]netip.Prefix, error) {
-	list, err := net.InterfaceAddrs()
-	prefixes := make([]netip.Prefix, 0, len(list))
-	for _, a := range list {
-		if network, ok := a.(*net.IPNet); ok {
-			if addr, ok := netip.AddrFromSlice(network.IP); ok {
-				bits, _ := network.Mask.Size()
-				prefixes = append(prefixes, netip.PrefixFrom(addr.Unmap(), bits))
-			}
-		}
-	}
-	return prefixes, err
-}
-
 // asConn refuses what can't be half-closed: a network of an embedding program that breaks its contract.
 func asConn(conn net.Conn, err error) (Conn, error) {
 	if err != nil {

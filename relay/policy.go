@@ -2,7 +2,6 @@ package relay
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,39 +9,47 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Policy is a [Network] that lets a guest have what rules allow of another one. The first rule that matches decides. If none does:
+// Policy is a [Network] that lets a guest have what rules allow of another one.
+// The first rule that matches decides. If none does:
 //
-//   - a guest may connect and send to every address but the host's own and those that are its link's: loopback, unspecified, link-local
-//     (169.254.0.0/16 and fe80::/10, where clouds keep their metadata, and fd00:ec2::254, where one does), broadcast, and the addresses of the host's
-//     interfaces;
+//   - a guest may connect and send to every address but the host's own, its
+//     link's and groups': loopback, unspecified, link-local (169.254.0.0/16 and
+//     fe80::/10), broadcast and multicast, the metadata services of clouds, and
+//     all that the routes of the network below, if it has a method Routes as
+//     [Host] has, don't send to a single other machine;
 //   - it may listen on every address.
 //
-// A name is looked up first. The rules then judge each address that it has, and only these addresses are connected to: a name that changes its
-// address in between gains nothing. A rule that allows a name doesn't allow the addresses that are denied above. A refusal is a [DeniedError].
+// What is judged is what the kernel makes of an address. The unspecified one is
+// localhost. A scope is refused but for link-local addresses. An IPv6 address
+// that holds an IPv4 address (mapped, NAT64, 6to4, Teredo, ISATAP, SIIT) is
+// denied if that is. What netfilter makes of packets later isn't known here.
+//
+// A name is looked up first. The rules then judge each address that it has, and
+// only these addresses are connected to: a name that changes its address in
+// between gains nothing. A rule that allows a name doesn't allow the addresses
+// that are denied above. An address is judged again when its connection has
+// come about. A refusal is a [DeniedError].
 //
 // Datagrams to who has sent one to the same socket are allowed.
 type Policy struct {
 	// OnPublish, if not nil, is told where on the host a published port is bound, each time a guest binds it, before the guest learns of it. It must
 	// not block, and must be set before the policy is in use.
 	OnPublish func(p Publish, host netip.AddrPort)
+	// NAT64 are prefixes by which the network reaches IPv4 hosts, as
+	// [ParseNAT64] returns them, beside 64:ff9b::/96 and what is in
+	// 64:ff9b:1::/48. It must be set before the policy is in use.
+	NAT64 []netip.Prefix
 
 	network Network
 	rules   []Rule
 	bound   *bindings
 
-	own     atomic.Pointer[ownAddrs]
-	looking sync.Mutex // held by the one that replaces own
-}
-
-// ownAddrs is what was known of the host's interfaces at a time: their addresses, and those that reach all of their networks. It doesn't change.
-type ownAddrs struct {
-	addrs  map[netip.Addr]bool
-	looked time.Time
+	opened  atomic.Pointer[Routes] // of network; nil: not yet
+	opening sync.Mutex             // held while they are opened
 }
 
 // NewPolicy returns a policy for network.
@@ -91,89 +98,98 @@ func ParsePublish(text string) (Publish, error) {
 	if _, err := bindAddress(at.String()); err != nil {
 		return bad(address, "no address that a socket is bound to")
 	}
-	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
-	return Publish{Protocol: protocol, Host: at, Guest: uint16(guest)}, nil
+	addr, err := configuredScope(at.Addr().Unmap())
+	if err != nil {
+		return Publish{}, fmt.Errorf("%q: %w", text, err)
+	}
+	return Publish{Protocol: protocol, Host: netip.AddrPortFrom(addr, at.Port()), Guest: uint16(guest)}, nil
 }
 
-// check decides. The address in q isn't IPv4-mapped.
+// check decides. The address in q is canonical. What an address goes out to is
+// judged as the address itself and as all that it may reach: each must be
+// allowed.
 func (p *Policy) check(q request) error {
-	special := q.direction == Out && p.special(q.at.Addr())
-	for i := range p.rules {
-		if r := &p.rules[i]; r.matches(q, special) {
-			if r.Allow {
-				return nil
-			}
-			return &DeniedError{q.String()}
+	if q.direction == In {
+		return p.decide(q)
+	}
+	other := reachedBy(q.at.Addr(), p.NAT64)
+	if other.same {
+		q.same = other.list[0]
+	}
+	if err := p.decide(q); err != nil {
+		return err
+	}
+	for _, a := range other.all() {
+		inner := q
+		inner.at, inner.same, inner.own = netip.AddrPortFrom(a, q.at.Port()), netip.Addr{}, false
+		if p.decide(inner) != nil {
+			return &DeniedError{fmt.Sprintf("%v, which may reach %v,", q, a)}
 		}
 	}
-	if special {
+	return nil
+}
+
+// decide decides about an address alone.
+func (p *Policy) decide(q request) error {
+	for i := range p.rules {
+		r := &p.rules[i]
+		switch {
+		case !r.matches(q):
+		case !r.Allow:
+			return &DeniedError{q.String()}
+		case r.Name != "" && p.special(q):
+			// Somebody else can give a name any address.
+		default:
+			return nil
+		}
+	}
+	if p.special(q) {
 		return &DeniedError{q.String()}
 	}
 	return nil
 }
 
-// special reports whether nobody may connect to a without a rule for it.
-func (p *Policy) special(a netip.Addr) bool {
-	return a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsLinkLocalMulticast() || a.IsInterfaceLocalMulticast() ||
-		a.Is4() && (a.As4()[0] == 0 || a == netip.AddrFrom4([4]byte{255, 255, 255, 255})) || a.WithZone("") == cloudMetadata || p.isOwn(a)
-}
-
-// cloudMetadata is where Amazon's virtual machines get theirs by IPv6.
-var cloudMetadata = netip.MustParseAddr("fd00:ec2::254")
-
-// ownAge is how old the knowledge of the host's addresses may be.
-const ownAge = time.Second
-
-// isOwn reports whether a is an address of this machine, or a broadcast address of one of its networks, if the network below can tell.
-// While one caller looks for changes the others go by what was known.
-func (p *Policy) isOwn(a netip.Addr) bool {
-	host, ok := p.network.(interface {
-		InterfacePrefixes() ([]netip.Prefix, error)
-	})
-	if !ok {
+// special reports whether q goes where a guest gets only by a rule for the
+// address. Where the network can't say where q goes, it does.
+func (p *Policy) special(q request) bool {
+	switch {
+	case q.direction == In:
+		return false
+	case q.own, onlyHost(q.at.Addr().WithZone("")):
+		return true
+	}
+	routes, err := p.routes()
+	if err != nil {
+		return true
+	}
+	if routes == nil {
 		return false
 	}
-	own := p.own.Load()
-	if own == nil {
-		p.looking.Lock()
-		if own = p.own.Load(); own == nil {
-			own = p.lookAgain(host.InterfacePrefixes)
-		}
-		p.looking.Unlock()
-	} else if time.Since(own.looked) > ownAge && p.looking.TryLock() {
-		own = p.lookAgain(host.InterfacePrefixes)
-		p.looking.Unlock()
-	}
-	// Without any knowledge everything is taken for the host's own.
-	return own == nil || own.addrs[a.WithZone("")]
+	own, err := routes.Own(q.protocol, q.at)
+	return own || err != nil
 }
 
-// lookAgain returns what is known now. After an error that is what was known before. looking is held.
-func (p *Policy) lookAgain(prefixes func() ([]netip.Prefix, error)) *ownAddrs {
-	list, err := prefixes()
-	own := p.own.Load()
+// routes returns the network's, or nil if it has none. They are opened at their
+// first use: by then the caller is in the network namespace that it works in.
+func (p *Policy) routes() (Routes, error) {
+	host, ok := p.network.(interface{ Routes() (Routes, error) })
+	if !ok {
+		return nil, nil
+	}
+	if r := p.opened.Load(); r != nil {
+		return *r, nil
+	}
+	p.opening.Lock()
+	defer p.opening.Unlock()
+	if r := p.opened.Load(); r != nil {
+		return *r, nil
+	}
+	r, err := host.Routes()
 	if err != nil {
-		return own
+		return nil, err
 	}
-	own = &ownAddrs{addrs: make(map[netip.Addr]bool), looked: time.Now()}
-	for _, prefix := range list {
-		addr := prefix.Addr().Unmap().WithZone("")
-		own.addrs[addr] = true
-		if addr.Is4() && prefix.Bits() < 31 {
-			first := prefix.Masked().Addr()
-			// Older kernels take the first address, too, for one that means all.
-			own.addrs[first], own.addrs[broadcast(first, prefix.Bits())] = true, true
-		}
-	}
-	p.own.Store(own)
-	return own
-}
-
-// broadcast is the last address of a network whose first is given.
-func broadcast(first netip.Addr, bits int) netip.Addr {
-	b := first.As4()
-	n := binary.BigEndian.Uint32(b[:]) | (1<<(32-bits) - 1)
-	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, n)))
+	p.opened.Store(&r)
+	return r, nil
 }
 
 // checkLookup refuses to look up what every connection to would be refused by the same rule: looking up tells the name to others.
@@ -198,10 +214,12 @@ func (p *Policy) checkLookup(name string, addr netip.Addr) error {
 
 // LookupNetIP looks a name up, if the guest may connect to any address that it might have.
 func (p *Policy) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
-	if _, err := netip.ParseAddr(host); err != nil {
-		if err := p.checkLookup(canonicalName(host), netip.Addr{}); err != nil {
+	if a, err := netip.ParseAddr(host); err == nil {
+		if _, err := canonical(a); err != nil {
 			return nil, err
 		}
+	} else if err := p.checkLookup(canonicalName(host), netip.Addr{}); err != nil {
+		return nil, err
 	}
 	return p.network.LookupNetIP(ctx, network, host)
 }
@@ -209,8 +227,14 @@ func (p *Policy) LookupNetIP(ctx context.Context, network, host string) ([]netip
 // LookupAddr looks an address up, if the rules let the guest connect to it.
 func (p *Policy) LookupAddr(ctx context.Context, address string) ([]string, error) {
 	if addr, err := netip.ParseAddr(address); err == nil {
-		if err := p.checkLookup("", addr.Unmap()); err != nil {
+		if addr, err = canonical(addr); err != nil {
 			return nil, err
+		}
+		other := reachedBy(addr, p.NAT64)
+		for _, a := range append(other.all(), addr) {
+			if err := p.checkLookup("", a); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return p.network.LookupAddr(ctx, address)
@@ -237,6 +261,9 @@ func (p *Policy) DialContext(ctx context.Context, network, address string) (net.
 	name := ""
 	var addrs []netip.Addr
 	if a, err := netip.ParseAddr(host); err == nil {
+		if a, err = canonical(a); err != nil {
+			return nil, err
+		}
 		addrs = []netip.Addr{a}
 	} else {
 		name = canonicalName(host)
@@ -244,19 +271,72 @@ func (p *Policy) DialContext(ctx context.Context, network, address string) (net.
 			return nil, err
 		}
 	}
-	allowed, err := p.allowed(request{direction: Out, protocol: protocol, name: name}, addrs, uint16(port))
+	q := request{direction: Out, protocol: protocol, name: name}
+	allowed, err := p.allowed(q, addrs, uint16(port))
 	if err != nil {
 		return nil, err
 	}
-	return dialFirst(ctx, p.network, network, allowed)
+	return dialFirst(ctx, allowed, func(ctx context.Context, at netip.AddrPort) (net.Conn, error) {
+		q := q
+		q.at = at
+		return p.connect(ctx, network, q)
+	})
+}
+
+// connect connects to the address in q, which check has allowed.
+func (p *Policy) connect(ctx context.Context, network string, q request) (net.Conn, error) {
+	conn, err := given(p.network.DialContext(ctx, network, notUnspecified(q.at).String()))
+	if err != nil {
+		return nil, err
+	}
+	// The address may have become the host's own since it was judged. A
+	// connection within the host most often has the same address at both ends.
+	if asTCP(conn) != nil || asUDP(conn) != nil {
+		q.own = endpoint(conn.LocalAddr()).Addr == endpoint(conn.RemoteAddr()).Addr
+	}
+	if err := p.check(q); err != nil {
+		abandon(conn)
+		return nil, err
+	}
+	if q.protocol == "udp" {
+		return &policedConn{conn, p, q}, nil
+	}
+	return conn, nil
+}
+
+// policedConn is a connected UDP socket: where its datagrams go is judged anew
+// for each, for routes change.
+type policedConn struct {
+	net.Conn
+	policy *Policy
+	to     request
+}
+
+// NetConn returns the connection that c was made of.
+func (c *policedConn) NetConn() net.Conn { return c.Conn }
+
+// MaySend is nil if the policy lets a datagram go to the peer.
+func (c *policedConn) MaySend(netip.AddrPort) error { return c.policy.check(c.to) }
+
+// Received does nothing: the only peer is known.
+func (c *policedConn) Received(netip.AddrPort) {}
+
+func (c *policedConn) Write(b []byte) (int, error) {
+	if err := c.MaySend(c.to.at); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(b)
 }
 
 // allowed returns what q may reach of addrs, or why there is nothing.
 func (p *Policy) allowed(q request, addrs []netip.Addr, port uint16) (allowed []netip.AddrPort, err error) {
 	err = &net.DNSError{Err: "no addresses", Name: q.name, IsNotFound: true}
 	for i, a := range addrs {
-		q.at = netip.AddrPortFrom(a.Unmap(), port)
-		denied := p.check(q)
+		a, denied := canonical(a)
+		if denied == nil {
+			q.at = netip.AddrPortFrom(a, port)
+			denied = p.check(q)
+		}
 		if denied == nil {
 			allowed = append(allowed, q.at)
 		} else if i == 0 {
@@ -303,7 +383,11 @@ const maxPeers = 1024
 func (c *policedPacketConn) LocalAddr() net.Addr { return c.bound }
 
 func (c *policedPacketConn) check(to netip.AddrPort) error {
-	return c.policy.check(request{direction: Out, protocol: "udp", at: netip.AddrPortFrom(to.Addr().Unmap(), to.Port())})
+	addr, err := canonical(to.Addr())
+	if err != nil {
+		return err
+	}
+	return c.policy.check(request{direction: Out, protocol: "udp", at: netip.AddrPortFrom(addr, to.Port())})
 }
 
 func (c *policedPacketConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
@@ -386,7 +470,7 @@ func (c *policedPacketConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int
 	if err := c.MaySend(to); err != nil {
 		return 0, err
 	}
-	return c.PacketConn.WriteToUDPAddrPort(b, to)
+	return c.PacketConn.WriteToUDPAddrPort(b, notUnspecified(to))
 }
 
 func (c *policedPacketConn) WriteTo(b []byte, to net.Addr) (int, error) {

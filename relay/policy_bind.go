@@ -326,7 +326,7 @@ func (p *Policy) checkLocalhost(b *binding, at netip.AddrPort, inUse func(string
 // grants reports whether a rule allows q.
 func (p *Policy) grants(q request) bool {
 	for i := range p.rules {
-		if r := &p.rules[i]; r.matches(q, false) {
+		if r := &p.rules[i]; r.matches(q) {
 			return r.Allow
 		}
 	}

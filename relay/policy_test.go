@@ -52,6 +52,7 @@ func TestParseRule(t *testing.T) {
 		"Example.COM.":                {Direction: Out, Name: "example.com"},
 		"out:tcp:*.example.com:1-443": {Direction: Out, Protocol: "tcp", Name: "*.example.com", First: 1, Last: 443},
 		"4.example":                   {Direction: Out, Name: "4.example"},
+		"[fe80::1%lo]:80":             {Prefixes: prefixes("fe80::1/128"), Zone: "1", First: 80, Last: 80},
 	} {
 		got, err := ParseRule(false, text)
 		if err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
@@ -61,6 +62,7 @@ func TestParseRule(t *testing.T) {
 	for _, text := range []string{
 		"", ":80", "*:", "*:0", "*:70000", "*:9-8", "*:http", "*:1-2-3", "::1", "::1:80", "[::1", "[::1]80", "[127.0.0.1]", "[::ffff:127.0.0.1]:80", "[x]",
 		"10.0.0", "1.2.3.4-1.2.3.9", "10.x.x.x", "0x7f.1", "0x7f000001", "host.1", "--cpus", "host-", "-host.example", "10.0.0.0/33", "10.0.0.0/8/9", "1.2.3.4.5", "a..b", "*", "*.", "a*b", "*.*.x", "in:example.com", "tcp:in:*", "out:in:*", "a b", "tcp:80",
+		"[::%1]", "[::1%lo]", "[2001:db8::1%1]", "[fe80::1%no-such]", "[fe80::1%0]", "[fe80::1%999999]", "[fe80::%lo/64]", "[::ffff:1.2.3.4%lo]",
 		"icmp:*", "out:icmp:*", "TCP:*", "UDP:80", "Out:*", "example.com:*",
 	} {
 		if text == "*" {
@@ -117,9 +119,24 @@ func TestParsePublish(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"", "80", "80:", ":80", "80:0", "80:65536", "65536:80", "80:80/sctp", "80:80/", "host:80:80", "::1:80:80", "1.2.3:80:80",
-		"224.0.0.1:80:80", "255.255.255.255:80:80/udp", "[ff02::1%1]:80:80", "[::1%1]:80:80"} {
+		"224.0.0.1:80:80", "255.255.255.255:80:80/udp", "[ff02::1%1]:80:80", "[::1%1]:80:80",
+		"[::1%lo]:80:80", "[::%1]:80:80", "[fe80::1%no-such]:80:80"} {
 		if got, err := ParsePublish(text); err == nil {
 			t.Errorf("%q is %+v", text, got)
+		}
+	}
+}
+
+func TestParseNAT64(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{"64:ff9b::/96", "2001:db8::/32", "2001:db8:1::/48", "2001:db8:0:1::/64"} {
+		if p, err := ParseNAT64(text); err != nil || p.String() != text {
+			t.Errorf("%s: %v, %v", text, p, err)
+		}
+	}
+	for _, text := range []string{"", "64:ff9b::", "10.0.0.0/8", "::ffff:0.0.0.0/96", "2001:db8::/33", "2001:db8::/97", "2001:db8::1/64", "2001:db8::100:0:0:0/96"} {
+		if p, err := ParseNAT64(text); err == nil || !strings.Contains(err.Error(), NAT64Form) {
+			t.Errorf("%q is %v, %v", text, p, err)
 		}
 	}
 }
@@ -190,16 +207,18 @@ func (n *fakeNetwork) LookupAddr(_ context.Context, address string) ([]string, e
 	return nil, nil
 }
 
-func (n *fakeNetwork) InterfacePrefixes() (list []netip.Prefix, err error) {
-	for _, a := range n.own {
-		list = append(list, netip.MustParsePrefix(a))
-	}
-	return list, nil
+func (n *fakeNetwork) Routes() (Routes, error) { return fakeRoutes(n.own), nil }
+
+// fakeRoutes are the host's own addresses.
+type fakeRoutes []string
+
+func (r fakeRoutes) Own(_ string, to netip.AddrPort) (bool, error) {
+	return slices.Contains(r, to.Addr().String()), nil
 }
 
 func newFake() *fakeNetwork {
 	return &fakeNetwork{
-		own: []string{"198.51.100.7/24", "203.0.113.9/31", "fd01::7/64"},
+		own: []string{"198.51.100.7", "198.51.100.0", "198.51.100.255", "203.0.113.9", "fd01::7"},
 		names: map[string][]string{
 			"good.example":     {"192.0.2.1"},
 			"www.good.example": {"192.0.2.2"},
@@ -247,6 +266,61 @@ func TestPolicyOut(t *testing.T) {
 		{"", "[fd00:ec2::254%1]:80", denied},
 		{"", "[fd00:ec2::253]:80", "dial [fd00:ec2::253]:80"},
 		{"allow 198.51.100.255", "198.51.100.255:80", "dial 198.51.100.255:80"},
+		{"", "[::%1]:80", denied},
+		{"allow *", "[::%1]:80", denied},
+		{"allow *", "[::1%lo]:80", denied},
+		{"allow *", "[2001:db8::1%1]:80", denied},
+		{"allow *", "[fe80::1%0]:80", denied},
+		{"allow *", "[fe80::1%1]:80", "dial [fe80::1%1]:80"},
+		{"allow *", "[fe80::1%lo]:80", "dial [fe80::1%1]:80"},
+		{"allow *", "[ff02::1%lo]:80", "dial [ff02::1%1]:80"},
+		{"allow [fe80::1%lo]", "[fe80::1%1]:80", "dial [fe80::1%1]:80"},
+		{"allow [fe80::1%lo]", "[fe80::1%2]:80", denied},
+		{"", ":80", "lookup , " + denied},
+		{"deny localhost;allow *", "0.0.0.0:80", denied},
+		{"deny localhost;allow *", "[::]:80", denied},
+		{"deny localhost;allow *", "[::ffff:0.0.0.0]:80", denied},
+		{"deny 127.0.0.0/8;allow *", "0.0.0.0:80", denied},
+		{"allow localhost;deny *", "0.0.0.0:80", "dial 127.0.0.1:80"},
+		{"allow localhost;deny *", "[::]:80", "dial [::1]:80"},
+		{"allow 127.0.0.1", "[::]:80", denied},
+		{"", "239.255.255.250:80", denied},
+		{"", "[ff05::1]:80", denied},
+		{"", "[ff0e::1]:80", denied},
+		{"allow 239.0.0.0/8", "239.1.1.1:80", "dial 239.1.1.1:80"},
+		{"", "168.63.129.16:80", denied},
+		{"", "100.100.100.200:80", denied},
+		{"", "192.0.0.192:80", denied},
+		{"", "[fd20:ce::254]:80", denied},
+		{"", "[fd00:c1::a9fe:a9fe]:80", denied},
+
+		{"", "[64:ff9b::c000:201]:80", "dial [64:ff9b::c000:201]:80"},
+		{"", "[64:ff9b::7f00:1]:80", denied},
+		{"", "[64:ff9b::c633:6407]:80", denied},
+		{"", "[64:ff9b::a9fe:a9fe]:80", denied},
+		{"allow [64:ff9b::/96]", "[64:ff9b::7f00:1]:80", denied},
+		{"allow 127.0.0.1", "[64:ff9b::7f00:1]:80", "dial [64:ff9b::7f00:1]:80"},
+		{"deny 192.0.2.0/24", "[64:ff9b::c000:201]:80", denied},
+		{"allow 192.0.2.0/24;deny *", "[64:ff9b::c000:201]:80", "dial [64:ff9b::c000:201]:80"},
+		{"allow 192.0.2.0/24;deny *", "[64:ff9b::c000:301]:80", denied},
+		{"deny [64:ff9b::/96];allow 192.0.2.1", "[64:ff9b::c000:201]:80", denied},
+		{"", "[64:ff9b:1::c000:201]:80", "dial [64:ff9b:1::c000:201]:80"},
+		{"", "[64:ff9b:1::7f00:1]:80", denied},
+		{"", "[64:ff9b:1:7f00:0:100::]:80", denied},
+		{"", "[64:ff9b:1:2:7f:0:100:0]:80", denied},
+		{"", "[2002:7f00:1::1]:80", denied},
+		{"", "[2002:c633:6407::1]:80", denied},
+		{"", "[2002:c000:201::1]:80", "dial [2002:c000:201::1]:80"},
+		{"allow 192.0.2.0/24;deny *", "[2002:c000:201::1]:80", denied},
+		{"", "[::7f00:1]:80", denied},
+		{"", "[::ffff:0:7f00:1]:80", denied},
+		{"", "[2001:0:c000:201::7f00:1]:80", "dial [2001:0:c000:201::7f00:1]:80"}, // 128.255.255.254
+		{"", "[2001:0:c000:201::80ff:fffe]:80", denied},                           // Teredo: 127.0.0.1
+		{"", "[2001:db8::5efe:7f00:1]:80", denied},
+		{"", "[2001:db8::200:5efe:7f00:1]:80", denied},
+		{"", "[2001:db8:64::7f00:1]:80", denied}, // configured below
+		{"", "[2001:db8:65:7f00:0:100::]:80", denied},
+		{"allow 192.0.2.1;deny *", "[2001:db8:64::c000:201]:80", "dial [2001:db8:64::c000:201]:80"},
 		{"", "good.example:80", "lookup good.example, dial 192.0.2.1:80"},
 		{"", "rebound.example:80", "lookup rebound.example, " + denied},
 		{"", "mixed.example:80", "lookup mixed.example, dial 192.0.2.3:80"},
@@ -290,7 +364,9 @@ func TestPolicyOut(t *testing.T) {
 		if c.rules != "" {
 			list = rules(t, strings.Split(c.rules, ";")...)
 		}
-		conn, err := NewPolicy(n, list, nil).DialContext(t.Context(), "tcp", c.to)
+		p := NewPolicy(n, list, nil)
+		p.NAT64 = []netip.Prefix{netip.MustParsePrefix("2001:db8:64::/96"), netip.MustParsePrefix("2001:db8:65::/48")}
+		conn, err := p.DialContext(t.Context(), "tcp", c.to)
 		if err == nil {
 			conn.Close()
 		} else if lookup := (*net.DNSError)(nil); errors.Is(err, unix.EACCES) || errors.As(err, &lookup) {
@@ -300,44 +376,6 @@ func TestPolicyOut(t *testing.T) {
 			t.Errorf("%s: %s, %v; want %s", name, got, err, c.want)
 		}
 	}
-}
-
-// While one looks again at the interfaces, nobody else waits for that.
-func TestPolicyLooksAgain(t *testing.T) {
-	t.Parallel()
-	n := slowInterfaces{asked: make(chan struct{}), answer: make(chan struct{})}
-	p := NewPolicy(n, nil, nil)
-	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
-	p.own.Store(&ownAddrs{addrs: map[netip.Addr]bool{a: true}})
-	looked := make(chan bool)
-	go func() { looked <- p.isOwn(b) }()
-	<-n.asked
-	others := make(chan bool)
-	go func() { others <- p.isOwn(a) && !p.isOwn(b) }()
-	select {
-	case ok := <-others:
-		if !ok {
-			t.Error("meanwhile it isn't what was known before that counts")
-		}
-	case <-time.After(30 * time.Second):
-		t.Error("another one waits")
-	}
-	close(n.answer)
-	if !<-looked || !p.isOwn(b) || p.isOwn(a) {
-		t.Error("afterwards it isn't what is known now that counts")
-	}
-}
-
-// slowInterfaces is a network that takes its time to say what its interfaces are.
-type slowInterfaces struct {
-	Host
-	asked, answer chan struct{}
-}
-
-func (n slowInterfaces) InterfacePrefixes() ([]netip.Prefix, error) {
-	close(n.asked)
-	<-n.answer
-	return []netip.Prefix{netip.MustParsePrefix("192.0.2.2/32")}, nil
 }
 
 func TestPolicyIn(t *testing.T) {
@@ -548,4 +586,87 @@ func TestDialFirst(t *testing.T) {
 			})
 		})
 	}
+}
+
+// BenchmarkPolicyConnect connects to an address of this machine, by what the
+// policy adds and without: two judgements of the route for each connect.
+func BenchmarkPolicyConnect(b *testing.B) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		b.Fatal(err)
+	}
+	at := slices.IndexFunc(addrs, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		return ok && n.IP.To4() != nil && !n.IP.IsLoopback()
+	})
+	if at < 0 {
+		b.Skip("this machine has no address but the loopback one")
+	}
+	ip := addrs[at].(*net.IPNet).IP
+	ln, err := net.Listen("tcp", net.JoinHostPort(ip.String(), "0"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	accepted := make(chan struct{})
+	go func() {
+		defer close(accepted)
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Read(make([]byte, 1)) // the reset
+			_ = c.Close()
+		}
+	}()
+	b.Cleanup(func() {
+		ln.Close()
+		<-accepted
+	})
+	// A rule for a name doesn't hold for the host's own address, so that is asked.
+	policy := NewPolicy(Host{}, rules(b, "allow bench.test", "allow "+ip.String()), nil)
+	to := ln.Addr().(*net.TCPAddr).AddrPort()
+	q := request{direction: Out, protocol: "tcp", name: "bench.test", at: netip.AddrPortFrom(to.Addr().Unmap(), to.Port())}
+	for _, c := range []struct {
+		name string
+		dial func() (net.Conn, error)
+	}{
+		{"host", func() (net.Conn, error) { return Host{}.DialContext(b.Context(), "tcp", to.String()) }},
+		{"policy", func() (net.Conn, error) {
+			if err := policy.check(q); err != nil {
+				return nil, err
+			}
+			return policy.connect(b.Context(), "tcp", q)
+		}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			for b.Loop() {
+				conn, err := c.dial()
+				if err != nil {
+					b.Fatal(err)
+				}
+				abandon(conn)
+			}
+		})
+	}
+	b.Run("judged", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if err := policy.check(q); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("asked", func(b *testing.B) {
+		b.ReportAllocs()
+		r, err := Host{}.Routes()
+		if err != nil {
+			b.Fatal(err)
+		}
+		for port := uint16(0); b.Loop(); port++ {
+			if _, err := r.Own("tcp", netip.AddrPortFrom(q.at.Addr(), port)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }

@@ -31,6 +31,8 @@ type Rule struct {
 	Protocol  string // "tcp" or "udp"
 	// Prefixes are ranges of addresses: of the peer for what goes out, of the listening socket for what comes in.
 	Prefixes []netip.Prefix
+	// Zone is the number of the interface that a link-local address is on.
+	Zone string
 	// Name is the name of a host that the guest connects to, or *.NAME for all below it. It matches only what the guest asked for by name.
 	Name string
 	// Ports from First to Last match; both 0 is all of them.
@@ -114,10 +116,15 @@ func (r *Rule) setHost(host string) error {
 		}
 	}
 	prefix, perr := netip.ParsePrefix(inner)
+	var scope error
 	if addr, err := netip.ParseAddr(inner); err == nil {
+		addr, scope = configuredScope(addr)
+		r.Zone = addr.Zone()
 		prefix, perr = netip.PrefixFrom(addr.WithZone(""), addr.BitLen()), nil
 	}
 	switch {
+	case scope != nil:
+		return scope
 	case host == "":
 		return errors.New("the host is missing")
 	case host == "in", host == "out", host == "tcp", host == "udp":
@@ -199,6 +206,8 @@ type request struct {
 	protocol  string
 	name      string // that the guest gave, in canonical form, or ""
 	at        netip.AddrPort
+	same      netip.Addr // another address for the same place, or none
+	own       bool       // at is known to be the host's own
 }
 
 func (q request) String() string {
@@ -209,16 +218,15 @@ func (q request) String() string {
 	return text
 }
 
-// matches reports whether r decides about q, whose address isn't IPv4-mapped. special says that the defaults deny it: a name, which
-// somebody else can give any address, is no reason to allow it.
-func (r *Rule) matches(q request, special bool) bool {
+// matches reports whether r is about q, whose address is canonical.
+func (r *Rule) matches(q request) bool {
 	switch {
 	case r.Direction != Both && r.Direction != q.direction,
 		r.Protocol != "" && r.Protocol != q.protocol,
 		r.Last != 0 && (q.at.Port() < r.First || q.at.Port() > r.Last):
 		return false
 	case r.Name != "":
-		return r.matchesName(q.name) && !(r.Allow && special)
+		return r.matchesName(q.name)
 	}
 	return r.matchesAddr(q)
 }
@@ -230,8 +238,11 @@ func (r *Rule) matchesAddr(q request) bool {
 	addr := q.at.Addr().WithZone("")
 	// Who listens on all addresses listens on those that are denied, too.
 	all := q.direction == In && addr.IsUnspecified() && !r.Allow
+	if r.Zone != "" && r.Zone != q.at.Addr().Zone() && !all {
+		return false
+	}
 	for _, p := range r.Prefixes {
-		if p.Contains(addr) || all && p.Addr().Is4() == addr.Is4() {
+		if p.Contains(addr) || all && p.Addr().Is4() == addr.Is4() || q.same.IsValid() && p.Contains(q.same) {
 			return true
 		}
 	}

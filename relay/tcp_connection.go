@@ -86,6 +86,15 @@ func endpoint(a net.Addr) wire.Endpoint {
 	return endpointAt(tcp.AddrPort())
 }
 
+// unmapped is the address of an endpoint that a guest gave. One with a scope
+// stays mapped, for the policy to refuse.
+func unmapped(e wire.Endpoint) netip.Addr {
+	if e.Scope != 0 {
+		return e.Addr
+	}
+	return e.Addr.Unmap()
+}
+
 // endpointAt is an address and a port as the wire carries them. Its zone becomes an interface index.
 func endpointAt(ap netip.AddrPort) wire.Endpoint {
 	e := wire.Endpoint{Addr: ap.Addr().WithZone("").Unmap(), Port: ap.Port()}

@@ -113,7 +113,7 @@ func (u *udp) open(ctx context.Context, m wire.UDPSocket) (packetSocket, error) 
 	}
 	if u.connected {
 		at := m.Peer
-		at.Addr = at.Addr.Unmap()
+		at.Addr = unmapped(at)
 		conn, err := given(u.stream.Network().DialContext(ctx, networkOf("udp", at.AddrPort()), at.AddrPort().String()))
 		if err != nil {
 			return nil, err
@@ -254,7 +254,7 @@ func (u *udp) sendData(to wire.Endpoint, n int) (failed, fatal error) {
 }
 
 func (u *udp) sendTo(to wire.Endpoint, x, y []byte) error {
-	to.Addr = to.Addr.Unmap()
+	to.Addr = unmapped(to)
 	switch {
 	case u.connected && to.Addr.IsValid():
 		return unix.EISCONN
@@ -274,6 +274,11 @@ func (u *udp) sendTo(to wire.Endpoint, x, y []byte) error {
 type packetFilter interface {
 	// NetPacketConn returns the PacketConn below.
 	NetPacketConn() PacketConn
+	datagramFilter
+}
+
+// datagramFilter judges datagrams of a socket, bound or connected.
+type datagramFilter interface {
 	// MaySend says whether a datagram may go to an address: nil, or why not.
 	MaySend(to netip.AddrPort) error
 	// Received is told where each datagram came from.
@@ -300,7 +305,8 @@ func (u *udp) useBound(conn PacketConn) (err error) {
 
 func (u *udp) useConnected(conn net.Conn) (err error) {
 	if socket := asUDP(conn); socket != nil {
-		u.socket, err = newKernelDatagrams(u, socket, nil)
+		filter, _ := conn.(datagramFilter)
+		u.socket, err = newKernelDatagrams(u, socket, filter)
 		return err
 	}
 	from := u.peer.AddrPort()

@@ -16,7 +16,7 @@ import (
 type kernelDatagrams struct {
 	udp    *udp
 	raw    syscall.RawConn
-	filter packetFilter // nil: none
+	filter datagramFilter // nil: none
 	ipv6   bool
 
 	in         message
@@ -29,7 +29,7 @@ type kernelDatagrams struct {
 }
 
 // newKernelDatagrams has the kernel count what it drops, and keep what the network reports about datagrams that were sent.
-func newKernelDatagrams(u *udp, socket *net.UDPConn, filter packetFilter) (*kernelDatagrams, error) {
+func newKernelDatagrams(u *udp, socket *net.UDPConn, filter datagramFilter) (*kernelDatagrams, error) {
 	raw, err := socket.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -171,6 +171,9 @@ func (d *kernelDatagrams) send(to wire.Endpoint, x, y []byte) error {
 		if err := d.filter.MaySend(to.AddrPort()); err != nil {
 			return err
 		}
+	}
+	if to.Addr.IsValid() && to.Addr.IsUnspecified() {
+		to.Addr = notUnspecified(to.AddrPort()).Addr()
 	}
 	d.out.address(to)
 	d.out.data(x, y)

@@ -90,13 +90,16 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 	}
 	flags.Visit(func(f *pflag.Flag) {
 		switch f.Name {
-		case "emulated", "publish", "share", "allow", "deny", "tls-ca", "tls-cert", "tls-key":
+		case "emulated", "publish", "share", "allow", "deny", "nat64", "tls-ca", "tls-cert", "tls-key":
 		default:
 			command = append(command, "--"+f.Name+"="+f.Value.String())
 		}
 	})
 	for _, r := range network.rules {
 		command = append(command, r.flag())
+	}
+	for _, p := range network.nat64 {
+		command = append(command, "--nat64="+p.String())
 	}
 	// From inside, this machine's own addresses are this network's.
 	command = append(command, "--deny=out:"+emulated.Network)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -13,6 +14,7 @@ import (
 type networkFlags struct {
 	rules   []ruleText
 	publish []relay.Publish
+	nat64   []netip.Prefix
 }
 
 // ruleText is a rule with its text.
@@ -33,6 +35,7 @@ func (n *networkFlags) add(f *pflag.FlagSet) {
 	f.Var(&ruleFlag{n, true}, "allow", "let the guest connect to, or listen on, what matches")
 	f.Var(&ruleFlag{n, false}, "deny", "keep the guest from it: EACCES")
 	f.Var(&publishFlag{n}, "publish", "bind what the guest listens on at PORT to HOSTPORT of this machine;\n0 is a free one; the address is 127.0.0.1 unless given")
+	f.Var(&nat64Flag{n}, "nat64", "judge an address in this range as the IPv4 address in it (RFC 6052);\n64:ff9b::/96 needs no flag")
 }
 
 func (n *networkFlags) policy() *relay.Policy {
@@ -40,8 +43,24 @@ func (n *networkFlags) policy() *relay.Policy {
 	for _, r := range n.rules {
 		rules = append(rules, r.Rule)
 	}
-	return relay.NewPolicy(relay.Host{}, rules, n.publish)
+	p := relay.NewPolicy(relay.Host{}, rules, n.publish)
+	p.NAT64 = n.nat64
+	return p
 }
+
+// nat64Flag appends a prefix of the network's NAT64.
+type nat64Flag struct{ to *networkFlags }
+
+func (n *nat64Flag) Set(text string) error {
+	p, err := relay.ParseNAT64(text)
+	if err == nil {
+		n.to.nat64 = append(n.to.nat64, p)
+	}
+	return err
+}
+
+func (n *nat64Flag) String() string { return "" }
+func (n *nat64Flag) Type() string   { return relay.NAT64Form }
 
 // ruleFlag appends a rule to the list that --allow and --deny share, whose order counts.
 type ruleFlag struct {

@@ -1,0 +1,230 @@
+package relay
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"net/netip"
+	"runtime"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Routes is what a network knows of where packets go. A [Network] that has
+// some says so by a method Routes, as [Host.Routes]. Its methods may be called
+// concurrently.
+type Routes interface {
+	// Own reports whether packets of "tcp" or "udp" to an address stay with
+	// this machine, or may: the address isn't one of a single other machine,
+	// but a local, broadcast, anycast or multicast one. A change of the routes
+	// counts as soon as it has been made. It doesn't wait for the network.
+	Own(protocol string, to netip.AddrPort) (bool, error)
+}
+
+// Routes returns the kernel's routes, in the network namespace of the calling
+// thread. They hold two descriptors until the garbage collector takes them.
+func (Host) Routes() (Routes, error) {
+	r := &kernelRoutes{seed: maphash.MakeSeed()}
+	var err error
+	// First the changes, so that none falls between.
+	if r.changes, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK,
+		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE,
+		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE); err != nil {
+		return nil, fmt.Errorf("listen for changes of routes: %w", err)
+	}
+	if r.asked, err = nl.Subscribe(unix.NETLINK_ROUTE); err != nil {
+		r.changes.Close()
+		return nil, fmt.Errorf("ask for routes: %w", err)
+	}
+	return r, nil
+}
+
+// kernelRoutes asks the kernel as `ip route get` does, and remembers the
+// answers until something changes.
+//
+// The kernel puts a message about a change into the socket changes before the
+// call that made the change returns. Each use of an answer looks there first.
+// A message is taken out in this order: see that it is there, raise version,
+// take it. So a caller that finds the socket empty finds the new version, too,
+// and an answer under the new version is one from after the change.
+type kernelRoutes struct {
+	changes *nl.NetlinkSocket
+	reading sync.Mutex // held while messages are taken out of changes
+	version atomic.Uint64
+
+	asking   sync.Mutex // held while asked is in use
+	asked    *nl.NetlinkSocket
+	sequence uint32
+	answer   [4096]byte
+
+	seed  maphash.Seed
+	known [routesKnown]atomic.Pointer[knownRoute]
+}
+
+// routesKnown is how many answers are remembered at most.
+const routesKnown = 256
+
+// routeKey is what an answer depends on: rules may look at the protocol and
+// at the port.
+type routeKey struct {
+	addr  [16]byte
+	scope uint32
+	port  uint16
+	ipv4  bool
+	udp   bool
+}
+
+// knownRoute doesn't change.
+type knownRoute struct {
+	routeKey
+	version uint64
+	own     bool
+}
+
+func (r *kernelRoutes) Own(protocol string, to netip.AddrPort) (bool, error) {
+	d := routeKey{addr: to.Addr().As16(), port: to.Port(), ipv4: to.Addr().Is4(), udp: protocol == "udp"}
+	if zone := to.Addr().Zone(); zone != "" {
+		scope, err := strconv.ParseUint(zone, 10, 32)
+		if err != nil {
+			return true, fmt.Errorf("route to %v: %w", to, err)
+		}
+		d.scope = uint32(scope)
+	}
+	steady := r.look()
+	version := r.version.Load()
+	place := &r.known[maphash.Comparable(r.seed, d)%routesKnown]
+	if k := place.Load(); steady && k != nil && k.version == version && k.routeKey == d {
+		return k.own, nil
+	}
+	own, err := r.ask(routeRequest(d, true))
+	if err == unix.EINVAL {
+		// So says a kernel that doesn't know rules with protocols and ports, or a
+		// route that is a black hole.
+		if own, err = r.ask(routeRequest(d, false)); err == unix.EINVAL {
+			err = nil
+		}
+	}
+	if err != nil {
+		return true, fmt.Errorf("route to %v: %w", to, err)
+	}
+	place.Store(&knownRoute{d, version, own})
+	return own, nil
+}
+
+// look reports whether nothing has changed since version was raised last. If
+// something has, it raises version.
+func (r *kernelRoutes) look() bool {
+	defer runtime.KeepAlive(r)
+	fd := r.changes.GetFd()
+	if quiet(fd) {
+		return true
+	}
+	r.reading.Lock()
+	defer r.reading.Unlock()
+	// After many the rest stays for the next look: it finds something, too.
+	for n := 0; n < 256 && !quiet(fd); n++ {
+		r.version.Add(1)
+		// What it says doesn't matter, nor that it doesn't fit; nor does an error,
+		// which is that messages were lost.
+		var scrap [16]byte
+		_, _, _ = unix.Recvfrom(fd, scrap[:], unix.MSG_DONTWAIT)
+	}
+	return false
+}
+
+// quiet reports whether there is nothing to read, and no message was lost.
+func quiet(fd int) bool {
+	p := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(p[:], 0)
+	return n == 0 && err == nil
+}
+
+// ask asks the kernel. After an error own is false.
+func (r *kernelRoutes) ask(request *nl.NetlinkRequest) (own bool, err error) {
+	r.asking.Lock()
+	defer r.asking.Unlock()
+	r.sequence++
+	request.Seq = r.sequence
+	fd := r.asked.GetFd()
+	defer runtime.KeepAlive(r)
+	if err := unix.Sendto(fd, request.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return false, err
+	}
+	// The kernel has answered when the request has been sent. What is there of
+	// earlier requests, which a signal may have left, is passed over.
+	for {
+		n, from, err := unix.Recvfrom(fd, r.answer[:], unix.MSG_DONTWAIT)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		if from, ok := from.(*unix.SockaddrNetlink); !ok || from.Pid != 0 {
+			continue
+		}
+		messages, err := syscall.ParseNetlinkMessage(r.answer[:n])
+		if err != nil {
+			return false, err
+		}
+		for _, m := range messages {
+			if m.Header.Seq == r.sequence {
+				return isOwn(m)
+			}
+		}
+	}
+}
+
+// routeRequest asks for the route of d: of all packets, or those of its
+// protocol and port only.
+func routeRequest(d routeKey, exact bool) *nl.NetlinkRequest {
+	q := nl.NewNetlinkRequest(unix.RTM_GETROUTE, 0)
+	family, addr := unix.AF_INET6, d.addr[:]
+	if d.ipv4 {
+		family, addr = unix.AF_INET, d.addr[12:]
+	}
+	q.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: uint8(family), Dst_len: uint8(8 * len(addr))}})
+	q.AddData(nl.NewRtAttr(unix.RTA_DST, addr))
+	if exact {
+		protocol := byte(unix.IPPROTO_TCP)
+		if d.udp {
+			protocol = unix.IPPROTO_UDP
+		}
+		q.AddData(nl.NewRtAttr(unix.RTA_IP_PROTO, []byte{protocol}))
+	}
+	if exact && d.port != 0 {
+		q.AddData(nl.NewRtAttr(unix.RTA_DPORT, binary.BigEndian.AppendUint16(nil, d.port)))
+	}
+	if d.scope != 0 {
+		q.AddData(nl.NewRtAttr(unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, d.scope)))
+	}
+	return q
+}
+
+// isOwn reads an answer. Where nothing leads isn't the host's own: the kernel
+// tells the caller of connect, too, that there is no route.
+func isOwn(m syscall.NetlinkMessage) (bool, error) {
+	switch {
+	case m.Header.Type == unix.RTM_NEWROUTE && len(m.Data) >= unix.SizeofRtMsg:
+		switch nl.DeserializeRtMsg(m.Data).Type {
+		case unix.RTN_UNICAST, unix.RTN_UNREACHABLE, unix.RTN_BLACKHOLE, unix.RTN_PROHIBIT, unix.RTN_THROW:
+			return false, nil
+		}
+		return true, nil
+	case m.Header.Type == unix.NLMSG_ERROR && len(m.Data) >= 4:
+		switch errno := unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data))); errno {
+		case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.ENODEV:
+			return false, nil
+		case 0:
+		default:
+			return false, errno
+		}
+	}
+	return false, errors.New("an answer of another kind")
+}
