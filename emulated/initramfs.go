@@ -1,7 +1,6 @@
 package emulated
 
 import (
-	"debug/elf"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -35,6 +34,10 @@ func writeInitramfs(w io.Writer, init string, modules []module, p plan, cfg Conf
 	}
 	hosts := "127.0.0.1 localhost\n::1 localhost\n"
 	if err := a.bytes("etc/hosts", []byte(hosts)); err != nil {
+		return err
+	}
+	// Without it some C libraries ask the name server first, for localhost too.
+	if err := a.bytes("etc/nsswitch.conf", []byte("hosts: files dns\n")); err != nil {
 		return err
 	}
 	if cfg.Outbound {
@@ -89,9 +92,6 @@ func (h *hostFiles) find(init string, p plan, cfg Config) error {
 		return err
 	}
 	for i, program := range cfg.Programs {
-		if err := checkStatic(program.Path); err != nil {
-			return err
-		}
 		if err := h.program(string(p.Programs[i].Path), program.Path); err != nil {
 			return err
 		}
@@ -110,12 +110,22 @@ func (h *hostFiles) close() {
 	}
 }
 
+// program adds a program, and the libraries that it needs where they lie.
 func (h *hostFiles) program(name, source string) error {
-	info, err := os.Stat(source)
+	needed, err := libraries(source)
 	if err != nil {
 		return fmt.Errorf("pass a program in: %w", err)
 	}
-	h.add(name, nil, source, info, 0o755)
+	for _, file := range append([]string{source}, needed...) {
+		info, err := os.Stat(file)
+		if err != nil {
+			return fmt.Errorf("pass a program in: %w", err)
+		}
+		if file != source {
+			name = file
+		}
+		h.add(name, nil, file, info, 0o755)
+	}
 	return nil
 }
 
@@ -253,19 +263,4 @@ func copyFile(a *archive, f copiedFile, links uint32) (inode uint32, err error) 
 		return 0, fmt.Errorf("%s is no regular file any more", f.source)
 	}
 	return a.file(f.name, uint32(f.host.perm), links, info.Size(), r)
-}
-
-// checkStatic refuses a program that needs a dynamic linker: there is none.
-func checkStatic(file string) error {
-	f, err := elf.Open(file)
-	if err != nil {
-		return fmt.Errorf("%s is no ELF program: %w", file, err)
-	}
-	defer f.Close()
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_INTERP {
-			return fmt.Errorf("%s is dynamically linked and cannot run in the emulated machine: build it with CGO_ENABLED=0 (C: -static)", file)
-		}
-	}
-	return nil
 }

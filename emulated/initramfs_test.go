@@ -299,21 +299,6 @@ func entriesOf(t *testing.T, cfg Config) map[string]unpacked {
 	return got
 }
 
-func TestCheckStatic(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	dynamic := filepath.Join(dir, "dynamic")
-	must(t, os.WriteFile(dynamic, makeELF(t, nil, withInterpreter), 0o755))
-	if err := checkStatic(dynamic); err == nil || !strings.Contains(err.Error(), "CGO_ENABLED=0") {
-		t.Errorf("a dynamically linked program was taken: %v", err)
-	}
-	text := filepath.Join(dir, "text")
-	must(t, os.WriteFile(text, []byte("#!/bin/sh\n"), 0o755))
-	if err := checkStatic(text); err == nil {
-		t.Error("a script was taken")
-	}
-}
-
 // unwrapAll returns the innermost error.
 func unwrapAll(err error) error {
 	for {

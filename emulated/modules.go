@@ -18,8 +18,12 @@ import (
 // module is a kernel module, decompressed.
 type module struct {
 	name string // with underscores
+	file string
 	data []byte
 }
+
+// builtinList names the modules that are built into a kernel.
+const builtinList = "modules.builtin"
 
 // loadModules returns the modules named and those that they depend on, each
 // after what it depends on. Modules that are built into the kernel are left
@@ -59,7 +63,7 @@ func loadModules(folder string, names []string) ([]module, error) {
 				return err
 			}
 		}
-		order = append(order, module{name: name, data: data})
+		order = append(order, module{name: name, file: file, data: data})
 		return nil
 	}
 	for _, name := range names {
@@ -73,7 +77,7 @@ func loadModules(folder string, names []string) ([]module, error) {
 // indexModules maps each module's name to its file, or to "" if it is built in.
 func indexModules(folder string) (map[string]string, error) {
 	files := map[string]string{}
-	builtin, err := os.ReadFile(filepath.Join(folder, "modules.builtin"))
+	builtin, err := os.ReadFile(filepath.Join(folder, builtinList))
 	if err != nil && !os.IsNotExist(err) {
 		return nil, fmt.Errorf("list built-in modules: %w", err)
 	}

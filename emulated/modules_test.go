@@ -10,18 +10,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
 )
 
-// withInterpreter makes makeELF add a PT_INTERP program header.
-const withInterpreter = "interpreter"
-
-// makeELF makes the smallest ELF file with a section .modinfo of these entries.
-func makeELF(t *testing.T, modinfo []string, options ...string) []byte {
+// makeELF makes the smallest ELF file with a section .modinfo of these entries,
+// and a dynamic loader if one is given.
+func makeELF(t *testing.T, modinfo []string, loader ...string) []byte {
 	t.Helper()
 	names := "\x00.shstrtab\x00.modinfo\x00"
 	info := strings.Join(modinfo, "\x00") + "\x00"
@@ -32,11 +29,13 @@ func makeELF(t *testing.T, modinfo []string, options ...string) []byte {
 	}
 	copy(header.Ident[:], "\x7fELF\x02\x01\x01")
 	var progs []elf.Prog64
-	if len(options) > 0 {
-		progs = append(progs, elf.Prog64{Type: uint32(elf.PT_INTERP)})
+	interpreter := strings.Join(loader, "")
+	if interpreter != "" {
+		at := uint64(headerSize + progSize)
+		progs = append(progs, elf.Prog64{Type: uint32(elf.PT_INTERP), Off: at, Filesz: uint64(len(interpreter))})
 		header.Phnum, header.Phoff = 1, headerSize
 	}
-	data := uint64(headerSize + progSize*len(progs))
+	data := uint64(headerSize + progSize*len(progs) + len(interpreter))
 	header.Shoff = data + uint64(len(names)+len(info))
 	sections := []elf.Section64{
 		{},
@@ -44,7 +43,7 @@ func makeELF(t *testing.T, modinfo []string, options ...string) []byte {
 		{Name: 11, Type: uint32(elf.SHT_PROGBITS), Off: data + uint64(len(names)), Size: uint64(len(info))},
 	}
 	var b bytes.Buffer
-	for _, part := range []any{header, progs, []byte(names), []byte(info), sections} {
+	for _, part := range []any{header, progs, []byte(interpreter), []byte(names), []byte(info), sections} {
 		must(t, binary.Write(&b, binary.LittleEndian, part))
 	}
 	return b.Bytes()
@@ -85,33 +84,15 @@ func TestLoadModules(t *testing.T) {
 
 	modules, err := loadModules(dir, []string{"top", "alone", "mid-one"})
 	must(t, err)
-	want := []module{{"base", base}, {"mid_one", mid}, {"top", top}, {"alone", alone}}
+	in := func(name string) string { return filepath.Join(dir, "kernel", name) }
+	want := []module{
+		{"base", in("base.ko.zst"), base}, {"mid_one", in("mid-one.ko.xz"), mid},
+		{"top", in("arch/top.ko"), top}, {"alone", in("alone.ko.gz"), alone},
+	}
 	if diff := cmp.Diff(want, modules, cmp.AllowUnexported(module{})); diff != "" {
 		t.Errorf("modules (-want +got):\n%s", diff)
 	}
 	if _, err := loadModules(dir, []string{"absent"}); err == nil || !strings.Contains(err.Error(), "absent") {
 		t.Errorf("a missing module was found: %v", err)
-	}
-}
-
-func TestNewestKernel(t *testing.T) {
-	t.Parallel()
-	cache := t.TempDir()
-	if k, ok := newestKernel(cache); ok {
-		t.Errorf("found %v in an empty folder", k)
-	}
-	now := time.Now()
-	for i, name := range []string{"linux-image-2_amd64/lib", "linux-image-1_amd64/usr/lib"} {
-		root := filepath.Join(cache, strings.Split(name, "/")[0])
-		writeFile(t, filepath.Join(root, "boot", "vmlinuz-6.1"), nil)
-		must(t, os.MkdirAll(filepath.Join(cache, name, "modules", "6.1"), 0o755))
-		must(t, os.Chtimes(root, now, now.Add(time.Duration(i)*time.Hour)))
-	}
-	writeFile(t, filepath.Join(cache, "linux-image-3_amd64", "boot", "vmlinuz-6.1"), nil) // without modules
-	k, ok := newestKernel(cache)
-	root := filepath.Join(cache, "linux-image-1_amd64")
-	want := kernel{image: filepath.Join(root, "boot/vmlinuz-6.1"), modules: filepath.Join(root, "usr/lib/modules/6.1")}
-	if !ok || k != want {
-		t.Errorf("found %+v, want %+v", k, want)
 	}
 }

@@ -1,4 +1,4 @@
-// Package emulated runs static Linux programs on emulated hardware that has
+// Package emulated runs Linux programs on emulated hardware that has
 // KVM: QEMU without acceleration emulates an AMD processor with SVM, a stock
 // Debian kernel boots on it with kvm-amd loaded, and the programs find a
 // /dev/kvm with nested paging, SMAP, SMEP, FSGSBASE and 1 GiB pages. It needs no
@@ -43,7 +43,8 @@ const bootLimit = 3 * time.Minute
 // baseMemory is what the machine has beside the space for its files and Config.Memory.
 const baseMemory = 2 << 30
 
-// Program is a static Linux program to run.
+// Program is a Linux program to run. The shared libraries of a dynamically linked
+// one are passed in with it.
 type Program struct {
 	Path string   // on the host; required
 	Name string   // inside, absolute; default "/bin/" and the base name of Path
@@ -76,11 +77,18 @@ type Config struct {
 	// OnPublish, if set, is called once per port in Publish, from Run's
 	// goroutine, with the host address that it got.
 	OnPublish func(Port)
+	// OnStep, if set, is called from Run's goroutine with what it begins to do, as
+	// "booting Linux 6.1", before what takes a second or more. After the last one
+	// comes OnReady.
+	OnStep func(string)
 	// OnReady, if set, is called from Run's goroutine when the machine has booted
 	// and the first program is about to run.
 	OnReady func()
 	// OnTold, if set, is called with what programs say by Tell, from Run's goroutine.
 	OnTold func([]byte)
+	// OnExit, if set, is called from Run's goroutine when a program has ended, with
+	// its index. All that it wrote has been written to Stdout and Stderr.
+	OnExit func(program int, e Exit)
 	// Outbound lets programs connect out through the host. Without it they reach
 	// nothing but the machine itself.
 	Outbound bool
@@ -92,9 +100,14 @@ type Config struct {
 	Stdout, Stderr io.Writer        // of the programs, as it comes; default: dropped
 	Signals        <-chan os.Signal // passed on to the program that runs, or else to the next one
 
-	// Init is a static program that calls Init first thing in main; default:
-	// this process's own file.
+	// Init is a program that calls Init first thing in main; default: this
+	// process's own file.
 	Init string
+	// Kernel is the file of a Linux kernel, linux-image-….deb or vmlinuz-… with its
+	// modules, or a folder with boot and lib/modules. Default: the environment's
+	// ARCAVM_EMULATED_KERNEL, or else what was downloaded before, this machine's
+	// own kernel, or a download of Debian's, in this order.
+	Kernel string
 	// Memory is what the programs need beyond the first GiB or so, in bytes. What
 	// they don't touch costs the host nothing.
 	Memory uint64
@@ -124,7 +137,7 @@ type Result struct {
 // failed Must); a program that fails is no error. An error wraps ErrUnavailable
 // if QEMU or a kernel is missing, ErrLimit if time ran out, and ctx's cause if
 // ctx was done, which ends QEMU at once. Run may be called concurrently; the
-// first call on a machine downloads a kernel into the user's cache folder.
+// first call on a machine may download a kernel into the user's cache folder.
 func Run(ctx context.Context, cfg Config) (Result, error) {
 	start := time.Now()
 	if err := checkPorts(cfg); err != nil {
@@ -151,7 +164,11 @@ func runMachine(ctx context.Context, cfg Config) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	kernel, err := findKernel(ctx)
+	step := cfg.OnStep
+	if step == nil {
+		step = func(string) {}
+	}
+	kernel, err := findKernel(ctx, cfg.Kernel, step)
 	if err != nil {
 		return Result{}, err
 	}
@@ -172,6 +189,7 @@ func runMachine(ctx context.Context, cfg Config) (Result, error) {
 	if err != nil {
 		return result, err
 	}
+	step("booting Linux " + result.Kernel + " in QEMU, which takes 10 to 30 seconds")
 	started := time.Now()
 	m, err := startQEMU(ctx, qemu, initramfs, qemuArgs(kernel.image, memory, cfg))
 	if err != nil {
@@ -232,9 +250,6 @@ func buildInitramfs(k kernel, cfg Config) (*os.File, int64, error) {
 			return nil, 0, fmt.Errorf("find this program's own file: %w", err)
 		}
 		init = self
-	}
-	if err := checkStatic(init); err != nil {
-		return nil, 0, err
 	}
 	names := []string{"virtio_pci", "virtio_console", "kvm_amd"}
 	if cfg.network() {
@@ -329,7 +344,11 @@ func (m *machine) follow(cfg Config, result *Result, stdin *stdin, ready func())
 			if report.Error != "" {
 				return fmt.Errorf("run %s in the emulated machine: %s", cfg.Programs[report.Program].Path, report.Error)
 			}
-			result.Exits = append(result.Exits, Exit{Code: report.Code, Signal: syscall.Signal(report.Signal), Duration: report.Duration})
+			exit := Exit{Code: report.Code, Signal: syscall.Signal(report.Signal), Duration: report.Duration}
+			result.Exits = append(result.Exits, exit)
+			if cfg.OnExit != nil {
+				cfg.OnExit(report.Program, exit)
+			}
 		case frameFailed:
 			err = fmt.Errorf("the emulated machine's init: %s", payload)
 		case frameDone:

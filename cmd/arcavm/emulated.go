@@ -60,11 +60,16 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 		Stdout:   &outlived{s.out, func(err error) { logger.Warn("the rest of the console's output is lost", "err", err) }},
 		Stderr:   &outlived{s.err, func(error) {}},
 	}
+	steps := m.emulationSteps(logger)
+	defer steps.end()
+	cfg.OnStep = steps.begin
 	cfg.OnPublish = func(p emulated.Port) {
 		asked := p
 		asked.Host = netip.AddrPortFrom(p.Host.Addr(), 0)
 		if slices.Contains(cfg.Publish, asked) { // who asked for a port knows it
-			m.hint(logger, fmt.Sprintf("%s port %d of the guest is at %v", strings.ToUpper(p.Protocol()), p.Guest, p.Host))
+			steps.beside(func() {
+				m.hint(logger, fmt.Sprintf("%s port %d of the guest is at %v", strings.ToUpper(p.Protocol()), p.Guest, p.Host))
+			})
 		}
 	}
 	// The default of older images is far more than they touch.
@@ -135,14 +140,19 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 	passed := make(chan os.Signal, 1)
 	cfg.Signals = passed
 	var booted atomic.Bool
-	cfg.OnReady = func() { booted.Store(true) }
+	cfg.OnReady = func() {
+		steps.end()
+		booted.Store(true)
+	}
 	ended := make(chan struct{})
 	signals.attend([]os.Signal{os.Interrupt, syscall.SIGTERM}, ending{
 		stop: func(first os.Signal) {
 			passed <- first
 			s.hurry()
 			if !booted.Load() { // the one inside says it later
-				m.hint(logger, "asking the guest to stop; press Ctrl-C again to end it at once")
+				steps.beside(func() {
+					m.hint(logger, "asking the guest to stop; press Ctrl-C again to end it at once")
+				})
 			}
 		},
 		look: func(last os.Signal) *vmm.Report {
@@ -176,6 +186,25 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 		return err
 	}
 	return exitError(result.Exits[0])
+}
+
+// emulationSteps tells what is done until the emulated machine is ready, unless
+// --log-level wants less than that.
+func (m *machine) emulationSteps(logger *slog.Logger) *progress {
+	var terminal io.Writer
+	shown := logger.Enabled(context.Background(), slog.LevelInfo)
+	if shown && m.streams.terminal && m.format.value != "json" {
+		terminal = m.streams.raw
+	}
+	return newProgress(terminal, func(text string) {
+		switch {
+		case !shown:
+		case m.format.value == "json":
+			logger.Info(text)
+		default:
+			fmt.Fprintf(m.streams.err, "arcavm: %s\n", text)
+		}
+	})
 }
 
 // exitError is how the command inside ended.

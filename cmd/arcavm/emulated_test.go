@@ -58,6 +58,24 @@ func TestRunEmulated(t *testing.T) {
 		t.Errorf("the log is %q", &stderr)
 	}
 
+	// As go install builds it where there is a C compiler.
+	t.Run("dynamically linked", func(t *testing.T) {
+		t.Parallel()
+		if _, err := exec.LookPath("gcc"); err != nil {
+			t.Skip("there is no C compiler to link with: apt-get install gcc libc6-dev")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		var stderr bytes.Buffer
+		run := exec.CommandContext(ctx, buildCommand(ctx, t, "CGO_ENABLED=1"), "run", "--emulated", imageFile(t, "hello"), "bob", "--exit", "7")
+		run.Stderr = &stderr
+		if err := run.Run(); run.ProcessState.ExitCode() != 7 || !strings.Contains(stderr.String(), "hello, bob") {
+			t.Errorf("the command ended with %v and said %q", err, &stderr)
+		}
+		if !strings.Contains(stderr.String(), "arcavm: booting Linux ") {
+			t.Errorf("it didn't say that it boots: %q", &stderr)
+		}
+	})
 	t.Run("standard input", func(t *testing.T) {
 		t.Parallel()
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
