@@ -114,6 +114,11 @@ images:
 check-images:
 	$(MAKE) -s -C testdata/guest check-images
 
+## install-sdk: what builds guests outside of this repository, into PREFIX
+.PHONY: install-sdk
+install-sdk:
+	@$(MAKE) -s -C testdata/guest install-sdk PWD='$(PWD)'
+
 ## bench: measure streams beside plain sockets; bench.html and bench.json
 .PHONY: bench
 bench: build
