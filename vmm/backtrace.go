@@ -241,12 +241,15 @@ func recursion(calls []uint64) (cycle, repeats int) {
 	return 1, 0
 }
 
-// symbolize names what holds the address inside, and says how far address lies
-// behind its start.
+// symbolize names what holds the address inside and its line, and says how far
+// address lies behind its start.
 func symbolize(img *image.Image, address, inside uint64) Frame {
 	f := Frame{Address: address}
 	if s, off, ok := img.Lookup(inside); ok {
 		f.Symbol, f.Offset = hypercall.Printable(s.Name), off+(address-inside)
+	}
+	if file, line, ok := img.Line(inside); ok {
+		f.File, f.Line = hypercall.Printable(file), line
 	}
 	return f
 }

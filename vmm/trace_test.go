@@ -1,12 +1,15 @@
 package vmm_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/fix-project/arcavm/testdata/images"
 	"github.com/fix-project/arcavm/vmm"
+	"github.com/fix-project/arcavm/vmm/image"
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
 
@@ -44,6 +47,24 @@ func TestBacktrace(t *testing.T) {
 				t.Errorf("the backtrace is %s, want %s", got, want)
 			}
 		})
+	}
+}
+
+// The image's source files are named as the image says, but fit for a terminal.
+func TestBacktraceWithHostileFiles(t *testing.T) {
+	t.Parallel()
+	data := bytes.ReplaceAll(images.Bytes("trace"), []byte("trace.c\x00"), []byte("\x1b]0;a\x07\n\x00"))
+	img, err := image.ParseBytes(data, "trace")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = vmmtest.Boot(t, vmm.Config{Image: img, Args: []string{"panic"}}).Wait()
+	var crash *vmm.CrashError
+	if !errors.As(err, &crash) {
+		t.Fatalf("the guest ended with %v", err)
+	}
+	if said := text(t, crash); strings.ContainsAny(said, "\x1b\x07") || !strings.Contains(said, `(programs/\x1b]0;a\a:`) {
+		t.Errorf("the report says %q", said)
 	}
 }
 

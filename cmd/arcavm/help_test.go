@@ -95,7 +95,7 @@ func TestInspect(t *testing.T) {
 		t.Errorf("program_main is not in:\n%s", got.out)
 	}
 	later := inProcess("inspect", writeFile(t, "later", machineCode(9, exit(0))))
-	if later.code != 0 || !strings.Contains(later.out, "unknown version 9") || !strings.Contains(later.out, "symbols  0") {
+	if later.code != 0 || !strings.Contains(later.out, "unknown version 9") || !strings.Contains(later.out, "symbols       0") || !strings.Contains(later.out, "source lines  0") {
 		t.Errorf("code %d:\n%s", later.code, later.out)
 	}
 }

@@ -52,6 +52,11 @@ func describe(w io.Writer, img *image.Image) error {
 	} else {
 		fmt.Fprintf(t, "symbols\t%d\n", img.SymbolCount())
 	}
+	if err := img.LinesErr(); err != nil {
+		fmt.Fprintf(t, "source lines\tnone: %s\n", oneLine(err.Error()))
+	} else {
+		fmt.Fprintf(t, "source lines\t%d\n", img.LineCount())
+	}
 	fmt.Fprintf(t, "memory\t0x%x–0x%x\n", img.Segments[0].Physical, img.End())
 	if err := t.Flush(); err != nil {
 		return err

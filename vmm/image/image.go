@@ -91,6 +91,10 @@ type Image struct {
 	symbolsOnce sync.Once
 	symbols     symbolTable
 	symbolsErr  error
+
+	linesOnce sync.Once
+	lines     lineTable
+	linesErr  error
 }
 
 // FormatError says why a file is not an image that can run.
@@ -234,7 +238,7 @@ func (i *Image) parse() error {
 		return err
 	}
 	i.Entry = header.Entry
-	i.sections = sectionTable{offset: header.Shoff, entrySize: header.Shentsize, count: header.Shnum}
+	i.sections = sectionTable{offset: header.Shoff, entrySize: header.Shentsize, count: header.Shnum, names: header.Shstrndx}
 	if err := i.readProgramHeaders(header); err != nil {
 		return err
 	}

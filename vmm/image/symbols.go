@@ -37,6 +37,7 @@ type Symbol struct {
 type sectionTable struct {
 	offset           uint64
 	entrySize, count uint16
+	names            uint16 // the section that holds the sections' names
 }
 
 type symbolEntry struct {
