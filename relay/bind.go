@@ -59,7 +59,7 @@ func (Host) ListenPacket(_ context.Context, network, address string) (PacketConn
 	}
 	socket := os.NewFile(uintptr(fd), "udp")
 	defer socket.Close()
-	if err := setBound(fd, at.Addr().Is6()); err != nil {
+	if err := setBound(fd, at.Addr()); err != nil {
 		return nil, bindError(network, at, err)
 	}
 	to, err := sockaddr(at)
@@ -170,6 +170,21 @@ func isBroadcast(at netip.AddrPort) bool {
 	return unix.Connect(fd, &unix.SockaddrInet4{Port: 9, Addr: at.Addr().As4()}) == unix.EACCES
 }
 
+// isLocal reports whether a is an address of this machine, by binding there.
+// A link-local one counts, on whichever link it is.
+func isLocal(a netip.Addr) bool {
+	if a.IsLinkLocalUnicast() && a.Is6() {
+		return true
+	}
+	fd, err := unix.Socket(familyOf(a), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	to, err := sockaddr(netip.AddrPortFrom(a, 0))
+	return err == nil && unix.Bind(fd, to) == nil
+}
+
 func familyOf(a netip.Addr) int {
 	if a.Is4() {
 		return unix.AF_INET
@@ -229,10 +244,11 @@ func checkSocket(socket syscall.Conn, at netip.AddrPort) error {
 }
 
 // setBound sets what package net sets for a UDP socket, and keeps other
-// programs' multicast groups away.
-func setBound(fd int, ipv6 bool) error {
+// programs' multicast groups away. What the kernel is to say of a datagram it
+// keeps only of those that come after it is asked.
+func setBound(fd int, at netip.Addr) error {
 	err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1)
-	if ipv6 {
+	if at.Is6() {
 		err = errors.Join(err,
 			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1),
 			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_ALL, 0),
@@ -240,8 +256,23 @@ func setBound(fd int, ipv6 bool) error {
 	} else {
 		err = errors.Join(err, unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, 0))
 	}
+	if at.IsUnspecified() {
+		err = errors.Join(err, tellLocal(fd, at.Is6()))
+	}
 	if err != nil {
 		return fmt.Errorf("set options of a UDP socket: %w", err)
+	}
+	return nil
+}
+
+// tellLocal has the kernel tell the local address of each datagram.
+func tellLocal(fd int, ipv6 bool) error {
+	level, option := unix.SOL_IP, unix.IP_PKTINFO
+	if ipv6 {
+		level, option = unix.SOL_IPV6, unix.IPV6_RECVPKTINFO
+	}
+	if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
+		return fmt.Errorf("ask for the local address of datagrams: %w", err)
 	}
 	return nil
 }

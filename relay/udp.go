@@ -15,8 +15,6 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-const receivedPrefix = wire.HeaderSize + wire.ReceivedDatagramPrefixSize
-
 // UDP returns the handler of protocol 3: a UDP socket, bound or connected. Each frame is a datagram. While the guest's ring has no room for the next
 // one, the kernel's socket buffer holds it and those that follow, and drops and counts what that has no room for either.
 func UDP() Handler {
@@ -28,7 +26,10 @@ func serveUDP(ctx context.Context, s *Stream) error {
 	if err != nil {
 		return ProtocolError(err)
 	}
-	u := &udp{stream: s, connected: m.Peer.Addr.IsValid()}
+	u := &udp{stream: s, connected: m.Peer.Addr.IsValid(), addressed: m.Addressed, prefix: wire.HeaderSize + wire.ReceivedDatagramPrefixSize}
+	if u.addressed {
+		u.prefix = wire.HeaderSize + wire.ReceivedDatagramAtPrefixSize
+	}
 	conn, err := u.open(ctx, m)
 	if conn != nil {
 		defer conn.Close()
@@ -37,7 +38,7 @@ func serveUDP(ctx context.Context, s *Stream) error {
 		s.bindFailed("UDP socket failed", err)
 		return s.Opened(errnoOf(err), nil)
 	}
-	m.Local, m.Peer = endpoint(conn.LocalAddr()), u.peer
+	m = wire.UDPSocket{Local: endpoint(conn.LocalAddr()), Peer: u.peer}
 	s.log(slog.LevelDebug, "UDP socket open", slog.Any("local", conn.LocalAddr()))
 	if err := s.Opened(0, wire.AppendUDPSocket(nil, m)); err != nil {
 		return err
@@ -83,9 +84,12 @@ type udp struct {
 	socket    datagrams
 	connected bool
 	peer      wire.Endpoint // zero if not connected
+	local     *localAddrs
+	addressed bool // the guest wants ReceivedDatagramAt
+	prefix    int  // bytes of a received datagram's frame before its data
 
-	head  [wire.HeaderSize + wire.EndpointSize]byte // of the frame that the guest sends
-	large []byte                                    // the data of one that its ring is too small for
+	head  [wire.HeaderSize + wire.SendDatagramFromPrefixSize]byte // of the frame that the guest sends
+	large []byte                                                  // the data of one that its ring is too small for
 
 	dropped uint32 // as the guest was last told
 	arrived int    // bytes of the datagram that was received last
@@ -95,8 +99,8 @@ type udp struct {
 type datagrams interface {
 	// receive waits for a datagram or for news of those that were sent, and puts that into the guest's ring. An error ends the direction.
 	receive() error
-	// send sends x and y as one datagram; without an address in to, to the peer.
-	send(to wire.Endpoint, x, y []byte) error
+	// send sends x and y as one datagram; without an address in to, to the peer, and from an address that the socket chooses unless one is named.
+	send(to wire.Endpoint, from netip.Addr, x, y []byte) error
 }
 
 // packetSocket is what net.Conn and net.PacketConn have in common.
@@ -145,7 +149,7 @@ func (u *udp) receive(done <-chan struct{}) error {
 
 // reserve waits for room for the frame of a datagram of size bytes, or as much of it as the ring has room for. It returns the whole frame's place.
 func (u *udp) reserve(size int) (a, b []byte, err error) {
-	n := min(receivedPrefix+size, int(u.stream.Pipe.Descriptor().IncomingSize))
+	n := min(u.prefix+size, int(u.stream.Pipe.Descriptor().IncomingSize))
 	a, b, err = u.stream.Pipe.ReserveWrite(n)
 	if err != nil {
 		return nil, nil, err
@@ -154,15 +158,20 @@ func (u *udp) reserve(size int) (a, b []byte, err error) {
 	return a, b, nil
 }
 
-// commit sends the frame in a and b, whose data is in place: n bytes.
-func (u *udp) commit(a, b []byte, m wire.ReceivedDatagram, n int) {
+// commit sends the frame in a and b, whose data is in place: n bytes. The datagram came to local, as far as that is known.
+func (u *udp) commit(a, b []byte, m wire.ReceivedDatagram, local wire.Endpoint, n int) {
 	u.stream.server.count.datagramsDropped.Add(uint64(m.Dropped - u.dropped))
 	u.dropped = m.Dropped
-	var prefix [receivedPrefix]byte
-	wire.AppendReceivedDatagramPrefix(prefix[:0], m, n)
-	x, y := part(a, b, 0, receivedPrefix)
-	copy(y, prefix[copy(x, prefix[:]):])
-	u.stream.Pipe.CommitWrite(receivedPrefix + n)
+	local = u.local.received(m.From, local)
+	var prefix [wire.HeaderSize + wire.ReceivedDatagramAtPrefixSize]byte
+	if u.addressed {
+		wire.AppendReceivedDatagramAtPrefix(prefix[:0], wire.ReceivedDatagramAt{ReceivedDatagram: m, Local: local}, n)
+	} else {
+		wire.AppendReceivedDatagramPrefix(prefix[:0], m, n)
+	}
+	x, y := part(a, b, 0, u.prefix)
+	copy(y, prefix[copy(x, prefix[:u.prefix]):])
+	u.stream.Pipe.CommitWrite(u.prefix + n)
 	u.stream.toGuest.Add(uint64(n))
 	u.arrived = n
 }
@@ -185,20 +194,14 @@ func (u *udp) send() error {
 			return truncated(err)
 		}
 		h, err := wire.DecodeHeader(u.head[:wire.HeaderSize])
-		if err == nil && h.Kind != wire.KindSendDatagram {
-			err = errors.New("unexpected " + h.Kind.String())
-		}
 		if err != nil {
 			return ProtocolError(err)
 		}
-		if _, err := io.ReadFull(pipe, u.head[wire.HeaderSize:]); err != nil {
-			return inFrame(err)
-		}
-		to, err := wire.DecodeDestination(u.head[wire.HeaderSize:])
+		to, from, prefix, err := u.readAddresses(h.Kind)
 		if err != nil {
-			return ProtocolError(err)
+			return err
 		}
-		err, fatal := u.sendData(to, int(h.Length)-wire.EndpointSize)
+		err, fatal := u.sendData(to, from, int(h.Length)-prefix)
 		if fatal != nil {
 			return fatal
 		}
@@ -212,6 +215,31 @@ func (u *udp) send() error {
 	}
 }
 
+// readAddresses reads what is before a datagram's data, prefix bytes.
+func (u *udp) readAddresses(k wire.Kind) (to, from wire.Endpoint, prefix int, err error) {
+	switch k {
+	case wire.KindSendDatagram:
+		prefix = wire.EndpointSize
+	case wire.KindSendDatagramFrom:
+		prefix = wire.SendDatagramFromPrefixSize
+	default:
+		return to, from, 0, ProtocolError(errors.New("unexpected " + k.String()))
+	}
+	p := u.head[wire.HeaderSize:][:prefix]
+	if _, err := io.ReadFull(u.stream.Pipe, p); err != nil {
+		return to, from, 0, inFrame(err)
+	}
+	if k == wire.KindSendDatagram {
+		to, err = wire.DecodeDestination(p)
+	} else {
+		to, from, err = wire.DecodeDestinationAndSource(p)
+	}
+	if err != nil {
+		err = ProtocolError(err)
+	}
+	return to, from, prefix, err
+}
+
 // inFrame is truncated for an error after a frame has begun.
 func inFrame(err error) error {
 	if err == io.EOF {
@@ -221,7 +249,7 @@ func inFrame(err error) error {
 }
 
 // sendData sends the next n bytes of the ring as one datagram, from where they are. failed is the datagram's own error, fatal the stream's.
-func (u *udp) sendData(to wire.Endpoint, n int) (failed, fatal error) {
+func (u *udp) sendData(to, from wire.Endpoint, n int) (failed, fatal error) {
 	pipe := u.stream.Pipe
 	var x, y []byte
 	inRing := n > 0 && n <= int(pipe.Descriptor().OutgoingSize)
@@ -240,7 +268,7 @@ func (u *udp) sendData(to wire.Endpoint, n int) (failed, fatal error) {
 			return nil, inFrame(err)
 		}
 	}
-	failed = u.sendTo(to, x, y)
+	failed = u.sendTo(to, from, x, y)
 	if inRing {
 		pipe.CommitRead(n)
 	}
@@ -253,8 +281,12 @@ func (u *udp) sendData(to wire.Endpoint, n int) (failed, fatal error) {
 	return failed, nil
 }
 
-func (u *udp) sendTo(to wire.Endpoint, x, y []byte) error {
+func (u *udp) sendTo(to, from wire.Endpoint, x, y []byte) error {
 	to.Addr = unmapped(to)
+	source, err := u.local.source(to, from)
+	if err != nil {
+		return err
+	}
 	switch {
 	case u.connected && to.Addr.IsValid():
 		return unix.EISCONN
@@ -266,7 +298,7 @@ func (u *udp) sendTo(to wire.Endpoint, x, y []byte) error {
 		u.stream.server.reached(limitBytes, u.stream.Pipe.ID())
 		return unix.ENOBUFS
 	}
-	return u.socket.send(to, x, y)
+	return u.socket.send(to, source, x, y)
 }
 
 // A packetFilter is a [PacketConn] that does nothing but judge what goes through another one. With these methods it lets datagrams be moved
@@ -291,10 +323,13 @@ func (u *udp) useBound(conn PacketConn) (err error) {
 	if filter != nil {
 		below = filter.NetPacketConn()
 	}
+	local := endpoint(conn.LocalAddr())
 	if socket, ok := below.(*net.UDPConn); ok {
+		u.local = newLocalAddrs(local, endpoint(socket.LocalAddr()), u.addressed)
 		u.socket, err = newKernelDatagrams(u, socket, filter)
 		return err
 	}
+	u.local = newLocalAddrs(local, wire.Endpoint{}, u.addressed)
 	u.socket = &otherDatagrams{
 		udp: u, in: make([]byte, wire.MaxDatagram),
 		read:  conn.ReadFromUDPAddrPort,
@@ -304,6 +339,7 @@ func (u *udp) useBound(conn PacketConn) (err error) {
 }
 
 func (u *udp) useConnected(conn net.Conn) (err error) {
+	u.local = newLocalAddrs(endpoint(conn.LocalAddr()), wire.Endpoint{}, u.addressed)
 	if socket := asUDP(conn); socket != nil {
 		filter, _ := conn.(datagramFilter)
 		u.socket, err = newKernelDatagrams(u, socket, filter)
@@ -357,14 +393,14 @@ func (d *otherDatagrams) receive() error {
 	if err != nil {
 		return err
 	}
-	stored := min(n, len(a)+len(b)-receivedPrefix)
-	x, y := part(a, b, receivedPrefix, receivedPrefix+stored)
+	stored := min(n, len(a)+len(b)-d.udp.prefix)
+	x, y := part(a, b, d.udp.prefix, d.udp.prefix+stored)
 	copy(y, d.in[copy(x, d.in[:stored]):stored])
-	d.udp.commit(a, b, wire.ReceivedDatagram{From: endpoint(net.UDPAddrFromAddrPort(from)), Size: uint32(n)}, stored)
+	d.udp.commit(a, b, wire.ReceivedDatagram{From: endpoint(net.UDPAddrFromAddrPort(from)), Size: uint32(n)}, wire.Endpoint{}, stored)
 	return nil
 }
 
-func (d *otherDatagrams) send(to wire.Endpoint, x, y []byte) error {
+func (d *otherDatagrams) send(to wire.Endpoint, _ netip.Addr, x, y []byte) error {
 	if len(y) > 0 {
 		d.out = append(append(d.out[:0], x...), y...)
 		x = d.out

@@ -28,19 +28,16 @@ type kernelDatagrams struct {
 	sendErr unix.Errno
 }
 
-// newKernelDatagrams has the kernel count what it drops, and keep what the network reports about datagrams that were sent.
+// newKernelDatagrams has the kernel count what it drops, keep what the network reports about datagrams that were sent, and tell the local address of those that
+// come, if the socket has several.
 func newKernelDatagrams(u *udp, socket *net.UDPConn, filter datagramFilter) (*kernelDatagrams, error) {
 	raw, err := socket.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
 	ipv6 := endpoint(socket.LocalAddr()).Addr.Is6()
-	var serr error
-	if err := raw.Control(func(fd uintptr) { serr = setOptions(int(fd), ipv6) }); err != nil {
+	if err := control(raw, func(fd int) error { return setOptions(fd, ipv6, u.local.any) }); err != nil {
 		return nil, err
-	}
-	if serr != nil {
-		return nil, serr
 	}
 	d := &kernelDatagrams{udp: u, raw: raw, filter: filter, ipv6: ipv6}
 	d.tryReceive = d.receiveNow
@@ -48,7 +45,7 @@ func newKernelDatagrams(u *udp, socket *net.UDPConn, filter datagramFilter) (*ke
 	return d, nil
 }
 
-func setOptions(fd int, ipv6 bool) error {
+func setOptions(fd int, ipv6, anyLocal bool) error {
 	level, option := unix.SOL_IP, unix.IP_RECVERR
 	if ipv6 {
 		level, option = unix.SOL_IPV6, unix.IPV6_RECVERR
@@ -58,6 +55,9 @@ func setOptions(fd int, ipv6 bool) error {
 	}
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1); err != nil {
 		return fmt.Errorf("ask for a count of lost datagrams: %w", err)
+	}
+	if anyLocal {
+		return tellLocal(fd, ipv6)
 	}
 	return nil
 }
@@ -72,7 +72,7 @@ func (d *kernelDatagrams) receive() error {
 // receiveNow reports false if there is nothing.
 func (d *kernelDatagrams) receiveNow(fd uintptr) bool {
 	// The size first: the ring must have room before the datagram leaves the kernel's buffer, or a guest that is slow for a moment would lose it.
-	size, errno := d.in.receive(fd, nil, nil, unix.MSG_PEEK|unix.MSG_TRUNC)
+	size, errno := d.in.size(fd)
 	switch errno {
 	case unix.EAGAIN:
 		return false
@@ -90,8 +90,8 @@ func (d *kernelDatagrams) deliver(fd uintptr, size int) error {
 	if err != nil {
 		return err
 	}
-	x, y := part(a, b, receivedPrefix, len(a)+len(b))
-	size, errno := d.in.receive(fd, x, y, unix.MSG_TRUNC)
+	x, y := part(a, b, d.udp.prefix, len(a)+len(b))
+	size, errno := d.in.receive(fd, x, y)
 	if errno != 0 {
 		d.udp.stream.Pipe.CommitWrite(0)
 		if errno == unix.EAGAIN {
@@ -103,7 +103,8 @@ func (d *kernelDatagrams) deliver(fd uintptr, size int) error {
 	if d.filter != nil {
 		d.filter.Received(from.AddrPort())
 	}
-	d.udp.commit(a, b, wire.ReceivedDatagram{From: from, Size: uint32(size), Dropped: d.in.dropped(d.udp.dropped)}, min(size, len(x)+len(y)))
+	dropped, local := d.in.told(d.udp.dropped)
+	d.udp.commit(a, b, wire.ReceivedDatagram{From: from, Size: uint32(size), Dropped: dropped}, local, min(size, len(x)+len(y)))
 	return nil
 }
 
@@ -163,7 +164,7 @@ func destination(a unix.Sockaddr) wire.Endpoint {
 	}
 }
 
-func (d *kernelDatagrams) send(to wire.Endpoint, x, y []byte) error {
+func (d *kernelDatagrams) send(to wire.Endpoint, from netip.Addr, x, y []byte) error {
 	if to.Addr.IsValid() && to.Addr.Is6() != d.ipv6 {
 		return unix.EAFNOSUPPORT
 	}
@@ -176,14 +177,19 @@ func (d *kernelDatagrams) send(to wire.Endpoint, x, y []byte) error {
 		to.Addr = notUnspecified(to.AddrPort()).Addr()
 	}
 	d.out.address(to)
+	d.out.source(from)
 	d.out.data(x, y)
 	if err := d.raw.Write(d.trySend); err != nil {
 		return err
 	}
-	if d.sendErr != 0 {
-		return d.sendErr
+	switch {
+	case d.sendErr == 0:
+		return nil
+	case from.IsValid() && !isLocal(from):
+		// What kernels say of that differs.
+		return unix.EADDRNOTAVAIL
 	}
-	return nil
+	return d.sendErr
 }
 
 // sendNow reports false if the socket's buffer is full.

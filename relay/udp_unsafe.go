@@ -10,13 +10,17 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// message is what recvmsg and sendmsg work with: a datagram in up to two parts, an address and, received, a count of lost datagrams. It must
+// controlSize is room for what the kernel says of a datagram: how many were
+// lost, and the local address.
+const controlSize = 2*(unix.SizeofCmsghdr+8) + unix.SizeofCmsghdr + unix.SizeofInet6Pktinfo + 4
+
+// message is what recvmsg and sendmsg work with: a datagram in up to two parts, an address, and control messages. It must
 // stay where it is, and serves one goroutine.
 type message struct {
 	header  unix.Msghdr
 	parts   [2]unix.Iovec
 	name    [unix.SizeofSockaddrInet6]byte
-	control [unix.SizeofCmsghdr + 8]byte
+	control [controlSize]byte
 }
 
 // data sets where the datagram's bytes are, or go.
@@ -68,22 +72,78 @@ func (m *message) from() wire.Endpoint {
 	return e
 }
 
-// dropped is how many datagrams the socket had lost when this one came; before, if the kernel says nothing.
-func (m *message) dropped(before uint32) uint32 {
-	level, kind := binary.LittleEndian.Uint32(m.control[8:]), binary.LittleEndian.Uint32(m.control[12:])
-	if m.header.Controllen < unix.SizeofCmsghdr+4 || level != unix.SOL_SOCKET || kind != unix.SO_RXQ_OVFL {
-		return before
+// source sets which local address the datagram goes from; the zero Addr leaves
+// that to the kernel.
+func (m *message) source(a netip.Addr) {
+	m.header.Control = nil
+	m.header.SetControllen(0)
+	if !a.IsValid() {
+		return
 	}
-	return binary.LittleEndian.Uint32(m.control[unix.SizeofCmsghdr:])
+	level, kind, size := unix.SOL_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo
+	if a.Is6() {
+		level, kind, size = unix.SOL_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo
+	}
+	binary.LittleEndian.PutUint64(m.control[:], uint64(unix.SizeofCmsghdr+size))
+	binary.LittleEndian.PutUint32(m.control[8:], uint32(level))
+	binary.LittleEndian.PutUint32(m.control[12:], uint32(kind))
+	info := m.control[unix.SizeofCmsghdr:][:size]
+	// The interface is the kernel's to choose, or that of the destination.
+	clear(info)
+	if a.Is6() {
+		ip := a.As16()
+		copy(info, ip[:])
+	} else {
+		ip := a.As4()
+		copy(info[4:], ip[:])
+	}
+	m.header.Control = &m.control[0]
+	m.header.SetControllen(unix.CmsgSpace(size))
+}
+
+// told is what the kernel said of the datagram that was received: how many the
+// socket had lost then, before if it says nothing, and the local address to
+// answer from, the zero Endpoint if it says nothing.
+func (m *message) told(before uint32) (dropped uint32, local wire.Endpoint) {
+	dropped = before
+	rest := m.control[:min(int(m.header.Controllen), len(m.control))]
+	for len(rest) >= unix.SizeofCmsghdr {
+		size := binary.LittleEndian.Uint64(rest)
+		if size < unix.SizeofCmsghdr || size > uint64(len(rest)) {
+			break
+		}
+		level, kind := binary.LittleEndian.Uint32(rest[8:]), binary.LittleEndian.Uint32(rest[12:])
+		data := rest[unix.SizeofCmsghdr:size]
+		switch {
+		case level == unix.SOL_SOCKET && kind == unix.SO_RXQ_OVFL && len(data) >= 4:
+			dropped = binary.LittleEndian.Uint32(data)
+		case level == unix.SOL_IP && kind == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
+			local.Addr = netip.AddrFrom4([4]byte(data[4:]))
+		case level == unix.SOL_IPV6 && kind == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
+			local.Addr = netip.AddrFrom16([16]byte(data))
+			if local.Addr.IsLinkLocalUnicast() {
+				local.Scope = binary.LittleEndian.Uint32(data[16:])
+			}
+		}
+		rest = rest[min(len(rest), (int(size)+7)&^7):]
+	}
+	return dropped, local
+}
+
+// size returns how long the next datagram is, without waiting for one.
+func (m *message) size(fd uintptr) (int, unix.Errno) {
+	m.header = unix.Msghdr{}
+	n, _, errno := unix.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&m.header)), unix.MSG_PEEK|unix.MSG_TRUNC|unix.MSG_DONTWAIT)
+	return int(n), errno
 }
 
 // receive receives into x and y without waiting. It returns how long the datagram is, even if that is longer than x and y.
-func (m *message) receive(fd uintptr, x, y []byte, flags int) (int, unix.Errno) {
+func (m *message) receive(fd uintptr, x, y []byte) (int, unix.Errno) {
 	m.data(x, y)
 	m.header.Name, m.header.Namelen = &m.name[0], uint32(len(m.name))
 	m.header.Control = &m.control[0]
 	m.header.SetControllen(len(m.control))
-	n, _, errno := unix.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&m.header)), uintptr(flags|unix.MSG_DONTWAIT))
+	n, _, errno := unix.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&m.header)), unix.MSG_TRUNC|unix.MSG_DONTWAIT)
 	return int(n), errno
 }
 

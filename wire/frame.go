@@ -67,6 +67,8 @@ const (
 	KindSendDatagram       Kind = 0x30
 	KindReceivedDatagram   Kind = 0x31
 	KindDatagramError      Kind = 0x32
+	KindSendDatagramFrom   Kind = 0x33
+	KindReceivedDatagramAt Kind = 0x34
 	KindResolveName        Kind = 0x40
 	KindResolveAddress     Kind = 0x41
 	KindAddresses          Kind = 0x42
@@ -140,6 +142,10 @@ func (k Kind) String() string {
 		return "SendDatagram"
 	case KindReceivedDatagram:
 		return "ReceivedDatagram"
+	case KindSendDatagramFrom:
+		return "SendDatagramFrom"
+	case KindReceivedDatagramAt:
+		return "ReceivedDatagramAt"
 	case KindDatagramError:
 		return "DatagramError"
 	case KindResolveName:
@@ -204,6 +210,10 @@ func (k Kind) bounds() (least, most uint32, ok bool) {
 		return EndpointSize, EndpointSize + MaxDatagram, true
 	case KindReceivedDatagram:
 		return ReceivedDatagramPrefixSize, ReceivedDatagramPrefixSize + MaxDatagram, true
+	case KindSendDatagramFrom:
+		return SendDatagramFromPrefixSize, SendDatagramFromPrefixSize + MaxDatagram, true
+	case KindReceivedDatagramAt:
+		return ReceivedDatagramAtPrefixSize, ReceivedDatagramAtPrefixSize + MaxDatagram, true
 	case KindDatagramError:
 		return datagramErrorSize, datagramErrorSize, true
 	case KindResolveName:

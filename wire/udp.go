@@ -7,6 +7,11 @@ const (
 	MaxDatagram = 65535
 	// ReceivedDatagramPrefixSize is the size of a ReceivedDatagram payload without its data.
 	ReceivedDatagramPrefixSize = EndpointSize + 8
+	// ReceivedDatagramAtPrefixSize is the same of ReceivedDatagramAt.
+	ReceivedDatagramAtPrefixSize = ReceivedDatagramPrefixSize + EndpointSize
+	// SendDatagramFromPrefixSize is the size of a SendDatagramFrom payload
+	// without its data.
+	SendDatagramFromPrefixSize = 2 * EndpointSize
 
 	udpSocketSize     = 2 * EndpointSize
 	datagramErrorSize = statusSize + EndpointSize
@@ -16,11 +21,22 @@ const (
 type UDPSocket struct {
 	Local Endpoint // in an Open: the zero Addr with a peer only, and port 0 leaves the port to the host
 	Peer  Endpoint // the zero Endpoint: the socket is not connected
+	// Addressed, in an Open, asks for ReceivedDatagramAt instead of
+	// ReceivedDatagram. An Opened has it never.
+	Addressed bool
 }
+
+// addressed, in the local endpoint's reserved byte, is UDPSocket.Addressed.
+const addressed = 1
 
 // AppendUDPSocket appends m as the payload of an Open or an Opened, without a frame header.
 func AppendUDPSocket(b []byte, m UDPSocket) []byte {
-	return AppendEndpoint(AppendEndpoint(b, m.Local), m.Peer)
+	start := len(b)
+	b = AppendEndpoint(AppendEndpoint(b, m.Local), m.Peer)
+	if m.Addressed {
+		b[start+1] = addressed
+	}
+	return b
 }
 
 // DecodeUDPSocket decodes the payload of an Open or an Opened.
@@ -28,7 +44,12 @@ func DecodeUDPSocket(p []byte) (UDPSocket, error) {
 	if len(p) != udpSocketSize {
 		return UDPSocket{}, malformed(KindOpen, ErrLength)
 	}
-	local, err := DecodeEndpoint(p[:EndpointSize])
+	raw := [EndpointSize]byte(p)
+	asks := raw[1] == addressed
+	if asks {
+		raw[1] = 0
+	}
+	local, err := DecodeEndpoint(raw[:])
 	if err != nil {
 		return UDPSocket{}, malformed(KindOpen, err)
 	}
@@ -43,7 +64,7 @@ func DecodeUDPSocket(p []byte) (UDPSocket, error) {
 	if err != nil {
 		return UDPSocket{}, malformed(KindOpen, err)
 	}
-	return UDPSocket{Local: local, Peer: peer}, nil
+	return UDPSocket{Local: local, Peer: peer, Addressed: asks}, nil
 }
 
 // SendDatagram sends a datagram.
@@ -72,14 +93,56 @@ func DecodeSendDatagram(p []byte) (SendDatagram, error) {
 
 // DecodeDestination decodes the 24 bytes before a SendDatagram's data. It serves a reader that leaves the data where it is.
 func DecodeDestination(p []byte) (Endpoint, error) {
+	return decodeOptionalEndpoint(KindSendDatagram, p)
+}
+
+// decodeOptionalEndpoint takes the zero Endpoint, too.
+func decodeOptionalEndpoint(k Kind, p []byte) (Endpoint, error) {
 	e, err := DecodeEndpoint(p)
 	if err == nil && !e.Addr.IsValid() && e != (Endpoint{}) {
 		err = ErrAddress
 	}
 	if err != nil {
-		return Endpoint{}, malformed(KindSendDatagram, err)
+		return Endpoint{}, malformed(k, err)
 	}
 	return e, nil
+}
+
+// SendDatagramFrom sends a datagram from one of the socket's local addresses.
+type SendDatagramFrom struct {
+	SendDatagram
+	From Endpoint // the zero Endpoint: as SendDatagram; port 0: the socket's
+}
+
+// AppendSendDatagramFrom appends m as a frame. The data must not be longer than
+// MaxDatagram.
+func AppendSendDatagramFrom(b []byte, request uint64, m SendDatagramFrom) []byte {
+	b = AppendHeader(b, Header{Length: uint32(SendDatagramFromPrefixSize + len(m.Data)), Kind: KindSendDatagramFrom, RequestID: request})
+	return append(AppendEndpoint(AppendEndpoint(b, m.To), m.From), m.Data...)
+}
+
+// DecodeSendDatagramFrom decodes a payload.
+func DecodeSendDatagramFrom(p []byte) (SendDatagramFrom, error) {
+	if len(p) < SendDatagramFromPrefixSize || len(p) > SendDatagramFromPrefixSize+MaxDatagram {
+		return SendDatagramFrom{}, malformed(KindSendDatagramFrom, ErrLength)
+	}
+	to, from, err := DecodeDestinationAndSource(p[:SendDatagramFromPrefixSize])
+	if err != nil {
+		return SendDatagramFrom{}, err
+	}
+	return SendDatagramFrom{SendDatagram{To: to, Data: p[SendDatagramFromPrefixSize:]}, from}, nil
+}
+
+// DecodeDestinationAndSource decodes the 48 bytes before a SendDatagramFrom's
+// data, as DecodeDestination does for SendDatagram.
+func DecodeDestinationAndSource(p []byte) (to, from Endpoint, err error) {
+	if len(p) != SendDatagramFromPrefixSize {
+		return to, from, malformed(KindSendDatagramFrom, ErrLength)
+	}
+	if to, err = decodeOptionalEndpoint(KindSendDatagramFrom, p[:EndpointSize]); err == nil {
+		from, err = decodeOptionalEndpoint(KindSendDatagramFrom, p[EndpointSize:])
+	}
+	return to, from, err
 }
 
 // ReceivedDatagram is a datagram that has arrived.
@@ -106,26 +169,71 @@ func AppendReceivedDatagramPrefix(b []byte, m ReceivedDatagram, n int) []byte {
 
 // DecodeReceivedDatagram decodes a payload.
 func DecodeReceivedDatagram(p []byte) (ReceivedDatagram, error) {
-	if len(p) < ReceivedDatagramPrefixSize || len(p) > ReceivedDatagramPrefixSize+MaxDatagram {
-		return ReceivedDatagram{}, malformed(KindReceivedDatagram, ErrLength)
+	return decodeReceived(KindReceivedDatagram, ReceivedDatagramPrefixSize, p)
+}
+
+// decodeReceived decodes what ReceivedDatagram and ReceivedDatagramAt have in
+// common.
+func decodeReceived(k Kind, prefix int, p []byte) (ReceivedDatagram, error) {
+	if len(p) < prefix || len(p) > prefix+MaxDatagram {
+		return ReceivedDatagram{}, malformed(k, ErrLength)
 	}
 	from, err := DecodeEndpoint(p[:EndpointSize])
 	if err == nil && !from.Addr.IsValid() {
 		err = ErrFamily
 	}
 	if err != nil {
-		return ReceivedDatagram{}, malformed(KindReceivedDatagram, err)
+		return ReceivedDatagram{}, malformed(k, err)
 	}
 	m := ReceivedDatagram{
 		From:    from,
 		Size:    binary.LittleEndian.Uint32(p[EndpointSize:]),
 		Dropped: binary.LittleEndian.Uint32(p[EndpointSize+4:]),
-		Data:    p[ReceivedDatagramPrefixSize:],
+		Data:    p[prefix:],
 	}
 	if uint64(len(m.Data)) > uint64(m.Size) {
-		return ReceivedDatagram{}, malformed(KindReceivedDatagram, ErrLength)
+		return ReceivedDatagram{}, malformed(k, ErrLength)
 	}
 	return m, nil
+}
+
+// ReceivedDatagramAt is a datagram that has arrived, and the local address that
+// it came to.
+type ReceivedDatagramAt struct {
+	ReceivedDatagram
+	Local Endpoint // where an answer comes from; an unspecified address: not known
+}
+
+// AppendReceivedDatagramAt appends m as a frame, as AppendReceivedDatagram does.
+func AppendReceivedDatagramAt(b []byte, m ReceivedDatagramAt) []byte {
+	return append(AppendReceivedDatagramAtPrefix(b, m, len(m.Data)), m.Data...)
+}
+
+// AppendReceivedDatagramAtPrefix appends a frame up to its data, as
+// AppendReceivedDatagramPrefix does: HeaderSize plus
+// ReceivedDatagramAtPrefixSize bytes.
+func AppendReceivedDatagramAtPrefix(b []byte, m ReceivedDatagramAt, n int) []byte {
+	start := len(b)
+	b = AppendReceivedDatagramPrefix(b, m.ReceivedDatagram, n)
+	h := Header{Length: uint32(ReceivedDatagramAtPrefixSize + n), Kind: KindReceivedDatagramAt}
+	AppendHeader(b[start:start], h)
+	return AppendEndpoint(b, m.Local)
+}
+
+// DecodeReceivedDatagramAt decodes a payload.
+func DecodeReceivedDatagramAt(p []byte) (ReceivedDatagramAt, error) {
+	m, err := decodeReceived(KindReceivedDatagramAt, ReceivedDatagramAtPrefixSize, p)
+	if err != nil {
+		return ReceivedDatagramAt{}, err
+	}
+	local, err := DecodeEndpoint(p[ReceivedDatagramPrefixSize:ReceivedDatagramAtPrefixSize])
+	if err == nil && !local.Addr.IsValid() {
+		err = ErrFamily
+	}
+	if err != nil {
+		return ReceivedDatagramAt{}, malformed(KindReceivedDatagramAt, err)
+	}
+	return ReceivedDatagramAt{m, local}, nil
 }
 
 // DatagramError says that a datagram was not sent, or, with request id 0, that the network gave one back.

@@ -36,7 +36,7 @@ func decode(frame []byte) (message, error) {
 		return message{}, ErrLength
 	}
 	m := message{Flags: h.Flags, Request: h.RequestID}
-	if h.Kind == KindReceivedDatagram {
+	if h.Kind == KindReceivedDatagram || h.Kind == KindReceivedDatagramAt {
 		// No request asked for it: its sender writes 0, its reader ignores it.
 		m.Request = 0
 	}
@@ -93,6 +93,10 @@ func decode(frame []byte) (message, error) {
 		m.Body, err = DecodeSendDatagram(p)
 	case KindReceivedDatagram:
 		m.Body, err = DecodeReceivedDatagram(p)
+	case KindSendDatagramFrom:
+		m.Body, err = DecodeSendDatagramFrom(p)
+	case KindReceivedDatagramAt:
+		m.Body, err = DecodeReceivedDatagramAt(p)
 	case KindDatagramError:
 		m.Body, err = DecodeDatagramError(p)
 	case KindResolveName:
@@ -160,6 +164,10 @@ func encode(b []byte, m message) []byte {
 		return AppendSendDatagram(b, m.Request, body)
 	case ReceivedDatagram:
 		return AppendReceivedDatagram(b, body)
+	case SendDatagramFrom:
+		return AppendSendDatagramFrom(b, m.Request, body)
+	case ReceivedDatagramAt:
+		return AppendReceivedDatagramAt(b, body)
 	case DatagramError:
 		return AppendDatagramError(b, m.Request, body)
 	case ResolveName:
@@ -324,6 +332,16 @@ var golden = []struct {
 	{"ReceivedDatagram", message{Body: ReceivedDatagram{From: v6, Size: 9000, Dropped: 2, Data: []byte("xy")}},
 		"22000000 3100 0000 0000000000000000" + "06 00 bb01 03000000 fe800000000000000000000000000001" +
 			"28230000 02000000 7879"},
+	{"Open addressed UDP socket", message{Request: 26, Body: Open{Protocol: ProtocolUDP,
+		Payload: AppendUDPSocket(nil, UDPSocket{Local: v4, Addressed: true})}},
+		"38000000 0300 0000 1a00000000000000" + "0300 0000 00000000" +
+			"04 01 901f 00000000 7f000001 000000000000000000000000" + "00 00 0000 00000000 00000000000000000000000000000000"},
+	{"SendDatagramFrom", message{Request: 27, Body: SendDatagramFrom{SendDatagram{To: v4, Data: []byte("abc")}, v6}},
+		"33000000 3300 0000 1b00000000000000" + "04 00 901f 00000000 7f000001 000000000000000000000000" +
+			"06 00 bb01 03000000 fe800000000000000000000000000001" + "616263"},
+	{"ReceivedDatagramAt", message{Body: ReceivedDatagramAt{ReceivedDatagram{From: v6, Size: 9000, Dropped: 2, Data: []byte("xy")}, v4}},
+		"3a000000 3400 0000 0000000000000000" + "06 00 bb01 03000000 fe800000000000000000000000000001" +
+			"28230000 02000000" + "04 00 901f 00000000 7f000001 000000000000000000000000" + "7879"},
 	{"DatagramError EMSGSIZE", message{Request: 21, Body: DatagramError{Status: 90, To: v4}},
 		"20000000 3200 0000 1500000000000000" + "5a000000 00000000" +
 			"04 00 901f 00000000 7f000001 000000000000000000000000"},
@@ -452,6 +470,13 @@ func TestMalformed(t *testing.T) {
 		{"ReceivedDatagram from nowhere", "20000000 3100 0000 0000000000000000 00 00 0000 00000000 00000000000000000000000000000000" +
 			"00000000 00000000", ErrFamily},
 		{"ReceivedDatagram longer than its size", "22000000 3100 0000 0000000000000000" + ep4 + "01000000 00000000 6161", ErrLength},
+		{"SendDatagramFrom short", "2f000000 3300 0000 0000000000000000" + ep4 + strings.Repeat("00", 23), ErrLength},
+		{"SendDatagramFrom long", "30000100 3300 0000 0000000000000000", ErrLength},
+		{"SendDatagramFrom a port of no address", "30000000 3300 0000 0000000000000000" + ep4 +
+			"00 00 901f 00000000 00000000000000000000000000000000", ErrAddress},
+		{"ReceivedDatagramAt short", "37000000 3400 0000 0000000000000000" + ep4 + strings.Repeat("00", 31), ErrLength},
+		{"ReceivedDatagramAt nowhere", "38000000 3400 0000 0000000000000000" + ep4 + "00000000 00000000" + strings.Repeat("00", 24), ErrFamily},
+		{"ReceivedDatagramAt longer than its size", "39000000 3400 0000 0000000000000000" + ep4 + "00000000 00000000" + ep4 + "61", ErrLength},
 		{"DatagramError short", "08000000 3200 0000 0000000000000000 5a000000 00000000", ErrLength},
 		{"DatagramError reserved", "20000000 3200 0000 0000000000000000 5a000000 01000000" + ep4, ErrReserved},
 		{"ResolveName without name", "08000000 4000 0000 0000000000000000 00 00000000000000", ErrLength},
@@ -744,7 +769,7 @@ func FuzzAcceptConnection(f *testing.F) {
 }
 
 func FuzzUDPSocket(f *testing.F) {
-	fuzzPayload(f, DecodeUDPSocket, AppendUDPSocket, UDPSocket{Local: v4}, UDPSocket{Local: v6, Peer: v6})
+	fuzzPayload(f, DecodeUDPSocket, AppendUDPSocket, UDPSocket{Local: v4}, UDPSocket{Local: v6, Peer: v6}, UDPSocket{Local: v4, Addressed: true})
 }
 
 func FuzzUnixListen(f *testing.F) {
@@ -763,6 +788,18 @@ func FuzzSendDatagram(f *testing.F) {
 	fuzzPayload(f, DecodeSendDatagram, func(b []byte, m SendDatagram) []byte {
 		return append(b, AppendSendDatagram(nil, 0, m)[HeaderSize:]...)
 	}, SendDatagram{To: v4, Data: []byte("x")}, SendDatagram{})
+}
+
+func FuzzSendDatagramFrom(f *testing.F) {
+	fuzzPayload(f, DecodeSendDatagramFrom, func(b []byte, m SendDatagramFrom) []byte {
+		return append(b, AppendSendDatagramFrom(nil, 0, m)[HeaderSize:]...)
+	}, SendDatagramFrom{SendDatagram{To: v4, Data: []byte("x")}, v6}, SendDatagramFrom{})
+}
+
+func FuzzReceivedDatagramAt(f *testing.F) {
+	fuzzPayload(f, DecodeReceivedDatagramAt, func(b []byte, m ReceivedDatagramAt) []byte {
+		return append(b, AppendReceivedDatagramAt(nil, m)[HeaderSize:]...)
+	}, ReceivedDatagramAt{ReceivedDatagram{From: v4, Size: 1, Data: []byte("x")}, v6})
 }
 
 func FuzzOpenFileRequest(f *testing.F) {

@@ -1,0 +1,125 @@
+package relay
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/wire"
+)
+
+// A socket that is bound to all addresses of the host gets datagrams by any of
+// them, and the address of an answer must be the one that was asked. Which one
+// that was the kernel says with each datagram. How an answer gets it:
+//
+//	the guest asked to be told (Addressed)   it names the address when it answers
+//	the guest didn't                         remembered for each peer
+//	the socket's port is published           remembered: the guest believes in an
+//	                                         address of its own
+//
+// A socket that is bound to one address has no other.
+
+// maxRemembered is how many peers a socket remembers the local address of.
+const maxRemembered = 256
+
+// localAddrs is by which of a socket's local addresses datagrams come and go.
+type localAddrs struct {
+	guest    wire.Endpoint // where the guest believes that it is bound
+	any      bool          // the socket is bound to all addresses of the host
+	nameable bool          // and so it is as the guest sees it
+	told     bool          // and the guest wants to know which one it was
+
+	// Only the socket's receiver uses these: most datagrams come as the one
+	// before, which is known then.
+	lastPeer  wire.Endpoint
+	lastLocal netip.Addr
+
+	mu    sync.Mutex
+	known map[wire.Endpoint]int // by peer, an index of peers
+	peers []rememberedPeer      // at most maxRemembered
+	hand  int                   // in peers: the next one to forget, unless it has been heard of since
+}
+
+// rememberedPeer is a peer and the local address that it asked.
+type rememberedPeer struct {
+	peer  wire.Endpoint
+	local netip.Addr
+	heard bool // since the hand last passed
+}
+
+// newLocalAddrs is for a socket that is bound at host, as at guest.
+func newLocalAddrs(guest, host wire.Endpoint, addressed bool) *localAddrs {
+	l := &localAddrs{guest: guest, any: host.Addr.IsUnspecified()}
+	l.nameable = l.any && guest == host
+	l.told = l.nameable && addressed
+	return l
+}
+
+// received is told the local address of each datagram, and returns what the
+// guest is told.
+func (l *localAddrs) received(peer wire.Endpoint, local wire.Endpoint) wire.Endpoint {
+	if !l.any || !local.Addr.IsValid() || local.Addr.IsUnspecified() || local.Addr.IsMulticast() {
+		return l.guest
+	}
+	if l.told {
+		local.Port = l.guest.Port
+		return local
+	}
+	if peer != l.lastPeer || local.Addr != l.lastLocal {
+		l.remember(peer, local.Addr)
+		l.lastPeer, l.lastLocal = peer, local.Addr
+	}
+	return l.guest
+}
+
+// remember takes the place of a peer that hasn't been heard of for long, when
+// there are too many.
+func (l *localAddrs) remember(peer wire.Endpoint, local netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	i, ok := l.known[peer]
+	switch {
+	case ok:
+	case len(l.peers) < maxRemembered:
+		if l.known == nil {
+			l.known = make(map[wire.Endpoint]int)
+		}
+		i = len(l.peers)
+		l.peers = append(l.peers, rememberedPeer{})
+	default:
+		for l.peers[l.hand].heard {
+			l.peers[l.hand].heard = false
+			l.hand = (l.hand + 1) % maxRemembered
+		}
+		i = l.hand
+		l.hand = (l.hand + 1) % maxRemembered
+		delete(l.known, l.peers[i].peer)
+	}
+	l.known[peer] = i
+	l.peers[i] = rememberedPeer{peer, local, true}
+}
+
+// source returns the address that a datagram is to go from; the zero Addr
+// leaves it to the kernel. from is what the guest names, if it does.
+func (l *localAddrs) source(to, from wire.Endpoint) (netip.Addr, error) {
+	from.Addr = from.Addr.Unmap()
+	wrong := from.Port != 0 && from.Port != l.guest.Port || from.Scope != 0 && !from.Addr.IsLinkLocalUnicast()
+	switch {
+	case !from.Addr.IsValid(), from.Addr.IsUnspecified() && !wrong:
+	case wrong, !l.nameable && from.Addr != l.guest.Addr, from.Addr.IsMulticast(), from.Addr.Is4() != l.guest.Addr.Is4():
+		return netip.Addr{}, fmt.Errorf("send from %v: %w", from.AddrPort(), unix.EADDRNOTAVAIL)
+	case l.nameable:
+		return from.Addr, nil
+	}
+	if !l.any || l.told {
+		return netip.Addr{}, nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if i, ok := l.known[to]; ok {
+		return l.peers[i].local, nil
+	}
+	return netip.Addr{}, nil
+}
