@@ -146,6 +146,9 @@ func FuzzProtocolPipe(f *testing.F) {
 	name := wire.AppendResolveName(nil, 1, wire.ResolveName{Name: []byte("a.test")})
 	accept := wire.AppendAcceptConnection(nil, 1, wire.AcceptConnection{Pipe: 2})
 	datagram := wire.AppendSendDatagram(nil, 1, wire.SendDatagram{To: server, Data: []byte("x")})
+	from := wire.AppendSendDatagramFrom(nil, 1, wire.SendDatagramFrom{
+		SendDatagram: wire.SendDatagram{To: server, Data: []byte("x")}, From: at(netip.MustParseAddrPort("192.0.2.2:0")),
+	})
 	for _, seed := range []struct {
 		protocol      uint16
 		payload, then []byte
@@ -156,6 +159,7 @@ func FuzzProtocolPipe(f *testing.F) {
 		{wire.ProtocolTCPConnection, wire.AppendConnect(nil, wire.Connect{Endpoint: wire.Endpoint{Port: 80}, Name: []byte("a.test")}), []byte("hello")},
 		{wire.ProtocolUDP, wire.AppendUDPSocket(nil, wire.UDPSocket{Local: any4}), append(datagram, datagram...)},
 		{wire.ProtocolUDP, wire.AppendUDPSocket(nil, wire.UDPSocket{Peer: server}), datagram[:30]},
+		{wire.ProtocolUDP, wire.AppendUDPSocket(nil, wire.UDPSocket{Local: any4, Addressed: true}), from},
 		{wire.ProtocolUnixListener, wire.AppendUnixListen(nil, wire.UnixListen{Path: []byte("s")}), accept},
 		{wire.ProtocolUnixConnection, wire.AppendUnixConnect(nil, wire.UnixConnect{Path: []byte("../s")}), []byte("hello")},
 		{wire.ProtocolResolver, nil, name},

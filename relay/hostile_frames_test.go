@@ -22,7 +22,11 @@ func (a *attacker) frame(t *target) []byte {
 		}
 		b = wire.AppendAcceptConnection(nil, a.rng.Uint64(), wire.AcceptConnection{Pipe: pipe})
 	case t.protocol == wire.ProtocolUDP:
-		b = wire.AppendSendDatagram(nil, a.rng.Uint64(), wire.SendDatagram{To: a.endpoint(), Data: make([]byte, a.rng.IntN(200))})
+		m := wire.SendDatagram{To: a.endpoint(), Data: make([]byte, a.rng.IntN(200))}
+		b = wire.AppendSendDatagram(nil, a.rng.Uint64(), m)
+		if a.odd(2) {
+			b = wire.AppendSendDatagramFrom(nil, a.rng.Uint64(), wire.SendDatagramFrom{SendDatagram: m, From: a.endpoint()})
+		}
 	case t.protocol == wire.ProtocolResolver:
 		b = a.lookup()
 	default:
@@ -84,6 +88,7 @@ func (a *attacker) openPayload(protocol uint16) []byte {
 		if a.rng.IntN(3) == 0 {
 			m = wire.UDPSocket{Peer: a.endpoint()}
 		}
+		m.Addressed = a.rng.IntN(2) == 0
 		return wire.AppendUDPSocket(nil, m)
 	case wire.ProtocolUnixListener:
 		path := a.socket()

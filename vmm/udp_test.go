@@ -68,6 +68,42 @@ func TestUDPEcho(t *testing.T) {
 	}
 }
 
+// A client that is connected hears nothing but what comes from the address that
+// it asked.
+func TestUDPEchoConnected(t *testing.T) {
+	t.Parallel()
+	for family, asked := range map[string][]string{"0.0.0.0:0": {"127.0.0.1", "127.0.0.2", "127.0.0.1"}, "[::]:0": {"::1"}} {
+		t.Run(family, func(t *testing.T) {
+			t.Parallel()
+			if _, ok := loopbacks(t)["IPv6"]; family == "[::]:0" && !ok {
+				t.Skip("this machine has no IPv6")
+			}
+			g := boot(t, "udp", "echo", family)
+			port := boundTo(t, g).Port()
+			buf := make([]byte, 100)
+			for _, a := range asked {
+				to := netip.AddrPortFrom(netip.MustParseAddr(a), port)
+				c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+					t.Fatal(err)
+				}
+				for _, text := range []string{"first", "second"} {
+					if _, err := c.Write([]byte(text)); err != nil {
+						t.Fatal(err)
+					}
+					if n, err := c.Read(buf); err != nil || string(buf[:n]) != text {
+						t.Errorf("asked %v, and got %q, %v; want %q", to, buf[:n], err, text)
+					}
+				}
+			}
+		})
+	}
+}
+
 func TestUDPSend(t *testing.T) {
 	t.Parallel()
 	for family, addr := range loopbacks(t) {
@@ -118,7 +154,7 @@ func TestUDPLost(t *testing.T) {
 	const (
 		sent = 500
 		size = 5000
-		fits = 4096 - 48 // in the ring beside the frame's header and the datagram's own
+		fits = 4096 - 72 // in the ring beside the frame's header and the datagram's own
 	)
 	g := boot(t, "udp", "late", "127.0.0.1:0", "4096")
 	to := boundTo(t, g)

@@ -1,7 +1,7 @@
 /*
  * udp echo ADDR:PORT
  *
- * Sends every datagram back to where it came from. Logs "bound to ADDR:PORT", and each error of a datagram that it sent. Exits with 0 when asked to stop.
+ * Sends every datagram back to where it came from, from the address that it came to. Logs "bound to ADDR:PORT", and each error of a datagram that it sent. Exits with 0 when asked to stop.
  *
  * udp late ADDR:PORT RING
  *
@@ -35,7 +35,7 @@ static void echo(void *unused) {
 		if (n < 0) {
 			struct text name = {to, endpoint_format(to, &d.from)};
 			log(LOG_WARNING, "to %t: error %d", &name, -n);
-		} else if (udp_send(&s, 1, &d.from, data, n))
+		} else if (udp_send_from(&s, 1, &d.from, &d.local, data, n))
 			return;
 		thread_yield();
 	}

@@ -1,14 +1,18 @@
 #include "udp.h"
 #include "open.h"
 
-enum { KIND_SEND_DATAGRAM = 0x30, KIND_RECEIVED_DATAGRAM, KIND_DATAGRAM_ERROR };
+enum { KIND_SEND_DATAGRAM = 0x30, KIND_DATAGRAM_ERROR = 0x32, KIND_SEND_DATAGRAM_FROM, KIND_RECEIVED_DATAGRAM_AT };
 
-static int udp_open(struct udp_socket *s, const struct endpoint ends[2], u32 ring_size) {
+/* In the reserved byte of the local endpoint: the guest wants KIND_RECEIVED_DATAGRAM_AT. */
+enum { ADDRESSED = 1 };
+
+static int udp_open(struct udp_socket *s, struct endpoint ends[2], u32 ring_size) {
 	struct endpoint bound[2];
 	int error = stream_open(&s->stream, ring_size, ring_size);
 
 	if (error)
 		return error;
+	ends[0].reserved = ADDRESSED;
 	error = protocol_open(s->stream, PROTOCOL_UDP, ends, 2 * sizeof *ends, bound, sizeof bound);
 	if (error) {
 		stream_close(s->stream);
@@ -47,6 +51,18 @@ int udp_send(struct udp_socket *s, u64 request, const struct endpoint *to, const
 	return error ? error : stream_write(s->stream, data, n);
 }
 
+int udp_send_from(struct udp_socket *s, u64 request, const struct endpoint *to, const struct endpoint *from, const void *data, u64 n) {
+	struct {
+		struct frame_header header;
+		struct endpoint to, from;
+	} frame = {.header = {sizeof frame.to + sizeof frame.from + n, KIND_SEND_DATAGRAM_FROM, 0, request}, *to, *from};
+
+	if (n > UDP_DATAGRAM_MAX)
+		return -EINVAL;
+	int error = stream_write(s->stream, &frame, sizeof frame);
+	return error ? error : stream_write(s->stream, data, n);
+}
+
 /* The payload of a DatagramError. */
 static i64 receive_error(struct udp_socket *s, struct udp_datagram *d) {
 	u32 status[2];
@@ -62,6 +78,7 @@ i64 udp_receive(struct udp_socket *s, struct udp_datagram *d, void *to, u64 cap)
 	struct {
 		struct endpoint from;
 		u32 size, dropped;
+		struct endpoint local;
 	} fixed;
 
 	if (stream_read_full(s->stream, &h, sizeof h))
@@ -69,7 +86,7 @@ i64 udp_receive(struct udp_socket *s, struct udp_datagram *d, void *to, u64 cap)
 	d->request = h.request_id;
 	if (h.kind == KIND_DATAGRAM_ERROR && h.length == 8 + sizeof d->from)
 		return receive_error(s, d);
-	if (h.kind != KIND_RECEIVED_DATAGRAM || h.length < sizeof fixed)
+	if (h.kind != KIND_RECEIVED_DATAGRAM_AT || h.length < sizeof fixed)
 		return -EPIPE;
 	int error = stream_read_full(s->stream, &fixed, sizeof fixed);
 	u64 length = h.length - sizeof fixed, n = MIN(length, cap);
@@ -80,6 +97,7 @@ i64 udp_receive(struct udp_socket *s, struct udp_datagram *d, void *to, u64 cap)
 	if (error)
 		return -EPIPE;
 	d->from = fixed.from;
+	d->local = fixed.local;
 	d->size = fixed.size;
 	d->dropped = fixed.dropped;
 	return n;
