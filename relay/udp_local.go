@@ -39,14 +39,14 @@ type localAddrs struct {
 	mu    sync.Mutex
 	known map[wire.Endpoint]int // by peer, an index of peers
 	peers []rememberedPeer      // at most maxRemembered
-	hand  int                   // in peers: the next one to forget, unless it has been heard of since
+	now   uint64                // grows with each use of remember
 }
 
 // rememberedPeer is a peer and the local address that it asked.
 type rememberedPeer struct {
 	peer  wire.Endpoint
 	local netip.Addr
-	heard bool // since the hand last passed
+	heard uint64 // when it was last heard of, by now
 }
 
 // newLocalAddrs is for a socket that is bound at host, as at guest.
@@ -74,8 +74,8 @@ func (l *localAddrs) received(peer wire.Endpoint, local wire.Endpoint) wire.Endp
 	return l.guest
 }
 
-// remember takes the place of a peer that hasn't been heard of for long, when
-// there are too many.
+// remember forgets the peer that hasn't been heard of for longest, when there
+// are too many.
 func (l *localAddrs) remember(peer wire.Endpoint, local netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -89,16 +89,16 @@ func (l *localAddrs) remember(peer wire.Endpoint, local netip.Addr) {
 		i = len(l.peers)
 		l.peers = append(l.peers, rememberedPeer{})
 	default:
-		for l.peers[l.hand].heard {
-			l.peers[l.hand].heard = false
-			l.hand = (l.hand + 1) % maxRemembered
+		for j := range l.peers {
+			if l.peers[j].heard < l.peers[i].heard {
+				i = j
+			}
 		}
-		i = l.hand
-		l.hand = (l.hand + 1) % maxRemembered
 		delete(l.known, l.peers[i].peer)
 	}
+	l.now++
 	l.known[peer] = i
-	l.peers[i] = rememberedPeer{peer, local, true}
+	l.peers[i] = rememberedPeer{peer, local, l.now}
 }
 
 // source returns the address that a datagram is to go from; the zero Addr
