@@ -83,6 +83,7 @@ const (
 var (
 	endBranch  = []byte{0xF3, 0x0F, 0x1E, 0xFA} // endbr64
 	moveRSPRBP = [][]byte{{0x48, 0x89, 0xE5}, {0x48, 0x8B, 0xEC}}
+	subRSP     = [][]byte{{0x48, 0x83, 0xEC}, {0x48, 0x81, 0xEC}}
 )
 
 // isOut reports whether an opcode is one of out and outs.
@@ -132,8 +133,12 @@ func (w *walker) frameless(r *Registers) (uint64, bool) {
 		}
 		done := w.code(symbol.Start, min(offset, maxPrologue)) // what the function has done so far
 		done = bytes.TrimPrefix(done, endBranch)
+		has := func(b []byte) bool { return bytes.Contains(done, b) }
+		if slices.ContainsFunc(subRSP, has) {
+			return 0, false // the top of the stack is a variable
+		}
 		if len(done) > 0 && done[0] == opPushRBP {
-			if slices.ContainsFunc(moveRSPRBP, func(mov []byte) bool { return bytes.Contains(done, mov) }) {
+			if slices.ContainsFunc(moveRSPRBP, has) {
 				return 0, false
 			}
 			at += 8

@@ -35,9 +35,10 @@ const (
 )
 
 // Report says what every CPU is doing: registers and backtrace, and the last log
-// records. The guest is interrupted and goes on. It takes 1.25 seconds at most,
-// however stuck the guest or the monitor is, and a CPU that can't be reached
-// until then is shown with what is known. It may be called from New to the end
+// records. The guest is interrupted and goes on. Beside the first reading of the
+// image's symbols it takes 1.25 seconds at most, however stuck the guest or the
+// monitor is, and a CPU that can't be reached until then is shown with what is
+// known. It may be called from New to the end
 // of [VM.Run], then it returns [ErrClosed].
 func (v *VM) Report() (*Report, error) {
 	v.inspecting.Lock()
@@ -48,6 +49,9 @@ func (v *VM) Report() (*Report, error) {
 	if freed {
 		return nil, ErrClosed
 	}
+	// Read symbols and lines before the CPUs' time begins.
+	v.cfg.Image.Lookup(0)
+	v.cfg.Image.Line(0)
 	complete := make(chan struct{})
 	defer close(complete)
 	r := &Report{Log: v.log.tail()}
@@ -151,6 +155,32 @@ func (c *cpu) leave() {
 	if q := c.inspection.Load(); q != nil {
 		c.answer(q)
 	}
+}
+
+// await waits for the CPUs' threads to end. If one of them doesn't come back from
+// the monitor, which may hold up VM.Run forever, the Logger is told how the run
+// ended, and where that CPU is.
+func (v *VM) await(running *sync.WaitGroup) {
+	ended := make(chan struct{})
+	go func() {
+		running.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		return
+	case <-time.After(inspectPatience):
+	}
+	r, err := v.Report()
+	if err == nil {
+		for _, s := range r.CPUs {
+			if s.Activity == InMonitor {
+				v.cfg.Logger.Warn("the run has ended, but a function, writer or Logger of its Config holds up a virtual CPU",
+					"ended", v.outcome.String(), "cpu", s.CPU, "at", s.at())
+			}
+		}
+	}
+	<-ended
 }
 
 // lasts returns what the CPUs were doing when they left the guest for good.

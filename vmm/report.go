@@ -107,11 +107,19 @@ func (s *CPUState) place() string {
 	if len(s.Backtrace) == 0 {
 		return ""
 	}
+	return " at " + s.at()
+}
+
+// at names the innermost frame; "?" if there is none.
+func (s *CPUState) at() string {
+	if len(s.Backtrace) == 0 {
+		return unknownSymbol
+	}
 	f := s.Backtrace[0]
 	if f.Symbol == "" {
-		return fmt.Sprintf(" at %#x", f.Address)
+		return fmt.Sprintf("%#x", f.Address)
 	}
-	return fmt.Sprintf(" at %s+%#x", f.Symbol, f.Offset)
+	return fmt.Sprintf("%s+%#x", f.Symbol, f.Offset)
 }
 
 // WriteReport writes everything that is known, for a person to read.
@@ -156,9 +164,14 @@ func (e *HangError) WriteReport(w io.Writer) error {
 	return e.Report.WriteReport(w)
 }
 
-// writeCPUs writes CPUs that did the same at the same place as one.
+// maxRegisters is for how many CPUs, or groups of them, registers are written.
+const maxRegisters = 8
+
+// writeCPUs writes CPUs that did the same at the same place as one. A halted
+// CPU's registers say nothing that its backtrace doesn't.
 func writeCPUs(b *strings.Builder, cpus []CPUState) {
 	shown := make([]bool, len(cpus))
+	registers := 0
 	for i := range cpus {
 		if shown[i] {
 			continue
@@ -171,7 +184,19 @@ func writeCPUs(b *strings.Builder, cpus []CPUState) {
 			}
 		}
 		fmt.Fprintf(b, "\n%s: %v%s\n", numbers(same), cpus[i].Activity, cpus[i].place())
-		cpus[i].writeBody(b, same)
+		switch {
+		case cpus[i].Registers == nil:
+			fmt.Fprintf(b, "  its registers aren't known\n")
+		case cpus[i].Activity != Halted && registers < maxRegisters:
+			registers++
+			if len(same) > 1 {
+				fmt.Fprintf(b, "registers of CPU %d\n", cpus[i].CPU)
+			} else {
+				fmt.Fprintf(b, "registers\n")
+			}
+			cpus[i].Registers.write(b)
+		}
+		cpus[i].writeBacktrace(b)
 	}
 }
 
@@ -191,23 +216,6 @@ func (s *CPUState) like(o *CPUState) bool {
 		return false
 	}
 	return true
-}
-
-// writeBody writes registers and backtrace. A halted CPU's registers say
-// nothing that its backtrace doesn't.
-func (s *CPUState) writeBody(b *strings.Builder, same []int) {
-	switch {
-	case s.Registers == nil:
-		fmt.Fprintf(b, "  its registers aren't known\n")
-	case s.Activity != Halted:
-		if len(same) > 1 {
-			fmt.Fprintf(b, "registers of CPU %d\n", s.CPU)
-		} else {
-			fmt.Fprintf(b, "registers\n")
-		}
-		s.Registers.write(b)
-	}
-	s.writeBacktrace(b)
 }
 
 func (s *CPUState) writeBacktrace(b *strings.Builder) {

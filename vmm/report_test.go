@@ -5,11 +5,14 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
@@ -138,5 +141,72 @@ func TestReportWhileStuck(t *testing.T) {
 	}
 	if code, err := g.Wait(); code != 0 || err != nil {
 		t.Errorf("the guest ended with %d, %v", code, err)
+	}
+}
+
+// A run that is over, but is held up by what its embedder doesn't return from,
+// says so: VM.Run can't.
+func TestHeldUp(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("text"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	folder, err := share.Open(dir, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer folder.Close()
+	release, records := make(chan struct{}), make(chan string, 100)
+	vm, err := vmm.New(vmm.Config{
+		Image: vmmtest.Image(t, "cat"), Args: []string{"file"}, Share: folder,
+		Console: writerFunc(func(p []byte) (int, error) {
+			<-release
+			return len(p), nil
+		}),
+		Logger: slog.New(slog.NewTextHandler(writerFunc(func(p []byte) (int, error) {
+			records <- string(p)
+			return len(p), nil
+		}), nil)),
+	})
+	if err != nil {
+		vmmtest.Unavailable(t, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := vm.Run(ctx)
+		done <- err
+	}()
+	for said := ""; !strings.Contains(said, "holds up a virtual CPU"); {
+		select {
+		case said = <-records:
+			t.Log(said)
+		case err := <-done:
+			t.Fatalf("the run ended with %v", err)
+		}
+		if strings.Contains(said, "holds up") && !strings.Contains(said, "at=console_write+0x") {
+			t.Errorf("it says %q", said)
+		}
+	}
+	close(release)
+	if err := <-done; !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the run ended with %v", err)
+	}
+}
+
+// Guests of the older ABI can be asked, too.
+func TestReportRPC(t *testing.T) {
+	t.Parallel()
+	g := rpcBoot(t, vmm.Config{CPUs: 2}, "rpc-httpd", "127.0.0.1", "0")
+	g.WaitLog("serving on")
+	r, err := g.VM.Report()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text(t, r)
+	if len(r.CPUs) != 2 || r.CPUs[0].Registers == nil || len(r.CPUs[0].Backtrace) < 2 || r.CPUs[0].Backtrace[1].Symbol == "" {
+		t.Errorf("the CPUs are %+v", r.CPUs)
 	}
 }

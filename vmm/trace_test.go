@@ -3,9 +3,15 @@ package vmm_test
 import (
 	"bytes"
 	"errors"
+	"flag"
 	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/fix-project/arcavm/testdata/images"
 	"github.com/fix-project/arcavm/vmm"
@@ -25,6 +31,35 @@ func frames(s vmm.CPUState) string {
 	return b.String()
 }
 
+var update = flag.Bool("update", false, "write the golden reports anew")
+
+// golden compares a report with testdata/reports/NAME.txt. Addresses, registers
+// and the kernel's line numbers, which change with the image, are left out.
+func golden(t *testing.T, name, report string) {
+	t.Helper()
+	for _, r := range []struct{ pattern, with string }{
+		{`\b[0-9a-f]{16}\b`, "VALUE"},
+		{`0x[0-9a-f]{16}`, "ADDRESS"},
+		{`\+0x[0-9a-f]+`, "+OFFSET"},
+		{`(kernel/\w+\.\w):\d+`, "$1:LINE"},
+	} {
+		report = regexp.MustCompile(r.pattern).ReplaceAllString(report, r.with)
+	}
+	path := filepath.Join("testdata", "reports", name+".txt")
+	if *update {
+		if err := os.WriteFile(path, []byte(report), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), report); diff != "" {
+		t.Errorf("the report isn't %s (-want +got); -update writes it anew:\n%s", path, diff)
+	}
+}
+
 // A backtrace names the call and not where it returns to, has the caller of a
 // function without a frame, and folds recursion.
 func TestBacktrace(t *testing.T) {
@@ -42,7 +77,7 @@ func TestBacktrace(t *testing.T) {
 			if !errors.As(err, &crash) {
 				t.Fatalf("the guest ended with %v", err)
 			}
-			text(t, crash)
+			golden(t, how, text(t, crash))
 			if got := frames(crash.CPUState); got != want {
 				t.Errorf("the backtrace is %s, want %s", got, want)
 			}
@@ -89,6 +124,7 @@ func TestReportOfAHang(t *testing.T) {
 			continue // they are on their way
 		}
 		said := text(t, r)
+		golden(t, "spin", said)
 		for _, want := range []string{
 			"CPU 0: running at spin+0x", "CPUs 1-2: running at spin+0x", "registers of CPU 1\n",
 			"CPU 3: halted at cpu_halt+0x", "tracing spin",

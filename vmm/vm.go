@@ -70,6 +70,19 @@ func (o *outcome) reported() bool {
 	return false
 }
 
+// String says how the run ended. A CrashError may be without its backtrace yet,
+// so only its reason is looked at.
+func (o *outcome) String() string {
+	var crash *CrashError
+	switch {
+	case errors.As(o.err, &crash):
+		return crash.Reason
+	case o.err != nil:
+		return o.err.Error()
+	}
+	return fmt.Sprintf("code %d", o.code)
+}
+
 // timeIsUp is the error of a run whose context has ended.
 func (v *VM) timeIsUp(ctx context.Context) error {
 	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
@@ -238,7 +251,7 @@ func (v *VM) Run(ctx context.Context) (int, error) {
 	v.timing.mark("virtual CPUs started")
 
 	<-v.ended
-	running.Wait()
+	v.await(&running)
 	switch err := v.outcome.err.(type) {
 	case *CrashError:
 		err.Others = without(v.lasts(), err.CPU)
