@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/internal/leased"
 	"github.com/fix-project/arcavm/pipes"
 )
 
@@ -142,10 +143,12 @@ func TestJSON(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
+	broken := leased.Hold(t, path)
 	got, err := ReadJSON(path)
 	if err != nil {
 		t.Fatal(err)
 	}
+	leased.WantBroken(t, broken)
 	if diff := cmp.Diff(sample(), got); diff != "" {
 		t.Error(diff)
 	}

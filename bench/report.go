@@ -7,13 +7,12 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"os"
 	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/fix-project/arcavm/internal/regular"
 )
 
 // Report is what one run measured.
@@ -143,15 +142,11 @@ func ReadJSON(path string) (*Report, error) {
 
 // readRegular reads a file, and doesn't wait for the writer of a FIFO.
 func readRegular(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, info, err := regular.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s %w: not a regular file", path, ErrNoReport)
 	}

@@ -12,11 +12,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"sync"
 
-	"golang.org/x/sys/unix"
+	"github.com/fix-project/arcavm/internal/regular"
 )
 
 const (
@@ -123,17 +122,12 @@ func (e *LoadError) Error() string {
 	return text
 }
 
-// Open opens and parses the image file at path. The file stays open until Close, because Load and the symbols read it.
+// Open opens and parses the image file at path. The file stays open until Close, because Load and the symbols read it. A FIFO isn't waited for; another
+// process's lease on the file is.
 func Open(path string) (*Image, error) {
-	// Without O_NONBLOCK a FIFO would wait for who writes to it.
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, info, err := regular.Open(path)
 	if err != nil {
 		return nil, err // names the path
-	}
-	info, err := f.Stat()
-	if err != nil {
-		f.Close()
-		return nil, err
 	}
 	if !info.Mode().IsRegular() {
 		f.Close()

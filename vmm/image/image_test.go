@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/internal/leased"
 	"github.com/fix-project/arcavm/testdata/images"
 )
 
@@ -331,11 +332,13 @@ func TestOpen(t *testing.T) {
 	if err := os.WriteFile(path, elfFile{segments: []elfSegment{code(ram)}}.bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	broken := leased.Hold(t, path)
 	img, err := Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer img.Close()
+	leased.WantBroken(t, broken)
 	mem := make([]byte, 16)
 	if err := img.Load(ram, mem); err != nil || string(mem[:4]) != "code" {
 		t.Errorf("Load: %v, memory %q", err, mem)
