@@ -1,6 +1,7 @@
 package emulated
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -8,7 +9,11 @@ import (
 	"os"
 	"path"
 	"slices"
-	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/internal/regular"
+	"github.com/fix-project/arcavm/share"
 )
 
 // writeInitramfs writes everything the machine starts with: init, the modules,
@@ -68,9 +73,9 @@ type copiedFile struct {
 	name string
 	data []byte // if root is nil and source is empty
 
-	root   *os.Root // the folder that is passed in, or nil
-	source string   // below root
-	kind   fs.FileMode
+	root   *passedFolder // nil: source is a path of the host's
+	source string        // below root
+	kind   uint32        // as st_mode has it
 	host   hostFile
 }
 
@@ -79,7 +84,13 @@ type hostFiles struct {
 	all   []copiedFile
 	names map[string]hostFile
 	links map[hostFile]uint32 // how many names each has inside
-	roots []*os.Root
+	roots []*passedFolder
+}
+
+// passedFolder is a folder to copy. Nothing outside of it can be reached by it.
+type passedFolder struct {
+	share.Share
+	name string
 }
 
 func newHostFiles() *hostFiles {
@@ -106,7 +117,7 @@ func (h *hostFiles) find(init string, p plan, cfg Config) error {
 
 func (h *hostFiles) close() {
 	for _, root := range h.roots {
-		root.Close()
+		_ = root.Close()
 	}
 }
 
@@ -117,14 +128,14 @@ func (h *hostFiles) program(name, source string) error {
 		return fmt.Errorf("pass a program in: %w", err)
 	}
 	for _, file := range append([]string{source}, needed...) {
-		info, err := os.Stat(file)
+		st, err := stat(file)
 		if err != nil {
 			return fmt.Errorf("pass a program in: %w", err)
 		}
 		if file != source {
 			name = file
 		}
-		h.add(name, nil, file, info, 0o755)
+		h.add(name, nil, file, st, 0o755)
 	}
 	return nil
 }
@@ -135,28 +146,39 @@ func (h *hostFiles) file(file File) error {
 		h.all = append(h.all, copiedFile{name: clean(file.Name), data: file.Data})
 		return nil
 	}
-	info, err := os.Stat(file.Source)
+	st, err := stat(file.Source)
 	switch {
 	case err != nil:
 		return err
-	case info.Mode().IsRegular():
-		h.add(file.Name, nil, file.Source, info, info.Mode().Perm())
+	case st.Mode&unix.S_IFMT == unix.S_IFREG:
+		h.add(file.Name, nil, file.Source, st, permissions(st))
 		return nil
-	case !info.IsDir():
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return fmt.Errorf("%s is not a regular file or a folder", file.Source)
 	}
-	root, err := os.OpenRoot(file.Source)
+	opened, err := share.Open(file.Source, false)
 	if err != nil {
 		return err
 	}
+	opened.Host = false // even of /
+	root := &passedFolder{opened, file.Source}
 	h.roots = append(h.roots, root)
-	h.add(file.Name, root, ".", info, info.Mode().Perm())
+	h.add(file.Name, root, ".", st, permissions(st))
 	return inRoot(root, h.below(root, ".", file.Name))
 }
 
+func stat(path string) (st unix.Stat_t, err error) {
+	if err = unix.Stat(path, &st); err != nil {
+		err = &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return st, err
+}
+
+func permissions(st unix.Stat_t) fs.FileMode { return fs.FileMode(st.Mode) & fs.ModePerm }
+
 // below adds what is below a folder of root's, in the order of names. Links stay links: where they may lead is for the programs to decide.
-func (h *hostFiles) below(root *os.Root, folder, inside string) error {
-	d, err := root.Open(folder)
+func (h *hostFiles) below(root *passedFolder, folder, inside string) error {
+	d, err := root.OpenFolder(folder)
 	if err != nil {
 		return err
 	}
@@ -168,12 +190,12 @@ func (h *hostFiles) below(root *os.Root, folder, inside string) error {
 	slices.Sort(names)
 	for _, name := range names {
 		source, inside := path.Join(folder, name), path.Join(inside, name)
-		info, err := root.Lstat(source)
+		st, err := root.Stat(source, false)
 		if err != nil {
 			return err
 		}
-		h.add(inside, root, source, info, info.Mode().Perm())
-		if info.IsDir() {
+		h.add(inside, root, source, st, permissions(st))
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 			if err := h.below(root, source, inside); err != nil {
 				return err
 			}
@@ -183,19 +205,18 @@ func (h *hostFiles) below(root *os.Root, folder, inside string) error {
 }
 
 // inRoot names the folder in an error that has only a path below it.
-func inRoot(root *os.Root, err error) error {
+func inRoot(root *passedFolder, err error) error {
 	if err != nil && root != nil {
-		return fmt.Errorf("%s: %w", root.Name(), err)
+		return fmt.Errorf("%s: %w", root.name, err)
 	}
 	return err
 }
 
 // add adds a file, unless the name is that of the same file already.
-func (h *hostFiles) add(name string, root *os.Root, source string, info fs.FileInfo, perm fs.FileMode) {
-	stat := info.Sys().(*syscall.Stat_t)
+func (h *hostFiles) add(name string, root *passedFolder, source string, st unix.Stat_t, perm fs.FileMode) {
 	f := copiedFile{
 		name: clean(name), root: root, source: source,
-		kind: info.Mode().Type(), host: hostFile{device: stat.Dev, inode: stat.Ino, perm: perm},
+		kind: st.Mode & unix.S_IFMT, host: hostFile{device: st.Dev, inode: st.Ino, perm: perm},
 	}
 	if h.names[f.name] == f.host {
 		return
@@ -214,11 +235,11 @@ func (h *hostFiles) write(a *archive) error {
 		switch {
 		case f.source == "":
 			err = a.bytes(f.name, f.data)
-		case f.kind == fs.ModeDir:
+		case f.kind == unix.S_IFDIR:
 			err = a.directory(f.name)
-		case f.kind == fs.ModeSymlink:
+		case f.kind == unix.S_IFLNK:
 			err = copyLink(a, f)
-		case f.kind != 0: // what else there is has no place in a copy
+		case f.kind != unix.S_IFREG: // what else there is has no place in a copy
 		case again:
 			err = a.hardLink(f.name, uint32(f.host.perm), inode, h.links[f.host])
 		default:
@@ -241,12 +262,16 @@ func copyLink(a *archive, f copiedFile) error {
 }
 
 // open doesn't wait if a FIFO has taken the file's place.
-func (f copiedFile) open() (*os.File, error) {
-	const flags = os.O_RDONLY | syscall.O_NONBLOCK
+func (f copiedFile) open() (r *os.File, err error) {
 	if f.root == nil {
-		return os.OpenFile(f.source, flags, 0)
+		r, _, err = regular.Open(f.source)
+		return r, err
 	}
-	return f.root.OpenFile(f.source, flags, 0)
+	err = regular.Retry(context.Background(), func() (err error) {
+		r, err = f.root.OpenFile(f.source, unix.O_RDONLY, 0)
+		return err
+	})
+	return r, err
 }
 
 func copyFile(a *archive, f copiedFile, links uint32) (inode uint32, err error) {

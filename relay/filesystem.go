@@ -2,8 +2,8 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"log/slog"
-	"os"
 	"sync"
 	"sync/atomic"
 
@@ -19,32 +19,25 @@ const (
 	maxFileRequests = 32
 	// maxFurtherRequests bounds what is at work on all streams of a virtual machine, beyond one request on each.
 	maxFurtherRequests = 1024
-	// maxFileCalls are system calls about files of a virtual machine that may be under way at once. Each that waits for a disk costs a thread, and a
-	// Go program with 10,000 threads dies.
-	maxFileCalls = 256
 )
 
 // FileSystem returns the handler of protocol 0: files of what is shared, which stays the caller's to close. No path and
 // no symbolic link leads outside: EACCES. Where nothing is shared every path is ENOENT. The handler serves one virtual machine.
 func FileSystem(s share.Share) Handler {
 	return &fileSystem{
-		share: s, further: further{most: maxFurtherRequests},
-		calls: make(chan struct{}, maxFileCalls), listings: make(chan struct{}, maxListings),
+		share: s, gates: share.NewGates(s), further: further{most: maxFurtherRequests},
+		listings: make(chan struct{}, maxListings),
 	}
 }
 
 type fileSystem struct {
 	share    share.Share
+	gates    share.Gates
 	warned   sync.Once // that nothing is shared
 	further  further
 	files    atomic.Int64
-	calls    chan struct{} // holds a token for each system call under way
 	listings chan struct{} // holds a token for each listing
 }
-
-// enter waits until a system call may begin; leave must follow. Nobody waits for the guest in between.
-func (fs *fileSystem) enter() { fs.calls <- struct{}{} }
-func (fs *fileSystem) leave() { <-fs.calls }
 
 // Serve answers requests until the guest closes the pipe, several at once.
 func (fs *fileSystem) Serve(ctx context.Context, s *Stream) error {
@@ -54,7 +47,14 @@ func (fs *fileSystem) Serve(ctx context.Context, s *Stream) error {
 	if err := s.Opened(0, nil); err != nil {
 		return err
 	}
-	f := &fileStream{fileSystem: fs, stream: s, ctx: ctx, open: make(map[uint64]*openFile)}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// A guest that doesn't read can't be told what became of a request.
+	s.Pipe.OnWriteError(cancel)
+	f := &fileStream{
+		fileSystem: fs, calls: share.NewCalls(fs.gates, s.server.disk), stream: s, ctx: ctx,
+		open: make(map[uint64]*share.File),
+	}
 	q := requests[fileRequest]{stream: s, most: maxFileRequests, further: &fs.further, read: f.next, answer: f.answer}
 	err := q.serve()
 	f.closeAll()
@@ -64,12 +64,13 @@ func (fs *fileSystem) Serve(ctx context.Context, s *Stream) error {
 // fileStream is a stream of the file system protocol.
 type fileStream struct {
 	*fileSystem
+	calls  share.Calls
 	stream *Stream
 	ctx    context.Context
 
 	mu      sync.Mutex
 	last    uint64 // handle
-	open    map[uint64]*openFile
+	open    map[uint64]*share.File
 	held    int // files that are open, or may be soon
 	listing *listing
 }
@@ -135,9 +136,7 @@ func (f *fileStream) answer(r *fileRequest) error {
 		}
 		return f.list(r, m)
 	default:
-		f.enter()
 		value, failure, err := f.change(r)
-		f.leave()
 		if err != nil {
 			return ProtocolError(err)
 		}
@@ -156,27 +155,27 @@ func (f *fileStream) change(r *fileRequest) (value uint64, failure, err error) {
 	case wire.KindMkdirRequest:
 		var m wire.MkdirRequest
 		if m, err = wire.DecodeMkdirRequest(r.payload); err == nil {
-			failure = makeFolder(f.share, string(m.Path), m.Flags&wire.MkdirParents != 0)
+			failure = f.makeFolder(string(m.Path), m.Flags&wire.MkdirParents != 0)
 		}
 	case wire.KindRemoveRequest:
 		var m wire.RemoveRequest
 		if m, err = wire.DecodeRemoveRequest(r.payload); err == nil {
-			failure = remove(f.share, string(m.Path))
+			failure = f.remove(string(m.Path))
 		}
 	case wire.KindRenameRequest:
 		var m wire.RenameRequest
 		if m, err = wire.DecodeRenameRequest(r.payload); err == nil {
-			failure = rename(f.share, string(m.Old), string(m.New))
+			failure = f.rename(string(m.Old), string(m.New))
 		}
 	case wire.KindTruncateRequest:
 		var m wire.TruncateRequest
 		if m, err = wire.DecodeTruncateRequest(r.payload); err == nil {
-			failure = f.withFile(m.Handle, func(o *openFile) error { return o.truncate(m.Size) })
+			failure = f.withFile(m.Handle, func(o *share.File) error { return o.Truncate(f.ctx, m.Size) })
 		}
 	case wire.KindSyncRequest:
 		var m wire.SyncRequest
 		if m, err = wire.DecodeSyncRequest(r.payload); err == nil {
-			failure = f.withFile(m.Handle, func(o *openFile) error { return o.file.Sync() })
+			failure = f.withFile(m.Handle, func(o *share.File) error { return o.Sync(f.ctx) })
 		}
 	case wire.KindCloseRequest:
 		var m wire.CloseRequest
@@ -212,6 +211,9 @@ func (f *fileStream) status(r *fileRequest, failure error) uint32 {
 		return 0
 	}
 	f.stream.server.count.fileErrors.Add(1)
+	if errors.Is(failure, share.ErrQuota) {
+		f.stream.server.reached(limitDisk, f.stream.Pipe.ID())
+	}
 	f.stream.notShared(&f.warned, "no folder is shared with the guest", failure)
 	f.stream.log(slog.LevelDebug, "request about a file failed", slog.String("request", r.Kind.String()), slog.Any("err", failure))
 	return uint32(fileErrno(failure))
@@ -249,7 +251,7 @@ func (f *fileStream) openHandle(m wire.OpenFileRequest) (handle uint64, err erro
 	if err := f.holdFile(); err != nil {
 		return 0, err
 	}
-	o, err := openShared(f.share, string(m.Path), m.Flags)
+	o, err := f.openShared(string(m.Path), m.Flags)
 	if err != nil {
 		f.dropFile()
 		return 0, err
@@ -261,7 +263,7 @@ func (f *fileStream) openHandle(m wire.OpenFileRequest) (handle uint64, err erro
 	return f.last, nil
 }
 
-func (f *fileStream) lookup(handle uint64) (*openFile, error) {
+func (f *fileStream) lookup(handle uint64) (*share.File, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if o := f.open[handle]; o != nil {
@@ -270,7 +272,7 @@ func (f *fileStream) lookup(handle uint64) (*openFile, error) {
 	return nil, unix.EBADF
 }
 
-func (f *fileStream) withFile(handle uint64, do func(*openFile) error) error {
+func (f *fileStream) withFile(handle uint64, do func(*share.File) error) error {
 	o, err := f.lookup(handle)
 	if err != nil {
 		return err
@@ -287,23 +289,16 @@ func (f *fileStream) closeHandle(handle uint64) error {
 	if o == nil {
 		return unix.EBADF
 	}
-	f.dropFile()
-	return o.file.Close()
+	return o.Close(f.dropFile)
 }
 
 // closeAll closes what the guest has left open, when no worker runs any more.
+// Folders that stall don't keep the stream for longer than one call.
 func (f *fileStream) closeAll() {
-	f.enter()
-	defer f.leave()
+	var closing sync.WaitGroup
 	for _, o := range f.open {
-		o.file.Close()
-		f.dropFile()
+		closing.Go(func() { _ = o.Close(f.dropFile) })
 	}
+	closing.Wait()
 	f.keepListing(nil)
-}
-
-// openFile is what a handle stands for.
-type openFile struct {
-	file   *os.File // it closes when what is under way has ended
-	append bool
 }

@@ -1,13 +1,14 @@
 package relay
 
 import (
+	"context"
 	"io"
 	"math"
-	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -24,10 +25,7 @@ func (f *fileStream) readFile(r *fileRequest, m wire.ReadFileRequest) error {
 		return f.sendFailure(r, m.Offset, err)
 	}
 	// A guest that has the answer may open another file at once: this one doesn't count any more.
-	done := sync.OnceFunc(func() {
-		f.closeRead(file)
-		f.dropFile()
-	})
+	done := sync.OnceFunc(func() { _ = file.Close(f.dropFile) })
 	defer done()
 	length := uint64(0)
 	if m.Offset < size {
@@ -36,25 +34,17 @@ func (f *fileStream) readFile(r *fileRequest, m wire.ReadFileRequest) error {
 	return f.send(r, file, m.Offset, length, done)
 }
 
-func (f *fileStream) openToRead(path string) (file *os.File, size uint64, err error) {
-	f.enter()
-	defer f.leave()
-	o, err := openShared(f.share, path, wire.OpenRead)
+func (f *fileStream) openToRead(path string) (file *share.File, size uint64, err error) {
+	o, err := f.openShared(path, wire.OpenRead)
 	if err != nil {
 		return nil, 0, err
 	}
-	info, err := o.file.Stat()
+	info, err := o.Stat(f.ctx)
 	if err != nil {
-		o.file.Close()
+		_ = o.Close(nil)
 		return nil, 0, err
 	}
-	return o.file, uint64(info.Size()), nil
-}
-
-func (f *fileStream) closeRead(file *os.File) {
-	f.enter()
-	defer f.leave()
-	file.Close()
+	return o, uint64(info.Size), nil
 }
 
 // read answers a ReadRequest.
@@ -63,12 +53,12 @@ func (f *fileStream) read(r *fileRequest, m wire.ReadRequest) error {
 	if err != nil {
 		return f.sendFailure(r, m.Offset, err)
 	}
-	return f.send(r, o.file, m.Offset, m.Length, func() {})
+	return f.send(r, o, m.Offset, m.Length, func() {})
 }
 
 // send sends length bytes of a file, fewer if it ends before. Between two frames other answers have their turn. Where bytes are limited it waits after each
 // frame, when it keeps nobody from sending. done is called when the file has been read, before the guest has the last frame.
-func (f *fileStream) send(r *fileRequest, file *os.File, offset, length uint64, done func()) error {
+func (f *fileStream) send(r *fileRequest, file *share.File, offset, length uint64, done func()) error {
 	for {
 		n, more, err := f.sendData(r, file, offset, length, done)
 		f.stream.spend(f.ctx.Done(), int(n))
@@ -82,7 +72,7 @@ func (f *fileStream) send(r *fileRequest, file *os.File, offset, length uint64, 
 
 // sendData reads up to left bytes straight into the ring and sends them as one frame. It returns how many these were, and
 // whether the frame promised more: not at the end of the file, nor after an error.
-func (f *fileStream) sendData(r *fileRequest, file *os.File, offset, left uint64, done func()) (n uint64, more bool, err error) {
+func (f *fileStream) sendData(r *fileRequest, file *share.File, offset, left uint64, done func()) (n uint64, more bool, err error) {
 	pipe := f.stream.Pipe
 	// Half a ring at least, so that a slow reader doesn't make for small frames.
 	half := uint64(pipe.Descriptor().IncomingSize / 2)
@@ -92,9 +82,7 @@ func (f *fileStream) sendData(r *fileRequest, file *os.File, offset, left uint64
 	}
 	want := min(left, wire.MaxFileData, uint64(len(a)+len(b)-fileDataPrefix))
 	x, y := part(a, b, fileDataPrefix, fileDataPrefix+int(want))
-	f.enter()
-	got, failure := readAt(file, x, y, offset)
-	f.leave()
+	got, failure := readAt(f.ctx, file, x, y, offset)
 	n = uint64(got)
 
 	var flags wire.Flags
@@ -122,22 +110,11 @@ func (f *fileStream) sendFailure(r *fileRequest, offset uint64, failure error) e
 }
 
 // readAt fills x, then y. io.EOF says that the file ended before.
-func readAt(f *os.File, x, y []byte, offset uint64) (int, error) {
-	if len(x)+len(y) == 0 {
-		return 0, nil
-	}
-	if offset > math.MaxInt64 {
+func readAt(ctx context.Context, f *share.File, x, y []byte, offset uint64) (int, error) {
+	if len(x)+len(y) > 0 && offset > math.MaxInt64 {
 		return 0, io.EOF
 	}
-	n, err := f.ReadAt(x, int64(offset))
-	if err != nil || len(y) == 0 {
-		return n, err
-	}
-	if int64(offset) > math.MaxInt64-int64(n) {
-		return n, io.EOF
-	}
-	m, err := f.ReadAt(y, int64(offset)+int64(n))
-	return n + m, err
+	return f.Read(ctx, x, y, int64(offset))
 }
 
 // write does a WriteRequest while it reads it: data go from the ring to the file, piece by piece as they come. After a failure the rest of them is dropped.
@@ -172,9 +149,7 @@ func (f *fileStream) write(in *frames, r *fileRequest) error {
 			}
 			var n int
 			f.stream.spend(f.ctx.Done(), len(piece))
-			f.enter()
-			n, failure = o.write(piece, m.Offset+r.written)
-			f.leave()
+			n, failure = f.writeAt(o, piece, m.Offset+r.written)
 			r.written += uint64(n)
 		}
 		pipe.CommitRead(len(a) + len(b))
@@ -185,21 +160,11 @@ func (f *fileStream) write(in *frames, r *fileRequest) error {
 	return nil
 }
 
-func (o *openFile) write(b []byte, offset uint64) (int, error) {
-	if o.append {
-		return o.file.Write(b)
-	}
-	if offset > math.MaxInt64-uint64(len(b)) {
+func (f *fileStream) writeAt(o *share.File, b []byte, offset uint64) (int, error) {
+	if offset > math.MaxInt64 && !o.Appends() {
 		return 0, unix.EFBIG
 	}
-	return o.file.WriteAt(b, int64(offset))
-}
-
-func (o *openFile) truncate(size uint64) error {
-	if size > math.MaxInt64 {
-		return unix.EFBIG
-	}
-	return o.file.Truncate(int64(size))
+	return o.Write(f.ctx, b, int64(offset&math.MaxInt64))
 }
 
 // part returns bytes from to to of a and b taken together.

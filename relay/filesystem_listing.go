@@ -102,26 +102,28 @@ func (l *listing) encode(limit int) (b []byte) {
 
 // readFolder returns the first of a folder's entries after a name, sorted, as many as fit into size bytes.
 func (f *fileStream) readFolder(in share.Share, rest, after string, size int) ([]entry, error) {
-	p := page{after: after, limit: size}
-	if rest == "." {
-		for name := range in.Named {
-			p.add(unix.DT_DIR, name)
-		}
-	}
-	var err error
-	switch {
-	case in.Root != nil:
-		err = f.eachName(in.Root, rest, func(kind uint8, name []byte) {
-			if _, hidden := in.Named[string(name)]; !hidden || rest != "." {
-				p.add(kind, string(name))
+	return share.Do(f.ctx, f.gates.Of(in), func() ([]entry, error) {
+		p := page{after: after, limit: size}
+		if rest == "." {
+			for name := range in.Named {
+				p.add(unix.DT_DIR, name)
 			}
-		})
-	case rest != ".":
-		err = unix.ENOENT
-	}
-	if err != nil {
-		return nil, err
-	}
-	p.cut()
-	return p.entries, nil
+		}
+		var err error
+		switch {
+		case in.Root != nil:
+			err = eachName(f.ctx, in, rest, func(kind uint8, name []byte) {
+				if _, hidden := in.Named[string(name)]; !hidden || rest != "." {
+					p.add(kind, string(name))
+				}
+			})
+		case rest != ".":
+			err = unix.ENOENT
+		}
+		if err != nil {
+			return nil, err
+		}
+		p.cut()
+		return p.entries, nil
+	}, nil)
 }

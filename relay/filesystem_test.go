@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/internal/leased"
 	"github.com/fix-project/arcavm/pipes/pipestest"
 	"github.com/fix-project/arcavm/wire"
 )
@@ -263,4 +264,30 @@ func TestReadFileAbandoned(t *testing.T) {
 		leave(c)
 		m.wantFree()
 	}
+}
+
+// A file on which another process has a lease is read when that is given up, and a
+// long chain of links is followed as Linux follows it.
+func TestReadFileLeased(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	to := "file"
+	for i := range 40 {
+		name := fmt.Sprint("link", i)
+		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+		to = name
+	}
+	m := start(t, setup{share: openShare(t, dir, true)})
+	g := m.fileGuest(4096)
+	broken := leased.Hold(t, filepath.Join(dir, "file"))
+	if got, err := g.readPath(to); string(got) != "content" || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	leased.WantBroken(t, broken)
+	g.mustOpen(to, wire.OpenWrite|wire.OpenCreate|wire.OpenTruncate)
 }

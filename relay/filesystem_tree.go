@@ -1,16 +1,15 @@
 package relay
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -53,25 +52,26 @@ func place(s share.Share, path string) (in share.Share, rest string, err error) 
 		return share.Share{}, "", err
 	}
 	in, rest = s.Resolve(path)
+	in.Host = false
 	return in, rest, nil
 }
 
 // writable is place for what changes there.
-func writable(s share.Share, path string) (root *os.Root, rest string, err error) {
-	in, rest, err := place(s, path)
+func writable(s share.Share, path string) (in share.Share, rest string, err error) {
+	in, rest, err = place(s, path)
 	if err == nil && (!in.Writable || in.Root == nil) {
 		err = unix.EROFS
 	}
-	return in.Root, rest, err
+	return in, rest, err
 }
 
-// openShared opens a regular file. Opening anything else might wait, or do something.
-func openShared(s share.Share, path string, flags wire.OpenFlags) (*openFile, error) {
+// openShared opens a regular file.
+func (f *fileStream) openShared(path string, flags wire.OpenFlags) (*share.File, error) {
 	mode, err := openMode(flags)
 	if err != nil {
 		return nil, err
 	}
-	in, rest, err := place(s, path)
+	in, rest, err := place(f.share, path)
 	switch {
 	case err != nil:
 		return nil, err
@@ -82,36 +82,7 @@ func openShared(s share.Share, path string, flags wire.OpenFlags) (*openFile, er
 	case in.Root == nil:
 		return nil, unix.ENOENT
 	}
-	if flags&wire.OpenExclusive == 0 {
-		// Even an open that doesn't wait may do something to a device. What gets there in between is found out below.
-		if info, err := in.Root.Stat(rest); err == nil && !info.Mode().IsRegular() {
-			return nil, notRegular(info)
-		}
-	}
-	f, err := in.Root.OpenFile(rest, mode|unix.O_NONBLOCK|unix.O_NOCTTY, 0o666)
-	if errors.Is(err, unix.ENXIO) {
-		// A socket, or a FIFO that nobody reads.
-		return nil, unix.EINVAL
-	}
-	if err != nil {
-		return nil, err
-	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = notRegular(info)
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return &openFile{file: f, append: flags&wire.OpenAppend != 0}, nil
-}
-
-func notRegular(info os.FileInfo) error {
-	if info.IsDir() {
-		return unix.EISDIR
-	}
-	return unix.EINVAL
+	return f.calls.Open(f.ctx, in, rest, mode, 0o666)
 }
 
 // openMode turns flags into those of open(2).
@@ -147,64 +118,58 @@ func openMode(f wire.OpenFlags) (int, error) {
 	return mode, nil
 }
 
-func makeFolder(s share.Share, path string, parents bool) error {
-	root, rest, err := writable(s, path)
-	switch {
-	case err != nil:
+func (f *fileStream) makeFolder(path string, parents bool) error {
+	in, rest, err := writable(f.share, path)
+	if err != nil {
 		return err
-	case parents:
-		return root.MkdirAll(rest, 0o777)
-	default:
-		return root.Mkdir(rest, 0o777)
 	}
+	return f.calls.Mkdir(f.ctx, in, rest, parents)
 }
 
-func remove(s share.Share, path string) error {
-	root, rest, err := writable(s, path)
+func (f *fileStream) remove(path string) error {
+	in, rest, err := writable(f.share, path)
 	switch {
 	case err != nil:
 		return err
 	case rest == ".":
 		return unix.EBUSY
 	default:
-		return root.Remove(rest)
+		return f.calls.Remove(f.ctx, in, rest)
 	}
 }
 
-func rename(s share.Share, from, to string) error {
-	root, old, err := writable(s, from)
+func (f *fileStream) rename(from, to string) error {
+	in, old, err := writable(f.share, from)
 	if err != nil {
 		return err
 	}
-	target, rest, err := writable(s, to)
+	target, rest, err := writable(f.share, to)
 	switch {
 	case err != nil:
 		return err
 	case old == "." || rest == ".":
 		return unix.EBUSY
-	case target != root:
+	case target.Root != in.Root:
 		return unix.EXDEV
 	default:
-		return root.Rename(old, rest)
+		return f.calls.Rename(f.ctx, in, old, rest)
 	}
 }
 
 func (f *fileStream) stat(r *fileRequest, m wire.StatRequest) error {
-	f.enter()
 	info, failure := f.describe(m)
-	f.leave()
 	return f.sendInfo(r, info, failure)
 }
 
 func (f *fileStream) describe(m wire.StatRequest) (info wire.FileInfo, failure error) {
 	if m.Handle != 0 {
-		failure = f.withFile(m.Handle, func(o *openFile) (err error) {
-			info, err = describe(o.file.Stat())
+		failure = f.withFile(m.Handle, func(o *share.File) (err error) {
+			info, err = describe(o.Stat(f.ctx))
 			return err
 		})
 		return info, failure
 	}
-	return statShared(f.share, string(m.Path), m.Flags&wire.StatNoFollow == 0)
+	return f.statShared(string(m.Path), m.Flags&wire.StatNoFollow == 0)
 }
 
 func (f *fileStream) sendInfo(r *fileRequest, info wire.FileInfo, failure error) error {
@@ -212,8 +177,8 @@ func (f *fileStream) sendInfo(r *fileRequest, info wire.FileInfo, failure error)
 	return f.stream.write(func(b []byte) []byte { return wire.AppendFileInfo(b, r.RequestID, info) })
 }
 
-func statShared(s share.Share, path string, follow bool) (wire.FileInfo, error) {
-	in, rest, err := place(s, path)
+func (f *fileStream) statShared(path string, follow bool) (wire.FileInfo, error) {
+	in, rest, err := place(f.share, path)
 	switch {
 	case err != nil:
 		return wire.FileInfo{}, err
@@ -221,28 +186,20 @@ func statShared(s share.Share, path string, follow bool) (wire.FileInfo, error) 
 		return wire.FileInfo{Mode: unix.S_IFDIR | 0o555}, nil
 	case in.Root == nil:
 		return wire.FileInfo{}, unix.ENOENT
-	case follow:
-		return describe(in.Root.Stat(rest))
 	default:
-		return describe(in.Root.Lstat(rest))
+		return describe(f.calls.Stat(f.ctx, in, rest, follow))
 	}
 }
 
-func describe(info os.FileInfo, err error) (wire.FileInfo, error) {
+func describe(st unix.Stat_t, err error) (wire.FileInfo, error) {
 	if err != nil {
 		return wire.FileInfo{}, err
-	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return wire.FileInfo{}, unix.EIO
 	}
 	return wire.FileInfo{Size: uint64(st.Size), Seconds: st.Mtim.Sec, Nanoseconds: uint32(st.Mtim.Nsec), Mode: st.Mode}, nil
 }
 
 func (f *fileStream) list(r *fileRequest, m wire.ListRequest) error {
-	f.enter()
 	list, failure := f.page(m)
-	f.leave()
 	return f.sendList(r, list, failure)
 }
 
@@ -251,15 +208,15 @@ func (f *fileStream) sendList(r *fileRequest, list []byte, failure error) error 
 	return f.stream.write(func(b []byte) []byte { return wire.AppendFileList(b, r.RequestID, answer) })
 }
 
-// eachName calls do for every name in a folder. os.File's own reading of folders would look at each entry by its path, past the Root.
-func (f *fileStream) eachName(root *os.Root, path string, do func(kind uint8, name []byte)) error {
-	dir, err := root.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
+// eachName calls do for every name in a folder, until ctx ends. os.File's own reading of folders would look at each entry by its path, past the share.
+func eachName(ctx context.Context, in share.Share, path string, do func(kind uint8, name []byte)) error {
+	dir, err := in.OpenFolder(path)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
 	buf := make([]byte, 32<<10)
-	for f.ctx.Err() == nil {
+	for ctx.Err() == nil {
 		n, err := unix.ReadDirent(int(dir.Fd()), buf)
 		if err == unix.EINTR {
 			continue
@@ -269,7 +226,7 @@ func (f *fileStream) eachName(root *os.Root, path string, do func(kind uint8, na
 		}
 		eachDirent(buf[:n], do)
 	}
-	return f.ctx.Err()
+	return ctx.Err()
 }
 
 // eachDirent goes through what getdents64 returned: inode u64 · offset i64 · length of the record u16 · type u8 · name, ended by NUL.
@@ -324,19 +281,10 @@ func (p *page) cut() {
 	}
 }
 
-// fileErrno is errnoOf for files. An os.Root names no errno for a path that leads outside.
+// fileErrno is errnoOf for files.
 func fileErrno(err error) unix.Errno {
-	var errno unix.Errno
-	var path *fs.PathError
-	var link *os.LinkError
-	switch {
-	case errors.Is(err, os.ErrClosed):
+	if errors.Is(err, os.ErrClosed) {
 		return unix.EBADF
-	case errors.As(err, &errno):
-		return errno
-	case errors.As(err, &path), errors.As(err, &link):
-		return unix.EACCES
-	default:
-		return errnoOf(err)
 	}
+	return errnoOf(err)
 }

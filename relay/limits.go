@@ -26,6 +26,10 @@ type Limits struct {
 	// Operations may be done in a second: Opens, and requests on the control pipe and those of framed protocols. What is more is EAGAIN, for datagrams
 	// ENOBUFS. Default: no limit.
 	Operations uint64
+	// Disk is by how many bytes the guest may make the files of its host grow, each
+	// file, folder and socket that it makes counted as 4 KiB more: EDQUOT. Default
+	// [DefaultDisk].
+	Disk uint64
 }
 
 // Defaults of [Limits].
@@ -33,12 +37,14 @@ const (
 	DefaultStreamFiles = 256
 	DefaultFiles       = 4096
 	DefaultAccepts     = 4096
+	DefaultDisk        = 8 << 30
 )
 
 func (l Limits) withDefaults() Limits {
 	l.StreamFiles = cmp.Or(l.StreamFiles, DefaultStreamFiles)
 	l.Files = cmp.Or(l.Files, DefaultFiles)
 	l.Accepts = cmp.Or(l.Accepts, DefaultAccepts)
+	l.Disk = cmp.Or(l.Disk, DefaultDisk)
 	return l
 }
 
@@ -54,6 +60,7 @@ type Reached struct {
 	Accepts    uint64
 	Bytes      uint64 // waits, and datagrams refused
 	Operations uint64
+	Disk       uint64
 }
 
 // limitName names a limit.
@@ -66,11 +73,12 @@ const (
 	limitAccepts
 	limitBytes
 	limitOperations
+	limitDisk
 	limitCount
 )
 
 func (n limitName) String() string {
-	return [...]string{"streams", "ring-memory", "files", "accepts", "bytes", "operations"}[n]
+	return [...]string{"streams", "ring-memory", "files", "accepts", "bytes", "operations", "disk"}[n]
 }
 
 // reached counts that the guest came up against a limit on a stream, and says so now and then.

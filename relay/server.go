@@ -26,6 +26,7 @@ import (
 
 	"github.com/fix-project/arcavm/internal/limit"
 	"github.com/fix-project/arcavm/pipes"
+	"github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -62,6 +63,7 @@ type Server struct {
 	limits            Limits
 	bytes, operations *limit.Rate
 	accepts           atomic.Int64 // that wait
+	disk              *share.Quota
 
 	count counters
 
@@ -93,6 +95,7 @@ func New(table *pipes.Table, control *pipes.Pipe, handler Handler, o Options) *S
 		streams:  make(map[pipes.ID]*Stream),
 	}
 	s.bytes, s.operations = s.limits.bytes(), s.limits.operations()
+	s.disk = share.NewQuota(s.limits.Disk)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

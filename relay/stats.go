@@ -100,6 +100,7 @@ func (s *Server) Stats() Stats {
 			Accepts:    reached(limitAccepts),
 			Bytes:      reached(limitBytes),
 			Operations: reached(limitOperations),
+			Disk:       reached(limitDisk),
 		},
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -15,12 +16,8 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-const (
-	// maxSocketName is the longest name that a guest may give to a socket: with /proc/self/fd/1234567/ before it, it still fits into a sockaddr_un.
-	maxSocketName = 85
-	// maxLinks is how many links one after the other the last part of a path may be, as in Linux.
-	maxLinks = 40
-)
+// maxSocketName is the longest name that a guest may give to a socket: with /proc/self/fd/1234567/ before it, it still fits into a sockaddr_un.
+const maxSocketName = 85
 
 const noSockets = "no folder with UNIX sockets is shared with the guest"
 
@@ -28,12 +25,13 @@ const noSockets = "no folder with UNIX sockets is shared with the guest"
 // [TCPListener] does. The socket's file goes when the listener does.
 func UnixListener(sockets share.Share) Handler {
 	var warned sync.Once
+	gates := share.NewGates(sockets)
 	return HandlerFunc(func(ctx context.Context, s *Stream) error {
 		m, err := wire.DecodeUnixListen(s.Payload)
 		if err != nil {
 			return ProtocolError(err)
 		}
-		ln, err := listenUnix(ctx, s.Network(), sockets, m)
+		ln, err := listenUnix(ctx, s, sockets, gates, m)
 		if err != nil {
 			if s.notShared(&warned, noSockets, err) {
 				s.server.count.bindsFailed.Add(1)
@@ -49,12 +47,13 @@ func UnixListener(sockets share.Share) Handler {
 // UnixConnection returns the handler of protocol 5: it connects to the socket at a path below sockets, and relays.
 func UnixConnection(sockets share.Share) Handler {
 	var warned sync.Once
+	gates := share.NewGates(sockets)
 	return HandlerFunc(func(ctx context.Context, s *Stream) error {
 		m, err := wire.DecodeUnixConnect(s.Payload)
 		if err != nil {
 			return ProtocolError(err)
 		}
-		conn, err := dialUnix(ctx, s, sockets, string(m.Path))
+		conn, err := dialUnix(ctx, s, sockets, gates, string(m.Path))
 		if err != nil {
 			s.server.count.connectsFailed.Add(1)
 			s.notShared(&warned, noSockets, err)
@@ -71,7 +70,10 @@ func UnixConnection(sockets share.Share) Handler {
 	})
 }
 
-func dialUnix(ctx context.Context, s *Stream, sockets share.Share, to string) (Conn, error) {
+// dialUnix connects. The attempt ends with the guest's interest in it and after
+// the time that every attempt has, whatever the folder does: for connect looks at
+// the socket's file, too.
+func dialUnix(ctx context.Context, s *Stream, sockets share.Share, gates share.Gates, to string) (Conn, error) {
 	in, rest, err := place(sockets, to)
 	if err != nil {
 		return nil, err
@@ -79,55 +81,52 @@ func dialUnix(ctx context.Context, s *Stream, sockets share.Share, to string) (C
 	if in.Root == nil {
 		return nil, unix.ENOENT
 	}
-	f, err := openSocket(in.Root, rest)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	conn, err := dialOn(ctx, s, "unix", fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	ctx, cancel := s.attempt(ctx)
+	defer cancel()
+	conn, err := share.Do(ctx, gates.Of(in), func() (Conn, error) {
+		f, err := openSocket(in, rest)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		return asConn(s.Network().DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", f.Fd())))
+	}, func(c Conn) { abandon(c) })
 	if err != nil {
 		return nil, fmt.Errorf("connect to %q: %w", to, err)
 	}
 	return conn, nil
 }
 
-// openSocket opens a socket's file, which doesn't connect yet. With O_PATH a [os.Root] opens a link itself where that is the last part of the path: so
-// it is followed here, each time from the Root on.
-func openSocket(root *os.Root, name string) (*os.File, error) {
-	for range maxLinks {
-		f, err := root.OpenFile(name, unix.O_PATH, 0)
-		if err != nil {
-			return nil, err
-		}
-		info, err := f.Stat()
-		if err == nil && info.Mode().Type() == os.ModeSocket {
-			return f, nil
-		}
-		f.Close()
-		switch {
-		case err != nil:
-			return nil, err
-		case info.Mode().Type() != os.ModeSymlink:
-			return nil, fmt.Errorf("%q is not a socket: %w", name, unix.ECONNREFUSED)
-		}
-		target, err := root.Readlink(name)
-		if err != nil {
-			return nil, err
-		}
-		if !path.IsAbs(target) { // else the Root refuses it
-			folder, _ := path.Split(name)
-			target = folder + target
-		}
-		name = target
+// attempt bounds the time of an attempt to connect or to listen. One whose guest
+// can't be told the result any more ends.
+func (s *Stream) attempt(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, s.server.patience)
+	s.Pipe.OnWriteError(cancel)
+	return ctx, cancel
+}
+
+// openSocket opens a socket's file, which doesn't connect yet.
+func openSocket(in share.Share, name string) (*os.File, error) {
+	f, err := in.OpenPath(name, 0)
+	if err != nil {
+		return nil, err
 	}
-	return nil, unix.ELOOP
+	info, err := f.Stat()
+	if err == nil && info.Mode().Type() != os.ModeSocket {
+		err = fmt.Errorf("%q is not a socket: %w", name, unix.ECONNREFUSED)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // listenUnix binds by way of an open folder, and so stays in that one whatever is renamed or replaced meanwhile. A bind doesn't follow a link in its
 // last part.
-func listenUnix(ctx context.Context, from Network, sockets share.Share, m wire.UnixListen) (_ net.Listener, err error) {
+func listenUnix(ctx context.Context, s *Stream, sockets share.Share, gates share.Gates, m wire.UnixListen) (net.Listener, error) {
 	at := string(m.Path)
-	root, rest, err := writable(sockets, at)
+	in, rest, err := writable(sockets, at)
 	if err != nil {
 		return nil, err
 	}
@@ -140,29 +139,14 @@ func listenUnix(ctx context.Context, from Network, sockets share.Share, m wire.U
 	case len(name) > maxSocketName:
 		return nil, unix.ENAMETOOLONG
 	}
-	folder, err := root.OpenRoot("./" + parent)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			folder.Close()
-		}
-	}()
-	f, err := folder.OpenFile(".", unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	ln, err := listenOn(ctx, from, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", f.Fd(), name), m.Backlog)
+	ctx, cancel := s.attempt(ctx)
+	defer cancel()
+	l := &unixListener{at: at, name: name, gate: gates.Of(in), disk: s.server.disk}
+	_, err = share.Do(ctx, l.gate, func() (*unixListener, error) {
+		return l, l.listen(ctx, s.Network(), in, parent, m.Backlog)
+	}, (*unixListener).end)
 	if err != nil {
 		return nil, fmt.Errorf("listen at %q: %w", at, err)
-	}
-	l := &unixListener{Listener: ln, at: at, folder: folder, name: name}
-	if u, ok := asSocket(ln).(*net.UnixListener); ok {
-		// By then the descriptor's number belongs to another file.
-		u.SetUnlinkOnClose(false)
-		l.made, _ = folder.Lstat(name)
 	}
 	return l, nil
 }
@@ -171,9 +155,47 @@ func listenUnix(ctx context.Context, from Network, sockets share.Share, m wire.U
 type unixListener struct {
 	net.Listener
 	at     string // the guest's path
-	folder *os.Root
+	folder *os.File
 	name   string
-	made   os.FileInfo // the socket's file; nil if there is none, as in a network in memory
+	made   *unix.Stat_t // the socket's file; nil if there is none, as in a network in memory
+	gate   *share.Gate
+	disk   *share.Quota
+
+	closing sync.Once
+	closed  atomic.Bool // without the socket's file
+}
+
+// listen makes the socket.
+func (l *unixListener) listen(ctx context.Context, from Network, in share.Share, parent string, backlog uint32) (err error) {
+	if err := l.disk.TakeNode(); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			l.disk.GiveNode()
+		}
+	}()
+	if l.folder, err = in.OpenPath("./"+parent, unix.O_DIRECTORY); err != nil {
+		return err
+	}
+	l.Listener, err = listenOn(ctx, from, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", l.folder.Fd(), l.name), backlog)
+	if err != nil {
+		l.folder.Close()
+		return err
+	}
+	if u, ok := asSocket(l.Listener).(*net.UnixListener); ok {
+		// By then the descriptor's number belongs to another file.
+		u.SetUnlinkOnClose(false)
+		l.made, _ = l.look()
+	}
+	return nil
+}
+
+// look returns what has the socket's name now.
+func (l *unixListener) look() (*unix.Stat_t, error) {
+	var st unix.Stat_t
+	err := unix.Fstatat(int(l.folder.Fd()), l.name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	return &st, err
 }
 
 // NetListener is the listener below.
@@ -182,11 +204,28 @@ func (l *unixListener) NetListener() net.Listener { return l.Listener }
 // Addr is the guest's path.
 func (l *unixListener) Addr() net.Addr { return &net.UnixAddr{Name: l.at, Net: "unix"} }
 
-// Close removes first: as long as the socket is open nobody else's file has its inode.
+// Close doesn't wait for a folder that stalls: then the socket's file stays.
 func (l *unixListener) Close() error {
-	if info, err := l.folder.Lstat(l.name); err == nil && l.made != nil && os.SameFile(info, l.made) {
-		_ = l.folder.Remove(l.name)
+	l.closing.Do(func() {
+		if !l.gate.Finish(l.end) {
+			l.closed.Store(true)
+			_ = l.Listener.Close()
+		}
+	})
+	return nil
+}
+
+// end removes first: as long as the socket is open nobody else's file has its inode.
+func (l *unixListener) end() {
+	st, err := l.look()
+	if err == nil && l.made != nil && !l.closed.Load() && st.Dev == l.made.Dev && st.Ino == l.made.Ino {
+		if unix.Unlinkat(int(l.folder.Fd()), l.name, 0) == nil {
+			l.disk.GiveNode()
+		}
+	}
+	if l.made == nil {
+		l.disk.GiveNode()
 	}
 	_ = l.folder.Close()
-	return l.Listener.Close()
+	_ = l.Listener.Close()
 }

@@ -80,7 +80,7 @@ func (s *Server) serveRequest(ctx context.Context, p *controlPipe, m message.Con
 	case message.Open:
 		s.openFile(ctx, p, m)
 	case message.Mkdir:
-		s.makeFolder(p, m)
+		s.makeFolder(ctx, p, m)
 	case message.Listen:
 		s.listen(ctx, p, m)
 	case message.Connect:
@@ -111,7 +111,7 @@ func (s *Server) hand(ctx context.Context, control *controlPipe, kind string, p 
 }
 
 func (s *Server) openFile(ctx context.Context, control *controlPipe, m message.Open) {
-	f, p, err := s.openPiped(m)
+	f, p, err := s.openPiped(ctx, m)
 	if err != nil {
 		s.noteRefused("open", m.Path, err)
 		s.answerRefusedOpen(ctx, control, err)
@@ -122,7 +122,7 @@ func (s *Server) openFile(ctx context.Context, control *controlPipe, m message.O
 }
 
 // openPiped makes the pipe before it opens the file, which may make or empty it: a guest that gets none has changed nothing.
-func (s *Server) openPiped(m message.Open) (f *file, p *pipe, err error) {
+func (s *Server) openPiped(ctx context.Context, m message.Open) (f *file, p *pipe, err error) {
 	if err = s.holdFile(); err != nil {
 		return nil, nil, err
 	}
@@ -131,7 +131,7 @@ func (s *Server) openPiped(m message.Open) (f *file, p *pipe, err error) {
 			s.dropFile()
 		}
 	}()
-	t, err := findShared(s.o.Share, m.Path, m.Mode)
+	t, err := s.findShared(ctx, m.Path, m.Mode)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -139,14 +139,14 @@ func (s *Server) openPiped(m message.Open) (f *file, p *pipe, err error) {
 	if p, err = s.newPipe(requests, responses, fileShare); err != nil {
 		return nil, nil, err
 	}
-	if f, err = t.open(); err != nil {
+	if f, err = s.openTarget(ctx, t); err != nil {
 		return nil, nil, errors.Join(err, p.discard())
 	}
 	return f, p, nil
 }
 
-func (s *Server) makeFolder(control *controlPipe, m message.Mkdir) {
-	if err := mkdirShared(s.o.Share, m.Path); err != nil {
+func (s *Server) makeFolder(ctx context.Context, control *controlPipe, m message.Mkdir) {
+	if err := s.mkdirShared(ctx, m.Path); err != nil {
 		s.noteRefused("mkdir", m.Path, err)
 		s.answer(control, message.Err{Kind: errKind(err)})
 		return
@@ -156,6 +156,7 @@ func (s *Server) makeFolder(control *controlPipe, m message.Mkdir) {
 
 func (s *Server) noteRefused(op, path string, err error) {
 	s.filesRefused.Add(1)
+	s.overQuota(err)
 	switch {
 	case s.o.Share.None():
 		s.warn(op+" refused: no folder is shared with the guest", "path", path)

@@ -3,9 +3,10 @@ package rpc
 import (
 	"context"
 	"io"
-	"os"
+	"sync"
 
 	"github.com/fix-project/arcavm/rpc/message"
+	"github.com/fix-project/arcavm/share"
 )
 
 const (
@@ -19,17 +20,15 @@ const (
 
 // file is an open file on a pipe of its own.
 type file struct {
-	f       *os.File
-	path    string
-	regular bool
-
+	f      *share.File
+	path   string
 	server *Server
-	done   <-chan struct{} // closed when the server stops
+	ctx    context.Context // ends when the server stops
+
+	closing sync.Once
 }
 
 func (f *file) serve(ctx context.Context, p *pipe) error {
-	f.server, f.done = p.server, ctx.Done()
-	defer f.server.dropFile()
 	defer closeWith(ctx, f.close)()
 	for {
 		head, size, err := p.head()
@@ -50,6 +49,7 @@ func (f *file) serve(ctx context.Context, p *pipe) error {
 				return err
 			}
 			if serr != nil {
+				p.server.overQuota(serr)
 				p.server.warn("write failed; the guest is told a shorter length", "path", f.path, "error", serr)
 			}
 			p.respond(message.AppendFileLength(p.buf[:0], done))
@@ -65,33 +65,34 @@ func (f *file) serve(ctx context.Context, p *pipe) error {
 
 // read fills both parts as far as the file goes. An error looks like the end of the file to the guest, which expects none.
 func (f *file) read(a, b []byte) int {
-	n := f.readNow(a, b)
-	f.server.spend(f.done, n)
-	return n
-}
-
-func (f *file) readNow(a, b []byte) int {
-	defer f.enter()()
-	n, err := f.f.Read(a)
-	// What is no regular file might wait for more.
-	if err == nil && f.regular && n == len(a) && len(b) > 0 {
-		var k int
-		k, err = f.f.Read(b)
-		n += k
-	}
-	if err != nil && err != io.EOF {
+	n, err := f.readNow(a, b)
+	if err != nil && err != io.EOF && f.ctx.Err() == nil {
 		f.server.warn("read failed; to the guest the file ends", "path", f.path, "error", err)
 	}
+	f.server.spend(f.ctx.Done(), n)
 	return n
 }
 
-func (f *file) write(a, b []byte) (int, error) {
-	f.server.spend(f.done, len(a)+len(b))
-	defer f.enter()()
-	n, err := f.f.Write(a)
-	if err == nil && len(b) > 0 {
+func (f *file) readNow(a, b []byte) (int, error) {
+	if f.f.Regular() {
+		return f.f.Read(f.ctx, a, b, share.Current)
+	}
+	// It might wait for more.
+	return f.f.File().Read(a)
+}
+
+func (f *file) write(a, b []byte) (n int, err error) {
+	f.server.spend(f.ctx.Done(), len(a)+len(b))
+	for _, part := range [][]byte{a, b} {
+		if err != nil || len(part) == 0 {
+			continue
+		}
 		var k int
-		k, err = f.f.Write(b)
+		if f.f.Regular() {
+			k, err = f.f.Write(f.ctx, part, share.Current)
+		} else {
+			k, err = f.f.File().Write(part)
+		}
 		n += k
 	}
 	return n, err
@@ -100,24 +101,18 @@ func (f *file) write(a, b []byte) (int, error) {
 // seek returns the new offset; that of before, if the guest has asked for one that can't be.
 func (f *file) seek(s *Server, m message.FileRequest) uint64 {
 	whence := [...]int{message.SeekStart: io.SeekStart, message.SeekCurrent: io.SeekCurrent, message.SeekEnd: io.SeekEnd}[m.Whence]
-	offset, err := f.f.Seek(m.Offset, whence)
+	offset, err := f.f.Seek(f.ctx, m.Offset, whence)
 	if err == nil {
 		return uint64(offset)
 	}
 	s.warn("seek failed; the offset stays", "path", f.path, "offset", m.Offset, "error", err)
-	if offset, err = f.f.Seek(0, io.SeekCurrent); err != nil {
+	if offset, err = f.f.Seek(f.ctx, 0, io.SeekCurrent); err != nil {
 		return 0
 	}
 	return uint64(offset)
 }
 
-// enter waits until a system call may begin, and returns what ends it. What is no regular file doesn't keep a thread.
-func (f *file) enter() (leave func()) {
-	if !f.regular {
-		return func() {}
-	}
-	f.server.calls <- struct{}{}
-	return func() { <-f.server.calls }
+// close closes the file, once: its place among the open ones is free afterwards.
+func (f *file) close() {
+	f.closing.Do(func() { _ = f.f.Close(f.server.dropFile) })
 }
-
-func (f *file) close() { _ = f.f.Close() }

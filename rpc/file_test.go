@@ -2,12 +2,14 @@ package rpc_test
 
 import (
 	"bytes"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
 
+	"github.com/fix-project/arcavm/internal/leased"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/rpc"
 	"github.com/fix-project/arcavm/rpc/message"
@@ -327,4 +329,40 @@ func TestFailedOpenLeavesNoPipe(t *testing.T) {
 		}
 	}
 	m.settled(t)
+}
+
+// TestOpenLeased opens a file on which another process has a lease, by a chain of as many links as Linux follows.
+func TestOpenLeased(t *testing.T) {
+	t.Parallel()
+	dir, shared := shared(t, true)
+	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	to := "file"
+	for i := range 40 {
+		name := fmt.Sprint("link", i)
+		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+		to = name
+	}
+	for _, s := range []struct {
+		share rpc.Share
+		path  string
+	}{{shared, to}, {rpc.Share{Host: true}, filepath.Join(dir, to)}} {
+		broken := leased.Hold(t, filepath.Join(dir, "file"))
+		m := newMachine(t, rpc.Options{Share: s.share})
+		f, kind := m.Open(s.path, read)
+		if f == nil {
+			t.Fatal("kind", kind)
+		}
+		leased.WantBroken(t, broken)
+		b := make([]byte, 10)
+		if n := f.Read(b); string(b[:n]) != "content" {
+			t.Errorf("read %q", b[:n])
+		}
+		f.Close()
+		m.settled(t)
+		m.stop()
+	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/fix-project/arcavm/internal/limit"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/rpc/message"
+	"github.com/fix-project/arcavm/share"
 )
 
 const (
@@ -28,9 +29,6 @@ const (
 	// A pipe's ring takes no more of the memory that can be spared than one part in these.
 	fileShare   = 16
 	streamShare = 512
-
-	// maxFileCalls are system calls about regular files that may be under way at once: each that waits for a disk costs a thread.
-	maxFileCalls = 256
 )
 
 // Options say what a Server serves.
@@ -58,7 +56,7 @@ type Options struct {
 	// Network is where sockets come from; its connections are *net.TCPConn. nil is the host's.
 	Network Network
 
-	// Limits are how much the guest gets: of Files, and of Bytes, which wait. The others don't apply.
+	// Limits are how much the guest gets: of Files and Disk, and of Bytes, which wait. The others don't apply.
 	Limits relay.Limits
 
 	// Pipes may be open at once, the control pipe included. 0 is [DefaultPipes].
@@ -108,8 +106,8 @@ type Server struct {
 	log     *slog.Logger
 	places  sync.Map // of *limit.Log, by message
 	bytes   *limit.Rate
-	files   atomic.Int64  // open now
-	calls   chan struct{} // holds a token for each system call about a file that is under way
+	files   atomic.Int64 // open now
+	calls   share.Calls
 	linger  time.Duration // lingerTimeout, but in tests
 	alloc   *allocator
 	watcher *watcher
@@ -137,10 +135,11 @@ func New(o Options) (*Server, error) {
 		o.Network = relay.Host{}
 	}
 	o.Limits.Files = cmp.Or(o.Limits.Files, relay.DefaultFiles)
+	o.Limits.Disk = cmp.Or(o.Limits.Disk, relay.DefaultDisk)
 	o.Pipes = cmp.Or(o.Pipes, DefaultPipes)
 	s := &Server{
 		o: o, log: o.Logger, watcher: newWatcher(), linger: lingerTimeout,
-		bytes: limit.NewRate(o.Limits.Bytes, 1), calls: make(chan struct{}, maxFileCalls),
+		bytes: limit.NewRate(o.Limits.Bytes, 1), calls: share.NewCalls(share.NewGates(o.Share), share.NewQuota(o.Limits.Disk)),
 	}
 	s.nudge.raise = func() { o.Signal(DoorbellGSI) }
 	var err error
@@ -371,6 +370,15 @@ func (s *Server) holdFile() error {
 	s.filesLimited.Add(1)
 	s.warn("guest has reached a limit", "limit", "files")
 	return unix.ENFILE
+}
+
+// overQuota counts and says that the guest has used up its part of the disk, if err
+// is about that.
+func (s *Server) overQuota(err error) {
+	if errors.Is(err, share.ErrQuota) {
+		s.diskLimited.Add(1)
+		s.warn("guest has reached a limit", "limit", "disk")
+	}
 }
 
 func (s *Server) dropFile() { s.files.Add(-1) }

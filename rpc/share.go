@@ -1,9 +1,10 @@
 package rpc
 
 import (
+	"context"
 	"errors"
-	"io/fs"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -25,83 +26,62 @@ type target struct {
 }
 
 // findShared looks what a path leads to, and changes nothing. Folders can't be opened.
-func findShared(s Share, path string, m message.Mode) (target, error) {
+func (s *Server) findShared(ctx context.Context, path string, m message.Mode) (target, error) {
 	flags, err := openFlags(m)
 	if err != nil {
 		return target{}, err
 	}
-	in, rest := s.Resolve(path)
+	in, rest := s.resolve(path)
 	switch {
 	case len(path) > maxPath:
 		return target{}, unix.ENAMETOOLONG
+	case strings.IndexByte(path, 0) >= 0:
+		return target{}, unix.EINVAL
 	case in.None():
 		return target{}, unix.ENOENT
 	case (m.Write || m.Append) && !in.Writable:
 		return target{}, unix.EROFS
 	}
 	t := target{in: in, path: path, rest: rest, flags: flags, regular: true}
-	var info os.FileInfo
 	switch {
 	case in.Host:
-		info, err = os.Stat(path)
 	case in.Root == nil && rest == ".":
 		return target{}, unix.EISDIR
 	case in.Root == nil:
 		return target{}, unix.ENOENT
-	default:
-		info, err = in.Root.Stat(rest)
 	}
+	st, err := s.calls.Stat(ctx, in, rest, true)
 	switch {
-	case err != nil && m.Create: // whether it can be made is for open to find out
+	case err != nil && m.Create && ctx.Err() == nil: // whether it can be made is for open to find out
 		return t, nil
 	case err != nil:
 		return target{}, err
 	}
-	if err := t.check(info); err != nil {
-		return target{}, err
-	}
-	t.regular = info.Mode().IsRegular()
+	t.regular = st.Mode&unix.S_IFMT == unix.S_IFREG
 	if !m.Truncate {
-		t.size = uint64(max(info.Size(), 0))
+		t.size = uint64(max(st.Size, 0))
 	}
 	return t, nil
 }
 
-// check refuses what can't be opened. Of the host's files below a folder, no device, no FIFO and no socket is: even an open that doesn't wait may do
-// something to one.
-func (t target) check(info os.FileInfo) error {
-	switch {
-	case info.IsDir():
-		return unix.EISDIR
-	case !t.in.Host && !info.Mode().IsRegular():
-		return unix.EINVAL
+// resolve returns the folder that a path leads into, and the path from there. With
+// the share's Host that is the guest's path as it is.
+func (s *Server) resolve(path string) (in Share, rest string) {
+	in, rest = s.o.Share.Resolve(path)
+	if in.Host {
+		rest = path
 	}
-	return nil
+	return in, rest
 }
 
-// open opens the file, or what has got there since.
-func (t target) open() (*file, error) {
-	// Opening must not wait, nor give the monitor a terminal.
-	flags := t.flags | unix.O_NONBLOCK | unix.O_NOCTTY
-	var f *os.File
-	var err error
-	if t.in.Host {
-		f, err = os.OpenFile(t.path, flags, 0o666)
-	} else {
-		f, err = t.in.Root.OpenFile(t.rest, flags, 0o666)
-	}
+// openTarget opens the file, or what has got there since. Of the host's files below a
+// folder, no device, no FIFO and no socket is.
+func (s *Server) openTarget(ctx context.Context, t target) (*file, error) {
+	f, err := s.calls.Open(ctx, t.in, t.rest, t.flags, 0o666)
 	if err != nil {
 		return nil, err
 	}
-	info, err := f.Stat()
-	if err == nil {
-		err = t.check(info)
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return &file{f: f, path: t.path, regular: info.Mode().IsRegular()}, nil
+	return &file{f: f, path: t.path, server: s, ctx: ctx}, nil
 }
 
 // ringSizes are the blocks for requests and responses that suit what can be moved.
@@ -123,21 +103,19 @@ func (t target) ringSizes(m message.Mode) (requests, responses uint64) {
 const maxPath = 4095
 
 // mkdirShared makes a folder and its parents. It is no error if it exists.
-func mkdirShared(s Share, path string) error {
-	in, rest := s.Resolve(path)
+func (s *Server) mkdirShared(ctx context.Context, path string) error {
+	in, rest := s.resolve(path)
 	switch {
 	case len(path) > maxPath:
 		return unix.ENAMETOOLONG
+	case strings.IndexByte(path, 0) >= 0:
+		return unix.EINVAL
 	case in.None():
 		return unix.ENOENT
-	case !in.Writable:
-		return unix.EROFS
-	case in.Host:
-		return os.MkdirAll(path, 0o777)
-	case in.Root == nil:
+	case !in.Writable, in.Root == nil && !in.Host:
 		return unix.EROFS
 	default:
-		return in.Root.MkdirAll(rest, 0o777)
+		return s.calls.Mkdir(ctx, in, rest, true)
 	}
 }
 
@@ -173,11 +151,6 @@ func openFlags(m message.Mode) (int, error) {
 func errKind(err error) message.ErrKind {
 	var errno unix.Errno
 	if !errors.As(err, &errno) {
-		var path *fs.PathError
-		if errors.As(err, &path) {
-			// An os.Root names no errno for a path that leads outside.
-			return message.PermissionDenied
-		}
 		return message.Other
 	}
 	switch errno {

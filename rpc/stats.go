@@ -21,12 +21,13 @@ type Stats struct {
 	PipesLimited   uint64 // pipes that were one too many
 	FilesLimited   uint64 // files that were one too many
 	BytesLimited   uint64 // waits for bytes that there were too many of
+	DiskLimited    uint64 // writes, files and folders that the disk's part had no room for
 }
 
 type counters struct {
 	requests, opened, accepted, connectsFailed, filesRefused atomic.Uint64
 	toGuest, fromGuest, broken, signals                      atomic.Uint64
-	pipesLimited, filesLimited, bytesLimited                 atomic.Uint64
+	pipesLimited, filesLimited, bytesLimited, diskLimited    atomic.Uint64
 }
 
 // Stats returns a snapshot. It may be called at any time.
@@ -52,5 +53,6 @@ func (s *Server) Stats() Stats {
 		PipesLimited:   s.pipesLimited.Load(),
 		FilesLimited:   s.filesLimited.Load(),
 		BytesLimited:   s.bytesLimited.Load(),
+		DiskLimited:    s.diskLimited.Load(),
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Share is a folder that a guest may reach, and others that appear in it under names of their own. The zero value is nothing.
@@ -24,15 +26,29 @@ type Share struct {
 	// Named are further folders, which appear at the top under these names and hide what Root has of the same name. A path doesn't lead from one of
 	// them to another by "..". Of theirs, only Root and Writable count.
 	Named map[string]Share
+
+	dir *os.File // Root as an O_PATH descriptor; nil if Open didn't make it
 }
 
-// Open returns what is at dir: the folder, or for "/" all that the monitor can reach.
+// Open returns what is at dir: the folder, or for "/" all that the monitor can
+// reach. ENOSYS: the kernel is older than Linux 5.6, or a filter of system calls
+// hides openat2.
 func Open(dir string, writable bool) (Share, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return Share{}, fmt.Errorf("share a folder: %w", err)
 	}
-	return Share{Root: root, Host: strings.Trim(dir, "/") == "", Writable: writable}, nil
+	s := Share{Root: root, Host: strings.Trim(dir, "/") == "", Writable: writable}
+	below := s
+	below.Host = false
+	if s.dir, err = below.OpenPath(".", unix.O_DIRECTORY); err != nil {
+		root.Close()
+		if errors.Is(err, unix.ENOSYS) {
+			return Share{}, fmt.Errorf("share %s: openat2: %w: it takes Linux 5.6, and a seccomp filter that allows it", dir, unix.ENOSYS)
+		}
+		return Share{}, fmt.Errorf("share a folder: %w", err)
+	}
+	return s, nil
 }
 
 // Close closes every Root.
@@ -40,6 +56,9 @@ func (s Share) Close() error {
 	var errs []error
 	if s.Root != nil {
 		errs = append(errs, s.Root.Close())
+	}
+	if s.dir != nil {
+		errs = append(errs, s.dir.Close())
 	}
 	for _, n := range s.Named {
 		errs = append(errs, n.Close())
@@ -64,7 +83,7 @@ func CheckName(name string) error {
 }
 
 // Resolve returns the folder that a guest's path leads into, s itself or a named one, and the path from there, "." for the folder itself. It looks at the
-// path's first part only; the rest is for the Root to resolve.
+// path's first part only; the rest is for the kernel to resolve.
 func (s Share) Resolve(path string) (in Share, rest string) {
 	rest = relative(path)
 	if len(s.Named) == 0 {
@@ -72,7 +91,7 @@ func (s Share) Resolve(path string) (in Share, rest string) {
 	}
 	first, below, _ := strings.Cut(rest, "/")
 	if n, ok := s.Named[first]; ok {
-		return Share{Root: n.Root, Writable: n.Writable}, relative(below)
+		return Share{Root: n.Root, Writable: n.Writable, dir: n.dir}, relative(below)
 	}
 	return s, rest
 }

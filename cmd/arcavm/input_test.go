@@ -173,7 +173,7 @@ func TestBadInput(t *testing.T) {
 		{"run " + later, 65, "speaks the ABI of unknown version 9"},
 		{"run --limit streems=5 " + hello, 64, `arcavm: --limit: there is no limit "streems"; did you mean streams? (usage: arcavm run`},
 		{"run --limit ring=5 " + hello, 64, "did you mean ring-memory?"},
-		{"run --limit time=5 " + hello, 64, "names are streams, ring-memory, stream-files, files, accepts, bytes, operations, log"},
+		{"run --limit time=5 " + hello, 64, "names are streams, ring-memory, stream-files, files, accepts, bytes, operations, disk, log"},
 		{"run --limit streams " + hello, 64, `"streams" is not of the form NAME=VALUE`},
 		{"run --limit files=0 " + hello, 64, `files: "0" is not a whole number from 1 on, such as 500, 64K, 100M or 2G`},
 		{"run --limit bytes=-1 " + hello, 64, "is not a whole number"},

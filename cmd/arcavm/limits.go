@@ -17,7 +17,7 @@ type limitFlag struct {
 }
 
 // olderLimits are those that guests of the older ABI have, too.
-var olderLimits = []string{"streams", "files", "bytes", "log"}
+var olderLimits = []string{"streams", "files", "bytes", "disk", "log"}
 
 // limitNames are the names, in the order of the help text, each with the most that it can be.
 var limitNames = []struct {
@@ -32,6 +32,7 @@ var limitNames = []struct {
 	{"accepts", math.MaxInt32, func(c *vmm.Config, n uint64) { c.Limits.Accepts = int(n) }},
 	{"bytes", math.MaxInt64, func(c *vmm.Config, n uint64) { c.Limits.Bytes = n }},
 	{"operations", math.MaxInt64, func(c *vmm.Config, n uint64) { c.Limits.Operations = n }},
+	{"disk", math.MaxInt64, func(c *vmm.Config, n uint64) { c.Limits.Disk = n }},
 	{"log", math.MaxInt64, func(c *vmm.Config, n uint64) { c.LogLimit = n }},
 }
 

@@ -13,7 +13,7 @@ import (
 func TestLimitFlag(t *testing.T) {
 	t.Parallel()
 	var l limitFlag
-	for _, text := range []string{"streams=1", "ring-memory=2M,stream-files=3", "files=4K", "accepts=5", "bytes=6G", "operations=7", "log=8"} {
+	for _, text := range []string{"streams=1", "ring-memory=2M,stream-files=3", "files=4K", "accepts=5", "bytes=6G", "operations=7", "disk=9M", "log=8"} {
 		if err := l.Set(text); err != nil {
 			t.Error(err)
 		}
@@ -22,7 +22,7 @@ func TestLimitFlag(t *testing.T) {
 	l.apply(&got)
 	want := vmm.Config{
 		StreamLimit: 1, RingLimit: 2 << 20, LogLimit: 8,
-		Limits: relay.Limits{StreamFiles: 3, Files: 4 << 10, Accepts: 5, Bytes: 6 << 30, Operations: 7},
+		Limits: relay.Limits{StreamFiles: 3, Files: 4 << 10, Accepts: 5, Bytes: 6 << 30, Operations: 7, Disk: 9 << 20},
 	}
 	if got.StreamLimit != want.StreamLimit || got.RingLimit != want.RingLimit || got.LogLimit != want.LogLimit || !cmp.Equal(got.Limits, want.Limits) {
 		t.Errorf("got %+v, want %+v", got, want)

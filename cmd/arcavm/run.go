@@ -38,8 +38,9 @@ allow addresses that are denied by default.
 
 --limit bounds what a guest gets. NAME is one of streams (16K by default), ring-memory (what
 the window has room for), stream-files (256 on one stream), files (4K on all) and accepts
-(4K), all at once, or of bytes (no limit), operations (no limit) and log (256K), these in a
-second; VALUE may have a unit: K, M, G. What comes of it: PROTOCOL.md, section 13.
+(4K), all at once, of bytes (no limit), operations (no limit) and log (256K), these in a
+second, or disk (8G), by which it may make files of writable shares grow; VALUE may have a
+unit: K, M, G. What comes of it: PROTOCOL.md, section 13.
 
 The guest's console goes to stdout. A guest that opens the console stream reads stdin;
 as long as it does, a terminal hands it each key as it is typed. Log records, the

@@ -140,6 +140,7 @@ func writeReached(w io.Writer, r relay.Reached) {
 		{"accepts", r.Accepts},
 		{"bytes", r.Bytes},
 		{"operations", r.Operations},
+		{"disk", r.Disk},
 	} {
 		if l.n != 0 {
 			count(w, "times at the limit "+l.name, l.n)
@@ -155,7 +156,7 @@ func writeRPC(w io.Writer, s rpc.Stats) {
 	count(w, "connections out that failed", s.ConnectsFailed)
 	count(w, "files refused", s.FilesRefused)
 	count(w, "ended because the guest broke them", s.Broken)
-	writeReached(w, relay.Reached{Streams: s.PipesLimited, Files: s.FilesLimited, Bytes: s.BytesLimited})
+	writeReached(w, relay.Reached{Streams: s.PipesLimited, Files: s.FilesLimited, Bytes: s.BytesLimited, Disk: s.DiskLimited})
 	count(w, "bytes from the guest", s.FromGuest)
 	count(w, "bytes to the guest", s.ToGuest)
 	count(w, "looks for a request", s.Looks)

@@ -1,0 +1,106 @@
+package share_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/internal/stalled"
+	"github.com/fix-project/arcavm/share"
+)
+
+// patience is how long anything may take. Nothing waits for it unless it is broken.
+const patience = 30 * time.Second
+
+func open(t testing.TB, dir string, writable bool) share.Share {
+	t.Helper()
+	s, err := share.Open(dir, writable)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// Whatever waits for a folder that stalls, no more threads do than there may be,
+// each wait ends with its context, and another folder goes on.
+func TestStalledFolder(t *testing.T) {
+	folder := stalled.New(t)
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/f", []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, folder.Dir, true)
+	s.Named = map[string]share.Share{"other": open(t, dir, false)}
+	calls := share.NewCalls(share.NewGates(s), share.NewQuota(1<<30))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	f, err := calls.Open(ctx, s, stalled.File, unix.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := threads(t)
+	const each = 500
+	ended := make(chan error)
+	var names atomic.Int64
+	name := func() string { return fmt.Sprint("none", names.Add(1)) }
+	for _, call := range []func() error{
+		func() error { _, err := calls.Stat(ctx, s, name(), true); return err },
+		func() error { _, err := calls.Open(ctx, s, name(), unix.O_RDONLY, 0); return err },
+		func() error { _, err := f.Read(ctx, make([]byte, 10), nil, 0); return err },
+		func() error { return calls.Remove(ctx, s, name()) },
+	} {
+		for range each {
+			go func() { ended <- call() }()
+		}
+	}
+	// The kernel holds some of the waits back itself: for a page of the file.
+	for folder.Waiting() < share.MaxCalls/8 {
+		select {
+		case <-folder.Arrived():
+		case <-ctx.Done():
+			t.Fatalf("%d calls wait", folder.Waiting())
+		}
+	}
+	in, rest := s.Resolve("other/f")
+	g, err := calls.Open(ctx, in, rest, unix.O_RDONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 7)
+	if n, err := g.Read(ctx, b, nil, 0); err != nil || string(b[:n]) != "content" {
+		t.Errorf("beside it: %q, %v", b, err)
+	}
+	_ = g.Close(nil)
+	if n := threads(t) - before; n > share.MaxCalls+20 {
+		t.Errorf("%d more threads", n)
+	}
+	start := time.Now()
+	cancel()
+	for range 4 * each {
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if took := time.Since(start); took > share.Grace+patience/2 {
+		t.Errorf("the waits ended after %v", took)
+	}
+	folder.End()
+	_ = f.Close(nil)
+}
+
+// threads counts this process's.
+func threads(t testing.TB) int {
+	t.Helper()
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(tasks)
+}
