@@ -18,7 +18,8 @@ import (
 // booting is one boot of hello by a process of its own, in ms since just before that process was made.
 type booting struct{ firstInstruction, firstLog, ended float64 }
 
-// Timing is what arcavm run --timing=json writes to its standard error as its last line.
+// Timing is what arcavm run --timing=json writes to its standard error as its
+// last line, and with --log-format json as the record that is called timing.
 type Timing struct {
 	Steps []TimingStep `json:"steps"`
 }
@@ -98,7 +99,7 @@ func bootOnce(ctx context.Context, arcavm, image string, mib int) (b booting, er
 	since := func(ns int64) float64 { return millis(time.Unix(0, ns).Sub(start)) }
 	for lines := bufio.NewScanner(&stderr); lines.Scan(); {
 		var line struct {
-			Timing
+			Timing  Timing `json:"timing"`
 			Message string `json:"msg"`
 		}
 		if json.Unmarshal(lines.Bytes(), &line) != nil {
@@ -111,7 +112,7 @@ func bootOnce(ctx context.Context, arcavm, image string, mib int) (b booting, er
 			}
 			b.firstInstruction = since(at)
 		}
-		for _, step := range line.Steps {
+		for _, step := range line.Timing.Steps {
 			if step.Name == firstLogStep {
 				b.firstLog = since(step.At)
 			}

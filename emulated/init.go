@@ -128,7 +128,8 @@ func serve() error {
 	if err := startHeartbeat(); err != nil {
 		return fail(err)
 	}
-	if err := hear(frames); err != nil {
+	told, err := hear(frames)
+	if err != nil {
 		return fail(err)
 	}
 	if err := frames.send(frameReady, nil); err != nil {
@@ -150,6 +151,9 @@ func serve() error {
 	for i, program := range p.Programs {
 		report := runProgram(frames, &current, program, stdin)
 		report.Program = i
+		if err := told.all(); err != nil {
+			return fail(err)
+		}
 		if err := frames.sendJSON(frameExit, report); err != nil {
 			return err
 		}

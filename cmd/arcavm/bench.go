@@ -139,7 +139,7 @@ func readReport(path string) (*bench.Report, error) {
 	return r, nil
 }
 
-// untilSignal returns a context whose cause is, after SIGINT or SIGTERM, the exit code that belongs to it. The second one ends the process.
+// untilSignal returns a context whose cause is, after SIGINT or SIGTERM, a [*signalError]. The second one ends the process.
 func untilSignal(parent context.Context) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	caught := make(chan os.Signal, 1)
@@ -149,11 +149,11 @@ func untilSignal(parent context.Context) (ctx context.Context, stop func()) {
 		select {
 		case <-ctx.Done():
 		case s := <-caught:
-			code := exitSignal + int(unix.SIGINT)
+			end := &signalError{signal: unix.SIGINT}
 			if s == unix.SIGTERM {
-				code = exitSignal + int(unix.SIGTERM)
+				end.signal = unix.SIGTERM
 			}
-			cancel(&codeError{code: code})
+			cancel(end)
 		}
 	}()
 	return ctx, func() { cancel(nil) }

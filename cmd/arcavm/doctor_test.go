@@ -48,7 +48,7 @@ func TestDoctorWithoutKVM(t *testing.T) {
 			t.Errorf("%s: %+v", path, f)
 		}
 		var b strings.Builder
-		if code := report(&b, cannotRun(err)); code != exitUnavailable {
+		if code := finish(&b, cannotRun(err)); code != exitUnavailable {
 			t.Errorf("%s: code %d", path, code)
 		}
 		wantLine(t, b.String(), "guests can't run here: ")
@@ -61,7 +61,7 @@ func TestDoctorExhausted(t *testing.T) {
 	t.Parallel()
 	err := cannotRun(&kvm.UnavailableError{Path: "/dev/kvm", Problem: "can't be opened", Remedy: "check it", Err: unix.EMFILE})
 	var b strings.Builder
-	if code := report(&b, err); code != exitOS {
+	if code := finish(&b, err); code != exitOS {
 		t.Errorf("code %d, want %d", code, exitOS)
 	}
 	wantLine(t, b.String(), "opening /dev/kvm: too many open files")

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -49,7 +50,10 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 	if err != nil {
 		return err
 	}
-	m := machine{streams: s, format: choice{value: flags.Lookup("log-format").Value.String()}}
+	m := machine{streams: s, format: choice{value: flags.Lookup("log-format").Value.String()}, exitFile: flags.Lookup("exit-file").Value.String()}
+	if err := prepareExitFile(m.exitFile); err != nil {
+		return err
+	}
 	inside := "/image/" + filepath.Base(args[0])
 	signals := catchSignals()
 	defer signals.release()
@@ -58,8 +62,9 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 		Outbound: true,
 		Limit:    emulationLimit,
 		Stdout:   &outlived{s.out, func(err error) { logger.Warn("the rest of the console's output is lost", "err", err) }},
-		Stderr:   &outlived{s.err, func(error) {}},
 	}
+	records := &wholeLines{to: s.err}
+	cfg.Stderr = records
 	steps := m.emulationSteps(logger)
 	defer steps.end()
 	cfg.OnStep = steps.begin
@@ -67,9 +72,7 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 		asked := p
 		asked.Host = netip.AddrPortFrom(p.Host.Addr(), 0)
 		if slices.Contains(cfg.Publish, asked) { // who asked for a port knows it
-			steps.beside(func() {
-				m.hint(logger, fmt.Sprintf("%s port %d of the guest is at %v", strings.ToUpper(p.Protocol()), p.Guest, p.Host))
-			})
+			steps.beside(func() { m.published(p.Protocol(), p.Guest, p.Host) })
 		}
 	}
 	// The default of older images is far more than they touch.
@@ -77,13 +80,15 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 		cfg.Memory = uint64(*memory)
 	}
 	restore := func() {}
+	told := &told{use: func(bool) {}}
+	cfg.OnTold = told.hear
 	// In the background a read of the terminal would stop this process, whether the guest wants the input or not.
 	if s.in != nil && !isBackground(s.in) {
 		cfg.Stdin = s.in
 		term := newTerminal(s.in, logger)
 		restore = term.restore
 		defer restore()
-		cfg.OnTold = term.hear
+		told.use = term.use
 	}
 	command := []string{"run"}
 	for _, p := range network.publish {
@@ -95,7 +100,7 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 	}
 	flags.Visit(func(f *pflag.Flag) {
 		switch f.Name {
-		case "emulated", "publish", "share", "allow", "deny", "nat64", "tls-ca", "tls-cert", "tls-key":
+		case "emulated", "exit-file", "publish", "share", "allow", "deny", "nat64", "tls-ca", "tls-cert", "tls-key":
 		default:
 			command = append(command, "--"+f.Name+"="+f.Value.String())
 		}
@@ -151,7 +156,7 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 			s.hurry()
 			if !booted.Load() { // the one inside says it later
 				steps.beside(func() {
-					m.hint(logger, "asking the guest to stop; press Ctrl-C again to end it at once")
+					m.hint("asking the guest to stop; press Ctrl-C again to end it at once")
 				})
 			}
 		},
@@ -175,17 +180,18 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 			return nil
 		},
 		cancel:  s.hurried(cancel),
-		abandon: s.abandon(restore),
+		abandon: m.output().abandon(restore),
 	})
 	result, err := emulated.Run(ctx, cfg)
 	close(ended)
+	records.end(!m.json())
 	if errors.Is(err, emulated.ErrUnavailable) {
 		return &codeError{exitUnavailable, err}
 	}
 	if err != nil {
 		return err
 	}
-	return exitError(result.Exits[0])
+	return exitError(result.Exits[0], told.outcome)
 }
 
 // emulationSteps tells what is done until the emulated machine is ready, unless
@@ -207,13 +213,68 @@ func (m *machine) emulationSteps(logger *slog.Logger) *progress {
 	})
 }
 
-// exitError is how the command inside ended.
-func exitError(exit emulated.Exit) error {
-	switch {
-	case exit.Signal == syscall.SIGKILL:
+// exitError is how the command inside ended, which may have told the outcome.
+func exitError(exit emulated.Exit, said []byte) error {
+	if exit.Signal == syscall.SIGKILL {
 		return &codeError{exit.Code, errors.New("the emulated machine killed the guest, most likely because it ran out of memory; --mem with a larger size makes it larger")}
-	case exit.Code != 0:
-		return &codeError{code: exit.Code}
+	}
+	var e reportedExit
+	if json.Unmarshal(said, &e.outcome) == nil && e.Code == exit.Code {
+		return e
+	}
+	if exit.Code != 0 {
+		return &codeError{exit.Code, fmt.Errorf("arcavm ended in the emulated machine with exit code %d", exit.Code)}
 	}
 	return nil
+}
+
+// told is what the arcavm in the emulated machine tells by package emulated:
+// that its console is open or closed, a byte each, and its outcome, which is
+// JSON and the last.
+type told struct {
+	use     func(open bool)
+	outcome []byte
+}
+
+func (t *told) hear(news []byte) {
+	for i, b := range news {
+		if b == '{' || len(t.outcome) > 0 {
+			t.outcome = append(t.outcome, news[i:]...)
+			return
+		}
+		t.use(b == consoleOpened)
+	}
+}
+
+// wholeLines passes on whole lines, so that none of another writer's comes in
+// between.
+type wholeLines struct {
+	to   io.Writer
+	rest []byte
+}
+
+// maxLine bounds what wholeLines keeps.
+const maxLine = 1 << 20
+
+func (w *wholeLines) Write(p []byte) (int, error) {
+	w.rest = append(w.rest, p...)
+	end := bytes.LastIndexByte(w.rest, '\n') + 1
+	if end == 0 && len(w.rest) < maxLine {
+		return len(p), nil
+	}
+	if end == 0 {
+		end = len(w.rest)
+	}
+	// A guest outlives the reader of its log.
+	_, _ = w.to.Write(w.rest[:end])
+	w.rest = append(w.rest[:0], w.rest[end:]...)
+	return len(p), nil
+}
+
+// end passes on a line that was cut off, or drops it.
+func (w *wholeLines) end(keep bool) {
+	if keep && len(w.rest) > 0 {
+		_, _ = w.to.Write(append(w.rest, '\n'))
+	}
+	w.rest = nil
 }

@@ -76,6 +76,21 @@ func TestRunEmulated(t *testing.T) {
 			t.Errorf("it didn't say that it boots: %q", &stderr)
 		}
 	})
+	t.Run("outcome", func(t *testing.T) {
+		t.Parallel()
+		file := filepath.Join(t.TempDir(), "exit")
+		run := exec.CommandContext(t.Context(), program, "run", "--emulated", "--log-format", "json", "--exit-file", file, imageFile(t, "crash"), "wild")
+		var said strings.Builder
+		run.Stderr = &said
+		_ = run.Run()
+		all, last := records(t, said.String())
+		if last.Cause != causeCrash || last.Code != exitSoftware || exitFile(t, file) != last || run.ProcessState.ExitCode() != last.Code {
+			t.Errorf("%v, %+v, the exit file has %+v", run.ProcessState, last, exitFile(t, file))
+		}
+		if !slices.ContainsFunc(all, func(r record) bool { return r.Crash != nil }) {
+			t.Errorf("no crash report:\n%s", &said)
+		}
+	})
 	t.Run("standard input", func(t *testing.T) {
 		t.Parallel()
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -234,12 +249,12 @@ func TestExitError(t *testing.T) {
 		want result
 	}{
 		{emulated.Exit{}, result{}},
-		{emulated.Exit{Code: 137}, result{code: 137}}, // the guest's own
-		{emulated.Exit{Code: 130, Signal: syscall.SIGINT}, result{code: 130}},
+		{emulated.Exit{Code: 2}, result{code: 2, err: "exit code 2"}}, // not one that it has told
+		{emulated.Exit{Code: 130, Signal: syscall.SIGINT}, result{code: 130, err: "exit code 130"}},
 		{emulated.Exit{Code: 137, Signal: syscall.SIGKILL}, result{code: 137, err: "--mem"}},
 	} {
 		var said bytes.Buffer
-		if code := report(&said, exitError(test.exit)); code != test.want.code {
+		if code := finish(&said, exitError(test.exit, nil)); code != test.want.code {
 			t.Errorf("%+v: code %d", test.exit, code)
 		}
 		if test.want.err == "" && said.Len() != 0 {

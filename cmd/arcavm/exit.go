@@ -3,9 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -28,29 +28,23 @@ const (
 	exitSignal      = 128
 )
 
-// codeError ends the process with a code. An err of nil prints nothing.
+// codeError gives an error an exit code.
 type codeError struct {
 	code int
 	err  error
 }
 
-func (e *codeError) Error() string {
-	if e.err == nil {
-		return fmt.Sprintf("exit code %d", e.code)
-	}
-	return e.err.Error()
-}
+func (e *codeError) Error() string { return e.err.Error() }
 
 func (e *codeError) Unwrap() error { return e.err }
 
-// signalError is the end of a guest by a signal. It prints what the guest was
-// doing.
+// signalError is the end by a signal.
 type signalError struct {
-	codeError
-	guest *vmm.Report
+	signal syscall.Signal
+	guest  *vmm.Report // what the guest was doing; nil if that isn't known
 }
 
-func (e *signalError) Unwrap() error { return &e.codeError }
+func (e *signalError) Error() string { return "ended by " + unix.SignalName(e.signal) }
 
 func usageError(format string, args ...any) error {
 	return &codeError{exitUsage, fmt.Errorf(format, args...)}
@@ -63,21 +57,10 @@ var flagNames = map[string]string{
 	"stream limit": "--limit streams", "ring limit": "--limit ring-memory",
 }
 
-// report prints err, if it is to be seen, as one line or as a crash report, and returns the exit code that belongs to it.
-func report(w io.Writer, err error) int {
-	if err == nil {
-		return 0
-	}
-	if crash := (*vmm.CrashError)(nil); errors.As(err, &crash) {
-		fmt.Fprint(w, "arcavm: ")
-		_ = crash.WriteReport(w)
-		return exitSoftware
-	}
-	if end := (*signalError)(nil); errors.As(err, &end) {
-		fmt.Fprint(w, "arcavm: what the guest was doing\n\n")
-		_ = end.guest.WriteReport(w)
-	}
-	code, text := exitSoftware, err.Error()
+// explain returns the exit code and the sentence of an error that is neither
+// the guest's end nor a signal.
+func explain(err error) (code int, text string) {
+	code, text = exitSoftware, err.Error()
 	var (
 		coded   *codeError
 		config  *vmm.ConfigError
@@ -90,9 +73,6 @@ func report(w io.Writer, err error) int {
 	switch {
 	case errors.As(err, &coded):
 		code = coded.code
-		if coded.err == nil {
-			return code
-		}
 	case errors.As(err, &config) && config.Field == "image":
 		code, text = exitData, config.Reason
 	case errors.As(err, &config):
@@ -121,8 +101,7 @@ func report(w io.Writer, err error) int {
 	case errors.As(err, &errno):
 		code = exitOS
 	}
-	fmt.Fprintf(w, "arcavm: %s\n", oneLine(text))
-	return code
+	return code, text
 }
 
 // withoutKVM continues what to do where KVM can't be used.

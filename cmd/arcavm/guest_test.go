@@ -159,7 +159,7 @@ func TestLimit(t *testing.T) {
 	if got.code != 1 || got.out != "" {
 		t.Errorf("code %d, stdout %q", got.code, got.out)
 	}
-	for _, want := range []string{`"msg":"guest has reached a limit","stream":"0.0","limit":"streams"}`, "1  times at the limit streams\n"} {
+	for _, want := range []string{`"msg":"guest has reached a limit","stream":"0.0","limit":"streams"}`, `"Reached":{"Streams":1,`} {
 		if !strings.Contains(got.err, want) {
 			t.Errorf("%q is not in:\n%s", want, got.err)
 		}

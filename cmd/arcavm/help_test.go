@@ -14,7 +14,7 @@ func TestHelp(t *testing.T) {
 	}{
 		{"--help", []string{"arcavm COMMAND", "arcavm doctor", "arcavm demo", "arcavm run", "completion", "Exit codes"}},
 		{"help", []string{"arcavm COMMAND"}},
-		{"run --help", []string{"arcavm run [flags] IMAGE [ARGS…]", "--cpus N", "--mem SIZE", "--window SIZE", "--share DIR", "--sockets DIR", "--abi", "--log-level", "--log-format", "--timing", "--limit NAME=VALUE", "ring-memory", "operations", "--allow RULE", "--deny RULE", "--publish [ADDRESS:]HOSTPORT:PORT", "169.254.0.0/16", "Ctrl-C", "Examples:", "default 256M"}},
+		{"run --help", []string{"arcavm run [flags] IMAGE [ARGS…]", "--cpus N", "--mem SIZE", "--window SIZE", "--share DIR", "--sockets DIR", "--abi", "--log-level", "--log-format", "--exit-file FILE", "--timing", "--limit NAME=VALUE", "ring-memory", "operations", "--allow RULE", "--deny RULE", "--publish [ADDRESS:]HOSTPORT:PORT", "169.254.0.0/16", "Ctrl-C", "Examples:", "default 256M"}},
 		{"help run", []string{"arcavm run [flags] IMAGE [ARGS…]"}},
 		{"demo -h", []string{"arcavm demo [flags]", "--port PORT", "curl"}},
 		{"doctor --help", []string{"Exit code 0 if guests can run, 69"}},

@@ -296,13 +296,13 @@ func TestExitCodes(t *testing.T) {
 	}
 	for _, test := range tests {
 		var b strings.Builder
-		if code := report(&b, test.err); code != test.code {
+		if code := finish(&b, test.err); code != test.code {
 			t.Errorf("%v: code %d, want %d", test.err, code, test.code)
 		}
 		wantLine(t, b.String(), test.want)
 	}
 	var b strings.Builder
-	if code := report(&b, &codeError{code: 7}); code != 7 || b.Len() != 0 {
+	if code := finish(&b, guestExit(7)); code != 7 || b.Len() != 0 {
 		t.Errorf("a guest's exit code: got %d and %q", code, b.String())
 	}
 }

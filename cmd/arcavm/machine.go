@@ -30,6 +30,7 @@ type machine struct {
 	level    choice
 	format   choice
 	timing   choice
+	exitFile string
 	limits   limitFlag
 	policy   *relay.Policy // nil: one without rules
 	tls      relay.TLS
@@ -54,9 +55,10 @@ func (m *machine) addFlags(cmd *cobra.Command) {
 	f.Var(&m.memory, "mem", "RAM, a multiple of 2M; it costs only what is in use (default 256M,\nrpc images 16G)")
 	f.Var(&m.window, "window", "memory shared with the guest for its streams, a multiple of 2M;\nit costs only what is in use")
 	f.Var(&m.level, "log-level", "least important log records to show")
-	f.Var(&m.format, "log-format", "how log records are written to stderr")
+	f.Var(&m.format, "log-format", "how log records, reports and errors are written to stderr")
 	f.Var(&m.timing, "timing", "at the end, print the time of each boot step, and counts of exits,\nhypercalls, interrupts and bytes; =json: one line of JSON")
 	f.Lookup("timing").NoOptDefVal = "text"
+	f.StringVar(&m.exitFile, "exit-file", "", "at the end, write the cause and the exit code to `FILE`, as JSON")
 	complete(cmd, "timing", timingFormats)
 	complete(cmd, "log-level", logLevels)
 	complete(cmd, "log-format", logFormats)
@@ -90,11 +92,15 @@ func (m *machine) config(img *image.Image, args []string, abi vmm.ABI) (vmm.Conf
 	return cfg.WithDefaults()
 }
 
-// boot runs the image to its end. A guest's exit code other than 0 is a codeError without a text.
+// boot runs the image to its end. A guest's exit
+// code other than 0 is a guestExit.
 func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.Share) (err error) {
 	started := processStart()
 	cfg, err := m.config(img, args, abi)
 	if err != nil {
+		return err
+	}
+	if err := prepareExitFile(m.exitFile); err != nil {
 		return err
 	}
 	signals := catchSignals()
@@ -110,7 +116,7 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 	if m.policy != nil {
 		m.policy.OnPublish = func(p relay.Publish, host netip.AddrPort) {
 			if p.Host.Port() == 0 { // who asked for a port knows it
-				m.hint(logger, fmt.Sprintf("%s port %d of the guest is at %v", strings.ToUpper(p.Protocol), p.Guest, host))
+				m.published(p.Protocol, p.Guest, host)
 			}
 		}
 		cfg.Network = m.policy
@@ -121,11 +127,8 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 		return err
 	}
 	defer func() { err = errors.Join(err, vm.Close()) }()
-	switch m.timing.value {
-	case "text":
-		defer func() { writeTiming(m.streams.err, started, read, vm) }()
-	case "json":
-		defer func() { err = errors.Join(err, writeTimingJSON(m.streams.err, started, read, vm)) }()
+	if m.timing.value != "" {
+		defer func() { m.writeTiming(started, read, vm) }()
 	}
 
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -139,7 +142,7 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 		stop: func(os.Signal) {
 			vm.Stop()
 			m.streams.hurry()
-			m.hint(logger, "asking the guest to stop; press Ctrl-C again to end it at once")
+			m.hint("asking the guest to stop; press Ctrl-C again to end it at once")
 		},
 		look: func(os.Signal) *vmm.Report {
 			// An error is that the guest has ended.
@@ -147,23 +150,37 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 			return r
 		},
 		cancel:  m.streams.hurried(cancel),
-		abandon: m.streams.abandon(term.restore),
+		abandon: m.output().abandon(term.restore),
 	})
 	code, err := vm.Run(ctx)
 	if err != nil {
 		return err
 	}
 	if code != 0 {
-		return &codeError{code: code}
+		return guestExit(code)
 	}
 	return nil
 }
 
-// hint tells the user something: as a line for people, or as a record where programs read.
-func (m *machine) hint(logger *slog.Logger, text string) {
-	if m.format.value == "json" {
-		logger.Warn(text)
+// output is where and how the machine's end is said.
+func (m *machine) output() output {
+	return output{streams: m.streams, json: m.json(), exitFile: m.exitFile, machine: true}
+}
+
+func (m *machine) json() bool { return m.format.value == "json" }
+
+// hint tells the user something: as a line for people, or as a record where
+// programs read.
+func (m *machine) hint(text string, attrs ...slog.Attr) {
+	if m.json() {
+		m.streams.recorder().LogAttrs(context.Background(), slog.LevelInfo, text, attrs...)
 		return
 	}
 	fmt.Fprintf(m.streams.err, "arcavm: %s\n", text)
+}
+
+// published says where a port of the guest can be reached.
+func (m *machine) published(protocol string, port uint16, host netip.AddrPort) {
+	m.hint(fmt.Sprintf("%s port %d of the guest is at %v", strings.ToUpper(protocol), port, host),
+		slog.Group("published", slog.String("protocol", protocol), slog.Int("port", int(port)), slog.String("address", host.String())))
 }

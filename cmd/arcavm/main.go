@@ -88,21 +88,22 @@ func execute(args []string, s streams) int {
 		root.SetOut(printable.NewWriter(s.out))
 	}
 	cmd, err := root.ExecuteC()
+	return s.outputOf(cmd, args, err).finish(s.withUnwritten(cmd, err))
+}
+
+// withUnwritten is why a command failed, if not for err then for output that
+// wasn't written.
+func (s streams) withUnwritten(cmd *cobra.Command, err error) error {
 	unwritten := s.unwritten()
-	if unwritten == nil {
-		return report(s.err, err)
-	}
 	guest := cmd.Name() == "run" || cmd.Name() == "demo"
-	if guest && errors.Is(unwritten, unix.EPIPE) {
+	switch {
+	case unwritten == nil, guest && errors.Is(unwritten, unix.EPIPE):
 		// A guest may outlive the reader of its console.
-		return report(s.err, err)
+		return err
+	case err != nil && !errors.Is(err, unwritten):
+		return err
 	}
-	if err != nil && !errors.Is(err, unwritten) {
-		if code := report(s.err, err); code != 0 {
-			return code
-		}
-	}
-	return report(s.err, &codeError{exitIO, fmt.Errorf("writing standard output: %w", cause(unwritten))})
+	return &codeError{exitIO, fmt.Errorf("writing standard output: %w", cause(unwritten))}
 }
 
 // unwritten is why some of the output wasn't written, nil if all was.
@@ -134,12 +135,12 @@ func (s streams) hurry() {
 
 // abandon is for a process that ends without its caller, which waits for what
 // doesn't come back: it restores the terminal and says what there is to say.
-func (s streams) abandon(restore func()) func(error) {
+func (o output) abandon(restore func()) func(error) {
 	return func(end error) {
 		restore()
-		report(s.err, end)
-		if s.queue != nil {
-			s.queue.Close(stopPatience / 2)
+		o.finish(end)
+		if o.queue != nil {
+			o.queue.Close(stopPatience / 2)
 		}
 	}
 }

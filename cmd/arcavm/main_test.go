@@ -105,6 +105,11 @@ func inProcess(args ...string) result {
 	return result{code, out.String(), err.String()}
 }
 
+// finish prints an error as execute does, and returns the exit code.
+func finish(w io.Writer, err error) int {
+	return output{streams: streams{err: w}, machine: true}.finish(err)
+}
+
 // command is the command line as a process of its own.
 func command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()

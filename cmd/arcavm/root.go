@@ -25,7 +25,8 @@ if it didn't start, as in sysexits.h: 64 wrong command line, 65 image can't run,
 66 file missing, 69 no usable KVM, 71 the system refused, 77 not allowed;
 74 if all went well but output couldn't be written, as of any command;
 130 after a second Ctrl-C, 143 after a second SIGTERM, 129 after a closed terminal, 131
-after SIGQUIT. Of an rpc image the first SIGTERM is the end, with 143.`
+after SIGQUIT. Of an rpc image the first SIGTERM is the end, with 143. --exit-file tells
+a guest's own code from the others.`
 
 const usageTemplate = `Usage:
   {{if .HasAvailableSubCommands}}{{.CommandPath}} COMMAND{{else}}{{.UseLine}}{{end}}{{if .HasExample}}

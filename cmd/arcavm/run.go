@@ -58,6 +58,7 @@ rpc image can't be asked by SIGTERM, which ends it.`,
   arcavm run --log-level debug --log-format json kernel.elf 2>log.json
   echo text | arcavm run kernel.elf
   arcavm run --timing kernel.elf
+  arcavm run --exit-file exit.json --log-format json kernel.elf 2>log.json
   arcavm run --publish 8080:80 --deny out:* httpd.elf 0.0.0.0:80
   arcavm run --allow localhost:5432 --deny 10.0.0.0/8 kernel.elf
   arcavm run --tls-cert server.crt --tls-key server.key kernel.elf 0.0.0.0:443

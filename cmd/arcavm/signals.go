@@ -73,15 +73,12 @@ func (s *signals) attend(asking []os.Signal, do ending) {
 		if !ok {
 			return
 		}
-		code := exitSignal + int(syscall.SIGINT)
+		end := &signalError{signal: syscall.SIGINT}
 		if number, ok := caught.(syscall.Signal); ok {
-			code = exitSignal + int(number)
+			end.signal = number
 		}
-		var end error = &codeError{code: code}
 		if caught == syscall.SIGQUIT || asked && caught != syscall.SIGHUP {
-			if r := s.look(caught, do.look); r != nil {
-				end = &signalError{codeError{code: code}, r}
-			}
+			end.guest = s.look(caught, do.look)
 		}
 		do.cancel(end)
 		select {
@@ -91,7 +88,7 @@ func (s *signals) attend(asking []os.Signal, do ending) {
 		case <-time.After(stopPatience):
 		}
 		do.abandon(end)
-		os.Exit(code)
+		os.Exit(exitSignal + int(end.signal))
 	})
 }
 

@@ -52,11 +52,11 @@ func TestAttend(t *testing.T) {
 				<-ctx.Done()
 			}
 			s.release()
-			var end *codeError
-			if errors.As(context.Cause(ctx), &end); c.code != 0 && (end == nil || end.code != c.code) || c.code == 0 && end != nil {
+			var end *signalError
+			if errors.As(context.Cause(ctx), &end); c.code != 0 && (end == nil || exitSignal+int(end.signal) != c.code) || c.code == 0 && end != nil {
 				t.Errorf("the VM's end is %v, want code %d", context.Cause(ctx), c.code)
 			}
-			if looked := new(signalError); errors.As(context.Cause(ctx), &looked) != c.looked {
+			if looked := end != nil && end.guest != nil; looked != c.looked {
 				t.Errorf("the guest was looked at: %v", !c.looked)
 			}
 			if len(asked) > 0 {

@@ -73,13 +73,6 @@ func (t *terminal) tell(open bool) {
 	}
 }
 
-// hear is what tell says.
-func (t *terminal) hear(news []byte) {
-	for _, b := range news {
-		t.use(b == consoleOpened)
-	}
-}
-
 func (t *terminal) enter() (err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

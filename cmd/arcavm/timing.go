@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -29,8 +30,21 @@ func processStart() time.Time {
 	return time.Now().Add(-time.Duration(used.Nano()))
 }
 
-// writeTiming prints when each step of the boot was done, and what the run cost.
-func writeTiming(w io.Writer, started, read time.Time, vm *vmm.VM) {
+// writeTiming says when each step of the boot was done, and what the run cost.
+func (m *machine) writeTiming(started, read time.Time, vm *vmm.VM) {
+	switch {
+	case m.json():
+		m.streams.recorder().Info("timing", slog.Any("timing", newTiming(started, read, vm)))
+	case m.timing.value == "json":
+		// What it holds can be encoded.
+		_ = json.NewEncoder(m.streams.err).Encode(newTiming(started, read, vm))
+	default:
+		writeTimingText(m.streams.err, started, read, vm)
+	}
+}
+
+// writeTimingText is writeTiming for people.
+func writeTimingText(w io.Writer, started, read time.Time, vm *vmm.VM) {
 	var b strings.Builder
 	step := func(name string, at time.Time) {
 		fmt.Fprintf(&b, "  %9.3f  %s\n", float64(at.Sub(started).Microseconds())/1000, name)
@@ -63,14 +77,13 @@ func writeTiming(w io.Writer, started, read time.Time, vm *vmm.VM) {
 // timingFormats are the values of --timing.
 var timingFormats = []string{"text", "json"}
 
-// timingJSON is what --timing=json writes, as one line.
+// timingJSON is the timing for programs.
 type timingJSON struct {
 	bench.Timing
 	Stats vmm.Stats `json:"stats"`
 }
 
-// writeTimingJSON writes when each step was done, and all counters.
-func writeTimingJSON(w io.Writer, started, read time.Time, vm *vmm.VM) error {
+func newTiming(started, read time.Time, vm *vmm.VM) timingJSON {
 	t := timingJSON{Stats: vm.Stats()}
 	step := func(name string, at time.Time) {
 		t.Steps = append(t.Steps, bench.TimingStep{Name: name, At: at.UnixNano()})
@@ -82,10 +95,7 @@ func writeTimingJSON(w io.Writer, started, read time.Time, vm *vmm.VM) error {
 		step(s.Name, s.At)
 	}
 	step("end", time.Now())
-	if err := json.NewEncoder(w).Encode(t); err != nil {
-		return fmt.Errorf("writing the timing: %w", err)
-	}
-	return nil
+	return t
 }
 
 // count prints one counter.
