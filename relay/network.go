@@ -49,25 +49,6 @@ type PacketConn interface {
 	WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error)
 }
 
-// Host is this machine's network, all of it. See [Policy] for less.
-type Host struct{}
-
-// DialContext is [net.Dialer.DialContext].
-func (Host) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	var d net.Dialer
-	return d.DialContext(ctx, network, address)
-}
-
-// LookupNetIP is [net.Resolver.LookupNetIP].
-func (Host) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
-	return net.DefaultResolver.LookupNetIP(ctx, network, host)
-}
-
-// LookupAddr is [net.Resolver.LookupAddr].
-func (Host) LookupAddr(ctx context.Context, address string) ([]string, error) {
-	return net.DefaultResolver.LookupAddr(ctx, address)
-}
-
 // asConn refuses what can't be half-closed: a network of an embedding program that breaks its contract.
 func asConn(conn net.Conn, err error) (Conn, error) {
 	if err != nil {

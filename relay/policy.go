@@ -258,29 +258,29 @@ func (p *Policy) DialContext(ctx context.Context, network, address string) (net.
 	if err != nil {
 		return nil, &net.AddrError{Err: "invalid port", Addr: portText}
 	}
-	name := ""
-	var addrs []netip.Addr
+	q := request{direction: Out, protocol: protocol}
 	if a, err := netip.ParseAddr(host); err == nil {
-		if a, err = canonical(a); err != nil {
+		allowed, err := p.allowed(q, []netip.Addr{a}, uint16(port))
+		if err != nil {
 			return nil, err
 		}
-		addrs = []netip.Addr{a}
-	} else {
-		name = canonicalName(host)
-		if addrs, err = p.LookupNetIP(ctx, "ip"+version, host); err != nil {
-			return nil, err
-		}
-	}
-	q := request{direction: Out, protocol: protocol, name: name}
-	allowed, err := p.allowed(q, addrs, uint16(port))
-	if err != nil {
-		return nil, err
-	}
-	return dialFirst(ctx, allowed, func(ctx context.Context, at netip.AddrPort) (net.Conn, error) {
-		q := q
-		q.at = at
+		q.at = allowed[0]
 		return p.connect(ctx, network, q)
-	})
+	}
+	q.name = canonicalName(host)
+	d := dialer{
+		name: host,
+		lookup: func(ctx context.Context, network string) ([]netip.Addr, error) {
+			return p.LookupNetIP(ctx, network, host)
+		},
+		judge: func(addrs []netip.Addr) ([]netip.AddrPort, error) { return p.allowed(q, addrs, uint16(port)) },
+		dial: func(ctx context.Context, at netip.AddrPort) (net.Conn, error) {
+			q := q
+			q.at = at
+			return p.connect(ctx, network, q)
+		},
+	}
+	return d.connect(ctx, version)
 }
 
 // connect connects to the address in q, which check has allowed.
@@ -328,10 +328,10 @@ func (c *policedConn) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// allowed returns what q may reach of addrs, or why there is nothing.
+// allowed returns what q may reach of addrs, of which there is one at least, or
+// why there is nothing.
 func (p *Policy) allowed(q request, addrs []netip.Addr, port uint16) (allowed []netip.AddrPort, err error) {
-	err = &net.DNSError{Err: "no addresses", Name: q.name, IsNotFound: true}
-	for i, a := range addrs {
+	for _, a := range addrs {
 		a, denied := canonical(a)
 		if denied == nil {
 			q.at = netip.AddrPortFrom(a, port)
@@ -339,7 +339,7 @@ func (p *Policy) allowed(q request, addrs []netip.Addr, port uint16) (allowed []
 		}
 		if denied == nil {
 			allowed = append(allowed, q.at)
-		} else if i == 0 {
+		} else if err == nil {
 			err = denied
 		}
 	}

@@ -20,6 +20,9 @@ const (
 	maxLookups = 128
 	// lookupTimeout is how long a lookup may take when its turn has come: ETIMEDOUT.
 	lookupTimeout = 15 * time.Second
+	// otherFamilyTimeout is how much of that goes to the question whether a name
+	// without an address of the family that was asked for exists: ETIMEDOUT.
+	otherFamilyTimeout = 2 * time.Second
 )
 
 // Resolver returns the handler of protocol 6: addresses of names, and names of addresses, as the server's [Network] knows them. The handler serves one
@@ -141,6 +144,8 @@ func (r *resolverStream) addresses(ctx context.Context, name string, family uint
 	addrs, err := r.stream.Network().LookupNetIP(ctx, networks[family], name)
 	if errno := errnoOf(err); family != 0 && (errno == unix.ENOENT || errno == unix.EADDRNOTAVAIL) {
 		// Package net has one error for a name that doesn't exist and for one without an address of this family.
+		ctx, cancel := context.WithTimeout(ctx, otherFamilyTimeout)
+		defer cancel()
 		_, err = r.stream.Network().LookupNetIP(ctx, networks[0], name)
 	}
 	if err != nil {
