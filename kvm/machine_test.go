@@ -27,7 +27,7 @@ func newBareGuest(t *testing.T) *guest {
 		if err := vm.DisablePMU(); err != nil {
 			return err
 		}
-		if err := vm.DisableQuirks(QuirkLocalAPICHole | QuirkMWAIT); err != nil {
+		if err := vm.DisableQuirks(QuirkLocalAPICHole | QuirkHypercall | QuirkMWAIT); err != nil {
 			return err
 		}
 		return vm.CreateLocalAPICs()

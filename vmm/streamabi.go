@@ -57,7 +57,7 @@ func (a *streamABI) connect() (err error) {
 		return err
 	}
 	// What PROTOCOL.md doesn't name doesn't answer.
-	if err := v.vm.DisableQuirks(kvm.QuirkLocalAPICHole | kvm.QuirkMWAIT); err != nil {
+	if err := v.vm.DisableQuirks(kvm.QuirkLocalAPICHole | kvm.QuirkHypercall | kvm.QuirkMWAIT); err != nil {
 		return err
 	}
 	if a.interrupts, err = newInterrupts(v.vm, v.cfg.CPUs); err != nil {
