@@ -26,7 +26,7 @@ const (
 func FileSystem(s share.Share) Handler {
 	return &fileSystem{
 		share: s, gates: share.NewGates(s), further: further{most: maxFurtherRequests},
-		listings: make(chan struct{}, maxListings),
+		listings: make(chan struct{}, maxListings), lists: make(chan struct{}, maxLists),
 	}
 }
 
@@ -37,6 +37,7 @@ type fileSystem struct {
 	further  further
 	files    atomic.Int64
 	listings chan struct{} // holds a token for each listing
+	lists    chan struct{} // holds a token for each ListRequest that is being answered
 }
 
 // Serve answers requests until the guest closes the pipe, several at once.

@@ -13,6 +13,9 @@ const (
 	listingSize = 1 << 20
 	// maxListings may be kept by the streams of a virtual machine; others read the folder again for each page.
 	maxListings = 16
+	// maxLists is how many ListRequests of all streams are answered at once: an
+	// answer, of up to 64 KiB, may have to wait for room in its ring.
+	maxLists = 64
 )
 
 // listing is what follows a page that a stream has been sent. A stream keeps one. It is used once, and only for the very next page.

@@ -199,6 +199,12 @@ func describe(st unix.Stat_t, err error) (wire.FileInfo, error) {
 }
 
 func (f *fileStream) list(r *fileRequest, m wire.ListRequest) error {
+	select {
+	case f.lists <- struct{}{}:
+		defer func() { <-f.lists }()
+	case <-f.ctx.Done():
+		return unix.ECONNRESET
+	}
 	list, failure := f.page(m)
 	return f.sendList(r, list, failure)
 }

@@ -68,6 +68,9 @@ type Server struct {
 	count counters
 
 	lingering lingering
+	greetings chan struct{} // holds a token for each TLS handshake of a connection that the guest makes
+	greeted   chan struct{} // and for each of one that it accepts
+	large     largeDatagrams
 
 	life     sync.RWMutex // held to begin something or, for a moment, to stop; also on virtual CPUs' threads
 	stopping bool         // guarded by life
@@ -103,6 +106,8 @@ func New(table *pipes.Table, control *pipes.Pipe, handler Handler, o Options) *S
 		s.network = Host{}
 	}
 	s.lingering.timeout = lingerTimeout
+	s.greetings, s.greeted = make(chan struct{}, maxGreetings), make(chan struct{}, maxGreeted)
+	s.large = newLargeDatagrams()
 	s.count.opened = make(map[uint16]uint64)
 	s.ended.L = &s.mu
 	return s

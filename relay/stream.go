@@ -53,12 +53,19 @@ func noPayload(s *Stream) error {
 	return nil
 }
 
+// keepFrame is how large a buffer a stream keeps for its next frame, or for the
+// guest's next, in bytes.
+const keepFrame = 1 << 10
+
 // write sends the frame that encode appends, whole, whoever else writes to this pipe.
 func (s *Stream) write(encode func([]byte) []byte) error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	s.frame = encode(s.frame[:0])
 	_, err := s.Pipe.Write(s.frame)
+	if cap(s.frame) > keepFrame {
+		s.frame = nil
+	}
 	return err
 }
 
@@ -113,7 +120,7 @@ func (f *frames) next(kind wire.Kind) (request uint64, payload []byte, err error
 
 // header returns the next frame's header, checked. Its errors are those of next.
 func (f *frames) header() (wire.Header, error) {
-	if f.buf == nil {
+	if f.buf == nil || cap(f.buf) > keepFrame {
 		f.buf = make([]byte, wire.HeaderSize, 64)
 	}
 	if _, err := io.ReadFull(f.pipe, f.buf[:wire.HeaderSize]); err != nil {

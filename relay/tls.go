@@ -32,21 +32,51 @@ func tlsConfig(alpn []byte) *tls.Config {
 // to the peer by CloseWrite, and any other end must not look like one, nor wait.
 type tlsConn struct {
 	*tls.Conn
-	raw Conn
+	raw   Conn
+	below *tlsTransport
 }
 
 // newTLSConn returns one end of a connection: side is [tls.Client] or [tls.Server].
 func newTLSConn(raw Conn, cfg *tls.Config, side func(net.Conn, *tls.Config) *tls.Conn) *tlsConn {
-	return &tlsConn{side(tlsTransport{raw}, cfg), raw}
+	below := &tlsTransport{Conn: raw, greeting: maxGreeting}
+	return &tlsConn{side(below, cfg), raw, below}
 }
 
-// handshake closes the connection if it fails, or ctx ends before.
-func (c *tlsConn) handshake(ctx context.Context) error {
-	err := c.HandshakeContext(ctx)
+// How many handshakes of all connections are under way at once; others wait for
+// their turn. One costs up to half a MiB where a server sends all that it may,
+// and some 50 KiB where a client does.
+const (
+	maxGreetings = 256
+	maxGreeted   = 1024
+)
+
+// handshake closes the connection if it fails, or ctx ends before, also while it
+// waits for one of turns.
+func (c *tlsConn) handshake(ctx context.Context, turns chan struct{}) error {
+	var err error
+	select {
+	case turns <- struct{}{}:
+		defer func() { <-turns }()
+		err = c.HandshakeContext(ctx)
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
 	if err != nil {
 		_ = c.raw.Close()
 	}
+	c.below.greeted = true
+	c.forgetCertificates()
 	return tlsError(err)
+}
+
+// forgetCertificates lets go of the peer's certificates, whose parsed form has
+// many times the bytes that were sent. crypto/tls shows its own slices, and asks
+// that they be left alone; but without renegotiation and a cache of sessions it
+// reads them no more once the handshake is done, and nothing else has them.
+func (c *tlsConn) forgetCertificates() {
+	state := c.ConnectionState()
+	clear(state.PeerCertificates)
+	clear(state.VerifiedChains)
 }
 
 // session is what the handshake has settled.
@@ -82,10 +112,30 @@ func (c *tlsConn) CloseWrite() error {
 // tlsTransport is a connection as crypto/tls sees it. The end of file of one isn't that of the other: crypto/tls would take it for a close_notify between
 // two records. Deadlines from above are ignored: crypto/tls gives a close_notify five seconds, even if an abort has given it none, and even if a slow peer
 // needs longer to make room for it.
-type tlsTransport struct{ Conn }
+type tlsTransport struct {
+	Conn
+	greeting int  // bytes that the peer may send yet until the handshake is done
+	greeted  bool // the handshake is done; nothing reads meanwhile
+}
 
-func (t tlsTransport) Read(b []byte) (int, error) {
+// maxGreeting is how much a peer may send until its handshake is done, in bytes.
+// crypto/tls takes more, and keeps buffers for it and all certificates for as
+// long as the connection lasts. A chain of a server has a few KiB.
+const maxGreeting = 32 << 10
+
+var errGreeting = fmt.Errorf("%w: the peer's part of the handshake is larger than %d bytes", unix.ECONNABORTED, maxGreeting)
+
+func (t *tlsTransport) Read(b []byte) (int, error) {
+	if !t.greeted {
+		if t.greeting == 0 {
+			return 0, errGreeting
+		}
+		b = b[:min(len(b), t.greeting)]
+	}
 	n, err := t.Conn.Read(b)
+	if !t.greeted {
+		t.greeting -= n
+	}
 	if err == io.EOF {
 		if n > 0 {
 			return n, nil
@@ -95,7 +145,7 @@ func (t tlsTransport) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (tlsTransport) SetWriteDeadline(time.Time) error { return nil }
+func (*tlsTransport) SetWriteDeadline(time.Time) error { return nil }
 
 // errTruncated is an end of the connection below without one of the TLS connection: anybody on the way could have made it.
 var errTruncated = fmt.Errorf("%w: the connection ended without a close_notify", unix.ECONNRESET)

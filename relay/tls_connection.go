@@ -49,7 +49,7 @@ func dialTLS(ctx context.Context, s *Stream, m wire.TLSConnect, t TLS) (*tlsConn
 	cfg := tlsConfig(m.ALPN)
 	cfg.RootCAs, cfg.ServerName = t.RootCAs, serverName(m)
 	conn := newTLSConn(raw, cfg, tls.Client)
-	if err := conn.handshake(ctx); err != nil {
+	if err := conn.handshake(ctx, s.server.greetings); err != nil {
 		return nil, err
 	}
 	return conn, nil

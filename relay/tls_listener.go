@@ -239,7 +239,7 @@ func (l *tlsListener) handshake(ctx context.Context, h *handshake, raw Conn) {
 	limited, cancel := context.WithTimeout(ctx, server.patience)
 	defer cancel()
 	conn := newTLSConn(raw, l.cfg, tls.Server)
-	err := conn.handshake(limited)
+	err := conn.handshake(limited, server.greeted)
 	if err == nil && !l.done(h) {
 		_ = raw.Close()
 		err = context.Cause(ctx)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -59,7 +60,7 @@ func serveUDP(ctx context.Context, s *Stream) error {
 		}
 		received <- err
 	}()
-	err = u.send()
+	err = u.send(ctx)
 	if !stop() {
 		<-woken
 	}
@@ -88,8 +89,7 @@ type udp struct {
 	addressed bool // the guest wants ReceivedDatagramAt
 	prefix    int  // bytes of a received datagram's frame before its data
 
-	head  [wire.HeaderSize + wire.SendDatagramFromPrefixSize]byte // of the frame that the guest sends
-	large []byte                                                  // the data of one that its ring is too small for
+	head [wire.HeaderSize + wire.SendDatagramFromPrefixSize]byte // of the frame that the guest sends
 
 	dropped uint32 // as the guest was last told
 	arrived int    // bytes of the datagram that was received last
@@ -185,7 +185,7 @@ func (u *udp) report(request uint64, status unix.Errno, to wire.Endpoint) error 
 }
 
 // send sends the guest's datagrams until it closes its end.
-func (u *udp) send() error {
+func (u *udp) send(ctx context.Context) error {
 	pipe := u.stream.Pipe
 	for {
 		if _, err := io.ReadFull(pipe, u.head[:wire.HeaderSize]); err == io.EOF {
@@ -201,7 +201,7 @@ func (u *udp) send() error {
 		if err != nil {
 			return err
 		}
-		err, fatal := u.sendData(to, from, int(h.Length)-prefix)
+		err, fatal := u.sendData(ctx, to, from, int(h.Length)-prefix)
 		if fatal != nil {
 			return fatal
 		}
@@ -248,8 +248,42 @@ func inFrame(err error) error {
 	return truncated(err)
 }
 
+// maxLarge is how many datagrams that are larger than their stream's ring are
+// put together at once, each in a buffer of 64 KiB; others wait.
+const maxLarge = 64
+
+// largeDatagrams are the buffers for these, shared by all streams.
+type largeDatagrams struct {
+	turns chan struct{} // holds a token for each in use
+	spare chan []byte
+}
+
+func newLargeDatagrams() largeDatagrams {
+	return largeDatagrams{make(chan struct{}, maxLarge), make(chan []byte, maxLarge)}
+}
+
+// take waits for a buffer. give must follow.
+func (l *largeDatagrams) take(ctx context.Context) ([]byte, error) {
+	select {
+	case l.turns <- struct{}{}:
+	case <-ctx.Done():
+		return nil, unix.ECONNRESET
+	}
+	select {
+	case b := <-l.spare:
+		return b, nil
+	default:
+		return make([]byte, wire.MaxDatagram), nil
+	}
+}
+
+func (l *largeDatagrams) give(b []byte) {
+	l.spare <- b
+	<-l.turns
+}
+
 // sendData sends the next n bytes of the ring as one datagram, from where they are. failed is the datagram's own error, fatal the stream's.
-func (u *udp) sendData(to, from wire.Endpoint, n int) (failed, fatal error) {
+func (u *udp) sendData(ctx context.Context, to, from wire.Endpoint, n int) (failed, fatal error) {
 	pipe := u.stream.Pipe
 	var x, y []byte
 	inRing := n > 0 && n <= int(pipe.Descriptor().OutgoingSize)
@@ -260,10 +294,12 @@ func (u *udp) sendData(to, from wire.Endpoint, n int) (failed, fatal error) {
 		}
 		x, y = part(a, b, 0, n)
 	} else if n > 0 {
-		if len(u.large) < n {
-			u.large = make([]byte, n)
+		large, err := u.stream.server.large.take(ctx)
+		if err != nil {
+			return nil, err
 		}
-		x = u.large[:n]
+		defer u.stream.server.large.give(large)
+		x = large[:n]
 		if _, err := io.ReadFull(pipe, x); err != nil {
 			return nil, inFrame(err)
 		}
@@ -375,7 +411,6 @@ func asUDP(c net.Conn) *net.UDPConn {
 type otherDatagrams struct {
 	udp   *udp
 	in    []byte
-	out   []byte // for datagrams that wrap in the ring
 	read  func(b []byte) (int, netip.AddrPort, error)
 	write func(b []byte, to wire.Endpoint) (int, error)
 }
@@ -401,9 +436,8 @@ func (d *otherDatagrams) receive() error {
 }
 
 func (d *otherDatagrams) send(to wire.Endpoint, _ netip.Addr, x, y []byte) error {
-	if len(y) > 0 {
-		d.out = append(append(d.out[:0], x...), y...)
-		x = d.out
+	if len(y) > 0 { // it wraps in the ring
+		x = slices.Concat(x, y)
 	}
 	_, err := d.write(x, to)
 	return err
