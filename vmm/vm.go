@@ -63,11 +63,9 @@ type outcome struct {
 // reported tells whether the outcome's error shows what every CPU was doing.
 // The field err doesn't change once the VM is ending.
 func (o *outcome) reported() bool {
-	switch o.err.(type) {
-	case *CrashError, *HangError:
-		return true
-	}
-	return false
+	var crash *CrashError
+	var hang *HangError
+	return errors.As(o.err, &crash) || errors.As(o.err, &hang)
 }
 
 // String says how the run ended. A CrashError may be without its backtrace yet,
@@ -252,11 +250,11 @@ func (v *VM) Run(ctx context.Context) (int, error) {
 
 	<-v.ended
 	v.await(&running)
-	switch err := v.outcome.err.(type) {
-	case *CrashError:
-		err.Others = without(v.lasts(), err.CPU)
-	case *HangError:
-		err.CPUs = v.lasts()
+	if crash := (*CrashError)(nil); errors.As(v.outcome.err, &crash) {
+		crash.Others = without(v.lasts(), crash.CPU)
+	}
+	if hang := (*HangError)(nil); errors.As(v.outcome.err, &hang) {
+		hang.CPUs = v.lasts()
 	}
 	if v.outcome.err == nil {
 		lingerCtx, cancel := context.WithTimeout(ctx, lingerTime)
