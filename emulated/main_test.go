@@ -118,3 +118,10 @@ func self(t *testing.T) string {
 	}
 	return file
 }
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -189,7 +189,7 @@ func runMachine(ctx context.Context, cfg Config) (Result, error) {
 	if err != nil {
 		return result, err
 	}
-	step("booting Linux " + result.Kernel + " in QEMU, which takes 10 to 30 seconds")
+	step("booting Linux " + result.Kernel + " in QEMU, which takes 3 to 30 seconds")
 	started := time.Now()
 	m, err := startQEMU(ctx, qemu, initramfs, qemuArgs(kernel.image, memory, cfg))
 	if err != nil {

@@ -1,5 +1,5 @@
-// Command arcavm-emulated runs static Linux programs, or the tests of Go
-// packages, on emulated hardware that has KVM (see package emulated).
+// Command arcavm-emulated runs Linux programs, or the tests of Go packages, on
+// emulated hardware that has KVM (see package emulated).
 package main
 
 import (
@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"github.com/fix-project/arcavm/emulated"
-	"github.com/fix-project/arcavm/internal/printable"
-	"github.com/fix-project/arcavm/internal/stdio"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
@@ -23,7 +21,6 @@ const (
 	exitUsage       = 64
 	exitUnavailable = 69
 	exitSoftware    = 70
-	exitIO          = 74
 )
 
 // exitCode is an error that has been reported already.
@@ -31,67 +28,112 @@ type exitCode int
 
 func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
-// stderr is for what this command itself says, whose names and kernel messages
-// must not steer a terminal.
-var stderr = printable.NewWriter(os.Stderr)
-
 func main() {
 	emulated.Init()
+	if emulated.Inside() && os.Getenv(selfCheckVariable) != "" {
+		if err := selfCheck(); err != nil {
+			fmt.Fprintln(os.Stderr, "the emulator's self-check:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(execute(os.Args[1:]))
+}
+
+// execute runs the command and returns its exit code.
+func execute(args []string) int {
+	ran := false
 	root := &cobra.Command{
 		Use:           "arcavm-emulated",
-		Short:         "Run Linux programs on emulated hardware that has KVM",
+		Short:         "Run Linux programs, or Go tests, on emulated hardware that has KVM",
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		// What comes before is about the command line.
+		PersistentPreRun: func(*cobra.Command, []string) { ran = true },
 	}
 	root.AddCommand(runCommand(), testCommand())
-	out := stdio.NewWriter(os.Stdout)
-	root.SetOut(out)
+	if len(args) > 0 && args[0] == "test" {
+		args = dashes(args)
+	}
+	root.SetArgs(args)
 	err := root.Execute()
 	var code exitCode
 	switch {
-	case err == nil && out.Err() != nil:
-		fmt.Fprintln(os.Stderr, "arcavm-emulated: writing standard output:", out.Err())
-		os.Exit(exitIO)
 	case err == nil:
+		return 0
 	case errors.As(err, &code):
-		os.Exit(int(code))
-	case errors.Is(err, emulated.ErrUnavailable):
-		fmt.Fprintln(stderr, "arcavm-emulated:", err)
-		os.Exit(exitUnavailable)
-	default:
-		fmt.Fprintln(stderr, "arcavm-emulated:", err)
-		os.Exit(exitSoftware)
+		return int(code)
 	}
+	fmt.Fprintln(os.Stderr, "arcavm-emulated:", err)
+	var usage usageError
+	switch {
+	case !ran, errors.As(err, &usage):
+		return exitUsage
+	case errors.Is(err, emulated.ErrUnavailable):
+		return exitUnavailable
+	}
+	return exitSoftware
+}
+
+// usageError is about a flag's value.
+type usageError struct{ error }
+
+// say tells the user what takes a while.
+func say(step string) { fmt.Fprintln(os.Stderr, "arcavm-emulated:", step) }
+
+// machineOptions are the flags that both commands have.
+type machineOptions struct {
+	files, env []string
+	limit      time.Duration
+	outbound   bool
+}
+
+func (o *machineOptions) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringArrayVar(&o.files, "file", nil, "pass in a file or folder, as NAME=SOURCE")
+	flags.StringArrayVar(&o.env, "env", nil, "set an environment variable, as NAME=VALUE")
+	flags.BoolVar(&o.outbound, "outbound", false, "let the programs connect out through the host")
+	flags.DurationVar(&o.limit, "limit", emulated.DefaultLimit, "end everything after this time")
+}
+
+// config is all of a configuration but the programs.
+func (o *machineOptions) config() (emulated.Config, error) {
+	cfg := emulated.Config{Outbound: o.outbound, Limit: o.limit, OnStep: say}
+	for _, f := range o.files {
+		name, source, ok := strings.Cut(f, "=")
+		if !ok || name == "" || source == "" {
+			return cfg, usageError{fmt.Errorf("--file %s: not of the form NAME=SOURCE", f)}
+		}
+		cfg.Files = append(cfg.Files, emulated.File{Name: name, Source: source})
+	}
+	for _, e := range o.env {
+		if name, _, ok := strings.Cut(e, "="); !ok || name == "" {
+			return cfg, usageError{fmt.Errorf("--env %s: not of the form NAME=VALUE", e)}
+		}
+	}
+	return cfg, nil
 }
 
 func runCommand() *cobra.Command {
-	var files, ports, env []string
-	var limit time.Duration
-	var outbound, timing bool
+	var options machineOptions
+	var ports []string
+	var timing bool
 	cmd := &cobra.Command{
 		Use:   "run [flags] PROGRAM [ARGS...]",
-		Short: "Run a static program; its exit code becomes this command's",
+		Short: "Run a program; its exit code becomes this command's",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			cfg := emulated.Config{
-				Programs: []emulated.Program{{Path: args[0], Args: args[1:], Env: env}},
-				Outbound: outbound, Limit: limit,
-				Stdout: stdio.NewWriter(os.Stdout), Stderr: stdio.NewWriter(os.Stderr),
-				OnPublish: func(p emulated.Port) {
-					fmt.Fprintf(stderr, "port %d is at %v\n", p.Guest, p.Host)
-				},
+			cfg, err := options.config()
+			if err != nil {
+				return err
 			}
-			for _, f := range files {
-				name, source, ok := strings.Cut(f, "=")
-				if !ok {
-					return fmt.Errorf("--file %s: not of the form NAME=SOURCE", f)
-				}
-				cfg.Files = append(cfg.Files, emulated.File{Name: name, Source: source})
-			}
+			cfg.Programs = []emulated.Program{{Path: args[0], Args: args[1:], Env: options.env}}
+			cfg.Stdout, cfg.Stderr = os.Stdout, os.Stderr
+			cfg.OnPublish = func(p emulated.Port) { say(fmt.Sprintf("port %d is at %v", p.Guest, p.Host)) }
 			for _, p := range ports {
 				port, err := emulated.ParsePort(p)
 				if err != nil {
-					return fmt.Errorf("--publish %w", err)
+					return usageError{fmt.Errorf("--publish %w", err)}
 				}
 				cfg.Publish = append(cfg.Publish, port)
 			}
@@ -110,22 +152,19 @@ func runCommand() *cobra.Command {
 				return err
 			}
 			if timing {
-				fmt.Fprintf(stderr, "kernel %s, boot %v, total %v\n", result.Kernel, result.Boot.Round(time.Millisecond), result.Total.Round(time.Millisecond))
+				say(fmt.Sprintf("kernel %s, boot %v, total %v", result.Kernel, result.Boot.Round(time.Millisecond), result.Total.Round(time.Millisecond)))
 			}
 			if code := result.Exits[0].Code; code != 0 {
-				fmt.Fprint(stderr, result.Console)
+				fmt.Fprint(os.Stderr, result.Console)
 				return exitCode(code)
 			}
 			return nil
 		},
 	}
+	options.add(cmd)
 	flags := cmd.Flags()
 	flags.SetInterspersed(false)
-	flags.StringArrayVar(&files, "file", nil, "pass in a file or folder, as NAME=SOURCE")
 	flags.StringArrayVar(&ports, "publish", nil, "make a port reachable on the host, as [ADDRESS:]HOSTPORT:PORT[/tcp|/udp] (default address 127.0.0.1; HOSTPORT 0: any free one)")
-	flags.StringArrayVar(&env, "env", nil, "set an environment variable, as NAME=VALUE")
-	flags.BoolVar(&outbound, "outbound", false, "let the program connect out through the host")
-	flags.DurationVar(&limit, "limit", emulated.DefaultLimit, "end everything after this time")
 	flags.BoolVar(&timing, "timing", false, "say how long it took")
 	return cmd
 }

@@ -30,6 +30,9 @@ type line struct{ test, text string }
 type Report struct {
 	out     io.Writer
 	verbose bool
+	// Own is for events of test2json, which knows of no exit code: the packages'
+	// results come by EndPackage alone.
+	Own bool
 
 	printed map[string][]line            // by package, until it ends
 	results map[string]map[string]string // by package and test: pass, fail, skip
@@ -69,8 +72,15 @@ func (r *Report) Read(in io.Reader) error {
 	return nil
 }
 
-// PackageLine prints a line about a package, such as its result.
-func (r *Report) PackageLine(text string) { fmt.Fprintln(r.out, text) }
+// EndPackage ends a package with a line about its result.
+func (r *Report) EndPackage(name, line string, passed bool) {
+	result := "fail"
+	if passed {
+		result = "pass"
+	}
+	r.endPackage(name, result)
+	fmt.Fprintln(r.out, line)
+}
 
 func (r *Report) take(e event) {
 	switch e.Action {
@@ -82,10 +92,11 @@ func (r *Report) take(e event) {
 	case "build-output":
 		fmt.Fprint(r.out, e.Output)
 	case "pass", "fail", "skip":
-		if e.Test == "" {
-			r.endPackage(e.Package, e.Action)
-		} else {
+		switch {
+		case e.Test != "":
 			r.endTest(e)
+		case !r.Own:
+			r.endPackage(e.Package, e.Action)
 		}
 	}
 }

@@ -96,3 +96,21 @@ func TestSameReason(t *testing.T) {
 		t.Errorf("summary:\n%swant at its end:\n%s", got, want)
 	}
 }
+
+// A program that ends with an error has failed, whatever it printed before.
+func TestEndPackage(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	r := New(&out, false)
+	r.Own = true
+	if err := r.Read(strings.NewReader(events)); err != nil {
+		t.Fatal(err)
+	}
+	r.EndPackage("p", "FAIL\tp", false)
+	if want := "    --- SKIP: TestB/sub (0.00s)\nPASS\nok  \tp\t0.01s\nFAIL\tp\n"; out.String() != want {
+		t.Errorf("printed %q, want %q", &out, want)
+	}
+	if got := r.Summary("x"); !strings.Contains(got, "lane x: FAIL: p\n") {
+		t.Errorf("summary:\n%s", got)
+	}
+}
