@@ -7,7 +7,8 @@ import (
 // maxLength is the size of all the memory that a guest can map: 512 GiB. A longer range can't exist anywhere.
 const maxLength = 512 << 30
 
-// Memory is guest-physical memory. Its methods are called concurrently, and the guest may change it at any time.
+// Memory is guest-physical memory. Its methods are called concurrently, and the
+// guest may change it at any time.
 type Memory interface {
 	// Bytes returns the n bytes at addr, or an error if they don't lie as a
 	// whole within one region that the guest may use.

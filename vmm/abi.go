@@ -17,7 +17,8 @@ type abi interface {
 	windowSize() uint64
 	// load puts the image and what belongs to it into mapped memory.
 	load() error
-	// connect makes the interrupt controllers, and ties interrupts and streams together. The CPUs don't exist yet.
+	// connect makes the interrupt controllers, and ties interrupts and streams
+	// together. The CPUs don't exist yet.
 	connect() error
 	// kvmClock reports whether CPUID shows KVM's clock, and so KVM.
 	kvmClock() bool

@@ -49,7 +49,7 @@ func bits(numbers ...int) (mask uint32) {
 }
 
 // cpuidShown is all of CPUID that a guest sees: a leaf that isn't here is left
-// out, and a bit that isn't here is 0, whatever KVM comes to offer. What is here:
+// out, and a bit that isn't here is 0, whatever KVM comes to offer. It has:
 //
 //   - instructions that any program may use, and the state that XSAVE keeps
 //     for them;
@@ -57,18 +57,18 @@ func bits(numbers ...int) (mask uint32) {
 //   - the local APIC, which is the one device that guests have;
 //   - what protects a guest from its own programs (speculation control).
 //
-// What isn't: everything else whose registers or instructions a guest could
-// then use, and that no ABI names. That is
+// It leaves out everything else whose registers or instructions a guest could
+// then use, and that no ABI names:
 //
 //   - virtualisation: VMX, SVM and its leaf 0x8000_000A, SEV (0x8000_001F);
-//   - performance counters and tracing: leaf 0xA, PDCM, DS and DTES64, PerfCtr…,
-//     0x8000_0022, processor trace (0x14), last branch records (0x1C), IBS
-//     (0x8000_001B), LWP (0x8000_001C);
-//   - power and heat: leaves 5 and 6 but for ARAT, MONITOR and MONITORX, WAITPKG,
-//     ACPI, TM, TM2, EIST, APERF and MPERF with RDPRU and IRPERF, CPPC;
-//   - enclaves and measured launch: SGX (0x12), SMX, SKINIT, PCONFIG, key locker
-//     (0x19);
-//   - the host's cache and bandwidth control: leaves 0xF and 0x10, 0x8000_0020;
+//   - performance counters and tracing: leaf 0xA, PDCM, DS and DTES64,
+//     PerfCtr…, 0x8000_0022, processor trace (0x14), last branch records (0x1C),
+//     IBS (0x8000_001B), LWP (0x8000_001C);
+//   - power and heat: leaves 5 and 6 but for ARAT, MONITOR and MONITORX,
+//     WAITPKG, ACPI, TM, TM2, EIST, APERF and MPERF with RDPRU and IRPERF, CPPC;
+//   - enclaves and measured launch: SGX (0x12), SMX, SKINIT, PCONFIG, key
+//     locker (0x19);
+//   - the host's cache and bandwidth control: leaves 0xF, 0x10, 0x8000_0020;
 //   - transactional memory (HLE, RTM), MPX, AMX, CET, FRED, user interrupts,
 //     ENQCMD, bus lock detection, 5-level paging, and so XSAVES: each needs
 //     registers or modes that the entry state doesn't have;
@@ -150,7 +150,8 @@ var cpuidShown = []cpuidRow{
 		0, bits(1, 2), 0}, // TSA_SQ_NO TSA_L1_NO
 }
 
-// stateComponents are what XSAVE may keep: x87, SSE, AVX, AVX-512, protection keys.
+// stateComponents are what XSAVE may keep: x87, SSE, AVX, AVX-512, protection
+// keys.
 const stateComponents = 1<<0 | 1<<1 | 1<<2 | 1<<5 | 1<<6 | 1<<7 | 1<<9
 
 // kvmClockBits are the paravirtual clock in KVM's leaf: its registers old and
