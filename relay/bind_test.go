@@ -373,3 +373,76 @@ func TestPublishedByBothFamilies(t *testing.T) {
 		}
 	}
 }
+
+// A guest that listens on one family of a port is found at each address that it
+// is published at, until it listens on the other family, too.
+func TestPublishedTwiceForOneListener(t *testing.T) {
+	t.Parallel()
+	families(t)
+	for _, first := range []string{"0.0.0.0:80", "[::]:80"} {
+		t.Run(first, func(t *testing.T) {
+			t.Parallel()
+			hosts := make(chan netip.AddrPort, 4)
+			p := relay.NewPolicy(relay.Host{}, ruleList(t, false, "*"), published(t, "127.0.0.1:0", "[::1]:0"))
+			p.OnPublish = func(_ relay.Publish, host netip.AddrPort) { hosts <- host }
+			m := start(t, setup{network: p})
+			l := m.listen(first, 0)
+			both := []netip.AddrPort{<-hosts, <-hosts}
+			if both[0].Addr().Is4() == both[1].Addr().Is4() {
+				t.Fatalf("published at %v", both)
+			}
+			reach := func(l *listening, host netip.AddrPort) {
+				t.Helper()
+				g := m.pipe()
+				l.ask(1, g.ID())
+				peer := dialed(t, host)
+				if _, a := l.answer(); a.Status != 0 || a.Local.AddrPort() != l.at || a.Peer.AddrPort() != peer.LocalAddr().(*net.TCPAddr).AddrPort() {
+					t.Fatalf("%+v", a)
+				}
+				echo(t, g, peer)
+				g.Close()
+			}
+			for range 3 {
+				reach(l, both[0])
+				reach(l, both[1])
+			}
+			second := "[::]:80"
+			if first == second {
+				second = "0.0.0.0:80"
+			}
+			l2 := m.listen(second, 0)
+			own := <-hosts
+			if own.Addr() != both[1].Addr() {
+				t.Errorf("%s is published at %v", second, own)
+			}
+			reach(l2, own)
+			reach(l, both[0])
+			if c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(both[1])); err == nil {
+				c.Close()
+				t.Errorf("%v is still listened on", both[1])
+			}
+			l.Close()
+			l2.Close()
+			m.wantFree()
+			// All places are free again.
+			l = m.listen(first, 0)
+			both = []netip.AddrPort{<-hosts, <-hosts}
+			reach(l, both[1])
+			l.Close()
+			m.wantFree()
+		})
+	}
+}
+
+// A host address that is another program's fails the whole bind.
+func TestPublishedTwiceTaken(t *testing.T) {
+	t.Parallel()
+	families(t)
+	_, taken := hostListener(t, "[::1]:0")
+	p := relay.NewPolicy(relay.Host{}, nil, published(t, "127.0.0.1:0", taken.String()))
+	for range 2 {
+		if ln, err := p.Listen(t.Context(), "tcp4", "0.0.0.0:80"); !errors.Is(err, unix.EADDRINUSE) {
+			t.Errorf("%v, %v", ln, err)
+		}
+	}
+}

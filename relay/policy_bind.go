@@ -15,12 +15,12 @@ import (
 // Publish says that what a guest listens on at a port is bound at another
 // address and port of the host. Rules don't matter to it: it is allowed.
 //
-// A port may be published once for each family of host addresses. What the
-// guest listens on by one family is bound at the host address of that family,
-// or, if there is none, at the other's. Where something else of the guest is
-// bound there already, as with a guest that listens on both families and is
-// published on one, it is bound to a free port of the host's loopback address,
-// which nobody is told of.
+// A port may be published once for each family of host addresses. A guest that
+// listens on both families finds each at the host address of that family. One
+// that listens on one family is at both host addresses, as long as it doesn't
+// listen on the other. Where a guest listens on both, and the port is published
+// by one family only, the first listener is bound there, and the other to a
+// free port of the host's loopback address, which nobody is told of.
 type Publish struct {
 	Protocol string         // "tcp" or "udp"
 	Host     netip.AddrPort // port 0: a free one
@@ -36,8 +36,35 @@ type publication struct {
 // Its slices are indexed by family: 0 for IPv4, 1 for IPv6.
 type publishedPort struct {
 	hosts  [2]netip.AddrPort // the zero AddrPort: not published by this family
-	taken  [2]bool           // something is bound at a host's port that isn't 0
+	users  [2]int            // sockets that are bound at each
+	spares [2]*spare         // of them, the one that gives way
 	guests []netip.Addr      // where the guest believes that it is bound
+}
+
+// spare is a socket at the host address of the family that the guest doesn't
+// listen on. It gives way to one that does.
+type spare struct {
+	mu     sync.Mutex
+	socket io.Closer // nil: not bound yet
+	gone   bool
+}
+
+// is has socket be the spare. It reports false if the spare has given way.
+func (s *spare) is(socket io.Closer) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.socket = socket
+	return !s.gone
+}
+
+// giveWay closes the socket, before it returns if that is bound.
+func (s *spare) giveWay() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gone = true
+	if s.socket != nil {
+		_ = s.socket.Close()
+	}
 }
 
 // family is an index of publishedPort's slices.
@@ -89,6 +116,7 @@ type binding struct {
 	host     netip.AddrPort // where it is to be bound
 	port     *publishedPort // nil: the port isn't published
 	slot     int            // of port.hosts that host is, -1: none
+	spare    *spare         // nil: it isn't one
 	arrives  localhostPort  // once bound; the zero value if no client of localhost arrives
 }
 
@@ -110,12 +138,45 @@ func (p *Policy) Listen(ctx context.Context, network, address string) (net.Liste
 	}); err != nil {
 		return nil, err
 	}
-	held := &heldListener{Listener: ln, release: sync.OnceFunc(func() { p.release(b) })}
-	p.tellPublished(b, ln.Addr(), held)
+	held := p.hold(b, ln)
 	if b.port == nil {
 		return held, nil
 	}
-	return publishedListener{held, net.TCPAddrFromAddrPort(b.guest)}, nil
+	return p.listenSpare(ctx, publishedListener{held, net.TCPAddrFromAddrPort(b.guest)}, b)
+}
+
+// hold tells where b is bound, as ln.
+func (p *Policy) hold(b *binding, ln net.Listener) *heldListener {
+	held := &heldListener{Listener: ln, release: sync.OnceFunc(func() { p.release(b) })}
+	p.tellPublished(b, ln.Addr(), held)
+	return held
+}
+
+// listenSpare has ln, which is bound as b, listen at the host address of the
+// other family as well, if the port is published by that, too, and the guest
+// doesn't listen on it. It closes ln on errors.
+func (p *Policy) listenSpare(ctx context.Context, ln publishedListener, b *binding) (net.Listener, error) {
+	other := p.placeSpare(b)
+	if other == nil {
+		return ln, nil
+	}
+	var second net.Listener
+	if err := p.bind(other, func(network, address string) (_ io.Closer, _ net.Addr, err error) {
+		if second, err = given(p.network.Listen(ctx, network, address)); err != nil {
+			return nil, nil, err
+		}
+		return second, second.Addr(), nil
+	}); err != nil {
+		_ = ln.Close()
+		return nil, err
+	}
+	defer closeOnPanic(ln)
+	held := p.hold(other, second)
+	joined := join(ln.heldListener, held)
+	if !other.spare.is(held) {
+		_ = held.Close()
+	}
+	return publishedListener{&heldListener{Listener: joined, release: func() {}}, ln.guest}, nil
 }
 
 // ListenPacket binds, at the published address if there is one.
@@ -165,20 +226,24 @@ func (p *Policy) place(network, address string) (*binding, error) {
 		return b, p.check(request{direction: In, protocol: protocol, at: at})
 	}
 	p.bound.mu.Lock()
-	defer p.bound.mu.Unlock()
-	if !b.port.take(b) {
+	gives, ok := b.port.take(b)
+	p.bound.mu.Unlock()
+	if !ok {
 		return nil, bindError(network, at, unix.EADDRINUSE)
+	}
+	if gives != nil {
+		gives.giveWay()
 	}
 	return b, nil
 }
 
-// take chooses where on the host b is bound. It reports false if the guest has
-// bound something there already, as it sees it.
-func (t *publishedPort) take(b *binding) bool {
+// take chooses where on the host b is bound, and which spare gives way to it. It
+// reports false if the guest has bound something there already, as it sees it.
+func (t *publishedPort) take(b *binding) (gives *spare, ok bool) {
 	at := b.guest.Addr()
 	for _, other := range t.guests {
 		if family(at) == family(other) && (at == other || at.IsUnspecified() || other.IsUnspecified()) {
-			return false
+			return nil, false
 		}
 	}
 	t.guests = append(t.guests, at)
@@ -188,13 +253,28 @@ func (t *publishedPort) take(b *binding) bool {
 		if !t.hosts[slot].IsValid() {
 			continue
 		}
-		if !t.taken[slot] {
+		gives = t.spares[slot]
+		if gives != nil || t.users[slot] == 0 || t.hosts[slot].Port() == 0 {
 			b.slot, b.host = slot, t.hosts[slot]
-			t.taken[slot] = b.host.Port() != 0
+			t.users[slot]++
+			t.spares[slot] = nil
 		}
 		break
 	}
-	return true
+	return gives, true
+}
+
+// placeSpare returns a place for a spare beside b, nil if there is none.
+func (p *Policy) placeSpare(b *binding) *binding {
+	p.bound.mu.Lock()
+	defer p.bound.mu.Unlock()
+	t, slot := b.port, 1-b.slot
+	if b.slot < 0 || b.spare != nil || !t.hosts[slot].IsValid() || t.users[slot] > 0 {
+		return nil
+	}
+	t.users[slot]++
+	t.spares[slot] = &spare{}
+	return &binding{protocol: b.protocol, guest: b.guest, host: t.hosts[slot], port: t, slot: slot, spare: t.spares[slot]}
 }
 
 // release gives b's place back, when its socket is closed.
@@ -210,7 +290,13 @@ func (p *Policy) release(b *binding) {
 		return
 	}
 	if b.slot >= 0 {
-		b.port.taken[b.slot] = false
+		b.port.users[b.slot]--
+	}
+	if b.spare != nil {
+		if b.port.spares[b.slot] == b.spare {
+			b.port.spares[b.slot] = nil
+		}
+		return
 	}
 	for i, a := range b.port.guests {
 		if a == b.guest.Addr() {
