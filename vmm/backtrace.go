@@ -12,6 +12,7 @@ import (
 // Bounds of a backtrace, whose stack is the guest's and may hold anything.
 const (
 	maxBacktrace = 64      // frames that are shown
+	outermost    = 16      // of these, that are shown whatever is left out
 	maxWalk      = 1 << 16 // frames that are looked at, so that recursion can be folded
 	maxCycle     = 8       // functions of one round of a recursion
 	minRepeats   = 2       // rounds that are folded, beside the one that is shown
@@ -20,29 +21,33 @@ const (
 // backtrace says where registers point to and who called. after says that RIP
 // may lie behind the instruction that matters, as it does after an exit; at a
 // fault it is the instruction's own.
-func (v *VM) backtrace(r *Registers, after bool) (frames []Frame, deeper int) {
+func (v *VM) backtrace(r *Registers, after bool) []Frame {
 	return backtrace(v.memory, v.cfg.Image, r, after)
 }
 
-func backtrace(m *memory, img *image.Image, r *Registers, after bool) (frames []Frame, deeper int) {
+func backtrace(m *memory, img *image.Image, r *Registers, after bool) []Frame {
 	w := walker{memory: m, image: img, cr3: r.CR3}
-	first := symbolize(img, r.RIP, w.instruction(r.RIP, after))
-	frames = []Frame{first}
+	frames := []Frame{symbolize(img, r.RIP, w.instruction(r.RIP, after))}
 	steps := fold(w.callers(r))
-	for i, s := range steps {
-		if len(frames) == maxBacktrace {
-			for _, s := range steps[i:] {
-				deeper += 1 + s.repeats*s.cycle
-			}
-			break
+	skipped := 0
+	if over := 1 + len(steps) - maxBacktrace; over > 0 {
+		first := len(steps) - outermost - over
+		for _, s := range steps[first : first+over] {
+			skipped += 1 + s.repeats*s.cycle
 		}
+		steps = slices.Delete(steps, first, first+over)
+	}
+	for i, s := range steps {
 		// The return address may already lie in the next function if the call
 		// was the last instruction of its own.
 		f := symbolize(img, s.address, s.address-1)
 		f.Repeats, f.Cycle = s.repeats, s.cycle
+		if i == len(steps)-outermost {
+			f.Skipped = skipped
+		}
 		frames = append(frames, f)
 	}
-	return frames, deeper
+	return frames
 }
 
 // walker reads a guest's stack and code.

@@ -85,7 +85,7 @@ func (c *cpu) crashWith(reason string, cause error, r *Registers) {
 	e := &CrashError{CPUState: CPUState{CPU: c.index, Registers: r}, Reason: reason, Log: c.vm.log.tail(), cause: cause}
 	c.vm.end(outcome{err: e})
 	if r != nil {
-		e.Backtrace, e.Deeper = c.vm.backtrace(r, !r.HasVector)
+		e.Backtrace = c.vm.backtrace(r, !r.HasVector)
 	}
 }
 

@@ -132,7 +132,7 @@ func (c *cpu) look() CPUState {
 // instruction that RIP names.
 func (c *cpu) trace(s *CPUState) {
 	if s.Registers != nil {
-		s.Backtrace, s.Deeper = c.vm.backtrace(s.Registers, s.Activity != Running)
+		s.Backtrace = c.vm.backtrace(s.Registers, s.Activity != Running)
 	}
 }
 

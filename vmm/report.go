@@ -32,10 +32,9 @@ type CPUState struct {
 	// panic with a frame they are the frame's.
 	Registers *Registers
 	// Backtrace starts with the instruction that RIP names and holds at most 64
-	// frames; recursion is folded, see [Frame].
+	// frames; recursion is folded, and what is too much is left out before the
+	// outermost 16, see [Frame].
 	Backtrace []Frame
-	// Deeper is how many frames the backtrace lacks at its outer end.
-	Deeper int
 }
 
 // Activity is what a virtual CPU was doing in one word.
@@ -86,6 +85,8 @@ type Frame struct {
 	// once more, one after the other. Both are 0 for a frame that doesn't end a
 	// recursion.
 	Repeats, Cycle int
+	// Skipped is how many frames are left out before this one.
+	Skipped int
 }
 
 func (f Frame) String() string {
@@ -204,7 +205,7 @@ func writeCPUs(b *strings.Builder, cpus []CPUState) {
 // from the same places, and are in the same function. A loop that several CPUs
 // are in counts as one place.
 func (s *CPUState) like(o *CPUState) bool {
-	if s.Activity != o.Activity || len(s.Backtrace) != len(o.Backtrace) || s.Deeper != o.Deeper ||
+	if s.Activity != o.Activity || len(s.Backtrace) != len(o.Backtrace) ||
 		(s.Registers == nil) != (o.Registers == nil) {
 		return false
 	}
@@ -225,6 +226,10 @@ func (s *CPUState) writeBacktrace(b *strings.Builder) {
 	fmt.Fprintf(b, "backtrace\n")
 	n := 0
 	for _, f := range s.Backtrace {
+		if f.Skipped > 0 {
+			fmt.Fprintf(b, "      … %d frames\n", f.Skipped)
+			n += f.Skipped
+		}
 		fmt.Fprintf(b, "  %2d  %v\n", n, f)
 		n++
 		switch {
@@ -235,9 +240,6 @@ func (s *CPUState) writeBacktrace(b *strings.Builder) {
 			fmt.Fprintf(b, "      … %d more of the same %d\n", f.Repeats, f.Cycle)
 		}
 		n += f.Repeats * f.Cycle
-	}
-	if s.Deeper > 0 {
-		fmt.Fprintf(b, "      … and %d frames more\n", s.Deeper)
 	}
 }
 

@@ -26,7 +26,6 @@ type cpuRecord struct {
 	Exception *exceptionRecord  `json:"exception,omitempty"`
 	Registers map[string]string `json:"registers,omitempty"`
 	Backtrace []frameRecord     `json:"backtrace,omitempty"`
-	Deeper    int               `json:"deeper,omitempty"`
 }
 
 type exceptionRecord struct {
@@ -42,6 +41,7 @@ type frameRecord struct {
 	Line    int    `json:"line,omitempty"`
 	Repeats int    `json:"repeats,omitempty"`
 	Cycle   int    `json:"cycle,omitempty"`
+	Skipped int    `json:"skipped,omitempty"`
 }
 
 func newCrashRecord(e *vmm.CrashError) crashRecord {
@@ -67,13 +67,13 @@ func newGuestRecord(g *vmm.Report) guestRecord {
 func lines(log []string) []string { return append([]string{}, log...) }
 
 func newCPURecord(s vmm.CPUState) cpuRecord {
-	r := cpuRecord{CPU: s.CPU, Activity: s.Activity.String(), Registers: registersRecord(s.Registers), Deeper: s.Deeper}
+	r := cpuRecord{CPU: s.CPU, Activity: s.Activity.String(), Registers: registersRecord(s.Registers)}
 	if g := s.Registers; g != nil && g.HasVector {
 		r.Exception = &exceptionRecord{g.Vector, g.ErrorCode}
 	}
 	for _, f := range s.Backtrace {
 		r.Backtrace = append(r.Backtrace, frameRecord{
-			Address: hex(f.Address), Symbol: f.Symbol, Offset: f.Offset, File: f.File, Line: f.Line, Repeats: f.Repeats, Cycle: f.Cycle,
+			Address: hex(f.Address), Symbol: f.Symbol, Offset: f.Offset, File: f.File, Line: f.Line, Repeats: f.Repeats, Cycle: f.Cycle, Skipped: f.Skipped,
 		})
 	}
 	return r
