@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -134,26 +135,68 @@ func TestDiagnostics(t *testing.T) {
 	}
 }
 
-// Refused connects and datagrams are everyday: counted, and shown to who asks for details.
+// Refused connects and datagrams are everyday: counted, the first of each kind
+// shown, the others to a user who asks for details.
 func TestEverydayFailures(t *testing.T) {
 	t.Parallel()
 	unknown := lookups{addrs: func(_ context.Context, _, host string) ([]netip.Addr, error) { return nil, notFound(host) }}
-	m := start(t, setup{network: unknown})
-	_, err := m.tryConnect(closedTCPPort(t))
-	wantErrno(t, "connect", err, unix.ECONNREFUSED)
+	m := start(t, setup{network: unknown, sockets: sockets(t, socketFolder(t), false)})
+	for range 3 {
+		_, err := m.tryConnect(closedTCPPort(t))
+		wantErrno(t, "connect", err, unix.ECONNREFUSED)
+		_, err = m.tryUnixConnect("none")
+		wantErrno(t, "connect", err, unix.ENOENT)
+	}
 	u := m.udpBound(4096, "127.0.0.1:0")
-	u.send(1, netip.AddrPort{}, nil)
-	u.wantError(1, unix.EDESTADDRREQ, netip.AddrPort{})
 	r := m.resolver(wire.ProtocolResolver)
-	r.ask(1, 0, "a\xff")
-	r.want(1, "", unix.ENOENT)
-	if s := m.server.Stats(); s.ConnectsFailed != 1 || s.DatagramsFailed != 1 || s.LookupsFailed != 1 || s.BindsFailed != 0 {
+	for i := range uint64(2) {
+		u.send(i, netip.AddrPort{}, nil)
+		u.wantError(i, unix.EDESTADDRREQ, netip.AddrPort{})
+		r.ask(i, 0, "a\xff")
+		r.want(i, "", unix.ENOENT)
+	}
+	if s := m.server.Stats(); s.ConnectsFailed != 6 || s.DatagramsFailed != 2 || s.LookupsFailed != 2 || s.BindsFailed != 0 {
 		t.Errorf("%+v", s)
 	}
-	for _, record := range []string{"connect failed", "datagram not sent", "lookup failed"} {
-		if got := m.records(record); len(got) != 1 || got[0]["level"] != "DEBUG" {
-			t.Errorf("%s: %v", record, got)
+	for protocol, record := range map[string]string{"tcp": "connect failed", "unix": "connect failed", "udp": "datagram not sent", "resolver": "lookup failed"} {
+		var levels []string
+		for _, r := range m.records(record) {
+			if r["protocol"] != protocol {
+				continue
+			}
+			levels = append(levels, r["level"])
+			if (r["more"] != "") != (r["level"] == "INFO") {
+				t.Errorf("%s of %s: %v", record, protocol, r)
+			}
 		}
+		if want := []string{"INFO", "DEBUG", "DEBUG"}; len(levels) < 2 || !slices.Equal(levels, want[:len(levels)]) {
+			t.Errorf("%s of %s: levels %v", record, protocol, levels)
+		}
+	}
+}
+
+// A handler that forgets to answer is told of, one that answers or fails isn't.
+func TestUnanswered(t *testing.T) {
+	t.Parallel()
+	answering := func(_ context.Context, s *relay.Stream) error { return s.Opened(0, nil) }
+	for name, c := range map[string]struct {
+		handler relay.HandlerFunc
+		want    int
+	}{
+		"forgets": {func(context.Context, *relay.Stream) error { return nil }, 1},
+		"answers": {answering, 0},
+		"fails":   {func(context.Context, *relay.Stream) error { return unix.EIO }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := start(t, setup{handlers: map[uint16]relay.Handler{wire.ProtocolPrivate: c.handler}})
+			_, _ = open(m.pipe(), wire.ProtocolPrivate, nil)
+			m.wait("the stream never ended", func() bool { return len(m.records("stream ended")) == 1 })
+			got := m.records("handler returned without an answer to the Open")
+			if len(got) != c.want || c.want == 1 && (got[0]["level"] != "WARN" || got[0]["protocol"] != "32768") {
+				t.Errorf("%v", got)
+			}
+		})
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fix-project/arcavm/internal/limit"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/wire"
@@ -171,13 +173,32 @@ type logs struct {
 	acceptFailed *limit.Log
 	bindFailed   *limit.Log
 	panicked     *limit.Log
+	unanswered   *limit.Log // by a handler
 	console      *limit.Log // that failed
 	reached      [limitCount]*limit.Log
+	failures     sync.Map // of failure; those that were shown
 }
 
-func newLogs() (l logs) {
+// failure is a kind of what happens every day.
+type failure struct {
+	msg      string
+	protocol uint16
+	errno    unix.Errno
+}
+
+// levelOf is info for the first failure of a kind, and debug for all later
+// ones.
+func (l *logs) levelOf(f failure) slog.Level {
+	if _, shown := l.failures.LoadOrStore(f, true); shown {
+		return slog.LevelDebug
+	}
+	return slog.LevelInfo
+}
+
+func newLogs() *logs {
+	l := new(logs)
 	for _, place := range []**limit.Log{
-		&l.broken, &l.denied, &l.noPipe, &l.unknown, &l.acceptRefuse, &l.acceptFailed, &l.bindFailed, &l.panicked, &l.console,
+		&l.broken, &l.denied, &l.noPipe, &l.unknown, &l.acceptRefuse, &l.acceptFailed, &l.bindFailed, &l.panicked, &l.unanswered, &l.console,
 	} {
 		*place = limit.NewLog(time.Second, 10)
 	}

@@ -144,11 +144,18 @@ func (e *DeniedError) Unwrap() error { return unix.EACCES }
 // Network is the server's, for handlers.
 func (s *Stream) Network() Network { return s.server.network }
 
-// failed logs what the guest couldn't have: at debug level what happens every day.
-func (s *Stream) failed(msg string, err error) {
-	if !s.denied(msg, err) {
-		s.log(slog.LevelDebug, msg, slog.Any("err", err))
+// failed logs what the guest couldn't have. What happens every day is shown
+// once for each errno, and then at debug level.
+func (s *Stream) failed(msg string, err error, attrs ...slog.Attr) {
+	if s.denied(msg, err) {
+		return
 	}
+	attrs = append(attrs, slog.Any("err", err))
+	level := s.server.logs.levelOf(failure{msg, s.Protocol, errnoOf(err)})
+	if level == slog.LevelInfo {
+		attrs = append(attrs, slog.String("more", "at level debug"))
+	}
+	s.log(level, msg, attrs...)
 }
 
 // bindFailed logs that a socket couldn't be made, which the guest's user may have to see to.

@@ -58,7 +58,7 @@ type Server struct {
 	network  Network
 	patience time.Duration // for connecting
 	log      *slog.Logger
-	logs     logs
+	logs     *logs
 
 	limits            Limits
 	bytes, operations *limit.Rate
@@ -323,7 +323,11 @@ func (s *Server) open(ctx context.Context, st *Stream) error {
 	if !st.operation() {
 		return st.Opened(unix.EAGAIN, nil)
 	}
-	return s.handle(ctx, st)
+	err = s.handle(ctx, st)
+	if err == nil && !st.answered.Load() && ctx.Err() == nil {
+		st.warn(s.logs.unanswered, "handler returned without an answer to the Open")
+	}
+	return err
 }
 
 // handle has the handler serve a stream. If it panics, that is the end of the stream and of nothing else.
@@ -331,7 +335,7 @@ func (s *Server) handle(ctx context.Context, st *Stream) (err error) {
 	defer func() {
 		if cause := recover(); cause != nil {
 			s.count.panics.Add(1)
-			s.logs.panicked.Log(s.log, slog.LevelError, "handler panicked", slog.Any("stream", st.Pipe.ID()), slog.Uint64("protocol", uint64(st.Protocol)),
+			s.logs.panicked.Log(s.log, slog.LevelError, "handler panicked", slog.Any("stream", st.Pipe.ID()), st.protocol(),
 				slog.Any("panic", cause), slog.String("stack", string(debug.Stack())))
 			err = fmt.Errorf("handler panicked: %w", unix.EIO)
 		}
@@ -384,7 +388,7 @@ func (s *Server) end(p *pipes.Pipe, msg string, err error, st *Stream) {
 	}
 	attrs := []slog.Attr{slog.Any("stream", p.ID())}
 	if st != nil {
-		attrs = append(attrs, slog.Uint64("protocol", uint64(st.Protocol)),
+		attrs = append(attrs, st.protocol(),
 			slog.Uint64("to_guest", st.toGuest.Load()), slog.Uint64("from_guest", st.fromGuest.Load()))
 	}
 	if err != nil && err != io.EOF {

@@ -29,6 +29,8 @@ type Stream struct {
 	request uint64      // of the Open
 	claimed atomic.Bool // by the first frame or by an accept, whichever came first
 
+	answered atomic.Bool // the Open
+
 	relayed bool // handed over to a link; its handler's goroutine alone looks at it
 
 	toGuest, fromGuest atomic.Uint64 // bytes relayed
@@ -39,6 +41,7 @@ type Stream struct {
 
 // Opened answers the stream's Open. It blocks while the pipe has no room.
 func (s *Stream) Opened(status unix.Errno, payload []byte) error {
+	s.answered.Store(true)
 	s.server.opened(s.Protocol, status)
 	return s.write(func(b []byte) []byte {
 		return wire.AppendOpened(b, s.request, wire.Opened{Status: uint32(status), Payload: payload})
@@ -48,7 +51,7 @@ func (s *Stream) Opened(status unix.Errno, payload []byte) error {
 // noPayload is the check of an Open whose protocol adds nothing to it.
 func noPayload(s *Stream) error {
 	if len(s.Payload) > 0 {
-		return ProtocolError(fmt.Errorf("payload in an Open of protocol %d: %w", s.Protocol, wire.ErrLength))
+		return ProtocolError(fmt.Errorf("payload in an Open of protocol %s: %w", wire.ProtocolName(s.Protocol), wire.ErrLength))
 	}
 	return nil
 }
@@ -69,9 +72,9 @@ func (s *Stream) write(encode func([]byte) []byte) error {
 	return err
 }
 
-// Logger is the server's, with the stream's number and protocol in each record. What a guest can cause again and again belongs at debug level.
+// Logger is the server's, with the stream's id and protocol in each record. What a guest can cause again and again belongs at debug level.
 func (s *Stream) Logger() *slog.Logger {
-	return s.server.log.With(slog.Uint64("stream", uint64(s.Pipe.ID())), slog.Uint64("protocol", uint64(s.Protocol)))
+	return s.server.log.With(slog.Any("stream", s.Pipe.ID()), s.protocol())
 }
 
 // Count adds bytes that a handler has moved by itself to the [Stats]. Relay counts what it moves.
@@ -94,8 +97,10 @@ func (s *Stream) warn(place *limit.Log, msg string, attrs ...slog.Attr) {
 }
 
 func (s *Stream) attrs(more []slog.Attr) []slog.Attr {
-	return append(more, slog.Any("stream", s.Pipe.ID()), slog.Uint64("protocol", uint64(s.Protocol)))
+	return append(more, slog.Any("stream", s.Pipe.ID()), s.protocol())
 }
+
+func (s *Stream) protocol() slog.Attr { return slog.String("protocol", wire.ProtocolName(s.Protocol)) }
 
 // frames reads the guest's frames from a pipe.
 type frames struct {

@@ -250,7 +250,7 @@ func (l *tlsListener) handshake(ctx context.Context, h *handshake, raw Conn) {
 			if cause := context.Cause(ctx); cause != nil {
 				err = cause
 			}
-			l.stream.log(slog.LevelDebug, "handshake failed", slog.Any("peer", raw.RemoteAddr()), slog.Any("err", err))
+			l.stream.failed("handshake failed", err, slog.Any("peer", raw.RemoteAddr()))
 		}
 		return
 	}

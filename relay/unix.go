@@ -2,11 +2,13 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"path"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 
@@ -89,7 +91,11 @@ func dialUnix(ctx context.Context, s *Stream, sockets share.Share, gates share.G
 			return nil, err
 		}
 		defer f.Close()
-		return asConn(s.Network().DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", f.Fd())))
+		conn, err := asConn(s.Network().DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", f.Fd())))
+		if errors.Is(err, unix.ECONNREFUSED) {
+			err = fmt.Errorf("the server of the socket %s is gone: %w", hostPath(in, rest), unix.ECONNREFUSED)
+		}
+		return conn, err
 	}, func(c Conn) { abandon(c) })
 	if err != nil {
 		return nil, fmt.Errorf("connect to %q: %w", to, err)
@@ -181,6 +187,9 @@ func (l *unixListener) listen(ctx context.Context, from Network, in share.Share,
 	l.Listener, err = listenOn(ctx, from, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", l.folder.Fd(), l.name), backlog)
 	if err != nil {
 		l.folder.Close()
+		if errors.Is(err, unix.EADDRINUSE) {
+			err = inUse(in, path.Join(parent, l.name))
+		}
 		return err
 	}
 	if u, ok := asSocket(l.Listener).(*net.UnixListener); ok {
@@ -190,6 +199,38 @@ func (l *unixListener) listen(ctx context.Context, from Network, in share.Share,
 	}
 	return nil
 }
+
+// inUse says, for the monitor's user, what has a name already and what to do
+// about it. It is an EADDRINUSE.
+func inUse(in share.Share, name string) error {
+	at := hostPath(in, name)
+	f, err := openSocket(in, name)
+	if errors.Is(err, unix.ECONNREFUSED) {
+		return fmt.Errorf("%s is there already, and is no socket: %w", at, unix.EADDRINUSE)
+	}
+	if err != nil {
+		return unix.EADDRINUSE
+	}
+	defer f.Close()
+	if isDeserted(f) {
+		return fmt.Errorf("the server of the socket %s is gone; remove that file, and the guest can listen there: %w", at, unix.EADDRINUSE)
+	}
+	return fmt.Errorf("another server listens at %s: %w", at, unix.EADDRINUSE)
+}
+
+// isDeserted reports whether nothing listens at a socket any more. It knocks,
+// without waiting.
+func isDeserted(socket *os.File) bool {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return unix.Connect(fd, &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d", socket.Fd())}) == unix.ECONNREFUSED
+}
+
+// hostPath is what the monitor's user calls a file.
+func hostPath(in share.Share, name string) string { return filepath.Join(in.Root.Name(), name) }
 
 // look returns what has the socket's name now.
 func (l *unixListener) look() (*unix.Stat_t, error) {

@@ -392,6 +392,40 @@ func TestUnixListenFails(t *testing.T) {
 	}
 }
 
+// What keeps a socket's name, or the guest from its server, is said to the
+// monitor's user: with the host's path and what to do.
+func TestUnixDeserted(t *testing.T) {
+	t.Parallel()
+	dir := socketFolder(t)
+	makeFiles(t, dir, "file", "folder/")
+	unixServer(t, dir+"/taken")
+	gone := unixServer(t, dir+"/folder/gone")
+	gone.SetUnlinkOnClose(false)
+	gone.Close()
+	m := start(t, setup{sockets: sockets(t, dir, true)})
+	for at, want := range map[string]string{
+		"folder/gone": "the server of the socket " + dir + "/folder/gone is gone; remove that file",
+		"taken":       "another server listens at " + dir + "/taken",
+		"file":        dir + "/file is there already, and is no socket",
+	} {
+		_, err := m.tryUnixListen(at)
+		wantErrno(t, "listen", err, unix.EADDRINUSE)
+		said := m.records("listen failed")
+		if got := said[len(said)-1]["err"]; !strings.Contains(got, want) {
+			t.Errorf("%s: %q; want %q in it", at, got, want)
+		}
+	}
+	_, err := m.tryUnixConnect("folder/gone")
+	wantErrno(t, "connect", err, unix.ECONNREFUSED)
+	if got := m.records("connect failed")[0]; got["level"] != "INFO" || !strings.Contains(got["err"], dir+"/folder/gone is gone") {
+		t.Errorf("%v", got)
+	}
+	if err := os.Remove(dir + "/folder/gone"); err != nil {
+		t.Fatal(err)
+	}
+	m.unixListen("folder/gone")
+}
+
 // What stands in the place of a listener's socket by then stays when the listener ends.
 func TestUnixListenerReplaced(t *testing.T) {
 	t.Parallel()

@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strconv"
 )
 
 // Sizes in bytes (PROTOCOL.md sections 9 and 10).
@@ -90,6 +91,34 @@ const (
 	// ProtocolPrivate is the first of the numbers that embedding programs may give out.
 	ProtocolPrivate uint16 = 0x8000
 )
+
+// ProtocolName returns what people call a protocol, such as "tcp"; one that
+// PROTOCOL.md doesn't have is its number.
+func ProtocolName(protocol uint16) string {
+	switch protocol {
+	case ProtocolFileSystem:
+		return "files"
+	case ProtocolTCPListener:
+		return "tcp-listener"
+	case ProtocolTCPConnection:
+		return "tcp"
+	case ProtocolUDP:
+		return "udp"
+	case ProtocolUnixListener:
+		return "unix-listener"
+	case ProtocolUnixConnection:
+		return "unix"
+	case ProtocolResolver:
+		return "resolver"
+	case ProtocolTLSConnection:
+		return "tls"
+	case ProtocolConsole:
+		return "console"
+	case ProtocolTLSListener:
+		return "tls-listener"
+	}
+	return strconv.Itoa(int(protocol))
+}
 
 // String returns the message's name in the catalogue.
 func (k Kind) String() string {
