@@ -23,6 +23,11 @@ const (
 // allCalls holds a token for each call under way.
 var allCalls = make(chan struct{}, maxAllCalls)
 
+// LimitCalls lets no more calls of a process be under way at once than n, at least
+// 1, where that is less than there may be anyway: for a process that may start few
+// threads. It is called before any Gate is used.
+func LimitCalls(n int) { allCalls = make(chan struct{}, max(1, min(n, maxAllCalls))) }
+
 // Gate bounds the calls that are under way in one folder. Folders that stall,
 // such as those of a network or FUSE file system, so stop nothing but what waits
 // for them. Its methods may be called concurrently.

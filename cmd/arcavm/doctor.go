@@ -47,7 +47,7 @@ Exit code 0 if guests can run, 69 if they can't without --emulated.`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			device, err := checkKVM(kvm.DefaultPath)
-			findings := append(device, checkMemory(), checkProc(procfs))
+			findings := append(device, checkMemory(), checkProc(procfs), checkThreadRoom())
 			findings = append(findings, checkNetwork()...)
 			findings = append(findings, checkQEMU())
 			if writeErr := writeFindings(cmd.OutOrStdout(), findings); writeErr != nil {

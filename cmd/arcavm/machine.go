@@ -122,6 +122,9 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 		cfg.Network = m.policy
 	}
 	spareProcessor(cfg.CPUs)
+	if err := checkGuestThreads(cfg.CPUs); err != nil {
+		return err
+	}
 	vm, err := vmm.New(cfg)
 	if err != nil {
 		return err

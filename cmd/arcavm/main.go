@@ -57,6 +57,9 @@ func process(over func(io.Writer) io.Writer) int {
 		_ = watch(os.Stdin, os.NewFile(3, "terminal"))
 		return 0
 	}
+	if err := checkThreads(); err != nil {
+		return refuseToStart(err)
+	}
 	bench.Init()
 	stderr := stdio.NewWriter(os.Stderr)
 	queue := stdio.NewQueue(stderr)

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+
+	"github.com/fix-project/arcavm/internal/threads"
+	"github.com/fix-project/arcavm/share"
+)
+
+const (
+	// fewThreads are what any command needs beside those that it begins with, and
+	// one of Go's processors.
+	fewThreads = 4
+	// spareThreads are what a guest needs beside its CPUs and Go's processors: for
+	// the runtime itself, signals, and calls that wait.
+	spareThreads = 8
+)
+
+// checkThreads refuses to go on where Go's runtime would end the process before
+// long, for a thread that it can't have. It has Go use fewer processors where
+// there is no room for all.
+func checkThreads() error {
+	room, bounded := threads.Left()
+	if !bounded {
+		return nil
+	}
+	if room.Left < fewThreads {
+		return fewerThreads(room, fewThreads)
+	}
+	useProcessors(room.Left - fewThreads)
+	return nil
+}
+
+// checkGuestThreads is checkThreads for a guest with a number of CPUs. File calls,
+// each of which may cost a thread, get what is left.
+func checkGuestThreads(cpus int) error {
+	room, bounded := threads.Left()
+	if !bounded {
+		return nil
+	}
+	need := cpus + spareThreads + 1
+	if room.Left < need {
+		return fewerThreads(room, need)
+	}
+	useProcessors(room.Left - need + 1)
+	share.LimitCalls(max(1, room.Left-cpus-spareThreads-runtime.GOMAXPROCS(0)))
+	return nil
+}
+
+// useProcessors has Go use no more than a number of processors.
+func useProcessors(most int) {
+	if most < runtime.GOMAXPROCS(0) {
+		runtime.GOMAXPROCS(max(1, most))
+	}
+}
+
+func fewerThreads(room threads.Room, need int) error {
+	return &codeError{exitOS, fmt.Errorf("there is room for %d more threads, and arcavm needs %d: %s; allow more", max(0, room.Left), need, room.Bound)}
+}
+
+// refuseToStart says why the process ends before it has begun. It starts nothing.
+func refuseToStart(err error) int {
+	fmt.Fprintf(os.Stderr, "arcavm: %v\n", err)
+	return exitOS
+}
+
+func checkThreadRoom() finding {
+	f := finding{verdict: isOK, what: "threads", detail: "no limit below thousands"}
+	room, bounded := threads.Left()
+	if !bounded {
+		return f
+	}
+	f.detail = fmt.Sprintf("%d more may be started: %s", room.Left, room.Bound)
+	if room.Left < 2*spareThreads+share.MaxCalls {
+		f.verdict, f.remedy = isLimited, "allow more where guests have many CPUs or files that wait for a slow disk"
+	}
+	return f
+}
