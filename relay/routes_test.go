@@ -331,6 +331,7 @@ func TestHostIsOutOfReach(t *testing.T) {
 	connected, err := policies["no rules"].DialContext(t.Context(), "udp", late.AddrPort().String())
 	try(t, err)
 	defer connected.Close()
+	guest := start(t, setup{network: policies["no rules"]}).udpConnected(4096, late.AddrPort())
 	address, err := netlink.ParseAddr("10.9.0.50/24")
 	try(t, err)
 	for range 20 {
@@ -351,6 +352,8 @@ func TestHostIsOutOfReach(t *testing.T) {
 		if _, err := connected.Write([]byte("second")); !errors.Is(err, unix.EACCES) {
 			t.Errorf("connected before: %v, want EACCES", err)
 		}
+		guest.send(7, netip.AddrPort{}, []byte("second"))
+		guest.wantError(7, unix.EACCES, netip.AddrPort{})
 		try(t, netlink.AddrDel(near, address))
 	}
 }

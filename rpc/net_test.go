@@ -9,7 +9,9 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/rpc"
 	"github.com/fix-project/arcavm/rpc/rpctest"
 )
@@ -155,6 +157,60 @@ func TestFailures(t *testing.T) {
 }
 
 // TestPeerResets lets the peer go away in the middle.
+// TestPolicy connects to the host by all that reaches it: the rules hold, and
+// by the one that allows localhost the same targets are reached.
+func TestPolicy(t *testing.T) {
+	t.Parallel()
+	allow, err := relay.ParseRule(true, "out:localhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if err := ln.(*net.TCPListener).SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	port := uint16(ln.Addr().(*net.TCPAddr).Port)
+	denied := newMachine(t, rpc.Options{Network: relay.NewPolicy(relay.Host{}, nil, nil)})
+	allowed := newMachine(t, rpc.Options{Network: relay.NewPolicy(relay.Host{}, []relay.Rule{allow}, nil)})
+	for _, c := range []struct {
+		host    string
+		allowed bool
+	}{
+		{"127.0.0.1", true},
+		{"0.0.0.0", true},
+		{"::ffff:0.0.0.0", true},
+		{"localhost", true},
+		{"::%1", false},
+		{"::1%1", false},
+		{"::ffff:127.0.0.1%1", false},
+		{"64:ff9b::a9fe:a9fe", false},
+		{"224.0.0.1", false},
+	} {
+		for m, want := range map[*machine]bool{denied: false, allowed: c.allowed} {
+			before := m.server.Stats().ConnectsFailed
+			s := m.Connect(c.host, port)
+			if want {
+				conn, err := ln.Accept()
+				if err != nil {
+					t.Fatal(err)
+				}
+				conn.Close()
+			}
+			if n := s.Read(make([]byte, 1)); n != 0 {
+				t.Errorf("%s: %d bytes", c.host, n)
+			}
+			s.Close()
+			if failed := m.server.Stats().ConnectsFailed > before; failed == want {
+				t.Errorf("%s: refused %v, want %v", c.host, failed, !want)
+			}
+		}
+	}
+}
+
 func TestPeerResets(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, rpc.Options{})
