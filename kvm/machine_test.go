@@ -9,14 +9,16 @@ import (
 )
 
 var (
-	codeInAll   = []byte{0x31, 0xd2, 0xec, 0x66, 0xff, 0xc2, 0x75, 0xfa}                // xor %edx,%edx; 1: in %dx,%al; inc %dx; jnz 1b
-	codeOutAll  = []byte{0x31, 0xd2, 0xee, 0x66, 0xff, 0xc2, 0x75, 0xfa}                // xor %edx,%edx; 1: out %al,%dx; inc %dx; jnz 1b
-	codeTouch   = []byte{0x8b, 0x03, 0x89, 0x03}                                        // mov (%rbx),%eax; mov %eax,(%rbx)
-	codeMonitor = []byte{0xb8, 0, 0x60, 0, 0, 0x31, 0xc9, 0x31, 0xd2, 0x0f, 0x01, 0xc8} // mov $0x6000,%eax; xor %ecx,%ecx; xor %edx,%edx; monitor
-	codeRDPMC   = []byte{0x31, 0xc9, 0x0f, 0x33, 0x09, 0xd0}                            // xor %ecx,%ecx; rdpmc; or %edx,%eax
-	codeVMXON   = []byte{0xf3, 0x0f, 0xc7, 0x34, 0x25, 0, 0x60, 0, 0}                   // vmxon 0x6000
-	codeVMRUN   = []byte{0xb8, 0, 0x60, 0, 0, 0x0f, 0x01, 0xd8}                         // mov $0x6000,%eax; vmrun
-	codeKVMMSR  = []byte{0xb9, 1, 0x4d, 0x56, 0x4b, 0x31, 0xc0, 0x31, 0xd2, 0x0f, 0x30} // mov $0x4b564d01,%ecx; xor %eax,%eax; xor %edx,%edx; wrmsr
+	codeInAll   = []byte{0x31, 0xd2, 0xec, 0x66, 0xff, 0xc2, 0x75, 0xfa}                      // xor %edx,%edx; 1: in %dx,%al; inc %dx; jnz 1b
+	codeOutAll  = []byte{0x31, 0xd2, 0xee, 0x66, 0xff, 0xc2, 0x75, 0xfa}                      // xor %edx,%edx; 1: out %al,%dx; inc %dx; jnz 1b
+	codeTouch   = []byte{0x8b, 0x03, 0x89, 0x03}                                              // mov (%rbx),%eax; mov %eax,(%rbx)
+	codeMonitor = []byte{0xb8, 0, 0x60, 0, 0, 0x31, 0xc9, 0x31, 0xd2, 0x0f, 0x01, 0xc8}       // mov $0x6000,%eax; xor %ecx,%ecx; xor %edx,%edx; monitor
+	codeCR4     = []byte{0x0f, 0x20, 0xe0, 0x0d, 0, 0x20, 0, 0, 0x0f, 0x22, 0xe0}             // mov %cr4,%rax; or $0x2000,%eax; mov %rax,%cr4
+	codeEFER    = []byte{0xb9, 0x80, 0, 0, 0xc0, 0x0f, 0x32, 0x0d, 0, 0x10, 0, 0, 0x0f, 0x30} // mov $0xc0000080,%ecx; rdmsr; or $0x1000,%eax; wrmsr
+	codeRDPMC   = []byte{0x31, 0xc9, 0x0f, 0x33, 0x09, 0xd0}                                  // xor %ecx,%ecx; rdpmc; or %edx,%eax
+	codeVMXON   = []byte{0xf3, 0x0f, 0xc7, 0x34, 0x25, 0, 0x60, 0, 0}                         // vmxon 0x6000
+	codeVMRUN   = []byte{0xb8, 0, 0x60, 0, 0, 0x0f, 0x01, 0xd8}                               // mov $0x6000,%eax; vmrun
+	codeKVMMSR  = []byte{0xb9, 1, 0x4d, 0x56, 0x4b, 0x31, 0xc0, 0x31, 0xd2, 0x0f, 0x30}       // mov $0x4b564d01,%ecx; xor %eax,%eax; xor %edx,%edx; wrmsr
 )
 
 // newBareGuest makes a guest with local APICs and nothing else, as guests of
@@ -135,6 +137,8 @@ func TestHiddenFaults(t *testing.T) {
 		{"VMXON", codeVMXON, undefined},
 		{"VMRUN", codeVMRUN, undefined},
 		{"MONITOR", codeMonitor, undefined},
+		{"CR4.VMXE", codeCR4, protection},
+		{"EFER.SVME", codeEFER, protection},
 		{"RDPMC", codeRDPMC, protection},
 		{"KVM's registers", codeKVMMSR, protection},
 	} {

@@ -36,6 +36,17 @@ static void check_processor(void) {
 	require(cpuid(0x40000001).a >> 3 & 1, "kvmclock");
 }
 
+/* What a guest has no use for isn't there. */
+static void check_hidden(void) {
+	enum { VMX = 1 << 5, MONITOR = 1 << 3, PDCM = 1 << 15, SVM = 1 << 2, PERFCTR = 1 << 23 };
+	enum { CLOCK_ONLY = 1 | 1 << 3 | 1 << 24 };
+
+	require(!(cpuid(1).c & (VMX | MONITOR | PDCM)), "nothing of VMX, MONITOR, PDCM");
+	require(!(cpuid(0x80000001).c & (SVM | PERFCTR)), "nothing of SVM, PERFCTR");
+	require(!cpuid(0x8000000A).d && !cpuid(0x8000001F).a, "no leaves of SVM, SEV");
+	require(!(cpuid(0x40000001).a & ~CLOCK_ONLY) && !cpuid(0x40000001).d, "nothing of KVM but its clock");
+}
+
 static void check_entry(const struct percpu *c) {
 	enum { PG = 1u << 31, WP = 1 << 16, EM = 4, MP = 2, PE = 1 };
 	enum { PAE = 1 << 5, PGE = 1 << 7, OSFXSR = 1 << 9, OSXMMEXCPT = 1 << 10, FSGSBASE = 1 << 16, SMEP = 1 << 20, SMAP = 1 << 21 };
@@ -70,6 +81,7 @@ static void check_registers(void) {
 
 i32 program_main(void) {
 	check_processor();
+	check_hidden();
 	for (u32 i = 0; i < cpu_count; i++)
 		check_entry(cpus[i]);
 	if (cpuid(0x80000001).d >> 27 & 1)
