@@ -157,6 +157,10 @@ func (c Config) WithDefaults() (Config, error) {
 		return c, &ConfigError{"image", fmt.Sprintf("%s speaks the ABI of %v, which this monitor doesn't know", c.Image.Name, c.Image.ABI)}
 	}
 	older := c.abi() == ABIRequestResponse
+	if older && c.Image.ABI != image.ABIRequestResponse {
+		// Images of the older ABI have no note: that one is sure.
+		return c, &ConfigError{"abi", fmt.Sprintf("the note in %s says that it speaks %v, not the older request/response ABI", c.Image.Name, c.Image.ABI)}
+	}
 	if c.CPUs == 0 {
 		c.CPUs = 1
 		if older {

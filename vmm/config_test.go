@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/fix-project/arcavm/relay"
@@ -60,11 +61,22 @@ func TestDefaultsByABI(t *testing.T) {
 		"by the image":        {image.ABIStream, ABIOfImage, 1, DefaultMemory},
 		"by hand":             {image.ABIRequestResponse, ABIStream, 1, DefaultMemory},
 		"the older, by image": {image.ABIRequestResponse, ABIOfImage, min(DefaultRPCCPUs, runtime.NumCPU()), DefaultRPCMemory},
-		"the older, by hand":  {image.ABIStream, ABIRequestResponse, min(DefaultRPCCPUs, runtime.NumCPU()), DefaultRPCMemory},
+		"the older, by hand":  {image.ABIRequestResponse, ABIRequestResponse, min(DefaultRPCCPUs, runtime.NumCPU()), DefaultRPCMemory},
 	} {
 		got, err := Config{Image: &image.Image{ABI: c.image}, ABI: c.abi}.WithDefaults()
 		if err != nil || got.CPUs != c.cpus || got.Memory != c.memory {
 			t.Errorf("%s: %d CPUs, %d bytes, %v", name, got.CPUs, got.Memory, err)
 		}
+	}
+}
+
+// The note of an image can't be overruled: as a guest of the older ABI it would
+// do anything.
+func TestOlderABIOfStreamImage(t *testing.T) {
+	t.Parallel()
+	_, err := Config{Image: &image.Image{Name: "img", ABI: image.ABIStream}, ABI: ABIRequestResponse}.WithDefaults()
+	var bad *ConfigError
+	if !errors.As(err, &bad) || bad.Field != "abi" || !strings.Contains(bad.Reason, "img says that it speaks stream, version 1") {
+		t.Errorf("got %v", err)
 	}
 }

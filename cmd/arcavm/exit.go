@@ -54,7 +54,7 @@ func usageError(format string, args ...any) error {
 var flagNames = map[string]string{
 	"sockets": "--sockets",
 	"cpus":    "--cpus", "memory": "--mem", "window": "--window", "share": "--share",
-	"stream limit": "--limit streams", "ring limit": "--limit ring-memory",
+	"abi": "--abi", "stream limit": "--limit streams", "ring limit": "--limit ring-memory",
 }
 
 // explain returns the exit code and the sentence of an error that is neither
@@ -79,6 +79,9 @@ func explain(err error) (code int, text string) {
 		code = exitUsage
 		if name := flagNames[config.Field]; name != "" {
 			text = name + ": " + config.Reason
+		}
+		if config.Field == "abi" {
+			text += "; leave it out"
 		}
 	case errors.As(err, &load) && load.Need != 0:
 		code = exitUsage

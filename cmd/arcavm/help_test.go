@@ -62,6 +62,19 @@ func TestCompletion(t *testing.T) {
 			t.Errorf("%q: code %d, %q is not in %q", test.args, got.code, test.want, got.out)
 		}
 	}
+	// Usages are whole and have none of the help's quotes.
+	for _, cmd := range []string{"run", "demo", "bench", "inspect", "doctor"} {
+		got := inProcess("__complete", cmd, "--")
+		for line := range strings.Lines(got.out) {
+			flag, usage, described := strings.Cut(strings.TrimSpace(line), "\t")
+			if described && (usage == "" || strings.Contains(usage, "`") || strings.Count(usage, "(") != strings.Count(usage, ")")) {
+				t.Errorf("%s %s: %q", cmd, flag, usage)
+			}
+		}
+		if got.code != 0 || !strings.Contains(got.out, "\t") && cmd != "doctor" {
+			t.Errorf("%s: %+v", cmd, got)
+		}
+	}
 	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
 		if got := inProcess("completion", shell); got.code != 0 || !strings.Contains(got.out, "arcavm") {
 			t.Errorf("completion %s: code %d, %d bytes", shell, got.code, len(got.out))

@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/bench"
@@ -87,7 +89,9 @@ func execute(args []string, s streams) int {
 	s.protect()
 	root := newRootCommand(s)
 	root.SetArgs(args)
-	if !completes(args) {
+	if completes(args) {
+		plainUsages(root)
+	} else {
 		root.SetOut(printable.NewWriter(s.out))
 	}
 	cmd, err := root.ExecuteC()
@@ -166,4 +170,18 @@ func completes(args []string) bool {
 		return true
 	}
 	return false
+}
+
+// plainUsages has a shell show a flag's usage whole and as text: cobra shows its
+// first line, with the quotes that the help takes off.
+func plainUsages(cmd *cobra.Command) {
+	plain := func(f *pflag.Flag) {
+		_, usage := pflag.UnquoteUsage(f)
+		f.Usage = strings.Join(strings.Fields(usage), " ")
+	}
+	cmd.Flags().VisitAll(plain)
+	cmd.PersistentFlags().VisitAll(plain)
+	for _, c := range cmd.Commands() {
+		plainUsages(c)
+	}
 }

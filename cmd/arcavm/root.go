@@ -150,7 +150,11 @@ func flagError(cmd *cobra.Command, err error) error {
 	case errors.As(err, &unknown):
 		name := unknown.GetSpecifiedName()
 		text = "unknown flag --" + name
-		if unknown.GetSpecifiedShortnames() != "" {
+		if short := unknown.GetSpecifiedShortnames(); short != "" {
+			// Flags of one dash are of one letter; several are rather a name.
+			if len(short) > 1 {
+				name, _, _ = strings.Cut(short, "=")
+			}
 			text = "unknown flag -" + name
 		}
 		var names []string

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -72,6 +73,9 @@ rpc image can't be asked by SIGTERM, which ends it.`,
 			case args[0] == "":
 				return usageError("IMAGE is an empty name (usage: %s)", cmd.UseLine())
 			}
+			if err := refuseLongDash(cmd.Flags(), args[0]); err != nil {
+				return err
+			}
 			return m.refuseTimingWord(args[0])
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -124,6 +128,16 @@ rpc image can't be asked by SIGTERM, which ends it.`,
 	_ = cmd.MarkFlagDirname("share")
 	_ = cmd.MarkFlagDirname("sockets")
 	return cmd
+}
+
+// refuseLongDash refuses a flag whose dashes an editor has joined.
+func refuseLongDash(flags *pflag.FlagSet, name string) error {
+	short := strings.TrimLeft(name, "-\u2013\u2014")
+	flag, _, _ := strings.Cut(short, "=")
+	if f := flags.Lookup(flag); f == nil || strings.HasSuffix(name, "-"+short) || short == name {
+		return nil
+	}
+	return usageError("%q starts with a dash that is too long; write --%s", name, flag)
 }
 
 // refuseTimingWord refuses an image's name that is rather meant for --timing, whose value is not a word of its own.
