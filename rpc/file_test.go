@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/fix-project/arcavm/internal/leased"
+	"github.com/fix-project/arcavm/internal/stalled"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/rpc"
 	"github.com/fix-project/arcavm/rpc/message"
@@ -365,4 +366,37 @@ func TestOpenLeased(t *testing.T) {
 		m.settled(t)
 		m.stop()
 	}
+}
+
+// TestStalledFolder has a file's folder stop answering: other pipes go on, and a server that ends doesn't wait for it.
+func TestStalledFolder(t *testing.T) {
+	t.Parallel()
+	folder := stalled.New(t)
+	root, err := os.OpenRoot(folder.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	dir, fine := shared(t, true)
+	s := rpc.Share{Root: root, Writable: true, Named: map[string]rpc.Share{"fine": fine}}
+	if err := os.WriteFile(filepath.Join(dir, "f"), []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := newMachine(t, rpc.Options{Share: s})
+	f, kind := m.Open(stalled.File, message.Mode{Read: true, Write: true})
+	if f == nil {
+		t.Fatal("kind", kind)
+	}
+	f.Send(message.AppendFileRequest(nil, message.FileRequest{Op: message.FileRead, Length: 10}))
+	wait(t, folder.Arrived(), "the folder to be asked")
+	g, kind := m.Open("fine/f", read)
+	if g == nil {
+		t.Fatal("kind", kind)
+	}
+	b := make([]byte, 10)
+	if n := g.Read(b); string(b[:n]) != "content" {
+		t.Errorf("read %q", b[:n])
+	}
+	m.stop() // fails if that takes long
+	folder.End()
 }

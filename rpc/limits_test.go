@@ -1,6 +1,7 @@
 package rpc_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -62,5 +63,41 @@ func TestByteLimit(t *testing.T) {
 		t.Error("nothing was counted")
 	}
 	f.Close()
+	m.settled(t)
+}
+
+// TestDiskLimit has a guest write until its part of the disk is used up, and make folders.
+func TestDiskLimit(t *testing.T) {
+	t.Parallel()
+	const limit = 1 << 20
+	dir, share := shared(t, true)
+	m := newMachine(t, rpc.Options{Share: share, Limits: relay.Limits{Disk: limit}})
+	f, _ := m.Open("f", message.Mode{Append: true, Create: true})
+	for f.Write(make([]byte, 50_000)) == 50_000 {
+	}
+	info, err := os.Stat(filepath.Join(dir, "f"))
+	if err != nil || info.Size() > limit {
+		t.Error(info, err)
+	}
+	made := 0
+	for ; made < 2*limit/4096; made++ {
+		if _, ok := m.Mkdir(fmt.Sprint(made)); !ok {
+			break
+		}
+	}
+	if int64(made)*4096+info.Size() > limit {
+		t.Errorf("%d folders beside %d bytes", made, info.Size())
+	}
+	if f, kind := m.Open("g", create); f != nil || kind != message.Other {
+		t.Errorf("one more file was made, or kind %d", kind)
+	}
+	f.Close()
+	if f, _ = m.Open("f", create); f == nil || f.Write(make([]byte, 50_000)) != 50_000 {
+		t.Error("what was emptied isn't given back")
+	}
+	f.Close()
+	if s := m.server.Stats(); s.DiskLimited < 3 {
+		t.Errorf("%+v", s)
+	}
 	m.settled(t)
 }
