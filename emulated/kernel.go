@@ -44,24 +44,36 @@ func findKernel(ctx context.Context, given string, step func(string)) (kernel, e
 		}
 		return k, nil
 	}
-	cache, missing := kernelCache()
-	if missing == nil {
-		if k, ok := newestKernel(cache); ok {
-			return k, nil
-		}
-	}
-	if k, err := kernelBelow("/"); err == nil {
+	if k, ok := kernelHere(); ok {
 		return k, nil
 	}
-	err := missing
-	if err == nil {
-		var k kernel
-		if k, err = downloadKernel(ctx, cache, step); err == nil {
-			return k, nil
+	k, err := downloadKernel(ctx, step)
+	if err != nil {
+		return kernel{}, fmt.Errorf("%w: there is no Linux kernel to boot, and none can be downloaded: %w; "+
+			"that takes Debian's apt-get, dpkg-deb and a network, once; or set %s to a file linux-image-….deb or vmlinuz-…", ErrUnavailable, err, kernelVariable)
+	}
+	return k, nil
+}
+
+// kernelHere is one that takes no network.
+func kernelHere() (kernel, bool) {
+	if cache, err := kernelCache(); err == nil {
+		if k, ok := newestKernel(cache); ok {
+			return k, true
 		}
 	}
-	return kernel{}, fmt.Errorf("%w: there is no Linux kernel to boot, and none can be downloaded: %w; "+
-		"that takes Debian's apt-get, dpkg-deb and a network, once; or set %s to a file linux-image-….deb or vmlinuz-…", ErrUnavailable, err, kernelVariable)
+	k, err := kernelBelow("/")
+	return k, err == nil
+}
+
+// Kernel returns the file of the kernel that Run would use without a
+// Config.Kernel, or "" if it would download one.
+func Kernel() string {
+	if given := os.Getenv(kernelVariable); given != "" {
+		return given
+	}
+	k, _ := kernelHere()
+	return k.image
 }
 
 // kernelCache is the folder for downloaded kernels, which needn't be there.
@@ -231,8 +243,12 @@ func workFolder(cache string) (string, error) {
 	return work, nil
 }
 
-// downloadKernel unpacks a kernel package into a folder of its own in cache.
-func downloadKernel(ctx context.Context, cache string, step func(string)) (kernel, error) {
+// downloadKernel unpacks a kernel package into a folder of its own in the cache.
+func downloadKernel(ctx context.Context, step func(string)) (kernel, error) {
+	cache, err := kernelCache()
+	if err != nil {
+		return kernel{}, err
+	}
 	work, err := workFolder(cache)
 	if err != nil {
 		return kernel{}, err

@@ -268,6 +268,9 @@ func buildInitramfs(k kernel, cfg Config) (*os.File, int64, error) {
 		return nil, 0, err
 	}
 	err = writeInitramfs(f, init, modules, p, cfg)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		err = fmt.Errorf("make the initramfs (TMPDIR says in which folder): %w", err)
+	}
 	size, sizeErr := f.Seek(0, io.SeekEnd)
 	if err := errors.Join(err, sizeErr); err != nil {
 		f.Close()

@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/emulated"
 	"github.com/fix-project/arcavm/kvm"
 )
 
@@ -49,7 +50,7 @@ Exit code 0 if guests can run, 69 if they can't without --emulated.`,
 			device, err := checkKVM(kvm.DefaultPath)
 			findings := append(device, checkMemory(), checkProc(procfs), checkThreadRoom())
 			findings = append(findings, checkNetwork()...)
-			findings = append(findings, checkQEMU())
+			findings = append(findings, checkQEMU(), checkEmulatedKernel())
 			if writeErr := writeFindings(cmd.OutOrStdout(), findings); writeErr != nil {
 				return writeErr
 			}
@@ -287,4 +288,15 @@ func checkQEMU() finding {
 		}
 	}
 	return finding{verdict: isOK, what: "QEMU", detail: path + ", for arcavm run --emulated"}
+}
+
+func checkEmulatedKernel() finding {
+	const what = "Linux for --emulated"
+	if file := emulated.Kernel(); file != "" {
+		return finding{verdict: isOK, what: what, detail: file}
+	}
+	return finding{
+		verdict: isInfo, what: what, detail: "none yet: the first run downloads one, 27 MB, by apt-get",
+		remedy: "do that while there is a network, or set ARCAVM_EMULATED_KERNEL to a linux-image-….deb or vmlinuz-…",
+	}
 }

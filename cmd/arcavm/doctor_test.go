@@ -17,7 +17,7 @@ import (
 func TestDoctor(t *testing.T) {
 	t.Parallel()
 	got := inProcess("doctor")
-	for _, want := range []string{"/dev/kvm", "shared memory", "loopback", "IPv6", "way out, IPv4", "QEMU"} {
+	for _, want := range []string{"/dev/kvm", "shared memory", "loopback", "IPv6", "way out, IPv4", "QEMU", "Linux for --emulated"} {
 		if !strings.Contains(got.out, want) {
 			t.Errorf("%q is not in:\n%s", want, got.out)
 		}
