@@ -446,3 +446,66 @@ func TestPublishedTwiceTaken(t *testing.T) {
 		}
 	}
 }
+
+// As for TCP: one UDP socket is found at each address that its port is
+// published at.
+func TestPublishedTwiceForOneSocket(t *testing.T) {
+	t.Parallel()
+	families(t)
+	for _, first := range []string{"0.0.0.0:80", "[::]:80"} {
+		t.Run(first, func(t *testing.T) {
+			t.Parallel()
+			hosts := make(chan netip.AddrPort, 8)
+			p := relay.NewPolicy(relay.Host{}, ruleList(t, false, "*"), published(t, "0.0.0.0:0", "[::]:0"))
+			p.OnPublish = func(_ relay.Publish, host netip.AddrPort) { hosts <- host }
+			m := start(t, setup{network: p})
+			ask := func(u *udpSocket, host netip.AddrPort, at string) {
+				t.Helper()
+				c, addr := udpClient(t, netip.AddrPortFrom(netip.MustParseAddr(at), host.Port()))
+				for i := range 3 {
+					if _, err := c.Write(pattern(i, 1000)); err != nil {
+						t.Fatal(err)
+					}
+					u.wantDatagram(addr, pattern(i, 1000))
+					u.send(1, addr, pattern(i, 900))
+					wantRead(t, c, pattern(i, 900))
+				}
+				c.Close()
+			}
+			loopback := func(host netip.AddrPort) []string {
+				if host.Addr().Is4() {
+					return []string{"127.0.0.1", "127.0.0.2"}
+				}
+				return []string{"::1"}
+			}
+			for range 2 {
+				u := m.udpBound(64<<10, first)
+				both := []netip.AddrPort{<-hosts, <-hosts}
+				if u.local.String() != first || both[0].Addr() == both[1].Addr() {
+					t.Fatalf("the guest is at %v, published at %v", u.local, both)
+				}
+				for _, host := range both {
+					for _, at := range loopback(host) {
+						ask(u, host, at)
+					}
+				}
+				second := "[::]:80"
+				if first == second {
+					second = "0.0.0.0:80"
+				}
+				u2 := m.udpBound(64<<10, second)
+				own := <-hosts
+				ask(u2, own, loopback(own)[0])
+				ask(u, both[0], loopback(both[0])[0])
+				// What was the other side isn't this socket's any more.
+				to := wire.Endpoint{Addr: netip.MustParseAddr(loopback(own)[0]), Port: 9}
+				u.send(7, to.AddrPort(), []byte("x"))
+				u.wantError(7, unix.EAFNOSUPPORT, to.AddrPort())
+				ask(u, both[0], loopback(both[0])[0])
+				u2.Close()
+				u.Close()
+				m.wantFree()
+			}
+		})
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -185,6 +186,28 @@ func (p *Policy) ListenPacket(ctx context.Context, network, address string) (Pac
 	if err != nil {
 		return nil, err
 	}
+	first, err := p.openPacket(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	other := p.placeSpare(b)
+	if other == nil {
+		return first, nil
+	}
+	defer closeOnPanic(first)
+	second, err := p.openPacket(ctx, other)
+	if err != nil {
+		_ = first.Close()
+		return nil, err
+	}
+	if !other.spare.is(second) {
+		_ = second.Close()
+	}
+	return &joinedPacketConn{first, second}, nil
+}
+
+// openPacket binds a socket as b, and tells where that is.
+func (p *Policy) openPacket(ctx context.Context, b *binding) (*policedPacketConn, error) {
 	var c PacketConn
 	if err := p.bind(b, func(network, address string) (_ io.Closer, _ net.Addr, err error) {
 		if c, err = given(p.network.ListenPacket(ctx, network, address)); err != nil {
@@ -200,6 +223,29 @@ func (p *Policy) ListenPacket(ctx context.Context, network, address string) (Pac
 	}
 	p.tellPublished(b, c.LocalAddr(), policed)
 	return policed, nil
+}
+
+// joinedPacketConn is bound at the host addresses of both families. What isn't
+// relayed by this package uses the first only.
+type joinedPacketConn struct {
+	*policedPacketConn
+	second *policedPacketConn
+}
+
+// SecondPacketConn is the socket of the other family.
+func (c *joinedPacketConn) SecondPacketConn() PacketConn { return c.second }
+
+// SetDeadline sets that of both.
+func (c *joinedPacketConn) SetDeadline(t time.Time) error {
+	// The second one may be closed before the first.
+	_ = c.second.SetDeadline(t)
+	return c.policedPacketConn.SetDeadline(t)
+}
+
+// Close closes both.
+func (c *joinedPacketConn) Close() error {
+	_ = c.second.Close()
+	return c.policedPacketConn.Close()
 }
 
 func (p *Policy) tellPublished(b *binding, host net.Addr, socket io.Closer) {

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -52,14 +54,18 @@ func serveUDP(ctx context.Context, s *Stream) error {
 		interrupt(conn)
 		close(woken)
 	})
-	received := make(chan error, 1)
-	go func() {
-		err := u.receive(ended.Done())
-		if !s.Pipe.Caused(err) {
-			_ = s.Pipe.SetReadDeadline(past)
-		}
-		received <- err
-	}()
+	received := make(chan error, len(u.sides))
+	for _, side := range u.sides {
+		go func() {
+			err := side.run(ended.Done())
+			if side.gaveWay(err) {
+				err = nil
+			} else if !s.Pipe.Caused(err) {
+				_ = s.Pipe.SetReadDeadline(past)
+			}
+			received <- err
+		}()
+	}
 	err = u.send(ctx)
 	if !stop() {
 		<-woken
@@ -68,7 +74,10 @@ func serveUDP(ctx context.Context, s *Stream) error {
 	end()
 	interrupt(conn)
 	_ = s.Pipe.SetWriteDeadline(past)
-	rerr := <-received
+	var rerr error // the first one, which ended the others
+	for range u.sides {
+		rerr = cmp.Or(rerr, <-received)
+	}
 	switch {
 	case ctx.Err() != nil:
 		return unix.ECONNRESET
@@ -82,17 +91,38 @@ func serveUDP(ctx context.Context, s *Stream) error {
 // udp is a guest's socket. A goroutine for each direction moves datagrams; only reports come from both.
 type udp struct {
 	stream    *Stream
-	socket    datagrams
+	sides     []*udpSide
 	connected bool
 	peer      wire.Endpoint // zero if not connected
-	local     *localAddrs
-	addressed bool // the guest wants ReceivedDatagramAt
-	prefix    int  // bytes of a received datagram's frame before its data
+	addressed bool          // the guest wants ReceivedDatagramAt
+	prefix    int           // bytes of a received datagram's frame before its data
 
 	head [wire.HeaderSize + wire.SendDatagramFromPrefixSize]byte // of the frame that the guest sends
 
-	dropped uint32 // as the guest was last told
+	dropped uint32 // as the guest was last told; the ring's writer has it
+}
+
+// udpSide is a socket of the host that the guest's is made of: one, or on a
+// published port one for each family, each with a goroutine that receives.
+// ReserveWrite until CommitWrite keeps them apart.
+type udpSide struct {
+	*udp
+	socket datagrams
+	local  *localAddrs
+	second bool        // it may give way to another socket of the guest
+	gone   atomic.Bool // it has
+
+	lost    uint32 // datagrams, as the kernel last told
 	arrived int    // bytes of the datagram that was received last
+}
+
+// gaveWay reports whether err is that of a second side which was closed.
+func (u *udpSide) gaveWay(err error) bool {
+	if !u.second || !errors.Is(err, net.ErrClosed) {
+		return false
+	}
+	u.gone.Store(true)
+	return true
 }
 
 // datagrams is a socket for udp's two directions.
@@ -123,7 +153,7 @@ func (u *udp) open(ctx context.Context, m wire.UDPSocket) (packetSocket, error) 
 			return nil, err
 		}
 		u.peer = endpoint(conn.RemoteAddr())
-		return conn, u.useConnected(conn)
+		return conn, u.side().useConnected(conn)
 	}
 	at, err := localAddress(m.Local)
 	if err != nil {
@@ -133,11 +163,36 @@ func (u *udp) open(ctx context.Context, m wire.UDPSocket) (packetSocket, error) 
 	if err != nil {
 		return nil, err
 	}
-	return conn, u.useBound(conn)
+	if err := u.side().useBound(conn); err != nil {
+		return conn, err
+	}
+	if joined, ok := conn.(interface{ SecondPacketConn() PacketConn }); ok {
+		second := u.side()
+		second.second = true
+		return conn, second.useBound(joined.SecondPacketConn())
+	}
+	return conn, nil
 }
 
-// receive moves datagrams to the guest. It returns why there will be no more.
-func (u *udp) receive(done <-chan struct{}) error {
+// side adds a side.
+func (u *udp) side() *udpSide {
+	side := &udpSide{udp: u}
+	u.sides = append(u.sides, side)
+	return side
+}
+
+// sideFor is the side that a datagram goes from.
+func (u *udp) sideFor(to wire.Endpoint) *udpSide {
+	for _, side := range u.sides[1:] {
+		if side.local.host.Is6() == to.Addr.Is6() && to.Addr.IsValid() && !side.gone.Load() {
+			return side
+		}
+	}
+	return u.sides[0]
+}
+
+// run moves datagrams to the guest. It returns why there will be no more.
+func (u *udpSide) run(done <-chan struct{}) error {
 	for {
 		u.arrived = 0
 		if err := u.socket.receive(); err != nil {
@@ -159,9 +214,12 @@ func (u *udp) reserve(size int) (a, b []byte, err error) {
 }
 
 // commit sends the frame in a and b, whose data is in place: n bytes. The datagram came to local, as far as that is known.
-func (u *udp) commit(a, b []byte, m wire.ReceivedDatagram, local wire.Endpoint, n int) {
-	u.stream.server.count.datagramsDropped.Add(uint64(m.Dropped - u.dropped))
-	u.dropped = m.Dropped
+func (u *udpSide) commit(a, b []byte, m wire.ReceivedDatagram, local wire.Endpoint, n int) {
+	lost := m.Dropped - u.lost
+	u.lost = m.Dropped
+	u.stream.server.count.datagramsDropped.Add(uint64(lost))
+	u.dropped += lost
+	m.Dropped = u.dropped
 	local = u.local.received(m.From, local)
 	var prefix [wire.HeaderSize + wire.ReceivedDatagramAtPrefixSize]byte
 	if u.addressed {
@@ -319,7 +377,8 @@ func (u *udp) sendData(ctx context.Context, to, from wire.Endpoint, n int) (fail
 
 func (u *udp) sendTo(to, from wire.Endpoint, x, y []byte) error {
 	to.Addr = unmapped(to)
-	source, err := u.local.source(to, from)
+	side := u.sideFor(to)
+	source, err := side.local.source(to, from)
 	if err != nil {
 		return err
 	}
@@ -334,7 +393,10 @@ func (u *udp) sendTo(to, from wire.Endpoint, x, y []byte) error {
 		u.stream.server.reached(limitBytes, u.stream.Pipe.ID())
 		return unix.ENOBUFS
 	}
-	return u.socket.send(to, source, x, y)
+	if err = side.socket.send(to, source, x, y); side.gaveWay(err) {
+		return unix.EAFNOSUPPORT
+	}
+	return err
 }
 
 // A packetFilter is a [PacketConn] that does nothing but judge what goes through another one. With these methods it lets datagrams be moved
@@ -353,7 +415,7 @@ type datagramFilter interface {
 	Received(from netip.AddrPort)
 }
 
-func (u *udp) useBound(conn PacketConn) (err error) {
+func (u *udpSide) useBound(conn PacketConn) (err error) {
 	filter, _ := conn.(packetFilter)
 	below := conn
 	if filter != nil {
@@ -374,7 +436,7 @@ func (u *udp) useBound(conn PacketConn) (err error) {
 	return nil
 }
 
-func (u *udp) useConnected(conn net.Conn) (err error) {
+func (u *udpSide) useConnected(conn net.Conn) (err error) {
 	u.local = newLocalAddrs(endpoint(conn.LocalAddr()), wire.Endpoint{}, u.addressed)
 	if socket := asUDP(conn); socket != nil {
 		filter, _ := conn.(datagramFilter)
@@ -409,7 +471,7 @@ func asUDP(c net.Conn) *net.UDPConn {
 
 // otherDatagrams is a socket of a network that isn't the kernel's: a datagram is copied once.
 type otherDatagrams struct {
-	udp   *udp
+	udp   *udpSide
 	in    []byte
 	read  func(b []byte) (int, netip.AddrPort, error)
 	write func(b []byte, to wire.Endpoint) (int, error)

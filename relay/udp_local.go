@@ -27,6 +27,7 @@ const maxRemembered = 256
 // localAddrs is by which of a socket's local addresses datagrams come and go.
 type localAddrs struct {
 	guest    wire.Endpoint // where the guest believes that it is bound
+	host     netip.Addr    // where the socket is bound; the zero Addr: the kernel isn't asked
 	any      bool          // the socket is bound to all addresses of the host
 	nameable bool          // and so it is as the guest sees it
 	told     bool          // and the guest wants to know which one it was
@@ -51,7 +52,7 @@ type rememberedPeer struct {
 
 // newLocalAddrs is for a socket that is bound at host, as at guest.
 func newLocalAddrs(guest, host wire.Endpoint, addressed bool) *localAddrs {
-	l := &localAddrs{guest: guest, any: host.Addr.IsUnspecified()}
+	l := &localAddrs{guest: guest, host: host.Addr, any: host.Addr.IsUnspecified()}
 	l.nameable = l.any && guest == host
 	l.told = l.nameable && addressed
 	return l

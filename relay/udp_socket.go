@@ -14,7 +14,7 @@ import (
 
 // kernelDatagrams is a kernel's UDP socket. Datagrams go from it into the ring, and from the ring into it, in one system call each, wrapped or not.
 type kernelDatagrams struct {
-	udp    *udp
+	udp    *udpSide
 	raw    syscall.RawConn
 	filter datagramFilter // nil: none
 	ipv6   bool
@@ -30,7 +30,7 @@ type kernelDatagrams struct {
 
 // newKernelDatagrams has the kernel count what it drops, keep what the network reports about datagrams that were sent, and tell the local address of those that
 // come, if the socket has several.
-func newKernelDatagrams(u *udp, socket *net.UDPConn, filter datagramFilter) (*kernelDatagrams, error) {
+func newKernelDatagrams(u *udpSide, socket *net.UDPConn, filter datagramFilter) (*kernelDatagrams, error) {
 	raw, err := socket.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -103,7 +103,7 @@ func (d *kernelDatagrams) deliver(fd uintptr, size int) error {
 	if d.filter != nil {
 		d.filter.Received(from.AddrPort())
 	}
-	dropped, local := d.in.told(d.udp.dropped)
+	dropped, local := d.in.told(d.udp.lost)
 	d.udp.commit(a, b, wire.ReceivedDatagram{From: from, Size: uint32(size), Dropped: dropped}, local, min(size, len(x)+len(y)))
 	return nil
 }
