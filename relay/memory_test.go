@@ -3,6 +3,8 @@ package relay_test
 import (
 	"crypto/tls"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -10,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,11 +32,15 @@ func TestStreamMemory(t *testing.T) {
 	const n, warm = 100, 16
 	a := relaytest.NewAuthority(t)
 	m := start(t, setup{
-		quiet: true, streams: 8*(n+warm) + 8, window: 256 << 20, root: folderOfNames(t),
+		quiet: true, streams: 9*(n+warm) + 8, window: 256 << 20, root: folderOfNames(t),
 		tls: relay.TLS{RootCAs: a.Pool, Certificates: []tls.Certificate{a.Issue(t, nil)}},
 	})
 	usual, hostile := tlsServers(t, a, 0), tlsServers(t, a, 26<<10)
 	l, to := hostListener(t, "127.0.0.1:0")
+	peers := make([]*net.UDPConn, 220)
+	for i := range peers {
+		peers[i], _ = hostUDP(t, "127.0.0.1:0")
+	}
 	for _, c := range []struct {
 		name string
 		most int // KiB
@@ -49,6 +56,7 @@ func TestStreamMemory(t *testing.T) {
 		{"TCP listener", 20, func() { m.listen("127.0.0.1:0", 0) }},
 		{"TLS listener", 24, func() { m.tlsListen("127.0.0.1:0") }},
 		{"UDP socket, after a datagram of 60,000 bytes", 20, func() { m.sendLarge() }},
+		{"UDP socket at all addresses, after 220 peers", 44, func() { m.hearAll(peers) }},
 		{"file system, after a listing of 64 KiB", 20, func() { m.listAll() }},
 		{"TLS connection", 40, func() { m.tlsTo(usual) }},
 		{"TLS connection, after a chain of 26 KiB", 160, func() { m.tlsTo(hostile) }},
@@ -91,6 +99,20 @@ func (m *machine) smallPipe() *pipestest.GuestConn {
 		m.t.Fatal(err)
 	}
 	return c
+}
+
+// hearAll receives a datagram of each peer by one of all addresses.
+func (m *machine) hearAll(peers []*net.UDPConn) {
+	m.t.Helper()
+	u := m.udpBound(4096, "0.0.0.0:0")
+	u.SetDeadline(time.Time{})
+	in := make([]byte, wire.HeaderSize+wire.ReceivedDatagramPrefixSize+1)
+	for _, p := range peers {
+		sendTo(m.t, p, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), u.local.Port()), []byte("x"))
+		if _, err := io.ReadFull(u, in); err != nil {
+			m.t.Fatal(err)
+		}
+	}
 }
 
 // sendLarge sends a datagram that is larger than the ring.

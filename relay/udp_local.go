@@ -22,7 +22,7 @@ import (
 // A socket that is bound to one address has no other.
 
 // maxRemembered is how many peers a socket remembers the local address of.
-const maxRemembered = 256
+const maxRemembered = 200
 
 // localAddrs is by which of a socket's local addresses datagrams come and go.
 type localAddrs struct {
@@ -38,16 +38,25 @@ type localAddrs struct {
 	lastLocal netip.Addr
 
 	mu    sync.Mutex
-	known map[wire.Endpoint]int // by peer, an index of peers
-	peers []rememberedPeer      // at most maxRemembered
-	now   uint64                // grows with each use of remember
+	known map[peerKey]uint8 // an index of peers
+	peers []rememberedPeer  // at most maxRemembered
+	now   uint32            // grows with each use of remember
 }
+
+// peerKey is a wire.Endpoint in less memory.
+type peerKey struct {
+	addr  [16]byte
+	scope uint32
+	port  uint16
+}
+
+func keyOf(e wire.Endpoint) peerKey { return peerKey{e.Addr.As16(), e.Scope, e.Port} }
 
 // rememberedPeer is a peer and the local address that it asked.
 type rememberedPeer struct {
-	peer  wire.Endpoint
-	local netip.Addr
-	heard uint64 // when it was last heard of, by now
+	peer  peerKey
+	local [16]byte // IPv4 inside IPv6
+	heard uint32   // when it was last heard of, by now
 }
 
 // newLocalAddrs is for a socket that is bound at host, as at guest.
@@ -77,7 +86,8 @@ func (l *localAddrs) received(peer wire.Endpoint, local wire.Endpoint) wire.Endp
 
 // remember forgets the peer that hasn't been heard of for longest, when there
 // are too many.
-func (l *localAddrs) remember(peer wire.Endpoint, local netip.Addr) {
+func (l *localAddrs) remember(from wire.Endpoint, local netip.Addr) {
+	peer := keyOf(from)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	i, ok := l.known[peer]
@@ -85,21 +95,21 @@ func (l *localAddrs) remember(peer wire.Endpoint, local netip.Addr) {
 	case ok:
 	case len(l.peers) < maxRemembered:
 		if l.known == nil {
-			l.known = make(map[wire.Endpoint]int)
+			l.known = make(map[peerKey]uint8)
 		}
-		i = len(l.peers)
+		i = uint8(len(l.peers))
 		l.peers = append(l.peers, rememberedPeer{})
 	default:
 		for j := range l.peers {
 			if l.peers[j].heard < l.peers[i].heard {
-				i = j
+				i = uint8(j)
 			}
 		}
 		delete(l.known, l.peers[i].peer)
 	}
 	l.now++
 	l.known[peer] = i
-	l.peers[i] = rememberedPeer{peer, local, l.now}
+	l.peers[i] = rememberedPeer{peer, local.As16(), l.now}
 }
 
 // source returns the address that a datagram is to go from; the zero Addr
@@ -119,8 +129,9 @@ func (l *localAddrs) source(to, from wire.Endpoint) (netip.Addr, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if i, ok := l.known[to]; ok {
-		return l.peers[i].local, nil
+	// Without a destination there is a peer, and no choice.
+	if i, ok := l.known[keyOf(to)]; ok && to.Addr.IsValid() {
+		return netip.AddrFrom16(l.peers[i].local).Unmap(), nil
 	}
 	return netip.Addr{}, nil
 }

@@ -150,7 +150,7 @@ func TestUDPRemembersPeers(t *testing.T) {
 	for range 3 {
 		var clients []*net.UDPConn
 		var addrs []netip.AddrPort
-		for range 250 {
+		for range 200 {
 			c, addr := udpClient(t, asked)
 			if _, err := c.Write([]byte("question")); err != nil {
 				t.Fatal(err)

@@ -80,6 +80,53 @@ func TestPublishUDP(t *testing.T) {
 	}
 }
 
+// A port that is published by an address of each family is reached by both, and
+// answers come from the address that was asked.
+func TestPublishBothFamilies(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	for _, c := range []struct{ protocol, image, args string }{
+		{"tcp", "echo", "0.0.0.0:80"},
+		{"udp", "udp", "echo 0.0.0.0:80"},
+		{"udp", "udp", "echo [::]:80"},
+	} {
+		t.Run(c.protocol+" "+c.args, func(t *testing.T) {
+			t.Parallel()
+			words := []string{"run", "--deny", "*", "--publish", "0.0.0.0:0:80/" + c.protocol, "--publish", "[::]:0:80/" + c.protocol, imageFile(t, c.image)}
+			r := start(t, false, append(words, strings.Fields(c.args)...)...)
+			told := strings.ToUpper(c.protocol) + " port 80 of the guest is at "
+			var asked []string
+			for range 2 {
+				_, port, err := net.SplitHostPort(after(t, r.line(told), told))
+				if err != nil {
+					t.Fatal(err)
+				}
+				asked = append(asked, port)
+			}
+			if c.args == "echo [::]:80" {
+				asked[0], asked[1] = asked[1], asked[0]
+			}
+			for _, at := range []string{"127.0.0.1:" + asked[0], "127.0.0.2:" + asked[0], "[::1]:" + asked[1]} {
+				conn := dialed(t, c.protocol, at)
+				buf := make([]byte, 100)
+				for _, text := range []string{"first", "second"} {
+					if _, err := conn.Write([]byte(text)); err != nil {
+						t.Fatal(err)
+					}
+					if n, err := conn.Read(buf); err != nil || string(buf[:n]) != text {
+						t.Errorf("asked %s, and got %q, %v, want %q", at, buf[:n], err, text)
+					}
+				}
+				conn.Close()
+			}
+			r.signal(syscall.SIGINT)
+			if code := r.exitCode(); code != 0 {
+				t.Errorf("code %d", code)
+			}
+		})
+	}
+}
+
 // Rules for what comes in are about where the guest may listen.
 func TestPolicyIn(t *testing.T) {
 	t.Parallel()
