@@ -372,6 +372,9 @@ func (g *Guest) wait(j *journal, name, text string) {
 	ctx, cancel := g.time()
 	defer cancel()
 	if !j.wait(text, ctx.Done()) {
+		if ctx.Err() == nil {
+			<-g.done // the journal was closed; this follows
+		}
 		g.fail(fmt.Sprintf("didn't say %q on its %s", text, name))
 	}
 }
