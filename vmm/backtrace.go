@@ -13,6 +13,7 @@ import (
 const (
 	maxBacktrace = 64      // frames that are shown
 	outermost    = 16      // of these, that are shown whatever is left out
+	maxInlined   = 64      // frames of inlined calls, beside those
 	maxWalk      = 1 << 16 // frames that are looked at, so that recursion can be folded
 	maxCycle     = 8       // functions of one round of a recursion
 	minRepeats   = 2       // rounds that are folded, beside the one that is shown
@@ -26,26 +27,44 @@ func (v *VM) backtrace(r *Registers, after bool) []Frame {
 }
 
 func backtrace(m *memory, img *image.Image, r *Registers, after bool) []Frame {
+	return walk(m, img, r, after).frames(img)
+}
+
+// trace is a backtrace without names, which cost more than the walk and don't
+// depend on what the guest does next.
+type trace struct {
+	rip    uint64
+	inside uint64 // the instruction that matters
+	steps  []step
+}
+
+func walk(m *memory, img *image.Image, r *Registers, after bool) trace {
 	w := walker{memory: m, image: img, cr3: r.CR3}
-	frames := []Frame{symbolize(img, r.RIP, w.instruction(r.RIP, after))}
-	steps := fold(w.callers(r))
-	skipped := 0
+	return trace{rip: r.RIP, inside: w.instruction(r.RIP, after), steps: fold(w.callers(r))}
+}
+
+// frames names what the trace has.
+func (t trace) frames(img *image.Image) []Frame {
+	steps, skipped := t.steps, 0
 	if over := 1 + len(steps) - maxBacktrace; over > 0 {
 		first := len(steps) - outermost - over
 		for _, s := range steps[first : first+over] {
 			skipped += 1 + s.repeats*s.cycle
 		}
-		steps = slices.Delete(steps, first, first+over)
+		steps = slices.Concat(steps[:first], steps[first+over:])
 	}
+	inlined := maxInlined
+	frames := symbolize(nil, img, t.rip, t.inside, &inlined)
 	for i, s := range steps {
+		first := len(frames)
 		// The return address may already lie in the next function if the call
 		// was the last instruction of its own.
-		f := symbolize(img, s.address, s.address-1)
+		frames = symbolize(frames, img, s.address, s.address-1, &inlined)
+		f := &frames[len(frames)-1]
 		f.Repeats, f.Cycle = s.repeats, s.cycle
 		if i == len(steps)-outermost {
-			f.Skipped = skipped
+			frames[first].Skipped = skipped
 		}
-		frames = append(frames, f)
 	}
 	return frames
 }
@@ -251,17 +270,26 @@ func recursion(calls []uint64) (cycle, repeats int) {
 	return 1, 0
 }
 
-// symbolize names what holds the address inside and its line, and says how far
-// address lies behind its start.
-func symbolize(img *image.Image, address, inside uint64) Frame {
-	f := Frame{Address: address}
+// symbolize appends the frame of what holds the address inside, with its line,
+// after those of the inlined calls that it is in, while some are left. Address
+// is how far behind.
+func symbolize(frames []Frame, img *image.Image, address, inside uint64, left *int) []Frame {
+	file, line, _ := img.Line(inside)
+	for _, c := range img.Inlined(inside) {
+		if *left > 0 {
+			*left--
+			frames = append(frames, Frame{
+				Address: address, Symbol: hypercall.Printable(c.Function), Inlined: true,
+				File: hypercall.Printable(file), Line: line,
+			})
+		}
+		file, line = c.File, c.Line
+	}
+	f := Frame{Address: address, File: hypercall.Printable(file), Line: line}
 	if s, off, ok := img.Lookup(inside); ok {
 		f.Symbol, f.Offset = hypercall.Printable(s.Name), off+(address-inside)
 	}
-	if file, line, ok := img.Line(inside); ok {
-		f.File, f.Line = hypercall.Printable(file), line
-	}
-	return f
+	return append(frames, f)
 }
 
 func readPhysical(m *memory, address uint64) (uint64, bool) {

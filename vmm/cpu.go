@@ -23,7 +23,7 @@ type cpu struct {
 
 	running    atomic.Bool // from VM.Run's start to the thread's end
 	inspection atomic.Pointer[inspection]
-	last       CPUState // as it left the guest for good; see outcome.reported
+	last       snapshot // as it left the guest for good; see outcome.reported
 }
 
 // maxExitReason bounds the exit reasons counted one by one; KVM has about 40.

@@ -46,7 +46,7 @@ func FuzzBacktrace(f *testing.F) {
 		defer clear(m.ram.mem[:len(low)])
 		r := &Registers{Regs: kvm.Regs{RIP: rip, RBP: rbp, RSP: rbp}, CR3: cr3}
 		frames := backtrace(m, img, r, true)
-		if n := len(frames); n < 1 || n > maxBacktrace {
+		if n := len(frames); n < 1 || n > maxBacktrace+maxInlined {
 			t.Errorf("%d frames", n)
 		}
 		for _, frame := range frames {

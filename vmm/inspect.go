@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/fix-project/arcavm/kvm"
+	"github.com/fix-project/arcavm/vmm/image"
 )
 
 // How a running CPU is looked at. The reporter leaves an inspection with the
@@ -22,8 +23,22 @@ import (
 type inspection struct {
 	taken    atomic.Bool
 	answered chan struct{}   // closed by the CPU's thread, if it has taken it
-	state    CPUState        // valid from then on
+	found    snapshot        // valid from then on
 	complete <-chan struct{} // the whole report's end
+}
+
+// snapshot is what a CPU was doing, without names.
+type snapshot struct {
+	state CPUState
+	trace trace
+}
+
+// named adds the backtrace, which takes no guest.
+func (s snapshot) named(img *image.Image) CPUState {
+	if s.state.Registers != nil {
+		s.state.Backtrace = s.trace.frames(img)
+	}
+	return s.state
 }
 
 const (
@@ -49,12 +64,20 @@ func (v *VM) Report() (*Report, error) {
 	if freed {
 		return nil, ErrClosed
 	}
-	// Read symbols and lines before the CPUs' time begins.
+	// Read the symbols before the CPUs' time begins: a walk needs them.
 	v.cfg.Image.Lookup(0)
-	v.cfg.Image.Line(0)
+	found, log := v.inspect()
+	r := &Report{Log: log}
+	for _, s := range found {
+		r.CPUs = append(r.CPUs, s.named(v.cfg.Image))
+	}
+	return r, nil
+}
+
+// inspect stops the CPUs for as long as it takes to look at all of them.
+func (v *VM) inspect() ([]snapshot, []string) {
 	complete := make(chan struct{})
 	defer close(complete)
-	r := &Report{Log: v.log.tail()}
 	asked := make([]*inspection, len(v.cpus))
 	for i, c := range v.cpus {
 		asked[i] = &inspection{answered: make(chan struct{}), complete: complete}
@@ -76,33 +99,33 @@ func (v *VM) Report() (*Report, error) {
 		}
 	}
 	var overdue sync.WaitGroup
-	r.CPUs = make([]CPUState, len(v.cpus))
+	found := make([]snapshot, len(v.cpus))
 	stop := time.Now().Add(peekPatience)
 	for i, c := range v.cpus {
-		overdue.Go(func() { r.CPUs[i] = c.answerOf(asked[i], stop) })
+		overdue.Go(func() { found[i] = c.answerOf(asked[i], stop) })
 	}
 	overdue.Wait()
 	for _, c := range v.cpus {
 		c.inspection.Store(nil)
 	}
-	return r, nil
+	return found, v.log.tail()
 }
 
 // answerOf returns the answer to an inspection, or takes it.
-func (c *cpu) answerOf(q *inspection, stop time.Time) CPUState {
+func (c *cpu) answerOf(q *inspection, stop time.Time) snapshot {
 	if !q.taken.CompareAndSwap(false, true) {
 		<-q.answered
-		return q.state
+		return q.found
 	}
-	s := CPUState{CPU: c.index, Activity: Stopped}
+	s := snapshot{state: CPUState{CPU: c.index, Activity: Stopped}}
 	if c.running.Load() {
-		s.Activity = InMonitor
+		s.state.Activity = InMonitor
 	}
 	registers := make(chan *Registers, 1)
 	go func() { registers <- c.registers() }()
 	select {
-	case s.Registers = <-registers:
-		c.trace(&s)
+	case s.state.Registers = <-registers:
+		c.walk(&s)
 	case <-time.After(time.Until(stop)):
 	}
 	return s
@@ -112,27 +135,27 @@ func (c *cpu) answerOf(q *inspection, stop time.Time) CPUState {
 // exit is under way.
 func (c *cpu) answer(q *inspection) {
 	if q.taken.CompareAndSwap(false, true) {
-		q.state = c.look()
+		q.found = c.look()
 		close(q.answered)
 	}
 	<-q.complete
 }
 
 // look returns what the CPU is doing. It runs on its thread.
-func (c *cpu) look() CPUState {
-	s := CPUState{CPU: c.index, Registers: c.registers()}
+func (c *cpu) look() snapshot {
+	s := snapshot{state: CPUState{CPU: c.index, Registers: c.registers()}}
 	if state, err := c.vcpu.GetMPState(); err == nil && state == kvm.MPHalted {
-		s.Activity = Halted
+		s.state.Activity = Halted
 	}
-	c.trace(&s)
+	c.walk(&s)
 	return s
 }
 
-// trace adds the backtrace. Only a CPU that was running is at the
-// instruction that RIP names.
-func (c *cpu) trace(s *CPUState) {
-	if s.Registers != nil {
-		s.Backtrace = c.vm.backtrace(s.Registers, s.Activity != Running)
+// walk adds the trace. Only a CPU that was running is at the instruction that
+// RIP names.
+func (c *cpu) walk(s *snapshot) {
+	if s.state.Registers != nil {
+		s.trace = walk(c.vm.memory, c.vm.cfg.Image, s.state.Registers, s.state.Activity != Running)
 	}
 }
 
@@ -187,7 +210,7 @@ func (v *VM) await(running *sync.WaitGroup) {
 func (v *VM) lasts() []CPUState {
 	states := make([]CPUState, 0, len(v.cpus))
 	for _, c := range v.cpus {
-		states = append(states, c.last)
+		states = append(states, c.last.named(v.cfg.Image))
 	}
 	return states
 }

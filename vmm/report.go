@@ -85,6 +85,9 @@ type Frame struct {
 	// once more, one after the other. Both are 0 for a frame that doesn't end a
 	// recursion.
 	Repeats, Cycle int
+	// Inlined says that the compiler has put this call into the function of the
+	// next frame. It has the same Address, and no Offset.
+	Inlined bool
 	// Skipped is how many frames are left out before this one.
 	Skipped int
 }
@@ -92,10 +95,16 @@ type Frame struct {
 func (f Frame) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%#016x ", f.Address)
-	if f.Symbol == "" {
+	switch {
+	case f.Symbol == "":
 		b.WriteString(unknownSymbol)
-	} else {
+	case f.Inlined:
+		b.WriteString(f.Symbol)
+	default:
 		fmt.Fprintf(&b, "%s+%#x", f.Symbol, f.Offset)
+	}
+	if f.Inlined {
+		b.WriteString(" [inlined]")
 	}
 	if f.File != "" {
 		fmt.Fprintf(&b, " (%s:%d)", f.File, f.Line)
@@ -111,16 +120,22 @@ func (s *CPUState) place() string {
 	return " at " + s.at()
 }
 
-// at names the innermost frame; "?" if there is none.
+// at names the function that the CPU is in; "?" if that isn't known.
 func (s *CPUState) at() string {
 	if len(s.Backtrace) == 0 {
 		return unknownSymbol
 	}
-	f := s.Backtrace[0]
+	f := s.Backtrace[s.inlined()]
 	if f.Symbol == "" {
 		return fmt.Sprintf("%#x", f.Address)
 	}
 	return fmt.Sprintf("%s+%#x", f.Symbol, f.Offset)
+}
+
+// inlined returns how many inlined calls the backtrace begins with; after them
+// there is a frame.
+func (s *CPUState) inlined() int {
+	return max(0, slices.IndexFunc(s.Backtrace, func(f Frame) bool { return !f.Inlined }))
 }
 
 // WriteReport writes everything that is known, for a person to read.
@@ -205,18 +220,16 @@ func writeCPUs(b *strings.Builder, cpus []CPUState) {
 // from the same places, and are in the same function. A loop that several CPUs
 // are in counts as one place.
 func (s *CPUState) like(o *CPUState) bool {
-	if s.Activity != o.Activity || len(s.Backtrace) != len(o.Backtrace) ||
-		(s.Registers == nil) != (o.Registers == nil) {
+	if s.Activity != o.Activity || (s.Registers == nil) != (o.Registers == nil) ||
+		len(s.Backtrace) == 0 || len(o.Backtrace) == 0 {
+		return s.Activity == o.Activity && s.Registers == nil && o.Registers == nil
+	}
+	a, b := s.Backtrace[s.inlined():], o.Backtrace[o.inlined():]
+	if !slices.Equal(a[1:], b[1:]) {
 		return false
 	}
-	for i, f := range s.Backtrace {
-		g := o.Backtrace[i]
-		if f == g || i == 0 && f.Symbol != "" && f.Address-f.Offset == g.Address-g.Offset && f.Symbol == g.Symbol {
-			continue
-		}
-		return false
-	}
-	return true
+	return a[0] == b[0] || a[0].Symbol != "" && a[0].Symbol == b[0].Symbol &&
+		a[0].Address-a[0].Offset == b[0].Address-b[0].Offset
 }
 
 func (s *CPUState) writeBacktrace(b *strings.Builder) {

@@ -65,10 +65,10 @@ func golden(t *testing.T, name, report string) {
 func TestBacktrace(t *testing.T) {
 	t.Parallel()
 	for how, want := range map[string]string{
-		"panic":     "panic_at program_main run_program thread_begin ",
+		"panic":     "hypercall panic_at inlined program_main run_program thread_begin ",
 		"frameless": "call_panic frameless program_main run_program thread_begin ",
 		"fault":     "read_word fault program_main run_program thread_begin ",
-		"rounds":    "panic_at round_two round_one round_two 99×2 round_one program_main run_program thread_begin ",
+		"rounds":    "hypercall panic_at inlined round_two round_one round_two 99×2 round_one program_main run_program thread_begin ",
 	} {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()

@@ -42,6 +42,7 @@ type frameRecord struct {
 	Repeats int    `json:"repeats,omitempty"`
 	Cycle   int    `json:"cycle,omitempty"`
 	Skipped int    `json:"skipped,omitempty"`
+	Inlined bool   `json:"inlined,omitempty"`
 }
 
 func newCrashRecord(e *vmm.CrashError) crashRecord {
@@ -73,7 +74,7 @@ func newCPURecord(s vmm.CPUState) cpuRecord {
 	}
 	for _, f := range s.Backtrace {
 		r.Backtrace = append(r.Backtrace, frameRecord{
-			Address: hex(f.Address), Symbol: f.Symbol, Offset: f.Offset, File: f.File, Line: f.Line, Repeats: f.Repeats, Cycle: f.Cycle, Skipped: f.Skipped,
+			Address: hex(f.Address), Symbol: f.Symbol, Offset: f.Offset, File: f.File, Line: f.Line, Repeats: f.Repeats, Cycle: f.Cycle, Skipped: f.Skipped, Inlined: f.Inlined,
 		})
 	}
 	return r

@@ -94,6 +94,10 @@ type Image struct {
 	linesOnce sync.Once
 	lines     lineTable
 	linesErr  error
+
+	inlinedMu   sync.Mutex // guards what inlined has read so far
+	inlinedOnce sync.Once
+	inlined     *inlinedTable // nil: there is none that can be read
 }
 
 // FormatError says why a file is not an image that can run.

@@ -170,6 +170,21 @@ type lineTable struct {
 	files     []lineFile
 	rows      []lineRow
 	sequences []lineSequence // ascending by low
+	units     map[uint64]lineUnit
+}
+
+// lineUnit is where a unit's files are, by the offset of its line table.
+type lineUnit struct {
+	first, end, base int // in files; base is the number of the first one
+}
+
+// fileOf returns the name of a unit's file, "" if there is none.
+func (t *lineTable) fileOf(unit, file uint64) string {
+	u := t.units[unit]
+	if n := file - uint64(u.base); file >= uint64(u.base) && n < uint64(u.end-u.first) {
+		return t.path(t.files[uint64(u.first)+n])
+	}
+	return ""
 }
 
 func (t *lineTable) find(address uint64) (file string, line int, found bool) {
@@ -219,7 +234,9 @@ var (
 
 // read reads all units. Sequences that don't begin where has says are left out.
 func (t *lineTable) read(has func(uint64) bool) error {
+	t.units = map[uint64]lineUnit{}
 	for c := (cursor{b: t.text[inLine]}); len(c.b) > 0; {
+		start := c.at
 		unit, is64 := c.unit()
 		if c.bad {
 			return errLines
@@ -227,6 +244,13 @@ func (t *lineTable) read(has func(uint64) bool) error {
 		p := lineProgram{table: t, has: has, cursor: cursor{b: unit, at: c.at - uint64(len(unit)), is64: is64}}
 		if err := p.run(); err != nil {
 			return err
+		}
+		u := lineUnit{first: p.files, end: len(t.files)}
+		if p.version < 5 {
+			u.base = 1
+		}
+		if u.end > u.first && len(t.units) < maxUnits {
+			t.units[start] = u
 		}
 	}
 	slices.SortStableFunc(t.sequences, func(a, b lineSequence) int { return cmp.Compare(a.low, b.low) })

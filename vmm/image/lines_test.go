@@ -146,6 +146,72 @@ func TestLine(t *testing.T) {
 	}
 }
 
+// What the compiler has inlined is found, with its name and where it is called.
+func TestInlined(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]image.Inlined{
+		"trace":             {Function: "inlined", File: "programs/trace.c", Line: 84},
+		"lines-dwarf4":      {Function: "core::hint::black_box", File: "lines.rs", Line: 17},
+		"lines-dwarf5":      {Function: "core::hint::black_box", File: "lines.rs", Line: 17},
+		"lines-dwarf5-zlib": {Function: "core::hint::black_box", File: "lines.rs", Line: 17},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			img := parsed(t, lineImages(t)[name], name)
+			found := 0
+			var others []image.Inlined
+			for s := range img.Symbols() {
+				for a := s.Start; a < s.Start+s.Size; a++ {
+					for _, c := range img.Inlined(a) {
+						if c == want {
+							found++
+						} else if len(others) < 20 {
+							others = append(others, c)
+						}
+					}
+				}
+			}
+			if found == 0 {
+				t.Errorf("%+v isn't found, but %+v", want, others)
+			}
+		})
+	}
+	if c := parsed(t, images.Bytes("hello"), "hello").Inlined(0xFFFF_8001_0010_0000); c != nil {
+		t.Errorf("an image without debug information has %+v", c)
+	}
+}
+
+// debugSections are those that a hostile image has filled as it likes.
+var debugSections = []string{".debug_info", ".debug_abbrev", ".debug_rnglists", ".debug_str"}
+
+// Whatever the debug information says, reading it ends.
+func FuzzInlined(f *testing.F) {
+	trace := images.Bytes("trace")
+	e, err := elf.NewFile(bytes.NewReader(trace))
+	if err != nil {
+		f.Fatal(err)
+	}
+	for i, name := range debugSections {
+		b, err := e.Section(name).Data()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b, uint8(i), uint16(0))
+	}
+	main := parsed(f, trace, "trace").Entry
+	f.Fuzz(func(t *testing.T, section []byte, which uint8, at uint16) {
+		data := bytes.Clone(trace)
+		s := e.Section(debugSections[int(which)%len(debugSections)])
+		copy(data[s.Offset:s.Offset+s.FileSize], section)
+		img := parsed(t, data, "trace")
+		for _, a := range []uint64{main, main + uint64(at), main + 0x25a} {
+			if calls := img.Inlined(a); len(calls) > 16 {
+				t.Errorf("%d calls", len(calls))
+			}
+		}
+	})
+}
+
 // debugLine returns where an image's section .debug_line lies in the file.
 func debugLine(t testing.TB, data []byte) (start, end uint64) {
 	t.Helper()
