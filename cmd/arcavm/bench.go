@@ -212,7 +212,7 @@ func (o *outputFile) write(content func(io.Writer) error) error {
 		err = content(o.file)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", o.flag, err)
+		return o.unwritten(err)
 	}
 	o.created = false
 	return nil
@@ -237,7 +237,11 @@ func (o *outputFile) close() error {
 		err = errors.Join(err, os.Remove(o.file.Name()))
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", o.flag, err)
+		return o.unwritten(err)
 	}
 	return nil
+}
+
+func (o *outputFile) unwritten(err error) error {
+	return &codeError{exitIO, fmt.Errorf("%s: %w", o.flag, err)}
 }

@@ -197,7 +197,7 @@ func TestBenchFullDisk(t *testing.T) {
 	t.Parallel()
 	page := writeFile(t, "bench.html", make([]byte, 1<<20))
 	got := asProcess(t, "bench", "--quick", "--rounds", "1", "--run", "round trip, guest end in Go", "--json", "/dev/full", "--html", page)
-	if got.code != exitOS || !strings.Contains(got.out, "plain echo") || !strings.Contains(got.err, "arcavm: --json: ") {
+	if got.code != exitIO || !strings.Contains(got.out, "plain echo") || !strings.Contains(got.err, "arcavm: --json: ") {
 		t.Errorf("code %d\n%s\n%s", got.code, got.out, got.err)
 	}
 	if b, err := os.ReadFile(page); err != nil || !strings.Contains(string(b), "<svg") || len(b) >= 1<<20 {
