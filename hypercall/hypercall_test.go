@@ -477,8 +477,9 @@ func TestCutRune(t *testing.T) {
 func TestNames(t *testing.T) {
 	t.Parallel()
 	var got []string
-	for _, n := range Numbers() {
-		got = append(got, fmt.Sprintf("%d %v", n, n))
+	table := NewTable(newRAM(), Handlers{})
+	for _, n := range table.Numbers() {
+		got = append(got, fmt.Sprintf("%d %v", n, table.Name(n)))
 	}
 	want := []string{"0 EXIT", "1 LOG", "2 SYMNAME", "3 MEMSET", "4 MEMCLR", "5 PANIC", "16 NOTIFY_READ", "17 NOTIFY_WRITE", "18 CLOCK"}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -495,6 +496,38 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// The calls of an older ABI come before those of the same numbers.
+func TestHostCalls(t *testing.T) {
+	t.Parallel()
+	var did []string
+	table := NewTable(newRAM(), Handlers{HostCalls: &HostCalls{
+		First: 5, Last: 7,
+		Do: func(n Number, offset uint64) error {
+			did = append(did, fmt.Sprintf("%d at %#x", n, offset))
+			if offset == 0 {
+				return fmt.Errorf("no record: %w", unix.EFAULT)
+			}
+			return nil
+		},
+		Name: func(n Number) string { return fmt.Sprintf("HOST_%d", n) },
+	}})
+	var c Counters
+	for _, call := range []struct {
+		n, offset, want uint64
+	}{{5, 0x10, 0}, {7, 0, negative(unix.EFAULT)}, {8, 0x10, negative(unix.ENOSYS)}} {
+		got, ended := table.Dispatch(0, &c, &Call{Number: Number(call.n), Arguments: [6]uint64{call.offset}})
+		if got != call.want || ended {
+			t.Errorf("call %d: %#x, %v; want %#x", call.n, got, ended, call.want)
+		}
+	}
+	if diff := cmp.Diff([]string{"5 at 0x10", "7 at 0x0"}, did); diff != "" {
+		t.Error(diff)
+	}
+	if c.Calls(5) != 1 || c.Refused() != 2 || c.Unknown() != 1 || table.Name(6) != "HOST_6" || len(table.Numbers()) != 11 {
+		t.Errorf("%d calls, %d refused, %d unknown, %s, %v", c.Calls(5), c.Refused(), c.Unknown(), table.Name(6), table.Numbers())
+	}
+}
+
 func TestNotifyDoesNotAllocate(t *testing.T) {
 	g := newGuest(newRAM())
 	call := Call{Number: NotifyRead, Arguments: [6]uint64{3}}
@@ -506,8 +539,8 @@ func TestNotifyDoesNotAllocate(t *testing.T) {
 func FuzzDispatch(f *testing.F) {
 	m := newRAM()
 	m.putLog()
-	for _, n := range Numbers() {
-		f.Add(uint64(n), uint64(base), uint64(base+0x100), uint64(16), []byte(m[:0x500]))
+	for n := range uint64(numberLimit) {
+		f.Add(n, uint64(base), uint64(base+0x100), uint64(16), []byte(m[:0x500]))
 	}
 	f.Fuzz(func(t *testing.T, n, a, b, c uint64, content []byte) {
 		m := newRAM()

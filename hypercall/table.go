@@ -40,7 +40,23 @@ type Handlers struct {
 	Clock func(clock Clock) (int64, error)
 	// Stopping reports whether the VM is ending; a long fill then fails with EINTR.
 	Stopping func() bool
+	// HostCalls, if not nil, are calls of an older ABI, which come before the
+	// others.
+	HostCalls *HostCalls
 }
+
+// HostCalls are the calls First to Last of an older ABI, none beyond the largest
+// number that there is. They take one argument, which is the record's offset in
+// RAM.
+type HostCalls struct {
+	First, Last Number
+	// Do begins a call. An errno within its error becomes the call's result.
+	Do func(n Number, offset uint64) error
+	// Name is what a call is called in counts and logs.
+	Name func(n Number) string
+}
+
+func (h *HostCalls) has(n Number) bool { return h != nil && n >= h.First && n <= h.Last }
 
 // Counters counts one virtual CPU's calls. Any goroutine may read them at any time; only that CPU's thread counts.
 type Counters struct {
@@ -63,17 +79,6 @@ func (c *Counters) Unknown() uint64 { return c.unknown.Load() }
 // Refused returns how many calls got a negative result, those of an unknown number included.
 func (c *Counters) Refused() uint64 { return c.refused.Load() }
 
-// Numbers returns all the calls, ascending.
-func Numbers() []Number {
-	var all []Number
-	for n := range Number(numberLimit) {
-		if functions[n] != nil {
-			all = append(all, n)
-		}
-	}
-	return all
-}
-
 // Table dispatches calls. It may be used by all virtual CPUs at once.
 type Table struct {
 	memory   Memory
@@ -83,6 +88,25 @@ type Table struct {
 // NewTable returns a table of calls that act on memory and handlers.
 func NewTable(memory Memory, handlers Handlers) *Table {
 	return &Table{memory: memory, handlers: handlers}
+}
+
+// Numbers returns all the calls, ascending.
+func (t *Table) Numbers() []Number {
+	var all []Number
+	for n := range Number(numberLimit) {
+		if functions[n] != nil || t.handlers.HostCalls.has(n) {
+			all = append(all, n)
+		}
+	}
+	return all
+}
+
+// Name returns what a call is called.
+func (t *Table) Name(n Number) string {
+	if h := t.handlers.HostCalls; h.has(n) {
+		return h.Name(n)
+	}
+	return n.String()
 }
 
 type function func(t *Table, cpu int, a *[6]uint64) (uint64, error)
@@ -105,6 +129,14 @@ var errEnded = errors.New("the call ended the VM")
 // Dispatch does call for virtual CPU cpu, counts it in c, and returns what RAX becomes. If ended is true the call ended
 // the VM, and the CPU must not run again.
 func (t *Table) Dispatch(cpu int, c *Counters, call *Call) (result uint64, ended bool) {
+	if h := t.handlers.HostCalls; h.has(call.Number) {
+		c.calls[call.Number].Add(1)
+		if err := h.Do(call.Number, call.Arguments[0]); err != nil {
+			c.refused.Add(1)
+			return negative(err), false
+		}
+		return 0, false
+	}
 	if call.Number >= numberLimit || functions[call.Number] == nil {
 		c.unknown.Add(1)
 		c.refused.Add(1)

@@ -154,16 +154,16 @@ func (s *Server) makeFolder(ctx context.Context, control *controlPipe, m message
 	s.answer(control, message.Ack{})
 }
 
-func (s *Server) noteRefused(op, path string, err error) {
-	s.filesRefused.Add(1)
-	s.overQuota(err)
+func (h *host) noteRefused(op, path string, err error) {
+	h.filesRefused.Add(1)
+	h.overQuota(err)
 	switch {
-	case s.o.Share.None():
-		s.warn(op+" refused: no folder is shared with the guest", "path", path)
+	case h.o.Share.None():
+		h.warn(op+" refused: no folder is shared with the guest", "path", path)
 	case errors.Is(err, unix.EROFS):
-		s.warn(op+" refused: what is shared with the guest is read-only", "path", path)
+		h.warn(op+" refused: what is shared with the guest is read-only", "path", path)
 	default:
-		s.log.Debug(op+" refused", "path", cut(path), "error", err)
+		h.log.Debug(op+" refused", "path", cut(path), "error", err)
 	}
 }
 
@@ -202,8 +202,8 @@ func (s *Server) listen(ctx context.Context, control *controlPipe, m message.Lis
 	s.hand(ctx, control, "listener", p, l.serve)
 }
 
-func (s *Server) bind(ctx context.Context, address netip.AddrPort) (net.Listener, netip.AddrPort, error) {
-	ln, err := s.o.Network.Listen(ctx, "tcp4", address.String())
+func (h *host) bind(ctx context.Context, address netip.AddrPort) (net.Listener, netip.AddrPort, error) {
+	ln, err := h.o.Network.Listen(ctx, "tcp4", address.String())
 	if err != nil {
 		return nil, netip.AddrPort{}, err
 	}
@@ -228,5 +228,5 @@ func (s *Server) connect(ctx context.Context, control *controlPipe, m message.Co
 		s.answer(control, message.Err{Kind: errKind(err)})
 		return
 	}
-	s.hand(ctx, control, "stream", p, dialing(ctx, s, address).serve)
+	s.hand(ctx, control, "stream", p, dialing(ctx, s.host, address).serve)
 }

@@ -22,7 +22,7 @@ const (
 type file struct {
 	f      *share.File
 	path   string
-	server *Server
+	server *host
 	ctx    context.Context // ends when the server stops
 
 	closing sync.Once
@@ -54,7 +54,7 @@ func (f *file) serve(ctx context.Context, p *pipe) error {
 			}
 			p.respond(message.AppendFileLength(p.buf[:0], done))
 		case message.FileSeek:
-			p.respond(message.AppendFileOffset(p.buf[:0], f.seek(p.server, m)))
+			p.respond(message.AppendFileOffset(p.buf[:0], f.seek(m)))
 		case message.FileClose:
 			f.close()
 			p.respond(message.AppendFileAck(p.buf[:0]))
@@ -99,13 +99,13 @@ func (f *file) write(a, b []byte) (n int, err error) {
 }
 
 // seek returns the new offset; that of before, if the guest has asked for one that can't be.
-func (f *file) seek(s *Server, m message.FileRequest) uint64 {
+func (f *file) seek(m message.FileRequest) uint64 {
 	whence := [...]int{message.SeekStart: io.SeekStart, message.SeekCurrent: io.SeekCurrent, message.SeekEnd: io.SeekEnd}[m.Whence]
 	offset, err := f.f.Seek(f.ctx, m.Offset, whence)
 	if err == nil {
 		return uint64(offset)
 	}
-	s.warn("seek failed; the offset stays", "path", f.path, "offset", m.Offset, "error", err)
+	f.server.warn("seek failed; the offset stays", "path", f.path, "offset", m.Offset, "error", err)
 	if offset, err = f.f.Seek(f.ctx, 0, io.SeekCurrent); err != nil {
 		return 0
 	}

@@ -57,17 +57,24 @@ func (l *listener) serve(ctx context.Context, p *pipe) error {
 	}
 }
 
-// accept answers with the next connection, which is served until ctx is done. One that there is no memory for is refused. errStopped: wanted is done.
+// accept answers with the next connection, which is served until ctx is done.
+// errStopped: wanted is done.
 func (l *listener) accept(ctx, wanted context.Context, p *pipe) error {
-	s := l.server
 	if l.ln == nil {
 		<-wanted.Done()
 		return errStopped
 	}
+	return l.server.accept(wanted, l.ln, func(conn *net.TCPConn) error { return l.hand(ctx, p, conn) })
+}
+
+// accept hands on the next connection. One that hand has no memory for is
+// refused, and the next one tried; io.EOF from hand ends it. errStopped: wanted
+// is done, or the listener closed.
+func (h *host) accept(wanted context.Context, ln net.Listener, hand func(*net.TCPConn) error) error {
 	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
-		conn, err := asTCP(l.ln.Accept())
+		conn, err := asTCP(ln.Accept())
 		if err == nil {
-			if err = l.hand(ctx, p, conn); err == nil || err == io.EOF {
+			if err = hand(conn); err == nil || err == io.EOF {
 				return err
 			}
 			// As the kernel does with those that find no place in its backlog.
@@ -77,7 +84,7 @@ func (l *listener) accept(ctx, wanted context.Context, p *pipe) error {
 		if errors.Is(err, net.ErrClosed) {
 			return errStopped
 		}
-		s.warn("accept failed", "address", l.ln.Addr(), "error", err)
+		h.warn("accept failed", "address", ln.Addr(), "error", err)
 		if err := pause(wanted, backoff); err != nil {
 			return err
 		}
@@ -101,7 +108,7 @@ func (l *listener) hand(ctx context.Context, p *pipe, conn *net.TCPConn) error {
 	}
 	s.accepted.Add(1)
 	p.respond(message.AppendListenerPipe(p.buf[:0], sp.place()))
-	st := &stream{server: s, conn: conn}
+	st := &stream{server: s.host, conn: conn}
 	s.start(ctx, "stream", sp, st.serve)
 	return nil
 }

@@ -15,3 +15,12 @@ func (m memory) clear(off, n uint64) {
 
 // aligned reports whether the first byte lies on a multiple of 8.
 func (m memory) aligned() bool { return reflect.ValueOf(m).Pointer()%8 == 0 }
+
+// span returns n bytes from off on, which the guest has named. nil: they don't
+// lie in RAM.
+func (m memory) span(off, n uint64) []byte {
+	if off > uint64(len(m)) || n > uint64(len(m))-off {
+		return nil
+	}
+	return m[off : off+n : off+n]
+}

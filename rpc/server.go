@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,14 +10,11 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fix-project/arcavm/internal/limit"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/rpc/message"
-	"github.com/fix-project/arcavm/share"
 )
 
 const (
@@ -101,15 +97,7 @@ type Entry struct {
 
 // Server serves the pipes of one virtual machine.
 type Server struct {
-	counters
-	o       Options
-	log     *slog.Logger
-	places  sync.Map // of *limit.Log, by message
-	bytes   *limit.Rate
-	files   atomic.Int64 // open now
-	calls   share.Calls
-	linger  time.Duration // lingerTimeout, but in tests
-	alloc   *allocator
+	*host
 	watcher *watcher
 	control *pipe
 
@@ -121,31 +109,17 @@ type Server struct {
 	open    int
 	serving bool
 	running sync.WaitGroup
-
-	broke sync.Once // OnBroken is called
 }
 
 // New initialises the allocator in RAM, reserves what is in use, and makes the control pipe's rings. EINVAL: RAM's size, or a range. ENOMEM: RAM is
 // too small for what it must hold.
 func New(o Options) (*Server, error) {
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	if o.Network == nil {
-		o.Network = relay.Host{}
-	}
-	o.Limits.Files = cmp.Or(o.Limits.Files, relay.DefaultFiles)
-	o.Limits.Disk = cmp.Or(o.Limits.Disk, relay.DefaultDisk)
-	o.Pipes = cmp.Or(o.Pipes, DefaultPipes)
-	s := &Server{
-		o: o, log: o.Logger, watcher: newWatcher(), linger: lingerTimeout,
-		bytes: limit.NewRate(o.Limits.Bytes, 1), calls: share.NewCalls(share.NewGates(o.Share), share.NewQuota(o.Limits.Disk)),
-	}
-	s.nudge.raise = func() { o.Signal(DoorbellGSI) }
-	var err error
-	if s.alloc, err = newAllocator(o.RAM, o.Reserved, s.allocatorBroken); err != nil {
+	h, err := newHost(o)
+	if err != nil {
 		return nil, err
 	}
+	s := &Server{host: h, watcher: newWatcher()}
+	s.nudge.raise = func() { s.o.Signal(DoorbellGSI) }
 	args := uint64(len(message.AppendControlResponse(nil, message.Args(o.Args))))
 	responses := max(controlBlock, message.LengthSize+args+ringOverhead+1)
 	if s.control, err = s.newPipe(controlBlock, responses, 1); err != nil {
@@ -156,10 +130,6 @@ func New(o Options) (*Server, error) {
 	}
 	return s, nil
 }
-
-// Alloc takes a block of at least size bytes of RAM, a power of two, zeroed and aligned to its size, and returns its offset. It is meant for what the
-// guest needs at its start, and is the guest's from then on. ENOMEM: there is none.
-func (s *Server) Alloc(size uint64) (uint64, error) { return s.alloc.alloc(size) }
 
 // Entry returns what the guest is given at its start.
 func (s *Server) Entry() Entry {
@@ -320,73 +290,4 @@ func (s *Server) closed() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.open--
-}
-
-func (s *Server) allocatorBroken(err error) {
-	s.log.Error("the allocator in guest memory can't be used any more", "error", err)
-	s.guestBroken(err)
-}
-
-// guestBroken tells why the virtual machine can't go on. Only the first reason
-// counts: others follow from it.
-func (s *Server) guestBroken(err error) {
-	s.broke.Do(func() {
-		if s.o.OnBroken != nil {
-			s.o.OnBroken(err)
-		}
-	})
-}
-
-// warn logs at a limited rate for each message.
-func (s *Server) warn(msg string, args ...any) {
-	place, ok := s.places.Load(msg)
-	if !ok {
-		place, _ = s.places.LoadOrStore(msg, limit.NewLog(time.Second, 10))
-	}
-	for i, a := range args {
-		if text, ok := a.(string); ok {
-			args[i] = cut(text)
-		}
-	}
-	place.(*limit.Log).Log(s.log.With(args...), slog.LevelWarn, msg)
-}
-
-// maxText is how much of a guest's text goes to the log, in bytes.
-const maxText = 256
-
-func cut(text string) string {
-	if len(text) <= maxText {
-		return text
-	}
-	return text[:maxText] + "…"
-}
-
-// holdFile takes the place of one more open file.
-func (s *Server) holdFile() error {
-	if s.files.Add(1) <= int64(s.o.Limits.Files) {
-		return nil
-	}
-	s.files.Add(-1)
-	s.filesLimited.Add(1)
-	s.warn("guest has reached a limit", "limit", "files")
-	return unix.ENFILE
-}
-
-// overQuota counts and says that the guest has used up its part of the disk, if err
-// is about that.
-func (s *Server) overQuota(err error) {
-	if errors.Is(err, share.ErrQuota) {
-		s.diskLimited.Add(1)
-		s.warn("guest has reached a limit", "limit", "disk")
-	}
-}
-
-func (s *Server) dropFile() { s.files.Add(-1) }
-
-// spend waits until n bytes may be moved, or done is closed.
-func (s *Server) spend(done <-chan struct{}, n int) {
-	if s.bytes.Wait(done, n) {
-		s.bytesLimited.Add(1)
-		s.warn("guest has reached a limit", "limit", "bytes")
-	}
 }

@@ -26,12 +26,12 @@ type target struct {
 }
 
 // findShared looks what a path leads to, and changes nothing. Folders can't be opened.
-func (s *Server) findShared(ctx context.Context, path string, m message.Mode) (target, error) {
+func (h *host) findShared(ctx context.Context, path string, m message.Mode) (target, error) {
 	flags, err := openFlags(m)
 	if err != nil {
 		return target{}, err
 	}
-	in, rest := s.resolve(path)
+	in, rest := h.resolve(path)
 	switch {
 	case len(path) > maxPath:
 		return target{}, unix.ENAMETOOLONG
@@ -50,7 +50,7 @@ func (s *Server) findShared(ctx context.Context, path string, m message.Mode) (t
 	case in.Root == nil:
 		return target{}, unix.ENOENT
 	}
-	st, err := s.calls.Stat(ctx, in, rest, true)
+	st, err := h.calls.Stat(ctx, in, rest, true)
 	switch {
 	case err != nil && m.Create && ctx.Err() == nil: // whether it can be made is for open to find out
 		return t, nil
@@ -66,8 +66,8 @@ func (s *Server) findShared(ctx context.Context, path string, m message.Mode) (t
 
 // resolve returns the folder that a path leads into, and the path from there. With
 // the share's Host that is the guest's path as it is.
-func (s *Server) resolve(path string) (in Share, rest string) {
-	in, rest = s.o.Share.Resolve(path)
+func (h *host) resolve(path string) (in Share, rest string) {
+	in, rest = h.o.Share.Resolve(path)
 	if in.Host {
 		rest = path
 	}
@@ -76,12 +76,12 @@ func (s *Server) resolve(path string) (in Share, rest string) {
 
 // openTarget opens the file, or what has got there since. Of the host's files below a
 // folder, no device, no FIFO and no socket is.
-func (s *Server) openTarget(ctx context.Context, t target) (*file, error) {
-	f, err := s.calls.Open(ctx, t.in, t.rest, t.flags, 0o666)
+func (h *host) openTarget(ctx context.Context, t target) (*file, error) {
+	f, err := h.calls.Open(ctx, t.in, t.rest, t.flags, 0o666)
 	if err != nil {
 		return nil, err
 	}
-	return &file{f: f, path: t.path, server: s, ctx: ctx}, nil
+	return &file{f: f, path: t.path, server: h, ctx: ctx}, nil
 }
 
 // ringSizes are the blocks for requests and responses that suit what can be moved.
@@ -103,8 +103,8 @@ func (t target) ringSizes(m message.Mode) (requests, responses uint64) {
 const maxPath = 4095
 
 // mkdirShared makes a folder and its parents. It is no error if it exists.
-func (s *Server) mkdirShared(ctx context.Context, path string) error {
-	in, rest := s.resolve(path)
+func (h *host) mkdirShared(ctx context.Context, path string) error {
+	in, rest := h.resolve(path)
 	switch {
 	case len(path) > maxPath:
 		return unix.ENAMETOOLONG
@@ -115,7 +115,7 @@ func (s *Server) mkdirShared(ctx context.Context, path string) error {
 	case !in.Writable, in.Root == nil && !in.Host:
 		return unix.EROFS
 	default:
-		return s.calls.Mkdir(ctx, in, rest, true)
+		return h.calls.Mkdir(ctx, in, rest, true)
 	}
 }
 

@@ -35,24 +35,39 @@ func (s *Server) Stats() Stats {
 	s.mu.Lock()
 	open := s.open
 	s.mu.Unlock()
+	all := s.stats()
+	all.Pipes = open
+	all.Looks, all.Wakes, all.Sleeps = s.watcher.looks.Load(), s.watcher.wakes.Load(), s.watcher.sleeps.Load()
+	return all
+}
+
+// Stats returns a snapshot, in which the pipes are what has an id, the requests
+// hypercalls. It may be called at any time.
+func (c *Calls) Stats() Stats {
+	c.mu.Lock()
+	open := len(c.objects)
+	c.mu.Unlock()
+	all := c.stats()
+	all.Pipes = open
+	return all
+}
+
+// stats is what all dialects count.
+func (h *host) stats() Stats {
 	return Stats{
-		Pipes:          open,
-		Opened:         s.opened.Load(),
-		Requests:       s.requests.Load(),
-		Accepted:       s.accepted.Load(),
-		ConnectsFailed: s.connectsFailed.Load(),
-		FilesRefused:   s.filesRefused.Load(),
-		ToGuest:        s.toGuest.Load(),
-		FromGuest:      s.fromGuest.Load(),
-		Broken:         s.broken.Load(),
-		LockTimeouts:   s.alloc.stuckCount.Load(),
-		Looks:          s.watcher.looks.Load(),
-		Wakes:          s.watcher.wakes.Load(),
-		Sleeps:         s.watcher.sleeps.Load(),
-		Signals:        s.signals.Load(),
-		PipesLimited:   s.pipesLimited.Load(),
-		FilesLimited:   s.filesLimited.Load(),
-		BytesLimited:   s.bytesLimited.Load(),
-		DiskLimited:    s.diskLimited.Load(),
+		Opened:         h.opened.Load(),
+		Requests:       h.requests.Load(),
+		Accepted:       h.accepted.Load(),
+		ConnectsFailed: h.connectsFailed.Load(),
+		FilesRefused:   h.filesRefused.Load(),
+		ToGuest:        h.toGuest.Load(),
+		FromGuest:      h.fromGuest.Load(),
+		Broken:         h.broken.Load(),
+		Signals:        h.signals.Load(),
+		PipesLimited:   h.pipesLimited.Load(),
+		FilesLimited:   h.filesLimited.Load(),
+		BytesLimited:   h.bytesLimited.Load(),
+		DiskLimited:    h.diskLimited.Load(),
+		LockTimeouts:   h.alloc.stuckCount.Load(),
 	}
 }

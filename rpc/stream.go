@@ -21,8 +21,8 @@ const connectTimeout = relay.DefaultConnectTimeout
 // stream is a TCP connection on a pipe of its own. Without a connection, or when it has failed, it looks to the guest as if it had ended: nothing to
 // receive, and what is sent goes nowhere.
 type stream struct {
-	server    *Server
-	pipe      *pipe
+	server    *host
+	pipe      *pipe           // nil: the guest asks by hypercalls
 	done      <-chan struct{} // closed when the server stops
 	abandoned chan struct{}   // closed when the guest has dropped its end
 
@@ -32,7 +32,7 @@ type stream struct {
 }
 
 // dialing returns a stream that connects meanwhile. It is to be served.
-func dialing(ctx context.Context, s *Server, address string) *stream {
+func dialing(ctx context.Context, s *host, address string) *stream {
 	st := &stream{server: s, dialed: make(chan struct{})}
 	ctx, st.giveUp = context.WithTimeout(ctx, connectTimeout)
 	go func() {
@@ -150,7 +150,7 @@ func (st *stream) writeAll(b []byte) (int, error) {
 		case err == nil:
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			return n, err
-		case k == 0 && st.pipe.abandoned():
+		case k == 0 && st.pipe != nil && st.pipe.abandoned():
 			_ = st.conn.SetLinger(0)
 			_ = st.conn.Close()
 			return n, fmt.Errorf("the guest has dropped the stream, and its peer takes nothing: %w", err)
@@ -206,17 +206,24 @@ func (st *stream) read(a, b []byte) int {
 }
 
 // readMore takes what is there without waiting.
-func (st *stream) readMore(b []byte) (n int) {
+func (st *stream) readMore(b []byte) int {
+	n, _ := st.readNow(b)
+	return n
+}
+
+// readNow takes what is there without waiting. false: nothing is there yet, or
+// the connection has failed, which the next read says again.
+func (st *stream) readNow(b []byte) (n int, ok bool) {
 	raw, err := st.conn.SyscallConn()
 	if err != nil {
-		return 0
+		return 0, false
 	}
 	// Not Read: after endReceive it does nothing.
-	_ = raw.Control(func(fd uintptr) {
-		// An error comes again at the next Read.
-		n, _ = unix.Read(int(fd), b)
-	})
-	return max(n, 0)
+	cerr := raw.Control(func(fd uintptr) { n, err = unix.Read(int(fd), b) })
+	if err != nil || cerr != nil {
+		return 0, false
+	}
+	return n, true
 }
 
 // endReceive ends a Receive, and each that comes: nobody reads what it would answer. What the guest has sent before goes its way.

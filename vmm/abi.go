@@ -3,6 +3,7 @@ package vmm
 import (
 	"context"
 
+	"github.com/fix-project/arcavm/hypercall"
 	"github.com/fix-project/arcavm/kvm"
 )
 
@@ -20,6 +21,8 @@ type abi interface {
 	// connect makes the interrupt controllers, and ties interrupts and streams
 	// together. The CPUs don't exist yet.
 	connect() error
+	// hostCalls are hypercalls that only this ABI has; nil: none.
+	hostCalls() *hypercall.HostCalls
 	// kvmClock reports whether CPUID shows KVM's clock, and so KVM.
 	kvmClock() bool
 	// entry is the state in which CPU i starts.
@@ -55,4 +58,18 @@ type entryState struct {
 	x2APIC      bool // the local APIC is in x2APIC mode already
 	extended    bool // XSAVE may be used, where there is one, for all that AVX needs
 	tscKHz      int  // of the time stamp counter, if the guest takes it for granted; else 0
+}
+
+// newABI returns the ABI that the configuration of v asks for.
+func newABI(v *VM) (abi, error) {
+	older := olderABI{vm: v, signal: -1, quit: -1, doorbell: -1}
+	switch v.cfg.abi() {
+	case ABIRequestResponse:
+		return &rpcABI{olderABI: older}, nil
+	case ABIHypercall:
+		args, err := parseNumbers(v.cfg.Args)
+		return &hypercallABI{olderABI: older, args: args}, err
+	default:
+		return &streamABI{vm: v}, nil
+	}
 }

@@ -47,7 +47,7 @@ func (c *cpu) refused(call hypercall.Call, errno unix.Errno) {
 		return
 	}
 	c.vm.refused.Log(c.vm.cfg.Logger, slog.LevelWarn, "hypercall refused",
-		slog.Int("cpu", c.index), slog.String("call", call.Number.String()), slog.String("argument", fmt.Sprintf("%#x", call.Arguments[0])), slog.Any("err", errno))
+		slog.Int("cpu", c.index), slog.String("call", c.vm.calls.Name(call.Number)), slog.String("argument", fmt.Sprintf("%#x", call.Arguments[0])), slog.Any("err", errno))
 }
 
 // newCalls ties the hypercalls to what they act on.
@@ -61,6 +61,7 @@ func (v *VM) newCalls() *hypercall.Table {
 		NotifyWrite: v.guest.notifyWrite,
 		Clock:       func(c hypercall.Clock) (int64, error) { return v.clock.now(c) },
 		Stopping:    v.ending.Load,
+		HostCalls:   v.guest.hostCalls(),
 	})
 }
 

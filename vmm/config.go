@@ -127,18 +127,40 @@ type ABI int
 
 // The choices.
 const (
-	ABIOfImage         ABI = iota // what the image's note says
-	ABIStream                     // PROTOCOL.md
-	ABIRequestResponse            // Arca's older ABI, which has no note
+	// ABIOfImage goes by the image's note; without one by its symbols, see
+	// [image.Image.Older].
+	ABIOfImage ABI = iota
+	// ABIStream is that of PROTOCOL.md.
+	ABIStream
+	// ABIRequestResponse is Arca's older ABI, whose guests ask by messages.
+	ABIRequestResponse
+	// ABIHypercall is the oldest, whose guests ask by hypercalls 5 to 15. They
+	// take numbers as arguments.
+	ABIHypercall
 )
 
-// abi returns the ABI to use.
-func (c Config) abi() ABI {
-	if c.ABI == ABIOfImage && c.Image.ABI == image.ABIRequestResponse {
-		return ABIRequestResponse
+// Older reports whether it is one of those before that of PROTOCOL.md.
+func (a ABI) Older() bool { return a == ABIRequestResponse || a == ABIHypercall }
+
+// Of returns the ABI that an image is run by. ABIOfImage: neither its note nor
+// its symbols say.
+func (a ABI) Of(i *image.Image) ABI {
+	if a != ABIOfImage || i.ABI == image.ABIStream {
+		return max(a, ABIStream)
 	}
-	return max(c.ABI, ABIStream)
+	if i.ABI == image.ABIRequestResponse {
+		switch older, _ := i.Older(); older {
+		case image.OlderPipes:
+			return ABIRequestResponse
+		case image.OlderHypercalls:
+			return ABIHypercall
+		}
+	}
+	return ABIOfImage
 }
+
+// abi returns the ABI to use.
+func (c Config) abi() ABI { return c.ABI.Of(c.Image) }
 
 // ConfigError is a value of a [Config] that can't be used.
 type ConfigError struct {
@@ -156,10 +178,14 @@ func (c Config) WithDefaults() (Config, error) {
 	if c.ABI == ABIOfImage && !c.Image.ABI.Known() {
 		return c, &ConfigError{"image", fmt.Sprintf("%s speaks the ABI of %v, which this monitor doesn't know", c.Image.Name, c.Image.ABI)}
 	}
-	older := c.abi() == ABIRequestResponse
+	if c.abi() == ABIOfImage {
+		_, why := c.Image.Older()
+		return c, &ConfigError{"abi", fmt.Sprintf("%s: %s; say whether it speaks the rpc or the hypercall ABI", c.Image.Name, why)}
+	}
+	older := c.abi().Older()
 	if older && c.Image.ABI != image.ABIRequestResponse {
-		// Images of the older ABI have no note: that one is sure.
-		return c, &ConfigError{"abi", fmt.Sprintf("the note in %s says that it speaks %v, not the older request/response ABI", c.Image.Name, c.Image.ABI)}
+		// Images of the older ABIs have no note: that one is sure.
+		return c, &ConfigError{"abi", fmt.Sprintf("the note in %s says that it speaks %v, not one of the older ABIs; leave the choice to it", c.Image.Name, c.Image.ABI)}
 	}
 	if c.CPUs == 0 {
 		c.CPUs = 1

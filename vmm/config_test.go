@@ -13,13 +13,14 @@ import (
 
 func TestConfigRefused(t *testing.T) {
 	t.Parallel()
-	img := &image.Image{Name: "image"}
+	img := &image.Image{Name: "image", ABI: image.ABIStream}
 	for _, c := range []struct {
 		name  string
 		cfg   Config
 		field string
 	}{
 		{"no image", Config{}, "image"},
+		{"neither note nor symbols", Config{Image: &image.Image{Name: "image"}}, "abi"},
 		{"negative CPUs", Config{Image: img, CPUs: -1}, "cpus"},
 		{"too many CPUs", Config{Image: img, CPUs: MaxCPUs + 1}, "cpus"},
 		{"too little memory", Config{Image: img, Memory: 2 << 20}, "memory"},
@@ -60,7 +61,7 @@ func TestDefaultsByABI(t *testing.T) {
 	}{
 		"by the image":        {image.ABIStream, ABIOfImage, 1, DefaultMemory},
 		"by hand":             {image.ABIRequestResponse, ABIStream, 1, DefaultMemory},
-		"the older, by image": {image.ABIRequestResponse, ABIOfImage, min(DefaultRPCCPUs, runtime.NumCPU()), DefaultRPCMemory},
+		"the oldest, by hand": {image.ABIRequestResponse, ABIHypercall, min(DefaultRPCCPUs, runtime.NumCPU()), DefaultRPCMemory},
 		"the older, by hand":  {image.ABIRequestResponse, ABIRequestResponse, min(DefaultRPCCPUs, runtime.NumCPU()), DefaultRPCMemory},
 	} {
 		got, err := Config{Image: &image.Image{ABI: c.image}, ABI: c.abi}.WithDefaults()

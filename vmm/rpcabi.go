@@ -3,119 +3,33 @@ package vmm
 import (
 	"context"
 	"encoding/binary"
-	"fmt"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/hypercall"
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/rpc"
 )
 
-// rpcStackSize is the size of each CPU's stack.
-const rpcStackSize = 2 << 20
-
-// rpcTSCKHz is the frequency by which these kernels convert their time stamp counter.
-const rpcTSCKHz = 4_294_967
-
-// Pins of the I/O APIC that these guests know; each has the GSI of its number.
-const (
-	rpcSignalPin   = rpc.SignalGSI
-	rpcStopPin     = 1
-	rpcDoorbellPin = rpc.DoorbellGSI
-	ioapicPins     = 24
-)
-
-// rpcABI is Arca's older request/response ABI. Package rpc has the guest's
-// requests; here is how its virtual machine looks.
+// rpcABI is Arca's older request/response ABI, whose guests ask by messages.
 type rpcABI struct {
-	vm     *VM
+	olderABI
 	server *rpc.Server
-	tables uint64
-	stacks []uint64
-
-	signal, quit, doorbell int // eventfds of the pins; -1 before connect
 }
-
-// MissingError says that KVM lacks what guests of the request/response ABI can't do without.
-type MissingError struct {
-	Features []string
-}
-
-func (e *MissingError) Error() string {
-	return "this machine's KVM lacks " + strings.Join(e.Features, ", ") + ", which images of Arca's request/response ABI need"
-}
-
-// check comes before anything of the guest is built: its kernel would die of what is missing.
-func (a *rpcABI) check() error {
-	f := &a.vm.features
-	var missing []string
-	for _, need := range []struct {
-		has  bool
-		name string
-	}{
-		{f.GiBPages, "1 GiB pages"},
-		{f.FSGSBASE, "FSGSBASE"},
-		{f.RDTSCP, "RDTSCP"},
-		{f.SMAP, "SMAP"},
-		{f.X2APIC, "x2APIC"},
-		{f.KVMClock, "kvmclock"},
-	} {
-		if !need.has {
-			missing = append(missing, need.name)
-		}
-	}
-	if len(missing) > 0 {
-		return &MissingError{missing}
-	}
-	// The guest asserts the bit. KVM leaves it out where it doesn't know the
-	// host's counter to be invariant, such as in emulated hardware.
-	f.InvariantTSC = true
-	return nil
-}
-
-func (a *rpcABI) windowSize() uint64 { return 0 }
 
 func (a *rpcABI) load() (err error) {
 	v := a.vm
-	ram := v.memory.ram.mem
-	if err := v.cfg.Image.Load(ramBase, ram); err != nil {
+	if err := v.cfg.Image.Load(ramBase, v.memory.ram.mem); err != nil {
 		return err
 	}
-	var reserved []rpc.Range
-	for _, s := range v.cfg.Image.Segments {
-		reserved = append(reserved, rpc.Range{Offset: s.Physical - ramBase, Size: s.MemSize})
-	}
-	a.server, err = rpc.New(rpc.Options{
-		RAM:      ram,
-		Args:     v.args(),
-		Reserved: reserved,
-		Share:    v.cfg.Share,
-		Logger:   v.cfg.Logger,
-		OnListen: v.cfg.OnListen,
-		Network:  v.cfg.Network,
-		Limits:   v.cfg.Limits,
-		Pipes:    v.cfg.StreamLimit,
-		OnExit:   func(code int32) { v.end(outcome{code: int(code & 0xFF)}) },
-		OnBroken: func(err error) {
-			v.end(outcome{err: &CrashError{CPUState: CPUState{CPU: -1}, Reason: err.Error(), Log: v.log.tail(), cause: err}})
-		},
-		Signal: a.raise,
-	})
-	if err != nil {
+	o := a.options()
+	o.Args, o.Signal = v.args(), a.raise
+	o.OnExit = func(code int32) { v.end(outcome{code: int(code & 0xFF)}) }
+	if a.server, err = rpc.New(o); err != nil {
 		return &ConfigError{"memory", err.Error()}
 	}
-	if a.tables, err = a.alloc(2 * pageSize); err != nil {
-		return err
-	}
-	for range v.cfg.CPUs {
-		stack, err := a.alloc(rpcStackSize)
-		if err != nil {
-			return err
-		}
-		a.stacks = append(a.stacks, stack)
-	}
-	return a.writeTables()
+	a.olderABI.guest = a.server
+	return a.layOut()
 }
 
 func (a *rpcABI) raise(gsi uint32) {
@@ -126,73 +40,12 @@ func (a *rpcABI) raise(gsi uint32) {
 	_, _ = unix.Write(fd, eventfdOne)
 }
 
-// alloc takes memory from the guest's own allocator and returns its physical address.
-func (a *rpcABI) alloc(n uint64) (uint64, error) {
-	off, err := a.server.Alloc(n)
-	if err != nil {
-		return 0, &ConfigError{"memory", fmt.Sprintf("%s is too little for the image, page tables and %d stacks", size(a.vm.cfg.Memory), a.vm.cfg.CPUs)}
-	}
-	return ramBase + off, nil
-}
-
-// writeTables maps the first 512 GiB at the direct map by pages of 1 GiB.
-func (a *rpcABI) writeTables() error {
-	const page = ptePresent | pteWritable | pteLarge | pteGlobal
-	t, err := a.vm.memory.Bytes(a.tables, 2*pageSize)
-	if err != nil {
-		return fmt.Errorf("writing page tables: %w", err)
-	}
-	binary.LittleEndian.PutUint64(t[256*8:], (a.tables+pageSize)|ptePresent|pteWritable)
-	for i := range uint64(512) {
-		binary.LittleEndian.PutUint64(t[pageSize+i*8:], i*gib|page)
-	}
-	return nil
-}
-
-// connect ties the interrupts to the pins of the I/O APIC, which the guest
-// programs. KVM has that one only together with two PICs, whose ports answer;
-// they have no route from anywhere.
-func (a *rpcABI) connect() (err error) {
-	if err := a.vm.vm.CreateIRQChip(); err != nil {
-		return err
-	}
-	var routes []kvm.IRQRoute
-	for pin := range uint32(ioapicPins) {
-		routes = append(routes, kvm.IRQRoute{GSI: pin, IOAPIC: true, Pin: pin})
-	}
-	if err := a.vm.vm.SetGSIRouting(routes); err != nil {
-		return err
-	}
-	if a.signal, err = newIRQFD(a.vm.vm, rpcSignalPin); err != nil {
-		return err
-	}
-	if a.doorbell, err = newIRQFD(a.vm.vm, rpcDoorbellPin); err != nil {
-		return err
-	}
-	a.quit, err = newIRQFD(a.vm.vm, rpcStopPin)
-	return err
-}
-
-func (a *rpcABI) kvmClock() bool { return true }
-
 func (a *rpcABI) entry(i int) entryState {
 	e := a.server.Entry()
-	return entryState{
-		tables:      a.tables,
-		globalPages: true,
-		extended:    true,
-		tscKHz:      rpcTSCKHz,
-		regs: kvm.Regs{
-			RSP: directMap + a.stacks[i] + rpcStackSize,
-			RDI: uint64(a.vm.cfg.CPUs),
-			RSI: e.Allocator,
-			RDX: e.RxOffset, RCX: e.RxLength,
-			R8: e.TxOffset, R9: e.TxLength,
-		},
-	}
+	return a.entryWith(i, kvm.Regs{RSI: e.Allocator, RDX: e.RxOffset, RCX: e.RxLength, R8: e.TxOffset, R9: e.TxLength})
 }
 
-func (a *rpcABI) finish() error { return nil }
+func (a *rpcABI) hostCalls() *hypercall.HostCalls { return nil }
 
 func (a *rpcABI) serve(ctx context.Context) error { return a.server.Serve(ctx) }
 
@@ -209,27 +62,8 @@ func (a *rpcABI) write(address uint64, data []byte) bool {
 	return true
 }
 
-// stop always counts as arrived: what becomes of it is up to the guest's I/O APIC.
-func (a *rpcABI) stop() (bool, error) {
-	_, _ = unix.Write(a.quit, eventfdOne)
-	return true, nil
-}
-
-// drain has nothing to wait for: what a guest of this ABI was told to be sent is with the kernel.
-func (a *rpcABI) drain(context.Context) {}
-
 func (a *rpcABI) stats(s *Stats) {
 	if a.server != nil {
 		s.RPC = a.server.Stats()
 	}
-}
-
-func (a *rpcABI) free() error {
-	for _, fd := range []*int{&a.signal, &a.quit, &a.doorbell} {
-		if *fd >= 0 {
-			unix.Close(*fd)
-			*fd = -1
-		}
-	}
-	return nil
 }

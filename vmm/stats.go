@@ -4,7 +4,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/fix-project/arcavm/hypercall"
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/relay"
@@ -73,9 +72,9 @@ func (v *VM) stats() Stats {
 				s.Exits[exitName(reason)] += n
 			}
 		}
-		for _, n := range hypercall.Numbers() {
+		for _, n := range v.calls.Numbers() {
 			if count := c.calls.Calls(n); count != 0 {
-				s.Hypercalls[n.String()] += count
+				s.Hypercalls[v.calls.Name(n)] += count
 			}
 		}
 		s.Refused += c.calls.Refused()

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/fix-project/arcavm/hypercall"
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/relay"
@@ -103,6 +104,8 @@ func (a *streamABI) connect() (err error) {
 	})
 	return nil
 }
+
+func (a *streamABI) hostCalls() *hypercall.HostCalls { return nil }
 
 func (a *streamABI) kvmClock() bool { return false }
 

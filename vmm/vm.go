@@ -105,9 +105,8 @@ func New(cfg Config) (_ *VM, err error) {
 	if err := checkArgs(v.cfg.Args); err != nil {
 		return nil, err
 	}
-	v.guest = &streamABI{vm: v}
-	if v.cfg.abi() == ABIRequestResponse {
-		v.guest = &rpcABI{vm: v, signal: -1, quit: -1, doorbell: -1}
+	if v.guest, err = newABI(v); err != nil {
+		return nil, err
 	}
 	v.log.logger, v.log.first = v.cfg.Logger, func() { v.timing.mark("first log record of the guest") }
 	v.log.bytes = limit.NewRate(v.cfg.LogLimit, logBurst)

@@ -80,9 +80,6 @@ func explain(err error) (code int, text string) {
 		if name := flagNames[config.Field]; name != "" {
 			text = name + ": " + config.Reason
 		}
-		if config.Field == "abi" {
-			text += "; leave it out"
-		}
 	case errors.As(err, &load) && load.Need != 0:
 		code = exitUsage
 		text += "; give it more with --mem"

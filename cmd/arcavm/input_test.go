@@ -145,7 +145,7 @@ func TestBadInput(t *testing.T) {
 		{"run --memory 2G k", 64, "unknown flag --memory: did you mean --mem SIZE?"},
 		{"run --sahre=. k", 64, "unknown flag --sahre: did you mean --share DIR?"},
 		{"run --timming k", 64, "did you mean --timing?"},
-		{"run --abi rpc " + hello, 64, "arcavm: --abi: the note in " + hello + " says that it speaks stream, version 1, not the older request/response ABI; leave it out"},
+		{"run --abi rpc " + hello, 64, "arcavm: --abi: the note in " + hello + " says that it speaks stream, version 1, not one of the older ABIs; leave the choice to it"},
 		{"run --emulated --abi rpc " + hello, 64, "arcavm: --abi: the note in "},
 		{"run -c 2 k", 64, "unknown flag -c"},
 		{"run -cpus 2 k", 64, "arcavm: unknown flag -cpus: did you mean --cpus N? (usage"},
@@ -404,7 +404,7 @@ func TestStreamOnlyFlags(t *testing.T) {
 				t.Errorf("code %d, want %d", got.code, exitUsage)
 			}
 			wantLine(t, got.err, c.want)
-			wantLine(t, got.err, "speaks the older request/response ABI")
+			wantLine(t, got.err, "speaks one of the older ABIs")
 		})
 	}
 }

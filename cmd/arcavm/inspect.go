@@ -46,7 +46,7 @@ func describe(w io.Writer, img *image.Image) error {
 	}
 	fmt.Fprintf(t, "image\t%s\n", oneLine(img.Name))
 	fmt.Fprintf(t, "entry\t0x%x%s\n", img.Entry, entry)
-	fmt.Fprintf(t, "ABI\t%v\n", img.ABI)
+	fmt.Fprintf(t, "ABI\t%s\n", abiText(img))
 	if err := img.SymbolsErr(); err != nil {
 		fmt.Fprintf(t, "symbols\tnone: %s\n", oneLine(err.Error()))
 	} else {
@@ -66,6 +66,22 @@ func describe(w io.Writer, img *image.Image) error {
 		fmt.Fprintf(t, "%d\t0x%x\t0x%x\t%d\t%d\t%s\n", s.Index, s.Physical, s.Virtual, s.MemSize, s.FileSize, flags(s.Flags))
 	}
 	return t.Flush()
+}
+
+// abiText says which ABI an image is run by, and why.
+func abiText(img *image.Image) string {
+	if img.ABI != image.ABIRequestResponse {
+		return img.ABI.String()
+	}
+	older, why := img.Older()
+	switch older {
+	case image.OlderPipes:
+		return "rpc, Arca's older request/response: " + why
+	case image.OlderHypercalls:
+		return "hypercall, Arca's oldest: " + why
+	default:
+		return "unknown: " + why + "; run it with --abi rpc or --abi hypercall"
+	}
 }
 
 func flags(f elf.ProgFlag) string {

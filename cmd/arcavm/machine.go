@@ -137,7 +137,7 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	asking := []os.Signal{os.Interrupt, syscall.SIGTERM}
-	if speaksRPC(img, abi) {
+	if abi.Of(img).Older() {
 		// Their kernels take the request as a hint to report, and go on or hang.
 		asking = asking[:1]
 	}

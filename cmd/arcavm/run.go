@@ -14,7 +14,7 @@ import (
 	"github.com/fix-project/arcavm/vmm/image"
 )
 
-var abiNames = []string{"auto", "stream", "rpc"}
+var abiNames = []string{"auto", "stream", "rpc", "hypercall"}
 
 func newRunCommand(s streams) *cobra.Command {
 	m := newMachine(s)
@@ -116,7 +116,7 @@ rpc image can't be asked by SIGTERM, which ends it.`,
 	m.addFlags(cmd)
 	f := cmd.Flags()
 	f.SetInterspersed(false)
-	f.Var(&abi, "abi", "how the guest talks: stream (PROTOCOL.md), rpc (Arca's older\nrequest/response), auto (what the image's note says)")
+	f.Var(&abi, "abi", "how the guest talks: stream (PROTOCOL.md), rpc (Arca's older\nrequest/response), hypercall (the oldest), auto (what the image's note\nsays, or without one its symbols)")
 	f.StringArrayVar(&shares, "share", nil, "let the guest read the files below `DIR`; without it, none. DIR:rw lets\nit write, too; /:rw is the whole host. NAME=DIR, as often\nas you like: DIR is the top-level folder NAME (for a DIR with = in it\nwrite ./A=B)")
 	f.StringArrayVar(&sockets, "sockets", nil, "let the guest connect to UNIX sockets below `DIR`; without it, to none.\nDIR:rw lets it listen there, too. NAME=DIR as for --share")
 	f.BoolVar(&inEmulation, "emulated", false, "run in hardware with KVM that QEMU emulates: slow, but it needs\nno /dev/kvm, and has what rpc images need; DIR is copied in.\nThe first time it downloads a Linux kernel, unless\nARCAVM_EMULATED_KERNEL names one")
@@ -153,7 +153,7 @@ func (m *machine) refuseTimingWord(name string) error {
 
 // refuseStreamOnly refuses what guests of the older ABI can't make use of.
 func refuseStreamOnly(flags *pflag.FlagSet, limits limitFlag, img *image.Image, abi string) error {
-	if !speaksRPC(img, abis[abi]) {
+	if !abis[abi].Of(img).Older() {
 		return nil
 	}
 	var useless []string
@@ -168,15 +168,10 @@ func refuseStreamOnly(flags *pflag.FlagSet, limits limitFlag, img *image.Image, 
 		}
 	}
 	if len(useless) > 0 {
-		return usageError("--%s: %s speaks the older request/response ABI, which can't make use of it; leave it out", useless[0], oneLine(img.Name))
+		return usageError("--%s: %s speaks one of the older ABIs, which can't make use of it; leave it out", useless[0], oneLine(img.Name))
 	}
 	return nil
 }
 
-// speaksRPC reports whether an image is run by the older request/response ABI.
-func speaksRPC(img *image.Image, abi vmm.ABI) bool {
-	return abi == vmm.ABIRequestResponse || abi == vmm.ABIOfImage && img.ABI == image.ABIRequestResponse
-}
-
 // abis are the values of --abi.
-var abis = map[string]vmm.ABI{"auto": vmm.ABIOfImage, "stream": vmm.ABIStream, "rpc": vmm.ABIRequestResponse}
+var abis = map[string]vmm.ABI{"auto": vmm.ABIOfImage, "stream": vmm.ABIStream, "rpc": vmm.ABIRequestResponse, "hypercall": vmm.ABIHypercall}

@@ -291,3 +291,9 @@ func (s *Stream) Close() {
 	s.request(message.StreamRequest{Op: message.StreamClose}, nil)
 	s.Drop()
 }
+
+// Load32 reads a word of RAM that the monitor may store to at the same time.
+func Load32(ram []byte, off uint64) uint32 { return word32(ram, off).Load() }
+
+// Store64 writes a word of RAM that the monitor may look at at the same time.
+func Store64(ram []byte, off, v uint64) { word(ram, off).Store(v) }

@@ -11,6 +11,12 @@ func word(ram []byte, off uint64) *atomic.Uint64 {
 	return (*atomic.Uint64)(unsafe.Pointer(unsafe.SliceData(b)))
 }
 
+// word32 returns a 32-bit word of RAM.
+func word32(ram []byte, off uint64) *atomic.Uint32 {
+	b := ram[off : off+4]
+	return (*atomic.Uint32)(unsafe.Pointer(unsafe.SliceData(b)))
+}
+
 // storeByte and loadByte access a ring's flags, which the monitor looks at whenever it wants; see package rpc.
 //
 //go:norace

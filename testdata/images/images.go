@@ -9,7 +9,7 @@ import (
 )
 
 //go:embed accept cat clock connect console cpuid crash echo files hello hostile httpd idle memclr private resolve sink smp source tcp tls trace udp unix
-//go:embed rpc-clock rpc-connect rpc-echo rpc-file rpc-hello rpc-httpd rpc-panic rpc-require rpc-smp
+//go:embed rpc-calls rpc-clock rpc-connect rpc-echo rpc-file rpc-hello rpc-httpd rpc-panic rpc-require rpc-smp
 var files embed.FS
 
 // Bytes returns a copy of an image's ELF file. It panics if there is no image of that name, which is a constant of the caller: see Names.

@@ -1,0 +1,45 @@
+package image
+
+import (
+	"bytes"
+	"encoding/binary"
+	"testing"
+
+	"github.com/fix-project/arcavm/testdata/images"
+)
+
+// Images without a note are told apart by their symbols.
+func TestOlder(t *testing.T) {
+	t.Parallel()
+	calls := images.Bytes("rpc-calls")
+	replaced := func(old, by string) []byte { return bytes.ReplaceAll(calls, []byte(old), []byte(by)) }
+	stripped := bytes.Clone(calls)
+	binary.LittleEndian.PutUint64(stripped[40:], 0) // section headers: offset,
+	binary.LittleEndian.PutUint16(stripped[60:], 0) // number,
+	binary.LittleEndian.PutUint16(stripped[62:], 0) // and the names of them
+	broken := bytes.Clone(calls)
+	binary.LittleEndian.PutUint64(broken[40:], uint64(len(broken)))
+	for _, c := range []struct {
+		name  string
+		bytes []byte
+		want  Older
+	}{
+		{"sockets by hypercalls", calls, OlderHypercalls},
+		{"no sockets", replaced("6kernel4host3net", "6kernel5other2ab"), OlderHypercalls},
+		{"module pipe", replaced("6kernel4host3net", "6kernel4pipe3net"), OlderPipes},
+		{"module pipe, the newer mangling", replaced("_ZN6kernel4host3net4call17h0123456789abcdefE", "_RNvNtCsabcdefghijk_6kernel4pipe4call2ab3cde"), OlderPipes},
+		{"another kernel's", replaced("6kernel4host3net", "6colonel4host3ne"), OlderPipes},
+		{"guest of our own", images.Bytes("rpc-hello"), OlderPipes},
+		{"stripped", stripped, OlderUnknown},
+		{"section headers beyond the end", broken, OlderUnknown},
+	} {
+		img, err := ParseBytes(c.bytes, c.name)
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		if got, why := img.Older(); got != c.want || why == "" {
+			t.Errorf("%s: %v (%s), want %v", c.name, got, why, c.want)
+		}
+	}
+}
