@@ -127,6 +127,52 @@ func TestParsePublish(t *testing.T) {
 	}
 }
 
+// What an address holds is found wherever the network's prefix ends: the
+// examples of RFC 6052, and the other kinds.
+func TestReachedBy(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ prefix, address, want string }{
+		{"2001:db8::/32", "2001:db8:c000:221::", "192.0.2.33"},
+		{"2001:db8:100::/40", "2001:db8:1c0:2:21::", "192.0.2.33"},
+		{"2001:db8:122::/48", "2001:db8:122:c000:2:2100::", "192.0.2.33"},
+		{"2001:db8:122:300::/56", "2001:db8:122:3c0:0:221::", "192.0.2.33"},
+		{"2001:db8:122:344::/64", "2001:db8:122:344:c0:2:2100::", "192.0.2.33"},
+		{"2001:db8:122:344::/96", "2001:db8:122:344::192.0.2.33", "192.0.2.33"},
+		{"", "2001:db8:122:344::192.0.2.33", ""},
+		{"", "64:ff9b::192.0.2.33", "192.0.2.33"},
+		{"64:ff9b:1::/48", "64:ff9b:1:c000:2:2100::", "192.0.2.33"},
+		{"", "64:ff9b:1::192.0.2.33", "192.0.2.33"},
+		{"", "64:ff9b:1:c000:2:2100::", "192.0.2.33"},
+		{"", "64:ff9b:1:c0:0:221::", "192.0.2.33"},
+		{"", "64:ff9b:1:0:c0:2:2100:0", "192.0.2.33"},
+		{"", "::192.0.2.33", "192.0.2.33"},
+		{"", "::ffff:0:192.0.2.33", "192.0.2.33"},
+		{"", "2002:c000:221::1", "192.0.2.33"},
+		{"", "2001:0:c000:221::3fff:fdde", "192.0.2.33"},
+		{"", "2001:db8::5efe:192.0.2.33", "192.0.2.33"},
+		{"", "2001:db8::200:5efe:192.0.2.33", "192.0.2.33"},
+		{"", "fe80::5efe:192.0.2.33%1", "192.0.2.33"},
+		{"", "0.0.0.0", "127.0.0.1"},
+		{"", "::", "::1"},
+		{"", "::1", ""},
+		{"", "192.0.2.33", ""},
+		{"", "2001:db8::1", ""},
+	} {
+		var prefixes []netip.Prefix
+		if c.prefix != "" {
+			prefixes = append(prefixes, netip.MustParsePrefix(c.prefix))
+		}
+		other := reachedBy(netip.MustParseAddr(c.address), prefixes)
+		found := c.want == "" && other.n == 0
+		for _, a := range other.all() {
+			found = found || a.String() == c.want
+		}
+		if !found {
+			t.Errorf("%s in %s: %v, want %s", c.address, c.prefix, other.all(), c.want)
+		}
+	}
+}
+
 func TestParseNAT64(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{"64:ff9b::/96", "2001:db8::/32", "2001:db8:1::/48", "2001:db8:0:1::/64"} {
