@@ -133,40 +133,48 @@ func (p *Policy) check(q request) error {
 func (p *Policy) decide(q request) error {
 	for i := range p.rules {
 		r := &p.rules[i]
-		switch {
-		case !r.matches(q):
-		case !r.Allow:
+		if !r.matches(q) {
+			continue
+		}
+		if !r.Allow {
 			return &DeniedError{q.String()}
-		case r.Name != "" && p.special(q):
-			// Somebody else can give a name any address.
-		default:
+		}
+		if r.Name == "" {
+			return nil
+		}
+		// Somebody else can give a name any address.
+		if special, _ := p.special(q); !special {
 			return nil
 		}
 	}
-	if p.special(q) {
+	special, err := p.special(q)
+	switch {
+	case err != nil:
+		return &DeniedError{fmt.Sprintf("%v, where the way isn't known (%v),", q, err)}
+	case special:
 		return &DeniedError{q.String()}
 	}
 	return nil
 }
 
 // special reports whether q goes where a guest gets only by a rule for the
-// address. Where the network can't say where q goes, it does.
-func (p *Policy) special(q request) bool {
+// address. Where the network can't say where q goes, it does: the error is why.
+func (p *Policy) special(q request) (bool, error) {
 	switch {
 	case q.direction == In:
-		return false
+		return false, nil
 	case q.own, onlyHost(q.at.Addr().WithZone("")):
-		return true
+		return true, nil
 	}
 	routes, err := p.routes()
 	if err != nil {
-		return true
+		return true, err
 	}
 	if routes == nil {
-		return false
+		return false, nil
 	}
 	own, err := routes.Own(q.protocol, q.at)
-	return own || err != nil
+	return own || err != nil, err
 }
 
 // routes returns the network's, or nil if it has none. They are opened at their

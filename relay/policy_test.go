@@ -625,6 +625,40 @@ func TestDialFirst(t *testing.T) {
 	}
 }
 
+// lostNetwork can't say where its packets go.
+type lostNetwork struct {
+	*fakeNetwork
+	routes Routes
+}
+
+func (n lostNetwork) Routes() (Routes, error) {
+	if n.routes == nil {
+		return nil, unix.EMFILE
+	}
+	return n.routes, nil
+}
+
+type lostRoutes struct{}
+
+func (lostRoutes) Own(string, netip.AddrPort) (bool, error) { return false, unix.ENOBUFS }
+
+// What isn't known to be another machine's is denied, and the reason is told.
+func TestPolicyWithoutRoutes(t *testing.T) {
+	t.Parallel()
+	for want, routes := range map[unix.Errno]Routes{unix.EMFILE: nil, unix.ENOBUFS: lostRoutes{}} {
+		p := NewPolicy(lostNetwork{newFake(), routes}, rules(t, "allow 192.0.2.9", "allow good.example"), nil)
+		for to, allowed := range map[string]bool{"192.0.2.1:80": false, "good.example:80": false, "192.0.2.9:80": true} {
+			conn, err := p.DialContext(t.Context(), "tcp", to)
+			if err == nil {
+				conn.Close()
+			}
+			if (err == nil) != allowed || !allowed && (!errors.Is(err, unix.EACCES) || !strings.Contains(err.Error(), want.Error())) {
+				t.Errorf("%s: %v; want allowed %v, or EACCES and why", to, err, allowed)
+			}
+		}
+	}
+}
+
 // BenchmarkPolicyConnect connects to an address of this machine, by what the
 // policy adds and without: two judgements of the route for each connect.
 func BenchmarkPolicyConnect(b *testing.B) {
