@@ -50,11 +50,12 @@ const (
 )
 
 // Report says what every CPU is doing: registers and backtrace, and the last log
-// records. The guest is interrupted and goes on. Beside the first reading of the
-// image's symbols it takes 1.25 seconds at most, however stuck the guest or the
-// monitor is, and a CPU that can't be reached until then is shown with what is
-// known. It may be called from New to the end
-// of [VM.Run], then it returns [ErrClosed].
+// records. The guest is interrupted and goes on. That takes 1.25 seconds at
+// most, however stuck the guest or the monitor is, and a CPU that can't be
+// reached until then is shown with what is known; the first time the image's
+// symbols and debug information are read, too. It may be called from New to the
+// end of [VM.Run], then it returns [ErrClosed]. A function of the [Config] may
+// call it; the CPU that waits for it is one that can't be reached.
 func (v *VM) Report() (*Report, error) {
 	v.inspecting.Lock()
 	defer v.inspecting.Unlock()

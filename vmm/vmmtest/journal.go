@@ -41,7 +41,8 @@ func (j *journal) String() string {
 	return j.text.String()
 }
 
-// wait reports whether text came before the limit, and before the journal was closed.
+// wait reports whether text came before the limit, and before the journal was
+// closed.
 func (j *journal) wait(text string, limit <-chan struct{}) bool {
 	for {
 		j.mu.Lock()

@@ -277,7 +277,8 @@ func (g *Guest) doing() string {
 	return b.String()
 }
 
-// AllowLostWakeups lets the test pass although the guest owes its monitor notifications, as a hostile one does.
+// AllowLostWakeups lets the test pass although the guest owes its monitor
+// notifications, as a hostile one does.
 func (g *Guest) AllowLostWakeups() { g.careless.Store(true) }
 
 // AllowDeath lets the test pass although the guest dies or exits with a code
@@ -291,7 +292,7 @@ func (g *Guest) Within(d time.Duration) *Guest {
 	return &Guest{VM: g.VM, run: g.run, patience: d}
 }
 
-// time is when a wait is over: its context's cause says how long it was.
+// time is when a wait is over.
 func (g *Guest) time() (context.Context, context.CancelFunc) {
 	if g.patience == 0 {
 		return context.WithCancel(g.limit)
@@ -312,7 +313,8 @@ func (g *Guest) fail(what string) {
 	g.t.Fatalf("the guest %s %s%s", what, until, g.doing())
 }
 
-// Addr waits for the guest to listen and returns the address; each call returns the next one, of which 64 are kept.
+// Addr waits for the guest to listen and returns the address; each call returns
+// the next one, of which 64 are kept.
 func (g *Guest) Addr() netip.AddrPort {
 	g.t.Helper()
 	ctx, cancel := g.time()
