@@ -102,7 +102,7 @@ func (c Calls) openOnce(in Share, path string, flags int, perm uint32, made bool
 		err = in.check(path, &st)
 	}
 	if f.regular = st.Mode&unix.S_IFMT == unix.S_IFREG; err == nil && f.regular {
-		if f.account, err = f.quota.open(f.stat); err == nil && empty {
+		if f.account, err = f.quota.open(st, f.stat); err == nil && empty {
 			err = f.truncate(0)
 		}
 	}
@@ -208,7 +208,7 @@ func (c Calls) unlink(in Share, path string, do func(there error) error) error {
 		return err
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFREG {
-		if old.account, err = c.quota.open(old.stat); err != nil {
+		if old.account, err = c.quota.open(st, old.stat); err != nil {
 			return err
 		}
 	}

@@ -96,17 +96,17 @@ func (q *Quota) give(n int64) {
 	q.used = max(q.used-n, 0)
 }
 
-// open returns the account of an open file; close must follow, as long as the file
-// is open.
-func (q *Quota) open(stat func() (unix.Stat_t, error)) (*account, error) {
-	st, err := stat()
-	if q == nil || err != nil {
-		return nil, err
+// open returns the account of an open file, of which st was seen; close must follow,
+// as long as the file is open.
+func (q *Quota) open(st unix.Stat_t, stat func() (unix.Stat_t, error)) (*account, error) {
+	if q == nil {
+		return nil, nil
 	}
 	a, known := q.account(fileID{st.Dev, st.Ino})
 	defer a.change.Unlock()
-	// Nobody else changes it now.
-	if st, err = stat(); err != nil {
+	// What is seen now no other call of the guest's changes.
+	st, err := stat()
+	if err != nil {
 		q.close(a)
 		return nil, err
 	}
@@ -136,7 +136,7 @@ func (q *Quota) account(id fileID) (a *account, known bool) {
 	if !known {
 		a = &account{id: id}
 		q.files[id] = a
-		a.change.Lock() // at once: nobody else has it
+		a.change.Lock() // at once: no other call has it yet
 	}
 	a.opens++
 	q.mu.Unlock()

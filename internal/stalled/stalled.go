@@ -8,8 +8,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"os/exec"
+	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,10 +26,11 @@ const File = "file"
 type Folder struct {
 	Dir string
 
-	device  *os.File
+	server  *exec.Cmd
+	end     sync.Once
 	waiting atomic.Int64
 	arrived chan struct{} // holds a token when waiting has grown
-
+	ended   sync.WaitGroup
 }
 
 // Numbers of requests (linux/fuse.h) that are answered, or mustn't be.
@@ -56,39 +61,105 @@ const (
 	parallelLookups = 1 << 18 // FUSE_PARALLEL_DIROPS
 )
 
+// The server is a process of its own, this program once more: threads that wait for
+// it can't be killed, and keep a process that has died, and its descriptors.
+const (
+	roleName   = "ARCAVM_TEST_STALLED"
+	deviceFile = 3
+	eventsFile = 4
+	// longest is how long a server lives if nothing ends it.
+	longest = 5 * time.Minute
+)
+
+func init() {
+	if os.Getenv(roleName) == "" {
+		return
+	}
+	time.AfterFunc(longest, func() { os.Exit(1) })
+	serve(os.NewFile(deviceFile, "/dev/fuse"), os.NewFile(eventsFile, "events"))
+	os.Exit(0)
+}
+
 // New mounts a folder until the test's end, or skips the test.
 func New(t testing.TB) *Folder {
 	t.Helper()
 	f := &Folder{Dir: t.TempDir(), arrived: make(chan struct{}, 1)}
-	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	device, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
-		t.Skipf("no folder can be made to stall: /dev/fuse: %v; it takes root", err)
+		t.Skipf("no folder can be made to stall: %v; it takes root", err)
 	}
-	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", fd)
+	defer device.Close()
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", device.Fd())
 	if err := unix.Mount("stalled", f.Dir, "fuse", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
-		unix.Close(fd)
 		t.Skipf("no folder can be made to stall: mount: %v; it takes root", err)
 	}
-	f.device = os.NewFile(uintptr(fd), "/dev/fuse")
-	go f.serve()
 	t.Cleanup(func() {
 		f.End()
 		if err := unix.Unmount(f.Dir, unix.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})
+	if err := f.start(device); err != nil {
+		t.Fatal(err)
+	}
 	return f
+}
+
+// start starts the server, which the kernel ends with this process.
+func (f *Folder) start(device *os.File) error {
+	program, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	events, told, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	f.server = exec.Command(program)
+	f.server.Env = append(os.Environ(), roleName+"=1")
+	f.server.ExtraFiles = []*os.File{device, told}
+	f.server.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	started := make(chan error)
+	f.ended.Go(func() {
+		// It ends with the thread, indeed.
+		runtime.LockOSThread()
+		err := f.server.Start()
+		told.Close()
+		started <- err
+		if err == nil {
+			_ = f.server.Wait()
+		}
+	})
+	if err := <-started; err != nil {
+		events.Close()
+		return err
+	}
+	f.ended.Go(func() {
+		defer events.Close()
+		b := make([]byte, 512)
+		for {
+			n, err := events.Read(b)
+			if err != nil {
+				return
+			}
+			f.waiting.Add(int64(n))
+			select {
+			case f.arrived <- struct{}{}:
+			default:
+			}
+		}
+	})
+	return nil
 }
 
 // End fails everything that waits, and what comes.
 func (f *Folder) End() {
-	// The thread that reads requests holds the device open: so the connection is
-	// ended by the file that the kernel has for that.
-	var st unix.Stat_t
-	if err := unix.Stat(f.Dir, &st); err == nil {
-		_ = os.WriteFile(fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", unix.Minor(st.Dev)), []byte("1"), 0)
-	}
-	f.device.Close()
+	f.end.Do(func() {
+		if f.server != nil && f.server.Process != nil {
+			_ = f.server.Process.Kill()
+		}
+		f.ended.Wait()
+	})
 }
 
 // Waiting returns how many requests have come that are never answered.
@@ -97,7 +168,11 @@ func (f *Folder) Waiting() int { return int(f.waiting.Load()) }
 // Arrived has a token when that number has grown.
 func (f *Folder) Arrived() <-chan struct{} { return f.arrived }
 
-func (f *Folder) serve() {
+// server answers requests.
+type server struct{ device, events *os.File }
+
+func serve(device, events *os.File) {
+	f := server{device, events}
 	b := make([]byte, maxLength+4096)
 	for {
 		n, err := f.device.Read(b)
@@ -108,7 +183,7 @@ func (f *Folder) serve() {
 	}
 }
 
-func (f *Folder) answer(b []byte) {
+func (f server) answer(b []byte) {
 	opcode := binary.LittleEndian.Uint32(b[4:])
 	unique := binary.LittleEndian.Uint64(b[8:])
 	node := binary.LittleEndian.Uint64(b[16:])
@@ -150,15 +225,9 @@ func (f *Folder) answer(b []byte) {
 	f.reply(unique, 0, out)
 }
 
-func (f *Folder) stall() {
-	f.waiting.Add(1)
-	select {
-	case f.arrived <- struct{}{}:
-	default:
-	}
-}
+func (f server) stall() { _, _ = f.events.Write([]byte{0}) }
 
-func (f *Folder) reply(unique uint64, errno unix.Errno, payload []byte) {
+func (f server) reply(unique uint64, errno unix.Errno, payload []byte) {
 	b := binary.LittleEndian.AppendUint32(nil, uint32(16+len(payload)))
 	b = binary.LittleEndian.AppendUint32(b, uint32(-int32(errno)))
 	b = binary.LittleEndian.AppendUint64(b, unique)
