@@ -88,10 +88,28 @@ func wantAll(t testing.TB, r io.Reader, want []byte) {
 	}
 }
 
+// closedTCPPort is a port of 127.0.0.1 at which nobody listens, and nobody else
+// can: a socket is bound there.
+func closedTCPPort(t testing.TB) netip.AddrPort {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(at.(*unix.SockaddrInet4).Port))
+}
+
 func TestConnectFails(t *testing.T) {
 	t.Parallel()
-	l, closed := hostListener(t, "127.0.0.1:0")
-	l.Close()
+	closed := closedTCPPort(t)
 	for _, c := range []struct {
 		name string
 		to   wire.Connect

@@ -387,3 +387,44 @@ func TestChurn(t *testing.T) {
 		t.Errorf("%d accepted", n)
 	}
 }
+
+// TestPublished has a guest of this ABI, which knows IPv4 only, listen on a
+// port that is published by an address of each family: it is reached at both.
+func TestPublished(t *testing.T) {
+	t.Parallel()
+	var publish []relay.Publish
+	for _, host := range []string{"127.0.0.1:0", "[::1]:0"} {
+		publish = append(publish, relay.Publish{Protocol: "tcp", Host: netip.MustParseAddrPort(host), Guest: 80})
+	}
+	deny, err := relay.ParseRule(false, "*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hosts := make(chan netip.AddrPort, 2)
+	policy := relay.NewPolicy(relay.Host{}, []relay.Rule{deny}, publish)
+	policy.OnPublish = func(_ relay.Publish, host netip.AddrPort) { hosts <- host }
+	m := newMachine(t, rpc.Options{Network: policy})
+	l := m.Listen(loopback, 80)
+	for _, host := range []netip.AddrPort{wait(t, hosts, "the first address"), wait(t, hosts, "the second address")} {
+		for range 2 {
+			peer, err := net.Dial("tcp", host.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer peer.Close()
+			if _, err := peer.Write([]byte("hello")); err != nil {
+				t.Fatal(err)
+			}
+			s := l.Accept()
+			b := make([]byte, 5)
+			if n := s.Read(b); n == 0 || string(b[:n]) != "hello"[:n] {
+				t.Errorf("by %v: %q", host, b[:n])
+			}
+			s.Close()
+		}
+	}
+	// The second listener of the port is one at which nobody arrives.
+	m.Listen(loopback, 80).Close()
+	l.Close()
+	m.settled(t)
+}
