@@ -230,12 +230,6 @@ func TestNothingShared(t *testing.T) {
 	}
 }
 
-func closedTCPPort(t *testing.T) netip.AddrPort {
-	l, to := hostListener(t, "127.0.0.1:0")
-	l.Close()
-	return to
-}
-
 // A flood of one kind of warnings is cut, and hides no other kind.
 func TestFloodHidesNothing(t *testing.T) {
 	t.Parallel()
