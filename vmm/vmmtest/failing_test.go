@@ -222,6 +222,28 @@ func TestDeadline(t *testing.T) {
 	}
 }
 
+// What the guest wrote to its console steers no terminal from a test's output.
+func TestForeignText(t *testing.T) {
+	t.Parallel()
+	boot(t, vmm.Config{}, "hello").Wait() // skips, where it has to
+	root, err := os.OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if err := root.WriteFile("file", []byte("red: \x1b[31m\u009b31m\u202e\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f := &fakeTest{TB: t}
+	f.do(func(t testing.TB) {
+		boot(t, vmm.Config{Share: vmm.Share{Root: root}}, "cat", "file").Wait()
+		t.Errorf("the test's own failure")
+	})
+	if got := f.output.String(); !strings.Contains(got, `red: \u001b[31m\u009b31m\u202e`+"\n") || strings.ContainsAny(got, "\x1b\u009b\u202e") {
+		t.Errorf("%q", got)
+	}
+}
+
 // helperVariable makes a test of this binary one that is to fail.
 const helperVariable = "VMMTEST_HELPER"
 

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/fix-project/arcavm/hypercall"
+	"github.com/fix-project/arcavm/internal/printable"
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/testdata/images"
@@ -201,7 +202,8 @@ func (g *Guest) stop() {
 	if g.err != nil && g.death() == "" {
 		ended = "the guest ran until the test ended it" + running
 	}
-	g.t.Logf("guest's log:\n%s\nguest's console:\n%s\n%s", g.Log(), g.Console(), ended)
+	// The terminal that shows this isn't the guest's console.
+	g.t.Logf("%s", printable.String(fmt.Sprintf("guest's log:\n%s\nguest's console:\n%s\n%s", g.Log(), g.Console(), ended)))
 }
 
 // over reports whether the guest has ended.
