@@ -61,7 +61,7 @@ test-user-nokvm:
 ## test-emulated: the tests that need KVM, in emulated hardware KVM
 .PHONY: test-emulated
 test-emulated: tools
-	@go run ./cmd/arcavm-emulated test $(KVM_PACKAGES)
+	@go run ./cmd/arcavm-emulated test -timeout 25m --limit 30m $(KVM_PACKAGES)
 
 ## race: the pure packages under the race detector (needs gcc)
 .PHONY: race
