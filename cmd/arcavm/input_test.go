@@ -165,7 +165,7 @@ func TestBadInput(t *testing.T) {
 		{"run --mem lots k", 64, "write a whole number with a unit, such as 512M or 2G"},
 		{"run --mem -1G k", 64, "write a whole number with a unit"},
 		{"run --mem 99999999999G k", 64, "write a whole number with a unit"},
-		{"run --abi streams k", 64, `arcavm: --abi: "streams" must be one of auto, stream, rpc; did you mean stream?`},
+		{"run --abi streams k", 64, `arcavm: --abi: "streams" must be one of auto, stream, rpc, hypercall; did you mean stream?`},
 		{"run --log-level loud k", 64, "must be one of error, warn, info, debug, trace"},
 		{"run --log-format xml k", 64, "must be one of text, json"},
 		{"run --cpus 0 " + hello, 64, "--cpus: 0 is not in 1 to 64"},
@@ -379,11 +379,39 @@ func TestOlderABI(t *testing.T) {
 	} else if f.GiBPages && f.FSGSBASE && f.RDTSCP && f.SMAP {
 		t.Skip("this KVM lacks nothing; the test needs one that does, such as kvm_pvm")
 	}
-	got := inProcess("run", writeFile(t, "older", machineCode(0, exit(0))))
-	if got.code != exitUnavailable {
-		t.Errorf("code %d, want 69", got.code)
+	for _, abi := range []string{"rpc", "hypercall"} {
+		got := inProcess("run", "--abi", abi, writeFile(t, "older", machineCode(0, exit(0))))
+		if got.code != exitUnavailable {
+			t.Errorf("%s: code %d, want 69", abi, got.code)
+		}
+		wantLine(t, got.err, "arcavm run --emulated runs it in emulated hardware")
 	}
-	wantLine(t, got.err, "arcavm run --emulated runs it in emulated hardware")
+}
+
+// Images without a note are told apart by their symbols. One whose symbols are
+// gone needs to be told; one that takes numbers takes no words.
+func TestOlderABIs(t *testing.T) {
+	t.Parallel()
+	stripped := writeFile(t, "stripped", machineCode(0, exit(0)))
+	calls, rpc := imageFile(t, "rpc-calls"), imageFile(t, "rpc-hello")
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"run", stripped}, exitUsage, "no ABI note and no symbols; say whether it speaks the rpc or the hypercall ABI"},
+		{[]string{"run", calls, "bob"}, exitUsage, `"bob" is not a number`},
+		{[]string{"run", "--abi", "hypercall", imageFile(t, "hello")}, exitUsage, "the note in"},
+		{[]string{"inspect", calls}, 0, "hypercall, Arca's oldest: it has no ABI note, and symbols of the kernel but none of its module pipe"},
+		{[]string{"inspect", rpc}, 0, "rpc, Arca's older request/response: "},
+		{[]string{"inspect", stripped}, 0, "unknown: it has no ABI note and no symbols; run it with --abi rpc or --abi hypercall"},
+		{[]string{"inspect", imageFile(t, "hello")}, 0, "stream, version 1"},
+	} {
+		got := inProcess(c.args...)
+		if got.code != c.code || !strings.Contains(got.out+got.err, c.want) {
+			t.Errorf("%q: code %d\n%s%s", c.args, got.code, got.out, got.err)
+		}
+	}
 }
 
 // What an image's ABI has no use for is refused, not ignored.
