@@ -27,3 +27,7 @@ const MaxHandshakes = maxHandshakes
 
 // PeerAt is what counts as one peer.
 func PeerAt(a netip.Addr) netip.Prefix { return peerAt(a) }
+
+// MaxGreetings is how many handshakes of connections that a guest makes run at
+// once.
+const MaxGreetings = maxGreetings

@@ -68,8 +68,8 @@ type Server struct {
 	count counters
 
 	lingering lingering
-	greetings chan struct{} // holds a token for each TLS handshake of a connection that the guest makes
-	greeted   chan struct{} // and for each of one that it accepts
+	greetings *turns // for TLS handshakes of connections that the guest makes
+	greeted   *turns // and of those that it accepts
 	large     largeDatagrams
 
 	life     sync.RWMutex // held to begin something or, for a moment, to stop; also on virtual CPUs' threads
@@ -106,7 +106,7 @@ func New(table *pipes.Table, control *pipes.Pipe, handler Handler, o Options) *S
 		s.network = Host{}
 	}
 	s.lingering.timeout = lingerTimeout
-	s.greetings, s.greeted = make(chan struct{}, maxGreetings), make(chan struct{}, maxGreeted)
+	s.greetings, s.greeted = newTurns(maxGreetings, maxPeerGreetings), newTurns(maxGreeted, maxPeerGreeted)
 	s.large = newLargeDatagrams()
 	s.count.opened = make(map[uint16]uint64)
 	s.ended.L = &s.mu

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,24 +44,78 @@ func newTLSConn(raw Conn, cfg *tls.Config, side func(net.Conn, *tls.Config) *tls
 	return &tlsConn{side(below, cfg), raw, below}
 }
 
-// How many handshakes of all connections are under way at once; others wait for
-// their turn. One costs up to half a MiB where a server sends all that it may,
-// and some 50 KiB where a client does.
+// How many handshakes of all connections are under way at once, and how many with
+// one peer; others wait for their turn. One costs up to half a MiB where a server
+// sends all that it may, and some 50 KiB where a client does.
 const (
-	maxGreetings = 256
-	maxGreeted   = 1024
+	maxGreetings     = 256
+	maxPeerGreetings = 64
+	maxGreeted       = 1024
+	maxPeerGreeted   = 256
 )
 
-// handshake closes the connection if it fails, or ctx ends before, also while it
-// waits for one of turns.
-func (c *tlsConn) handshake(ctx context.Context, turns chan struct{}) error {
-	var err error
+// turns are places for handshakes, of which one peer may have a part.
+type turns struct {
+	all  chan struct{} // holds a token for each in use
+	part int
+
+	mu    sync.Mutex
+	peers map[netip.Prefix]*peerTurns // that have some, or wait for some
+}
+
+type peerTurns struct {
+	taken chan struct{} // holds a token for each of the peer's that is in use, or waits for one of all
+	users int
+}
+
+func newTurns(all, part int) *turns {
+	return &turns{all: make(chan struct{}, all), part: part, peers: make(map[netip.Prefix]*peerTurns)}
+}
+
+// take waits for a place. After success the caller calls give.
+func (t *turns) take(ctx context.Context, peer netip.Prefix) (give func(), err error) {
+	t.mu.Lock()
+	p := t.peers[peer]
+	if p == nil {
+		p = &peerTurns{taken: make(chan struct{}, t.part)}
+		t.peers[peer] = p
+	}
+	p.users++
+	t.mu.Unlock()
+	leave := func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if p.users--; p.users == 0 {
+			delete(t.peers, peer)
+		}
+	}
 	select {
-	case turns <- struct{}{}:
-		defer func() { <-turns }()
-		err = c.HandshakeContext(ctx)
+	case p.taken <- struct{}{}:
 	case <-ctx.Done():
-		err = ctx.Err()
+		leave()
+		return nil, ctx.Err()
+	}
+	select {
+	case t.all <- struct{}{}:
+	case <-ctx.Done():
+		<-p.taken
+		leave()
+		return nil, ctx.Err()
+	}
+	return func() {
+		<-t.all
+		<-p.taken
+		leave()
+	}, nil
+}
+
+// handshake closes the connection if it fails, or ctx ends before, also while it
+// waits for one of places.
+func (c *tlsConn) handshake(ctx context.Context, places *turns) error {
+	give, err := places.take(ctx, peerOf(c.raw.RemoteAddr()))
+	if err == nil {
+		err = c.HandshakeContext(ctx)
+		give()
 	}
 	if err != nil {
 		_ = c.raw.Close()

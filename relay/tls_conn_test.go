@@ -38,7 +38,7 @@ func tlsPair(t *testing.T) (*tlsConn, *tls.Conn) {
 	peer := tls.Server(far, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{raw}, PrivateKey: key}}})
 	shaken := make(chan error, 1)
 	go func() { shaken <- peer.Handshake() }()
-	if err := conn.handshake(t.Context(), make(chan struct{}, 1)); err != nil {
+	if err := conn.handshake(t.Context(), newTurns(1, 1)); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-shaken; err != nil {

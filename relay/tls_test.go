@@ -681,6 +681,29 @@ func TestTLSHandshakesShared(t *testing.T) {
 	}
 }
 
+// A server whose handshakes stall, however many, keeps the guest from no other.
+func TestTLSStalledServer(t *testing.T) {
+	t.Parallel()
+	a := relaytest.NewAuthority(t)
+	m := start(t, setup{streams: 2 * relay.MaxGreetings, window: 32 << 20, tls: relay.TLS{RootCAs: a.Pool}})
+	l, stalled := hostListener(t, "127.0.0.2:0")
+	for range relay.MaxGreetings + 1 {
+		c, err := m.tryPipe(4096, 4096, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write(wire.AppendOpen(nil, 5, wire.Open{Protocol: wire.ProtocolTLSConnection, Payload: tlsConnect(stalled, "")})); err != nil {
+			t.Fatal(err)
+		}
+		accepted(t, l)
+	}
+	g, peer := tlsConnected(t, m, a, tls.VersionTLS13)
+	echo(t, g, peer)
+	if n := m.server.Stats().ConnectsFailed; n != 0 {
+		t.Errorf("%d stalled handshakes had to time out before", n)
+	}
+}
+
 // dialedFrom connects from one of this machine's addresses.
 func dialedFrom(t *testing.T, from string, to netip.AddrPort) *net.TCPConn {
 	t.Helper()
