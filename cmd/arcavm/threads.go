@@ -60,10 +60,17 @@ func fewerThreads(room threads.Room, need int) error {
 	return &codeError{exitOS, fmt.Errorf("there is room for %d more threads, and arcavm needs %d: %s; allow more", max(0, room.Left), need, room.Bound)}
 }
 
-// refuseToStart says why the process ends before it has begun. It starts nothing.
+// refuseToStart says why the process ends before it has begun, as its flags
+// have it. It starts no goroutine.
 func refuseToStart(err error) int {
-	fmt.Fprintf(os.Stderr, "arcavm: %v\n", err)
-	return exitOS
+	s := streams{out: os.Stdout, err: os.Stderr}
+	s.protect()
+	o := output{streams: s}
+	if cmd, _, failed := newRootCommand(s).Find(os.Args[1:]); failed == nil {
+		o.machine = cmd.Flags().Lookup("exit-file") != nil
+		o.scan(os.Args[1:], cmd.Flags())
+	}
+	return o.finish(err)
 }
 
 func checkThreadRoom() finding {

@@ -70,6 +70,17 @@ func TestFewThreads(t *testing.T) {
 	}
 }
 
+// The same as JSON, with an exit file.
+func TestFewThreadsAsJSON(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "exit")
+	got := inCgroup(t, cgroupOf(t, 6), "run", "--exit-file", file, "--log-format", "json", "image")
+	_, last := records(t, got.err)
+	if got.code != exitOS || last.Cause != causeMonitor || last.Code != exitOS || exitFile(t, file) != last {
+		t.Errorf("%+v", got)
+	}
+}
+
 // doctor says how many threads there may be, and what bounds them.
 func TestDoctorThreads(t *testing.T) {
 	t.Parallel()
