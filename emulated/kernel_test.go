@@ -110,6 +110,7 @@ func TestKernelPackage(t *testing.T) {
 	root, dir := t.TempDir(), t.TempDir()
 	makeKernel(t, root, "lib", "6.9-x")
 	writeFile(t, filepath.Join(root, "DEBIAN", "control"), []byte("Package: linux-image-x\nVersion: 1\nArchitecture: amd64\nMaintainer: X <x@example.com>\nDescription: x\n"))
+	must(t, os.Chmod(filepath.Join(root, "DEBIAN"), 0o755)) // whatever the umask
 	file := filepath.Join(dir, "linux-image-x_1_amd64.deb")
 	if out, err := exec.CommandContext(t.Context(), "dpkg-deb", "-b", root, file).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
