@@ -34,7 +34,7 @@ func (c Calls) Stat(ctx context.Context, in Share, path string, follow bool) (un
 // which another process has a lease is waited for.
 func (c Calls) Open(ctx context.Context, in Share, path string, flags int, perm uint32) (f *File, err error) {
 	err = regular.Retry(ctx, func() (err error) {
-		f, err = Do(ctx, c.gates.Of(in), func() (*File, error) { return c.open(in, path, flags, perm) }, func(f *File) { f.close() })
+		f, err = Do(ctx, c.gates.Of(in), func() (*File, error) { return c.open(in, path, flags, perm) }, func(f *File) { _ = f.close() })
 		return err
 	})
 	return f, err
@@ -107,7 +107,7 @@ func (c Calls) openOnce(in Share, path string, flags int, perm uint32, made bool
 		}
 	}
 	if err != nil {
-		f.close()
+		_ = f.close()
 		return nil, err
 	}
 	return f, nil
@@ -202,7 +202,7 @@ func (c Calls) unlink(in Share, path string, do func(there error) error) error {
 		return do(err)
 	}
 	old := &File{os: f, quota: c.quota}
-	defer old.close()
+	defer func() { _ = old.close() }()
 	st, err := old.stat()
 	if err != nil {
 		return err
