@@ -52,10 +52,12 @@ func TestStalledSockets(t *testing.T) {
 	m := start(t, setup{sockets: s, streams: attempts + 100, window: 256 << 20, quiet: true})
 	before := threads(t)
 	for i := range attempts {
-		protocol, payload := wire.ProtocolUnixConnection, wire.AppendUnixConnect(nil, wire.UnixConnect{Path: fmt.Append(nil, "s", i)})
+		protocol := wire.ProtocolUnixConnection
+		payload := wire.AppendUnixConnect(nil, wire.UnixConnect{Path: fmt.Append(nil, "s", i)})
 		if i%2 == 1 {
 			// The folder's name is looked up, where the socket's would be made.
-			protocol, payload = wire.ProtocolUnixListener, wire.AppendUnixListen(nil, wire.UnixListen{Path: fmt.Append(nil, "s", i, "/s")})
+			protocol = wire.ProtocolUnixListener
+			payload = wire.AppendUnixListen(nil, wire.UnixListen{Path: fmt.Append(nil, "s", i, "/s")})
 		}
 		c, err := m.tryPipe(4096, 4096, 0)
 		if err != nil {

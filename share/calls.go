@@ -34,7 +34,9 @@ func (c Calls) Stat(ctx context.Context, in Share, path string, follow bool) (un
 // which another process has a lease is waited for.
 func (c Calls) Open(ctx context.Context, in Share, path string, flags int, perm uint32) (f *File, err error) {
 	err = regular.Retry(ctx, func() (err error) {
-		f, err = Do(ctx, c.gates.Of(in), func() (*File, error) { return c.open(in, path, flags, perm) }, func(f *File) { _ = f.close() })
+		f, err = Do(ctx, c.gates.Of(in), func() (*File, error) {
+			return c.open(in, path, flags, perm)
+		}, func(f *File) { _ = f.close() })
 		return err
 	})
 	return f, err

@@ -52,7 +52,7 @@ func Hold(t testing.TB, path string) (broken <-chan struct{}) {
 	return released
 }
 
-// WantBroken fails the test if nobody has asked for the lease.
+// WantBroken fails the test if no open has asked for the lease.
 func WantBroken(t testing.TB, broken <-chan struct{}) {
 	t.Helper()
 	select {
