@@ -78,6 +78,9 @@ with ARCAVM_REQUIRE_KVM=1 it is a failure.`,
 			err := run.all(ctx, args, options)
 			if errors.Is(err, emulated.ErrUnavailable) && os.Getenv("ARCAVM_REQUIRE_KVM") == "" {
 				fmt.Printf("lane %s: skipped: %v\n", laneName, err)
+				if run.failed > 0 { // a package can't be built
+					return exitCode(1)
+				}
 				return nil
 			}
 			return err
@@ -166,7 +169,9 @@ func (r *testRun) all(ctx context.Context, patterns []string, options machineOpt
 	result, err := emulated.Run(ctx, cfg)
 	if err != nil {
 		r.unfinished()
-		fmt.Print(r.report.Summary(laneName))
+		if r.ended > 0 || r.failed > 0 {
+			fmt.Print(r.report.Summary(laneName))
+		}
 		return r.broke(ctx, err)
 	}
 	return r.end(result)
