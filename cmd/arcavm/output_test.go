@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -151,6 +153,53 @@ func TestOutputNonblocking(t *testing.T) {
 	}
 	if err != nil || string(got) != want {
 		t.Errorf("%v; got %d bytes, want %d", err, len(got), len(want))
+	}
+}
+
+// The same for a guest's console, whose output becomes non-blocking while it is
+// in use, and then full.
+func TestConsoleNonblocking(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	const more = 5000
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	r, w := os.NewFile(uintptr(fds[0]), "reader"), os.NewFile(uintptr(fds[1]), "writer")
+	defer r.Close()
+	defer w.Close()
+	if _, err := unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, 4096); err != nil {
+		t.Fatal(err)
+	}
+	// mov $more, %ecx; mov $'y', %al; out %al, $0xE9; dec %ecx; jnz to the out
+	loop := []byte{0xB9, more & 0xFF, more >> 8, 0, 0, 0xB0, 'y', 0xE6, 0xE9, 0xFF, 0xC9, 0x75, 0xFA}
+	var stderr bytes.Buffer
+	cmd := command(t, "run", writeFile(t, "image", machineCode(1, slices.Concat(write("x"), loop, exit(0)))))
+	cmd.Stdout, cmd.Stderr = w, &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(r, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	setNonblock(t, w, true)
+	w.Close()
+	// Until the guest gets no further. To look too early is no harm but that the
+	// test sees less.
+	for full, same := 0, 0; same < 20000; same++ {
+		n, err := unix.IoctlGetInt(fds[0], unix.TIOCINQ)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n != full {
+			full, same = n, 0
+		}
+		runtime.Gosched()
+	}
+	got, err := io.ReadAll(r)
+	if werr := cmd.Wait(); err != nil || werr != nil || len(got) != more {
+		t.Errorf("%v, %v; got %d of %d bytes; stderr:\n%s", err, werr, len(got), more, stderr.String())
 	}
 }
 
