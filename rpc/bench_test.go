@@ -103,28 +103,6 @@ func BenchmarkRequest(b *testing.B) {
 	f.Close()
 }
 
-// BenchmarkDoorbell is the time of one request of a guest that rings the doorbell, beside connections that have nothing to do.
-func BenchmarkDoorbell(b *testing.B) {
-	for _, n := range []int{0, 1000} {
-		b.Run(fmt.Sprintf("connections=%d", n), func(b *testing.B) {
-			_, share := shared(b, true)
-			m := newMachine(b, rpc.Options{Share: share, RAM: rpctest.NewRAM(512 << 20), Signal: func(uint32) {}})
-			m.ring()
-			l, address := m.listen(b)
-			for range n {
-				dial(b, address)
-				l.Accept()
-			}
-			f, _ := m.Open("f", message.Mode{Read: true, Write: true, Create: true})
-			b.ReportAllocs()
-			for b.Loop() {
-				f.Seek(message.SeekStart, 0)
-			}
-			f.Close()
-		})
-	}
-}
-
 func BenchmarkFile(b *testing.B) {
 	for _, size := range []int{64 << 10, 1 << 20} {
 		dir, share := shared(b, true)

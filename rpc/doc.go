@@ -1,4 +1,12 @@
-// Package rpc is the monitor's half of Arca's older request/response ABI, which kernel images without an ABI note speak.
+// Package rpc is the monitor's half of Arca's older ABIs, which kernel images without an ABI note speak.
+//
+// # Words
+//
+//   - dialect: how a guest asks. In A and B by messages, in C by hypercalls.
+//   - pipe: in A and B, two rings in RAM, by which requests and responses go.
+//   - call: in C, a hypercall that asks for something about a socket or a file.
+//   - record: in C, the 32 or 48 bytes in RAM that a call names, with what is
+//     asked for, room for the answer, and the byte done.
 //
 // # Model
 //
@@ -14,14 +22,8 @@
 // after microseconds, at one that has been quiet less and less. Rings where the monitor owes the message are not looked at. A guest that notifies even
 // once is looked at only when it notifies, and gets interrupts (GSI 0), from then on.
 //
-// Newer kernels ring a doorbell instead: a write of 8 bytes to the physical address behind RAM, of twice a pipe's number when they have written to it or
-// dropped that end, and one more when they have read from it. The control pipe's number is 0. The message that names a new pipe has both values after the four that it always
-// had, and the guest gets GSI 2 for each response, each request that was taken, and each end that the monitor drops. A guest is of that kind if the doorbell rings, which it
-// does before the first request is whole.
-//
-// A guest of that kind may drop its end while the monitor waits for a peer: a Receive or an Accept ends at once, for nobody would read what it answers; a
-// Send goes on until the peer has taken what was sent or is gone. Of other guests this is noticed when the wait is over: all the rings that wait for a peer
-// would have to be looked at.
+// A guest that drops its end while the monitor waits for a peer is noticed when
+// the wait is over: all the rings that wait for a peer would have to be looked at.
 //
 // A pipe is served by a goroutine of its own, which sleeps while there is nothing to do; a pipe that waits for a peer or a disk keeps no other from
 // going on. Bytes of files and connections go from ring memory to the kernel and back without a copy in between.
@@ -36,12 +38,25 @@
 // the report: its kernel would wait for an answer for ever. So does any other
 // end of the control pipe.
 //
+// Dialect C has no pipes. A guest asks by hypercalls 5 to 15, each of which names
+// a record, and waits for done to be set in it; [Calls] serves it. What can be
+// answered at once is answered before the hypercall returns, and the guest never
+// sleeps. What has to wait for a peer, or turns out to take longer than some
+// hundred microseconds, is answered later by a goroutine of the call's own, so
+// that the virtual CPU goes on. A call whose record lies in RAM is always
+// answered, but for an accept at which no client arrives.
+//
+// Sockets and files are named by ids, numbers from 1 on that are never used
+// again. An id says what kind of thing it names: a file's means nothing to a
+// call about sockets. The sockets and files themselves, what limits them, and the
+// shared allocator are the same code for all dialects.
+//
 // # Answers that guests don't expect
 //
 // A guest takes an error only in answer to Open and Mkdir. So a listener that can't listen is one at which nobody arrives; a connection that can't be
 // made, or that has failed, has nothing to receive and takes whatever is sent; a read that fails is the end of the file, a write that fails has
 // length 0, a seek that can't be leaves the offset as it is. A guest of dialect B takes no error at all: a file that can't be opened is one that is
-// empty. The real error goes to the log.
+// empty. In dialect C a file that can't be opened has id 0. The real error goes to the log.
 //
 // # Hostile guests
 //
@@ -53,6 +68,6 @@
 //
 // # Locks
 //
-// In the order in which they are taken: allocator.mu, then the allocator's lock in guest memory. Server.mu, watcher.mu and nudge.mu are taken alone. No lock
+// In the order in which they are taken: allocator.mu, then the allocator's lock in guest memory. Server.mu and watcher.mu are taken alone. No lock
 // is held while a pipe waits. A ring belongs to the goroutine that serves its pipe.
 package rpc

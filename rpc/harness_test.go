@@ -76,10 +76,10 @@ func newMachineWith(t testing.TB, o rpc.Options, prepare func(*rpc.Server)) *mac
 	return m
 }
 
-// ring has the guest ring the doorbell from now on.
-func (m *machine) ring() {
-	m.NotifyRead = func(pipe uint64) { m.server.Doorbell(2 * pipe) }
-	m.NotifyWrite = func(pipe uint64) { m.server.Doorbell(2*pipe + 1) }
+// notify has the guest notify from now on.
+func (m *machine) notify() {
+	m.NotifyRead = func() { _ = m.server.NotifyRead(0) }
+	m.NotifyWrite = func() { _ = m.server.NotifyWrite(0) }
 }
 
 func wait[T any](t testing.TB, c <-chan T, what string) T {

@@ -343,9 +343,9 @@ func FuzzRequests(f *testing.F) {
 		if len(b) > 4000 {
 			return
 		}
-		m := newMachine(t, rpc.Options{Share: share, RAM: rpctest.NewRAM(1 << 20), Signal: func(uint32) {}})
+		m := newMachine(t, rpc.Options{Share: share, RAM: rpctest.NewRAM(1 << 20), Signal: func() {}})
 		if len(b)%2 == 1 {
-			m.ring()
+			m.notify()
 		}
 		file, _ := m.Open("f", message.Mode{Read: true, Write: true, Create: true, Truncate: true})
 		stream := m.Connect("", 0)

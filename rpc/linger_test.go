@@ -29,12 +29,12 @@ func (n tight) DialContext(ctx context.Context, network, address string) (net.Co
 // A peer that takes nothing doesn't keep a stream that its guest has dropped.
 func TestLinger(t *testing.T) {
 	t.Parallel()
-	for name, rings := range map[string]bool{"doorbell": true, "hypercalls": false} {
+	for name, notifies := range map[string]bool{"notifies": true, "says nothing": false} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			m := newMachineWith(t, rpc.Options{Network: tight{}}, func(s *rpc.Server) { s.SetLinger(10 * time.Millisecond) })
-			if rings {
-				m.ring()
+			if notifies {
+				m.notify()
 			}
 			ln, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {

@@ -25,11 +25,7 @@ type listener struct {
 }
 
 func (l *listener) serve(ctx context.Context, p *pipe) error {
-	// wanted is done with the server, or before when nobody waits for connections any more.
-	wanted, abandon := context.WithCancel(ctx)
-	defer abandon()
-	defer p.whenAbandoned(abandon)()
-	defer closeWith(wanted, l.close)()
+	defer closeWith(ctx, l.close)()
 	for {
 		head, size, err := p.head()
 		if err != nil {
@@ -42,11 +38,7 @@ func (l *listener) serve(ctx context.Context, p *pipe) error {
 		p.requests.move(uint64(n))
 		switch op {
 		case message.ListenerAccept:
-			err := l.accept(ctx, wanted, p)
-			if errors.Is(err, errStopped) && ctx.Err() == nil {
-				return io.EOF
-			}
-			if err != nil {
+			if err := l.accept(ctx, p); err != nil {
 				return err
 			}
 		case message.ListenerClose:
@@ -57,14 +49,13 @@ func (l *listener) serve(ctx context.Context, p *pipe) error {
 	}
 }
 
-// accept answers with the next connection, which is served until ctx is done.
-// errStopped: wanted is done.
-func (l *listener) accept(ctx, wanted context.Context, p *pipe) error {
+// accept answers with the next connection. errStopped: ctx is done.
+func (l *listener) accept(ctx context.Context, p *pipe) error {
 	if l.ln == nil {
-		<-wanted.Done()
+		<-ctx.Done()
 		return errStopped
 	}
-	return l.server.accept(wanted, l.ln, func(conn *net.TCPConn) error { return l.hand(ctx, p, conn) })
+	return l.server.accept(ctx, l.ln, func(conn *net.TCPConn) error { return l.hand(ctx, p, conn) })
 }
 
 // accept hands on the next connection. One that hand has no memory for is

@@ -3,7 +3,6 @@ package rpc_test
 import (
 	"bytes"
 	"io"
-	"net"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -13,36 +12,18 @@ import (
 	"github.com/fix-project/arcavm/rpc/rpctest"
 )
 
-// count returns a Signal that tells one interrupt from all others.
-func count(want uint32, signals, others *atomic.Int64) func(uint32) {
-	return func(gsi uint32) {
-		if gsi == want {
-			signals.Add(1)
-		} else {
-			others.Add(1)
-		}
-	}
-}
-
 // TestNotifications lets a guest notify from some point on: it is looked at only then, and it gets signals, but none before.
 func TestNotifications(t *testing.T) {
 	t.Parallel()
 	_, share := shared(t, true)
-	var signals, others atomic.Int64
-	m := newMachine(t, rpc.Options{Share: share, Signal: count(rpc.SignalGSI, &signals, &others)})
+	var signals atomic.Int64
+	m := newMachine(t, rpc.Options{Share: share, Signal: func() { signals.Add(1) }})
 	f, _ := m.Open("f", message.Mode{Read: true, Write: true, Create: true})
 	f.Write(pattern(100))
 	if n := signals.Load(); n != 0 {
 		t.Fatalf("%d signals before the guest has shown that it knows them", n)
 	}
-	notify := func(f func(uint64) error) func(uint64) {
-		return func(uint64) {
-			if err := f(0); err != nil {
-				t.Error(err)
-			}
-		}
-	}
-	m.NotifyRead, m.NotifyWrite = notify(m.server.NotifyRead), notify(m.server.NotifyWrite)
+	m.notify()
 	// Larger than the ring: the guest waits for room.
 	big := pattern(5 << 20)
 	if n := f.Write(big); n != len(big) {
@@ -65,75 +46,6 @@ func TestNotifications(t *testing.T) {
 	s.Close()
 	l.Close()
 	f.Close()
-	m.settled(t)
-	if n := others.Load(); n != 0 {
-		t.Errorf("%d signals that this guest doesn't know", n)
-	}
-}
-
-// TestDoorbell lets a guest ring the doorbell from its first request on: pipes have numbers then, none twice, and the guest gets signals of its own kind, for a pipe's end, too.
-func TestDoorbell(t *testing.T) {
-	t.Parallel()
-	_, share := shared(t, true)
-	var signals, others atomic.Int64
-	m := newMachine(t, rpc.Options{Share: share, Signal: count(rpc.DoorbellGSI, &signals, &others)})
-	m.ring()
-	seen := map[uint64]bool{}
-	numbered := func(n uint64) {
-		t.Helper()
-		if n == 0 || seen[n] {
-			t.Errorf("a pipe has number %d", n)
-		}
-		seen[n] = true
-	}
-	f, _ := m.Open("f", create)
-	numbered(f.Doorbell())
-	f.Write(pattern(5 << 20))
-	l, address := m.listen(t)
-	numbered(l.Doorbell())
-	dial(t, address)
-	s := l.Accept()
-	numbered(s.Doorbell())
-	m.until(t, "the monitor to be asleep", asleep(m.server))
-	looks := m.server.Stats().Looks
-	<-time.After(5 * time.Millisecond)
-	if n := m.server.Stats().Looks; n != looks {
-		t.Errorf("%d looks without a doorbell", n-looks)
-	}
-	before := signals.Load()
-	s.Close()
-	l.Close()
-	f.Close()
-	m.settled(t)
-	// An answer and an end each, and what follows in case one was lost.
-	m.until(t, "signals for the ends", func() bool { return signals.Load() >= before+6+3 })
-	if n := others.Load(); n != 0 {
-		t.Errorf("%d signals that this guest doesn't know", n)
-	}
-}
-
-// TestDoorbellNamesPipe checks that the doorbell of one pipe has nobody look at the others, however many there are.
-func TestDoorbellNamesPipe(t *testing.T) {
-	t.Parallel()
-	_, share := shared(t, true)
-	m := newMachine(t, rpc.Options{Share: share, Signal: func(uint32) {}})
-	m.ring()
-	var files []*rpctest.File
-	for range 200 {
-		f, _ := m.Open("f", create)
-		files = append(files, f)
-	}
-	m.until(t, "the monitor to be asleep", asleep(m.server))
-	before := m.server.Stats().Looks
-	for _, f := range files[:10] {
-		f.Seek(message.SeekStart, 0)
-	}
-	if n := m.server.Stats().Looks - before; n > 10*20 {
-		t.Errorf("%d looks for 10 requests", n)
-	}
-	for _, f := range files {
-		f.Close()
-	}
 	m.settled(t)
 }
 
@@ -196,8 +108,8 @@ func TestLongQuiet(t *testing.T) {
 func TestNotifiedByHalves(t *testing.T) {
 	t.Parallel()
 	_, share := shared(t, true)
-	m := newMachine(t, rpc.Options{Share: share, Signal: func(uint32) {}})
-	m.ring()
+	m := newMachine(t, rpc.Options{Share: share, Signal: func() {}})
+	m.notify()
 	f, _ := m.Open("f", create)
 	m.until(t, "the monitor to be asleep", asleep(m.server))
 	for _, b := range []byte{2, 0, 0, 0, 0, 0, 0, 0} {
@@ -213,61 +125,11 @@ func TestNotifiedByHalves(t *testing.T) {
 	m.settled(t)
 }
 
-// TestDropWhileWaiting has a guest that rings the doorbell drop pipes while the monitor waits for a peer that does nothing: they end at once.
-func TestDropWhileWaiting(t *testing.T) {
-	t.Parallel()
-	receive := message.AppendStreamRequest(nil, message.StreamRequest{Op: message.StreamReceive, Length: 10})
-	accept := message.AppendListenerRequest(nil, message.ListenerAccept)
-	for name, c := range map[string]struct {
-		request []byte
-		open    func(t *testing.T, m *machine) *rpctest.Pipe
-	}{
-		"accept": {accept, func(t *testing.T, m *machine) *rpctest.Pipe {
-			l, _ := m.listen(t)
-			return l.Pipe
-		}},
-		"accept where listening failed": {accept, func(t *testing.T, m *machine) *rpctest.Pipe {
-			taken, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer taken.Close()
-			return m.Listen(loopback, uint16(taken.Addr().(*net.TCPAddr).Port)).Pipe
-		}},
-		"receive": {receive, func(t *testing.T, m *machine) *rpctest.Pipe {
-			l, address := m.listen(t)
-			dial(t, address)
-			s := l.Accept()
-			l.Close()
-			return s.Pipe
-		}},
-		"receive while connecting": {receive, func(_ *testing.T, m *machine) *rpctest.Pipe {
-			return m.Connect("nobody", 1).Pipe
-		}},
-	} {
-		for when, waits := range map[string]bool{"at once": false, "later": true} {
-			t.Run(name+", "+when, func(t *testing.T) {
-				t.Parallel()
-				m := newMachine(t, rpc.Options{Network: stuckNetwork{dialing: make(chan struct{}, 1)}})
-				m.ring()
-				p := c.open(t, m)
-				before := m.server.Stats().Requests
-				p.Send(c.request)
-				if waits {
-					m.until(t, "the request to be taken", func() bool { return m.server.Stats().Requests == before+1 })
-				}
-				p.Drop()
-				m.settled(t)
-			})
-		}
-	}
-}
-
-// TestDropAfterSend has a guest that rings the doorbell not wait for the answer to what it sends: it arrives all the same.
+// TestDropAfterSend has a guest that notifies not wait for the answer to what it sends: it arrives all the same.
 func TestDropAfterSend(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, rpc.Options{})
-	m.ring()
+	m.notify()
 	l, address := m.listen(t)
 	for range 20 {
 		conn := dial(t, address)

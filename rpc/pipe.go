@@ -20,7 +20,6 @@ type pipe struct {
 	requests  *ring
 	responses *ring
 	wake      chan struct{}
-	doorbell  uint64 // the pipe's number, for a guest that rings the doorbell; else 0
 	buf       [64]byte
 }
 
@@ -29,7 +28,6 @@ func (p *pipe) place() message.Pipe {
 	return message.Pipe{
 		RxOffset: p.responses.offset(), RxLength: p.responses.length(),
 		TxOffset: p.requests.offset(), TxLength: p.requests.length(),
-		Doorbell: p.doorbell,
 	}
 }
 
@@ -55,7 +53,7 @@ func (p *pipe) need(n uint64) (uint64, error) {
 		case closed:
 			return 0, io.ErrUnexpectedEOF
 		}
-		if err := p.server.watcher.await(watch{r.theirs, r.seen, n - have, r.theirFlag, p.doorbell}, p.wake); err != nil {
+		if err := p.server.watcher.await(watch{r.theirs, r.seen, n - have, r.theirFlag}, p.wake); err != nil {
 			return 0, err
 		}
 	}
@@ -74,7 +72,7 @@ func (p *pipe) drained() error {
 		case closed:
 			return io.EOF
 		}
-		if err := p.server.watcher.await(watch{r.theirs, r.seen, n, r.theirFlag, p.doorbell}, p.wake); err != nil {
+		if err := p.server.watcher.await(watch{r.theirs, r.seen, n, r.theirFlag}, p.wake); err != nil {
 			return err
 		}
 	}
@@ -214,27 +212,6 @@ func (p *pipe) respondBytes(head func(b []byte, n uint64) []byte, want uint64, f
 
 // abandoned reports whether the guest has dropped its end without waiting for the response.
 func (p *pipe) abandoned() bool { return p.responses.theirFlag.isSet() }
-
-// whenAbandoned has end called, on a goroutine of its own, when the guest drops its end without waiting for a response. Guests that don't ring the doorbell
-// can't say so. The function that it returns undoes that, and comes back when no call is under way.
-func (p *pipe) whenAbandoned(end func()) (undo func()) {
-	if p.doorbell == 0 {
-		return func() {}
-	}
-	w := p.server.watcher
-	ended := make(chan struct{})
-	w.attend(p.doorbell, drop{p.responses.theirFlag, func() {
-		go func() {
-			defer close(ended)
-			end()
-		}()
-	}})
-	return func() {
-		if !w.forget(p.doorbell) {
-			<-ended
-		}
-	}
-}
 
 // discard frees a pipe that the guest has never heard of.
 func (p *pipe) discard() error {

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -66,19 +65,13 @@ type Options struct {
 	// on. It must not wait, nor use the Server.
 	OnBroken func(error)
 
-	// Signal raises an interrupt, [SignalGSI] or [DoorbellGSI]. It is called only after the guest has shown that it knows this one, by a notification or by
-	// the doorbell. It must not wait.
-	Signal func(gsi uint32)
+	// Signal raises the interrupt of GSI 0. It is called only after the guest
+	// has shown that it knows it, by a notification. It must not wait.
+	Signal func()
 }
 
 // DefaultPipes bounds what a guest can make its host hold, whose memory a pipe costs some KiB of, and perhaps a descriptor.
 const DefaultPipes = 16384
-
-// What tells a guest that rings have changed.
-const (
-	SignalGSI   = 0 // guests that notify by hypercalls
-	DoorbellGSI = 2 // guests that ring the doorbell
-)
 
 // Network connects and listens as package net does.
 type Network interface {
@@ -101,10 +94,6 @@ type Server struct {
 	watcher *watcher
 	control *pipe
 
-	doorbell  atomic.Bool   // the guest rings it
-	doorbells atomic.Uint64 // how many pipes have a number
-	nudge     nudge
-
 	mu      sync.Mutex
 	open    int
 	serving bool
@@ -119,7 +108,6 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{host: h, watcher: newWatcher()}
-	s.nudge.raise = func() { s.o.Signal(DoorbellGSI) }
 	args := uint64(len(message.AppendControlResponse(nil, message.Args(o.Args))))
 	responses := max(controlBlock, message.LengthSize+args+ringOverhead+1)
 	if s.control, err = s.newPipe(controlBlock, responses, 1); err != nil {
@@ -150,26 +138,13 @@ func (s *Server) NotifyWrite(uint64) error {
 	return nil
 }
 
-// Doorbell is what newer kernels of this ABI do instead of the hypercalls, from their first request on: they write 8 bytes to the physical address behind RAM, which says
-// which ring has changed: twice its pipe's number if the guest has written to it, one more if it has read. Otherwise as [Server.NotifyRead].
-func (s *Server) Doorbell(value uint64) {
-	// Before the request that it is for can be answered: its first 8 bytes have come, no more.
-	s.doorbell.Store(true)
-	s.watcher.ring(value / 2)
-}
-
 // signal tells a guest that knows the interrupt that a ring has changed.
 func (s *Server) signal() {
 	if !s.watcher.notified.Load() || s.o.Signal == nil {
 		return
 	}
 	s.signals.Add(1)
-	if s.doorbell.Load() {
-		s.o.Signal(DoorbellGSI)
-		s.nudge.signalled()
-		return
-	}
-	s.o.Signal(SignalGSI)
+	s.o.Signal()
 }
 
 // Serve serves until ctx is done. Then it closes what is open, and returns when every goroutine that it started has ended and every pipe's memory has
@@ -197,7 +172,6 @@ func (s *Server) Serve(ctx context.Context) error {
 	err := s.watcher.run()
 	cancel()
 	s.running.Wait()
-	s.nudge.stop()
 	if err != nil {
 		return fmt.Errorf("looking for requests: %w", err)
 	}
@@ -244,11 +218,7 @@ func (s *Server) newPipe(requests, responses, share uint64) (*pipe, error) {
 		return nil, err
 	}
 	s.opened.Add(1)
-	p := &pipe{server: s, requests: rq, responses: rs, wake: make(chan struct{}, 1)}
-	if s.doorbell.Load() {
-		p.doorbell = s.doorbells.Add(1)
-	}
-	return p, nil
+	return &pipe{server: s, requests: rq, responses: rs, wake: make(chan struct{}, 1)}, nil
 }
 
 // start serves a pipe that the guest has been told of on a goroutine that Serve waits for. serve returns nil after a Close that it has acknowledged, and

@@ -21,10 +21,9 @@ const connectTimeout = relay.DefaultConnectTimeout
 // stream is a TCP connection on a pipe of its own. Without a connection, or when it has failed, it looks to the guest as if it had ended: nothing to
 // receive, and what is sent goes nowhere.
 type stream struct {
-	server    *host
-	pipe      *pipe           // nil: the guest asks by hypercalls
-	done      <-chan struct{} // closed when the server stops
-	abandoned chan struct{}   // closed when the guest has dropped its end
+	server *host
+	pipe   *pipe           // nil: the guest asks by hypercalls
+	done   <-chan struct{} // closed when the server stops
 
 	dialed chan struct{}      // closed when conn means something; nil: it does from the start
 	giveUp context.CancelFunc // ends the attempt to connect, if there is one
@@ -51,9 +50,7 @@ func (st *stream) connection() *net.TCPConn {
 }
 
 func (st *stream) serve(ctx context.Context, p *pipe) error {
-	st.pipe, st.done, st.abandoned = p, ctx.Done(), make(chan struct{})
-	// It waits for the attempt to connect, which abandon ends.
-	defer p.whenAbandoned(st.endReceive)()
+	st.pipe, st.done = p, ctx.Done()
 	defer closeWith(ctx, st.abandon)()
 	for {
 		head, size, err := p.head()
@@ -181,19 +178,12 @@ func (st *stream) writeNow(b []byte) (n int, err error) {
 
 // read waits until there is something to receive and takes what is there. 0 is the end.
 func (st *stream) read(a, b []byte) int {
-	if st.dialed != nil {
-		select {
-		case <-st.dialed:
-		case <-st.abandoned:
-			return 0
-		}
-	}
-	if st.conn == nil {
+	if st.connection() == nil {
 		return 0
 	}
 	n, err := st.conn.Read(a)
 	if err != nil {
-		if err != io.EOF && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) {
+		if err != io.EOF && !errors.Is(err, net.ErrClosed) {
 			st.server.log.Debug("receive failed", "peer", st.conn.RemoteAddr(), "error", err)
 		}
 		return 0
@@ -218,20 +208,11 @@ func (st *stream) readNow(b []byte) (n int, ok bool) {
 	if err != nil {
 		return 0, false
 	}
-	// Not Read: after endReceive it does nothing.
 	cerr := raw.Control(func(fd uintptr) { n, err = unix.Read(int(fd), b) })
 	if err != nil || cerr != nil {
 		return 0, false
 	}
 	return n, true
-}
-
-// endReceive ends a Receive, and each that comes: nobody reads what it would answer. What the guest has sent before goes its way.
-func (st *stream) endReceive() {
-	close(st.abandoned)
-	if conn := st.connection(); conn != nil {
-		_ = conn.SetReadDeadline(time.Unix(1, 0))
-	}
 }
 
 // close ends the connection so that the peer gets everything that was sent. Bytes that nobody has received would make the kernel send a reset,

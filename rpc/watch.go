@@ -50,7 +50,6 @@ type watch struct {
 	seen  uint64
 	bytes uint64
 	flag  *flag
-	pipe  uint64 // its number, for a guest that rings the doorbell; 0: it has none
 }
 
 // ready is true for a cursor that has moved backwards, too: that is for who waits to find out.
@@ -62,12 +61,6 @@ type parked struct {
 	wake  chan<- struct{}
 }
 
-// drop is what is to be done when the guest drops an end.
-type drop struct {
-	flag *flag
-	do   func()
-}
-
 // tier holds the rings that are looked at in the same interval.
 type tier struct {
 	rings []parked
@@ -75,8 +68,7 @@ type tier struct {
 }
 
 // watcher finds out what guests have done that never say so. It looks at the rings of those pipes that wait for their guest, and at no others: one
-// goroutine for all of them, which sleeps in between. A guest that notifies even once is looked at only when it notifies, from then on; where it
-// says which pipe that is about, at that one.
+// goroutine for all of them, which sleeps in between. A guest that notifies even once is looked at only when it notifies, from then on.
 type watcher struct {
 	start    time.Time
 	spin     bool // there is a processor to spare for it
@@ -87,13 +79,11 @@ type watcher struct {
 
 	mu       sync.Mutex
 	tiers    [tierCount]tier
-	count    int               // of rings in tiers
-	numbered map[uint64]parked // of a guest that rings the doorbell, by pipe; other rings are in tiers
-	drops    map[uint64]drop   // by pipe
-	scanned  time.Duration     // when all rings were last looked at
-	shortest time.Duration     // interval
-	until    time.Duration     // when the goroutine wakes by itself; 0 if it is awake
-	event    *os.File          // eventfd that wakes it; nil before it runs and afterwards
+	count    int           // of rings in tiers
+	scanned  time.Duration // when all rings were last looked at
+	shortest time.Duration // interval
+	until    time.Duration // when the goroutine wakes by itself; 0 if it is awake
+	event    *os.File      // eventfd that wakes it; nil before it runs and afterwards
 
 	looks, wakes, sleeps atomic.Uint64
 }
@@ -103,7 +93,6 @@ const forever = time.Duration(1<<63 - 1)
 func newWatcher() *watcher {
 	return &watcher{
 		start: time.Now(), spin: runtime.NumCPU() > 1 && runtime.GOMAXPROCS(0) > 1, shortest: firstInterval,
-		numbered: make(map[uint64]parked), drops: make(map[uint64]drop),
 	}
 }
 
@@ -130,10 +119,6 @@ func (s *watcher) await(w watch, wake chan struct{}) error {
 
 // park puts a ring where it is looked at. mu is held.
 func (s *watcher) park(p parked) {
-	if p.pipe != 0 && s.notified.Load() {
-		s.numbered[p.pipe] = p
-		return
-	}
 	t := &s.tiers[0]
 	if len(t.rings) == 0 {
 		t.due = s.dueAfter(p.since, 0)
@@ -187,58 +172,6 @@ func (s *watcher) notify() {
 	defer s.mu.Unlock()
 	s.notified.Store(true)
 	s.look(time.Since(s.start))
-	for n := range s.numbered {
-		s.lookAtPipe(n)
-	}
-}
-
-// ring is notify for a guest that names the pipe. Rings without a number are looked at as well: the control pipe's, and those from before.
-func (s *watcher) ring(pipe uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.notified.Store(true)
-	s.look(time.Since(s.start))
-	s.lookAtPipe(pipe)
-	s.lookForDrop(pipe)
-}
-
-// attend has d done once, when the doorbell tells that the guest has dropped the end, or at once if it has already. do is called with mu held.
-func (s *watcher) attend(pipe uint64, d drop) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.drops[pipe] = d
-	s.lookForDrop(pipe)
-}
-
-// forget undoes attend. It reports false if do has been called.
-func (s *watcher) forget(pipe uint64) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	_, ok := s.drops[pipe]
-	delete(s.drops, pipe)
-	return ok
-}
-
-// lookForDrop does what is to be done if the guest has dropped its end of the pipe. mu is held.
-func (s *watcher) lookForDrop(pipe uint64) {
-	if d, ok := s.drops[pipe]; ok && d.flag.isSet() {
-		delete(s.drops, pipe)
-		d.do()
-	}
-}
-
-// lookAtPipe wakes who waits for the pipe's guest, if something has happened there. mu is held.
-func (s *watcher) lookAtPipe(n uint64) {
-	p, ok := s.numbered[n]
-	if !ok {
-		return
-	}
-	s.looks.Add(1)
-	if p.ready() {
-		delete(s.numbered, n)
-		p.wake <- struct{}{}
-		s.wakes.Add(1)
-	}
 }
 
 // run looks until stop is called. It returns an error if it could not begin.
@@ -290,10 +223,6 @@ func (s *watcher) stop() {
 		s.tiers[i].rings = nil
 	}
 	s.count = 0
-	for _, p := range s.numbered {
-		p.wake <- struct{}{}
-	}
-	clear(s.numbered)
 	s.rouse()
 }
 

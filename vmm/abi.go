@@ -35,8 +35,6 @@ type abi interface {
 	// notifyRead and notifyWrite are the hypercalls. They don't block.
 	notifyRead(id uint64) error
 	notifyWrite(id uint64) error
-	// write is the guest's write to physical memory that isn't there. It reports whether it means something.
-	write(address uint64, data []byte) bool
 	// stop asks the guest to end. It reports whether the request arrived.
 	stop() (bool, error)
 
@@ -62,7 +60,7 @@ type entryState struct {
 
 // newABI returns the ABI that the configuration of v asks for.
 func newABI(v *VM) (abi, error) {
-	older := olderABI{vm: v, signal: -1, quit: -1, doorbell: -1}
+	older := olderABI{vm: v, signal: -1, quit: -1}
 	switch v.cfg.abi() {
 	case ABIRequestResponse:
 		return &rpcABI{olderABI: older}, nil

@@ -17,9 +17,6 @@ func (c *cpu) handleExit() {
 	case kvm.ExitIntr, kvm.ExitIRQWindowOpen:
 	case kvm.ExitMMIO:
 		m := c.vcpu.MMIO()
-		if m.Write && c.vm.guest.write(m.Address, m.Data) {
-			return
-		}
 		what := "read of"
 		if m.Write {
 			what = "write to"

@@ -65,8 +65,6 @@ func (a *hypercallABI) notifyRead(uint64) error { return unix.ENOSYS }
 
 func (a *hypercallABI) notifyWrite(uint64) error { return unix.ENOSYS }
 
-func (a *hypercallABI) write(uint64, []byte) bool { return false }
-
 func (a *hypercallABI) stats(s *Stats) {
 	if a.calls != nil {
 		s.RPC = a.calls.Stats()

@@ -21,6 +21,7 @@ const (
 	callsConnect = "2"
 	callsFiles   = "3"
 	callsHostile = "4"
+	callsPieces  = "5"
 )
 
 // asNumber is an address as the guest takes it, and its port.

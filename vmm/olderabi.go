@@ -20,10 +20,9 @@ const rpcTSCKHz = 4_294_967
 
 // Pins of the I/O APIC that these guests know; each has the GSI of its number.
 const (
-	rpcSignalPin   = rpc.SignalGSI
-	rpcStopPin     = 1
-	rpcDoorbellPin = rpc.DoorbellGSI
-	ioapicPins     = 24
+	rpcSignalPin = 0
+	rpcStopPin   = 1
+	ioapicPins   = 24
 )
 
 // olderABI is how the virtual machines of Arca's older ABIs look, in all their
@@ -37,7 +36,7 @@ type olderABI struct {
 	tables uint64
 	stacks []uint64
 
-	signal, quit, doorbell int // eventfds of the pins; -1 before connect
+	signal, quit int // eventfds of the pins; -1 before connect
 }
 
 // MissingError says that KVM lacks what guests of the request/response ABI can't do without.
@@ -166,9 +165,6 @@ func (a *olderABI) connect() (err error) {
 	if a.signal, err = newIRQFD(a.vm.vm, rpcSignalPin); err != nil {
 		return err
 	}
-	if a.doorbell, err = newIRQFD(a.vm.vm, rpcDoorbellPin); err != nil {
-		return err
-	}
 	a.quit, err = newIRQFD(a.vm.vm, rpcStopPin)
 	return err
 }
@@ -185,7 +181,7 @@ func (a *olderABI) stop() (bool, error) {
 func (a *olderABI) drain(context.Context) {}
 
 func (a *olderABI) free() error {
-	for _, fd := range []*int{&a.signal, &a.quit, &a.doorbell} {
+	for _, fd := range []*int{&a.signal, &a.quit} {
 		if *fd >= 0 {
 			unix.Close(*fd)
 			*fd = -1

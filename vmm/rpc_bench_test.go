@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -27,13 +28,59 @@ func BenchmarkRPCHello(b *testing.B) {
 	}
 }
 
-// BenchmarkRPCRequests is a web server's requests per second, each on a connection of its own.
+// A dialect is how our own guests of the older ABIs are started in one of them.
+type dialect struct {
+	name   string
+	server []string // image and arguments of a web server
+	files  func(piece int) []string
+	// What a guest of files logs before it writes, after it, and at the end.
+	opened, written, read string
+}
+
+// The file that is written and read, in bytes.
+const fileTotal = 16 << 20
+
+func dialects() []dialect {
+	pipes := func(name string, own ...string) dialect {
+		return dialect{
+			name:   name,
+			server: slices.Concat([]string{"rpc-httpd"}, own, []string{"127.0.0.1", "0"}),
+			files: func(piece int) []string {
+				return slices.Concat([]string{"rpc-file"}, own, []string{
+					fmt.Sprint("piece:", piece), "open:wct:/f", fmt.Sprint("push:", fileTotal), "close",
+					"open:r:/f", fmt.Sprint("pull:", fileTotal), "close",
+				})
+			},
+			opened:  "open:wct:/f: ok",
+			written: fmt.Sprintf("push:%d: %d", fileTotal, fileTotal),
+			read:    fmt.Sprintf("pull:%d: %d", fileTotal, fileTotal),
+		}
+	}
+	return []dialect{
+		pipes("A"),
+		pipes("A notifies", "--notify"),
+		pipes("B", "--dialect-b"),
+		{
+			name:   "C",
+			server: []string{"rpc-calls", callsHTTP, anyLoopback, "0"},
+			files: func(piece int) []string {
+				return []string{"rpc-calls", callsPieces, fmt.Sprint(piece), fmt.Sprint(fileTotal / piece)}
+			},
+			opened:  "open big: ok",
+			written: fmt.Sprintf("written %d", fileTotal),
+			read:    fmt.Sprintf("read %d", fileTotal),
+		},
+	}
+}
+
+// BenchmarkRPCRequests is a web server's requests per second, each on a
+// connection of its own. With -count the dialects take turns.
 func BenchmarkRPCRequests(b *testing.B) {
-	for _, notify := range []string{"", "--notify", "--doorbell"} {
-		for _, cpus := range []int{1, 2} {
-			for _, clients := range []int{1, 32} {
-				b.Run(fmt.Sprintf("%s/%d CPUs/%d clients", notify, cpus, clients), func(b *testing.B) {
-					g := rpcBoot(b, vmm.Config{CPUs: cpus}, "rpc-httpd", withNotify(notify, "127.0.0.1", "0")...)
+	for _, cpus := range []int{1, 2} {
+		for _, clients := range []int{1, 32} {
+			for _, d := range dialects() {
+				b.Run(fmt.Sprintf("%d CPUs/%d clients/%s", cpus, clients, d.name), func(b *testing.B) {
+					g := rpcBoot(b, vmm.Config{CPUs: cpus}, d.server[0], d.server[1:]...)
 					addr := g.Addr().String()
 					if err := rpcRequest(addr, 0); err != nil {
 						b.Fatal(err)
@@ -64,44 +111,49 @@ func BenchmarkRPCRequests(b *testing.B) {
 
 // BenchmarkRPCFile is what a guest writes and reads of a file, in pieces of 64 KiB and 1 MiB.
 func BenchmarkRPCFile(b *testing.B) {
-	const total = 16 << 20
 	for _, piece := range []int{64 << 10, 1 << 20} {
-		b.Run(fmt.Sprint(piece), func(b *testing.B) {
-			var write, read time.Duration
-			for b.Loop() {
-				share, _ := rpcShare(b, true)
-				g := rpcBoot(b, vmm.Config{Share: share}, "rpc-file", fmt.Sprint("piece:", piece), "open:wct:/f", fmt.Sprint("push:", total), "close",
-					"open:r:/f", fmt.Sprint("pull:", total), "close")
-				g.WaitLog("open:wct:/f: ok")
-				start := time.Now()
-				g.WaitLog(fmt.Sprintf("push:%d: %d", total, total))
-				written := time.Now()
-				g.WaitLog(fmt.Sprintf("pull:%d: %d", total, total))
-				write += written.Sub(start)
-				read += time.Since(written)
-				if _, err := g.Wait(); err != nil {
-					b.Fatal(err)
+		for _, d := range dialects() {
+			b.Run(fmt.Sprint(piece, "/", d.name), func(b *testing.B) {
+				var write, read time.Duration
+				for b.Loop() {
+					share, _ := rpcShare(b, true)
+					guest := d.files(piece)
+					g := rpcBoot(b, vmm.Config{Share: share}, guest[0], guest[1:]...)
+					g.WaitLog(d.opened)
+					start := time.Now()
+					g.WaitLog(d.written)
+					written := time.Now()
+					g.WaitLog(d.read)
+					write += written.Sub(start)
+					read += time.Since(written)
+					if _, err := g.Wait(); err != nil {
+						b.Fatal(err)
+					}
 				}
-			}
-			b.ReportMetric(total/1e6*float64(b.N)/write.Seconds(), "MB/s-written")
-			b.ReportMetric(total/1e6*float64(b.N)/read.Seconds(), "MB/s-read")
-		})
+				b.ReportMetric(fileTotal/1e6*float64(b.N)/write.Seconds(), "MB/s-written")
+				b.ReportMetric(fileTotal/1e6*float64(b.N)/read.Seconds(), "MB/s-read")
+			})
+		}
 	}
 }
 
 // BenchmarkRPCIdle is the monitor's own use of the processor while the guest waits for connections: that of all threads but the virtual CPUs', which spin.
 func BenchmarkRPCIdle(b *testing.B) {
 	const window = 10 * time.Second
-	g := rpcBoot(b, vmm.Config{}, "rpc-httpd", "127.0.0.1", "0")
-	if err := rpcRequest(g.Addr().String(), 0); err != nil {
-		b.Fatal(err)
-	}
-	time.Sleep(time.Second)
-	for b.Loop() {
-		before, start := monitorTicks(b), time.Now()
-		time.Sleep(window)
-		const ticksPerSecond = 100
-		b.ReportMetric(100*float64(monitorTicks(b)-before)/ticksPerSecond/time.Since(start).Seconds(), "%core")
+	for _, d := range dialects() {
+		b.Run(d.name, func(b *testing.B) {
+			g := rpcBoot(b, vmm.Config{}, d.server[0], d.server[1:]...)
+			if err := rpcRequest(g.Addr().String(), 0); err != nil {
+				b.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			for b.Loop() {
+				before, start := monitorTicks(b), time.Now()
+				time.Sleep(window)
+				const ticksPerSecond = 100
+				b.ReportMetric(100*float64(monitorTicks(b)-before)/ticksPerSecond/time.Since(start).Seconds(), "%core")
+			}
+		})
 	}
 }
 

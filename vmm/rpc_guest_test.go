@@ -94,7 +94,7 @@ func TestRPCManyCPUs(t *testing.T) {
 		rounds = "20"
 	}
 	onCPUs(t, func(t *testing.T, cfg vmm.Config) {
-		for _, args := range [][]string{{rounds}, {rounds, "--notify"}, {rounds, "--doorbell"}} {
+		for _, args := range [][]string{{rounds}, {rounds, "--notify"}} {
 			g := rpcBoot(t, cfg, "rpc-smp", args...)
 			wantCode(t, g, 0)
 			wantLog(t, g, "allocator as before")
@@ -124,7 +124,7 @@ func rpcShare(t testing.TB, writable bool) (vmm.Share, string) {
 }
 
 func TestRPCFiles(t *testing.T) {
-	for _, notify := range []string{"", "--notify", "--doorbell"} {
+	for _, notify := range []string{"", "--notify"} {
 		t.Run(notify, func(t *testing.T) {
 			share, dir := rpcShare(t, true)
 			g := rpcBoot(t, vmm.Config{Share: share, CPUs: 2}, "rpc-file", withNotify(notify,
@@ -212,10 +212,8 @@ func TestRPCConnections(t *testing.T) {
 	}{
 		{"rpc-httpd", "", rpcRequest, 200},
 		{"rpc-httpd", "--notify", rpcRequest, 200},
-		{"rpc-httpd", "--doorbell", rpcRequest, 200},
 		{"rpc-echo", "", rpcEcho, 200},
 		{"rpc-echo", "--notify", rpcEcho, 200},
-		{"rpc-echo", "--doorbell", rpcEcho, 200},
 	} {
 		sequential, parallel, notify := c.connections/2, c.connections/2, c.notify
 		if testing.Short() {
@@ -425,7 +423,7 @@ func TestRPCPortInUse(t *testing.T) {
 }
 
 func TestRPCStop(t *testing.T) {
-	for _, notify := range []string{"", "--notify", "--doorbell"} {
+	for _, notify := range []string{"", "--notify"} {
 		t.Run(notify, func(t *testing.T) {
 			onCPUs(t, func(t *testing.T, cfg vmm.Config) {
 				g := rpcBoot(t, cfg, "rpc-httpd", withNotify(notify, "127.0.0.1", "0")...)

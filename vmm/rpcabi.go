@@ -2,7 +2,6 @@ package vmm
 
 import (
 	"context"
-	"encoding/binary"
 
 	"golang.org/x/sys/unix"
 
@@ -32,13 +31,7 @@ func (a *rpcABI) load() (err error) {
 	return a.layOut()
 }
 
-func (a *rpcABI) raise(gsi uint32) {
-	fd := a.signal
-	if gsi == rpcDoorbellPin {
-		fd = a.doorbell
-	}
-	_, _ = unix.Write(fd, eventfdOne)
-}
+func (a *rpcABI) raise() { _, _ = unix.Write(a.signal, eventfdOne) }
 
 func (a *rpcABI) entry(i int) entryState {
 	e := a.server.Entry()
@@ -52,15 +45,6 @@ func (a *rpcABI) serve(ctx context.Context) error { return a.server.Serve(ctx) }
 func (a *rpcABI) notifyRead(id uint64) error { return a.server.NotifyRead(id) }
 
 func (a *rpcABI) notifyWrite(id uint64) error { return a.server.NotifyWrite(id) }
-
-// write knows the doorbell: 8 bytes behind RAM.
-func (a *rpcABI) write(address uint64, data []byte) bool {
-	if address != ramBase+a.vm.cfg.Memory || len(data) != 8 {
-		return false
-	}
-	a.server.Doorbell(binary.LittleEndian.Uint64(data))
-	return true
-}
 
 func (a *rpcABI) stats(s *Stats) {
 	if a.server != nil {

@@ -196,9 +196,6 @@ type (
 	// Pipe says where a new pipe's rings are, from the guest's point of view: offsets from the start of RAM, lengths in bytes.
 	Pipe struct {
 		RxOffset, RxLength, TxOffset, TxLength uint64
-		// Doorbell numbers the pipe for a guest that rings the doorbell: 2 × Doorbell says that it has written, one more that it has read. 0: a guest of the
-		// first version, whose message has no such field.
-		Doorbell uint64
 	}
 
 	// Ack says that it is done.
@@ -251,21 +248,11 @@ func (m Pipe) append(b []byte) []byte {
 	for _, v := range [...]uint64{m.RxOffset, m.RxLength, m.TxOffset, m.TxLength} {
 		b = appendVarint(b, v)
 	}
-	if m.Doorbell != 0 {
-		b = appendVarint(appendVarint(b, 2*m.Doorbell), 2*m.Doorbell+1)
-	}
 	return b
 }
 
 func (d *decoder) pipe() Pipe {
-	m := Pipe{RxOffset: d.varint(64), RxLength: d.varint(64), TxOffset: d.varint(64), TxLength: d.varint(64)}
-	if len(d.b) > 0 {
-		written, read := d.varint(64), d.varint(64)
-		if m.Doorbell = written / 2; m.Doorbell == 0 || written%2 != 0 || read != written+1 {
-			d.fail("no numbers of a doorbell")
-		}
-	}
-	return m
+	return Pipe{RxOffset: d.varint(64), RxLength: d.varint(64), TxOffset: d.varint(64), TxLength: d.varint(64)}
 }
 
 // AppendControlResponse appends a response on the control pipe.

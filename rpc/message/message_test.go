@@ -112,8 +112,7 @@ func TestControlResponses(t *testing.T) {
 	}{
 		{Args{"k", "bob"}, "00 02 01 6b 03 626f62"},
 		{Args{}, "00 00"},
-		{Pipe{0x59a010, 1024, 0x599010, 1024, 0}, "01 90c0e602 8008 90a0e602 8008"},
-		{Pipe{0x59a010, 1024, 0x599010, 1024, 100}, "01 90c0e602 8008 90a0e602 8008 c801 c901"},
+		{Pipe{0x59a010, 1024, 0x599010, 1024}, "01 90c0e602 8008 90a0e602 8008"},
 		{Ack{}, "02"},
 		{Err{NotFound}, "03 00"},
 		{Err{PermissionDenied}, "03 01"},
@@ -207,7 +206,7 @@ func TestListenerRequests(t *testing.T) {
 
 func TestDataResponses(t *testing.T) {
 	t.Parallel()
-	ends := Pipe{0x59a010, 1024, 0x599010, 1024, 0}
+	ends := Pipe{0x59a010, 1024, 0x599010, 1024}
 	for _, c := range []struct {
 		name string
 		got  []byte

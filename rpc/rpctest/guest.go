@@ -16,9 +16,8 @@ type Guest struct {
 	Allocator *Allocator
 	Control   *Pipe
 
-	// NotifyRead and NotifyWrite are called when the guest has written to a pipe or dropped that end, or has read from it, with the pipe's number. nil: it says
-	// nothing.
-	NotifyRead, NotifyWrite func(pipe uint64)
+	// NotifyRead and NotifyWrite are called when the guest has written to a pipe or dropped that end, or has read from it. nil: it says nothing.
+	NotifyRead, NotifyWrite func()
 
 	// Dialect is the one that it speaks. Unknown: A.
 	Dialect message.Dialect
@@ -33,15 +32,15 @@ func NewGuest(ram []byte, e Entry) *Guest {
 	return g
 }
 
-func (g *Guest) notifyRead(pipe uint64) {
+func (g *Guest) notifyRead() {
 	if g.NotifyRead != nil {
-		g.NotifyRead(pipe)
+		g.NotifyRead()
 	}
 }
 
-func (g *Guest) notifyWrite(pipe uint64) {
+func (g *Guest) notifyWrite() {
 	if g.NotifyWrite != nil {
-		g.NotifyWrite(pipe)
+		g.NotifyWrite()
 	}
 }
 
@@ -49,13 +48,12 @@ func (g *Guest) notifyWrite(pipe uint64) {
 type Pipe struct {
 	guest  *Guest
 	rx, tx ring
-	bell   uint64 // number
 	buf    []byte
 }
 
 func (g *Guest) attach(m message.Pipe) *Pipe {
 	assert(m.RxOffset%16 == 0 && m.TxOffset%16 == 0, "rings are aligned")
-	p := &Pipe{guest: g, rx: ring{guest: g, off: m.RxOffset, len: m.RxLength, bell: m.Doorbell}, tx: ring{guest: g, off: m.TxOffset, len: m.TxLength, bell: m.Doorbell}, bell: m.Doorbell}
+	p := &Pipe{guest: g, rx: ring{guest: g, off: m.RxOffset, len: m.RxLength}, tx: ring{guest: g, off: m.TxOffset, len: m.TxLength}}
 	for _, r := range []*ring{&p.rx, &p.tx} {
 		assert(word(g.RAM, r.off-16).Load() == 2 && word(g.RAM, r.off-8).Load() == 1, "a ring comes with two references")
 	}
@@ -114,9 +112,9 @@ func (p *Pipe) Responded() bool { return p.rx.readCursor() != p.rx.writeCursor()
 // Drop drops the guest's end, the reader first.
 func (p *Pipe) Drop() {
 	p.rx.drop(1)
-	p.guest.notifyWrite(p.bell)
+	p.guest.notifyWrite()
 	p.tx.drop(0)
-	p.guest.notifyRead(p.bell)
+	p.guest.notifyRead()
 }
 
 // RxOffset and TxOffset are where the rings are, for guests that break them.
@@ -130,9 +128,6 @@ func (p *Pipe) RxLength() uint64 { return p.rx.len }
 
 // TxLength is that of the ring that the guest writes.
 func (p *Pipe) TxLength() uint64 { return p.tx.len }
-
-// Doorbell is the pipe's number for a guest that rings the doorbell, 0 for others.
-func (p *Pipe) Doorbell() uint64 { return p.bell }
 
 // Store writes a word of RAM, as a guest may at any time.
 func (g *Guest) Store(off, v uint64) { word(g.RAM, off).Store(v) }

@@ -11,7 +11,6 @@ type ring struct {
 	guest *Guest
 	off   uint64 // of the ring; its block starts 16 bytes before
 	len   uint64
-	bell  uint64 // the pipe's number
 	freed bool
 }
 
@@ -34,7 +33,7 @@ func (r *ring) read(b []byte) int {
 	}
 	n := copy(b, r.data(start, end-start))
 	word(r.guest.RAM, r.off).Store(r.readCursor() + uint64(n))
-	r.guest.notifyWrite(r.bell)
+	r.guest.notifyWrite()
 	return n
 }
 
@@ -50,7 +49,7 @@ func (r *ring) write(b []byte) int {
 	}
 	n := copy(r.data(start, end-start), b)
 	word(r.guest.RAM, r.off+8).Store(r.writeCursor() + uint64(n))
-	r.guest.notifyRead(r.bell)
+	r.guest.notifyRead()
 	return n
 }
 

@@ -30,11 +30,7 @@ static u8 request_number(u8 in_a) { return dialect_b && in_a > MKDIR ? in_a - 1 
 /* The kernel's own arguments are not the program's. */
 static void add_arg(struct text t, char **room) {
 	if (text_equal(t, "--notify")) {
-		notifying = HYPERCALLS;
-		return;
-	}
-	if (text_equal(t, "--doorbell")) {
-		use_doorbell();
+		notifying = 1;
 		return;
 	}
 	if (text_equal(t, "--dialect-b")) {
@@ -51,7 +47,7 @@ void control_init(const struct entry *e) {
 	struct message m;
 	char *room = arg_bytes;
 
-	pipe_attach(&control, e->rx, e->rx_length, e->tx, e->tx_length, 0);
+	pipe_attach(&control, e->rx, e->rx_length, e->tx, e->tx_length);
 	message_new(&m, 1);
 	put_varint(&m, GET_ARGS);
 	assert_that(ask(&m) == ARGS, "GetArgs is answered by Args");

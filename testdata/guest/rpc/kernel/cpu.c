@@ -17,7 +17,7 @@ __attribute__((section(".percpu"), used)) static struct percpu template = {
 extern u8 percpu_template[], interrupt_stubs[];
 
 enum { CODE = 0x08, TSS = 0x18, INTERRUPT_GATE = 0x8E00, DOUBLE_FAULT = 8 };
-enum { TIMER_VECTOR = 0x20, SIGNAL_VECTOR = 0x30, STOP_VECTOR, DOORBELL_VECTOR, WAKE_VECTOR, SPURIOUS_VECTOR = 0xFF };
+enum { TIMER_VECTOR = 0x20, SIGNAL_VECTOR = 0x30, STOP_VECTOR, WAKE_VECTOR, SPURIOUS_VECTOR = 0xFF };
 enum {
 	MSR_APIC_BASE = 0x1B,
 	MSR_EFER = 0xC0000080,
@@ -31,7 +31,6 @@ enum {
 	X2APIC_DIVIDE = 0x83E,
 	APIC_BASE_X2 = 0xC00,
 	APIC_ENABLE = 0x100,
-	MASKED = 1 << 16,
 	PERIODIC = 1 << 17,
 	DIVIDE_BY_1 = 0xB,
 	ALL_BUT_SELF = 3 << 18,
@@ -129,14 +128,12 @@ static void load_tables(struct percpu *c) {
 	asm volatile("ltr %w0" ::"r"(TSS));
 }
 
-enum { CPU_0 = 0, ALL_CPUS = 0xFF };
-
-/* Edge triggered. */
-static void ioapic_route(u32 pin, u8 vector, u32 to) {
+/* Edge triggered, to CPU 0. */
+static void ioapic_route(u32 pin, u8 vector) {
 	volatile u32 *select = virtual(IOAPIC), *window = virtual(IOAPIC + 0x10);
 
 	*select = 0x11 + 2 * pin;
-	*window = to << 24;
+	*window = 0;
 	*select = 0x10 + 2 * pin;
 	*window = vector;
 }
@@ -148,19 +145,6 @@ static void start_apic(void) {
 	wrmsr(X2APIC_TIMER, PERIODIC | TIMER_VECTOR);
 	wrmsr(X2APIC_INITIAL_COUNT, 1000000); /* KVM's bus has 1 GHz */
 }
-
-/* A CPU that is alone goes without its timer from here on: a signal that is lost is never made up for. */
-void use_doorbell(void) {
-	u64 gib = (MEM_BASE + ram_size()) >> GIB_SHIFT;
-
-	if (!gibs[gib])
-		map_gib(gib);
-	notifying = DOORBELL;
-	if (cpu_count == 1)
-		wrmsr(X2APIC_TIMER, MASKED | PERIODIC | TIMER_VECTOR);
-}
-
-void ring_doorbell(u64 number) { *(volatile u64 *)at(ram_size()) = number; }
 
 /* A copy of the template, from the first CPU on the shared allocator's. */
 static struct percpu *new_percpu(const struct entry *e) {
@@ -233,9 +217,8 @@ _Noreturn void cpu_start(const struct entry *e) {
 			relax();
 	control_init(e);
 	/* From here on one may be asked to stop. */
-	ioapic_route(0, SIGNAL_VECTOR, CPU_0);
-	ioapic_route(1, STOP_VECTOR, CPU_0);
-	ioapic_route(2, DOORBELL_VECTOR, ALL_CPUS);
+	ioapic_route(0, SIGNAL_VECTOR);
+	ioapic_route(1, STOP_VECTOR);
 	interrupts_on();
 	control_exit(program_main());
 }
@@ -249,16 +232,11 @@ void interrupt(u64 vector) {
 		this_cpu()->timer_ticks++;
 		return;
 	case SIGNAL_VECTOR:
-		if (notifying != HYPERCALLS)
+		if (!notifying)
 			panic("interrupt 0x30: this kernel doesn't know it");
 		signals++;
 		if (cpu_count > 1)
 			wrmsr(X2APIC_ICR, ALL_BUT_SELF | WAKE_VECTOR);
-		return;
-	case DOORBELL_VECTOR:
-		if (notifying != DOORBELL)
-			panic("interrupt 0x32: this kernel doesn't know it");
-		__atomic_add_fetch(&signals, 1, __ATOMIC_RELAXED);
 		return;
 	case WAKE_VECTOR:
 		return;

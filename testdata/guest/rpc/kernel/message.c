@@ -70,11 +70,7 @@ void pipe_request(struct pipe *p, struct message *m) {
 }
 
 void take_pipe(struct message *m, struct pipe *p) {
-	u64 rx = get_varint(m), rx_length = get_varint(m), tx = get_varint(m), tx_length = get_varint(m), doorbell = 0;
-	if (notifying == DOORBELL) {
-		doorbell = get_varint(m);
-		assert_that(doorbell && doorbell % 2 == 0 && get_varint(m) == doorbell + 1, "numbers of the doorbell");
-	}
+	u64 rx = get_varint(m), rx_length = get_varint(m), tx = get_varint(m), tx_length = get_varint(m);
 	message_end(m);
-	pipe_attach(p, rx, rx_length, tx, tx_length, doorbell);
+	pipe_attach(p, rx, rx_length, tx, tx_length);
 }

@@ -8,17 +8,15 @@ struct counts {
 
 static struct counts *counts(struct ring *r) { return (struct counts *)r - 1; }
 
-void pipe_attach(struct pipe *p, u64 rx, u64 rx_length, u64 tx, u64 tx_length, u64 doorbell) {
-	*p = (struct pipe){at(rx), at(tx), rx_length, tx_length, doorbell};
+void pipe_attach(struct pipe *p, u64 rx, u64 rx_length, u64 tx, u64 tx_length) {
+	*p = (struct pipe){at(rx), at(tx), rx_length, tx_length};
 	assert_that(counts(p->rx)->strong == 2 && counts(p->rx)->weak == 1, "counts of a new ring");
 	assert_that(counts(p->tx)->strong == 2 && counts(p->tx)->weak == 1, "counts of a new ring");
 }
 
 /* Says that a cursor has moved, or a flag was set. */
-static void moved(const struct pipe *p, const struct ring *r, int written) {
-	if (notifying == DOORBELL)
-		ring_doorbell(p->doorbell + !written);
-	else if (notifying && written)
+static void moved(const struct ring *r, int written) {
+	if (notifying && written)
 		notify_read(offset_of(r));
 	else if (notifying)
 		notify_write(offset_of(r));
@@ -39,7 +37,7 @@ static u64 read_some(struct pipe *p, void *data, u64 n) {
 	n = MIN(n, end - start);
 	memcpy(data, r->data + start, n);
 	store(&r->read_cursor, r->read_cursor + n);
-	moved(p, r, 0);
+	moved(r, 0);
 	return n;
 }
 
@@ -55,7 +53,7 @@ static u64 write_some(struct pipe *p, const void *data, u64 n) {
 	n = MIN(n, end - start);
 	memcpy(r->data + start, data, n);
 	store(&r->write_cursor, r->write_cursor + n);
-	moved(p, r, 1);
+	moved(r, 1);
 	return n;
 }
 
@@ -79,7 +77,7 @@ static void drop(struct ring *r, u64 length, u8 *flag) {
 
 void pipe_drop(struct pipe *p) {
 	drop(p->rx, p->rx_length, &p->rx->reader_closed);
-	moved(p, p->rx, 0);
+	moved(p->rx, 0);
 	drop(p->tx, p->tx_length, &p->tx->writer_closed);
-	moved(p, p->tx, 1);
+	moved(p->tx, 1);
 }

@@ -25,8 +25,6 @@ void hypercall_memclr(void *to, u64 n);
 u64 symbol(char *to, u64 cap, u64 address);
 void notify_read(u64 ring);
 void notify_write(u64 ring);
-/* The pipe's number, twice; one more says that the kernel has read, not written. */
-void ring_doorbell(u64 number);
 
 static inline void assert_that(int ok, const char *what) {
 	if (!ok)
@@ -70,13 +68,11 @@ static inline struct percpu *this_cpu(void) {
 void run_everywhere(void (*f)(void));
 
 /*
- * How the kernel announces what it does to rings: not at all; from --notify on by hypercalls, and then it knows vector 0x30; from --doorbell on, as newer ones
- * do, by writes behind RAM, and then it knows vector 0x32. In both it waits by halting.
+ * Whether the kernel announces by hypercalls what it does to rings, which it does
+ * from --notify on. Then it knows vector 0x30, and waits by halting.
  */
-enum { HYPERCALLS = 1, DOORBELL };
 extern u32 notifying;
-void use_doorbell(void);
-/* How many interrupts of these vectors came. */
+/* How many interrupts of this vector came. */
 extern u64 signals;
 
 void relax(void);
@@ -141,10 +137,9 @@ struct ring {
 struct pipe {
 	struct ring *rx, *tx;
 	u64 rx_length, tx_length;
-	u64 doorbell;
 };
 
-void pipe_attach(struct pipe *p, u64 rx, u64 rx_length, u64 tx, u64 tx_length, u64 doorbell);
+void pipe_attach(struct pipe *p, u64 rx, u64 rx_length, u64 tx, u64 tx_length);
 void pipe_write(struct pipe *p, const void *data, u64 n);
 void pipe_read(struct pipe *p, void *data, u64 n);
 /* Drops both ends; whoever drops an end last frees its ring. */

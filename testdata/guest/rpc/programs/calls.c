@@ -6,12 +6,13 @@
  *   2 IP PORT             connects, sends a request, logs what comes
  *   3                     reads old; writes, reads and seeks in new
  *   4 IP PORT             records as a hostile guest would make them; a listener at IP and PORT
+ *   5 SIZE COUNT          writes COUNT pieces of SIZE bytes, 1 MiB at most, to big; reads them
  *
  * IP is the address's four bytes as one number, the first byte the lowest.
  */
 #include "../host/host.h"
 
-enum { HTTP = 1, CONNECT, FILES, HOSTILE };
+enum { HTTP = 1, CONNECT, FILES, HOSTILE, PIECES };
 
 static const char *const pieces[] = {"HTTP/1.1 200 OK\r\n", "Content-Type: text/plain\r\n", "Content-Length: ", "12", "\r\nConnection: close\r\n", "\r\n", "hello, world"};
 
@@ -148,6 +149,23 @@ static i32 files(void) {
 	return 0;
 }
 
+static i32 pieces_of_file(void) {
+	u64 size = number(1), total = size * number(2), at = 0, n;
+	u8 *piece = block_alloc(1 << 20);
+	u64 id = open_file("big", 1, 1);
+
+	assert_that(size <= 1 << 20, "no larger piece");
+	while (at < total && (n = move(FILE_WRITE, id, piece, size)))
+		at += n;
+	log(LOG_INFO, "written %u", at);
+	seek(id, 0, 0);
+	for (at = 0; at < total && (n = move(FILE_READ, id, piece, size));)
+		at += n;
+	log(LOG_INFO, "read %u", at);
+	close_file(id);
+	return 0;
+}
+
 /* What every CPU uses at once. */
 static struct tcp_info shared;
 static u8 overlapping[256];
@@ -205,6 +223,8 @@ i32 program_main(void) {
 		return files();
 	case HOSTILE:
 		return hostile();
+	case PIECES:
+		return pieces_of_file();
 	}
 	for (u64 i = 0; i < number_count; i++)
 		log(LOG_INFO, "argument %u: %u", i, number(i));
