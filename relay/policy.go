@@ -417,9 +417,12 @@ func (c *policedPacketConn) ReadFrom(b []byte) (int, net.Addr, error) {
 // NetPacketConn returns the PacketConn that c was made of.
 func (c *policedPacketConn) NetPacketConn() PacketConn { return c.PacketConn }
 
-// Received remembers where a datagram came from, if the policy wouldn't let one go there.
+// Received remembers where a datagram came from, if the policy wouldn't let one
+// go there. One from the unspecified address, as a machine without an address
+// of its own sends them, came from elsewhere than where an answer goes: to
+// localhost.
 func (c *policedPacketConn) Received(from netip.AddrPort) {
-	if c.check(from) != nil {
+	if !from.Addr().IsUnspecified() && c.check(from) != nil {
 		c.remember(from)
 	}
 }

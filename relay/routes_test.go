@@ -2,6 +2,7 @@ package relay_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -386,4 +387,74 @@ type beforeDial struct {
 func (n beforeDial) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	n.do()
 	return n.Host.DialContext(ctx, network, address)
+}
+
+// A datagram whose source is the unspecified address, which a neighbour can
+// send, opens no way to the host's localhost.
+func TestAnswerToUnspecified(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	near := hostWithRoutes(t)
+	far, err := netlink.LinkByName("far")
+	try(t, err)
+	link, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM, 0)
+	try(t, err)
+	defer unix.Close(link)
+	const from = 6868
+	m := start(t, setup{network: relay.NewPolicy(relay.Host{}, nil, nil)})
+	for _, on := range []string{"0.0.0.0:0", "[::]:0"} {
+		u := m.udpBound(4096, on)
+		header, etherType := ipv4Header, uint16(unix.ETH_P_IP)
+		if u.local.Addr().Is6() {
+			header, etherType = ipv6Header, unix.ETH_P_IPV6
+		}
+		packet := header(from, u.local.Port(), []byte("hello"))
+		to := &unix.SockaddrLinklayer{Protocol: etherType<<8 | etherType>>8, Ifindex: far.Attrs().Index, Halen: 6}
+		copy(to.Addr[:], near.Attrs().HardwareAddr)
+		try(t, unix.Sendto(link, packet, 0, to))
+		d := u.receive()
+		if !d.From.Addr.IsUnspecified() || d.From.Port != from {
+			t.Fatalf("a datagram from %v", d.From)
+		}
+		u.send(7, d.From.AddrPort(), []byte("to localhost"))
+		u.wantError(7, unix.EACCES, d.From.AddrPort())
+	}
+}
+
+// ipv4Header makes a datagram from 0.0.0.0 to all.
+func ipv4Header(from, to uint16, data []byte) []byte {
+	b := []byte{0x45, 0, 0, byte(28 + len(data)), 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255}
+	binary.BigEndian.PutUint16(b[10:], ^internetSum(b))
+	return append(udpHeader(b, from, to, 0, data), data...)
+}
+
+// ipv6Header makes a datagram from :: to an address of the host.
+func ipv6Header(from, to uint16, data []byte) []byte {
+	addr := netip.MustParseAddr("2001:db8:9::1").As16()
+	length := 8 + len(data)
+	b := append([]byte{0x60, 0, 0, 0, 0, byte(length), unix.IPPROTO_UDP, 64}, make([]byte, 16)...)
+	b = append(b, addr[:]...)
+	sum := append(append([]byte{}, b[8:]...), 0, byte(length), 0, unix.IPPROTO_UDP)
+	sum = append(udpHeader(sum, from, to, 0, data), data...)
+	return append(udpHeader(b, from, to, ^internetSum(sum), data), data...)
+}
+
+func udpHeader(b []byte, from, to, sum uint16, data []byte) []byte {
+	b = binary.BigEndian.AppendUint16(b, from)
+	b = binary.BigEndian.AppendUint16(b, to)
+	b = binary.BigEndian.AppendUint16(b, uint16(8+len(data)))
+	return binary.BigEndian.AppendUint16(b, sum)
+}
+
+// internetSum is that of RFC 1071, of bytes that may be odd in number.
+func internetSum(b []byte) uint16 {
+	sum := uint32(0)
+	for i, x := range b {
+		sum += uint32(x) << (8 * (1 - i%2))
+	}
+	for sum>>16 != 0 {
+		sum = sum&0xFFFF + sum>>16
+	}
+	return uint16(sum)
 }

@@ -238,7 +238,10 @@ func (r *Rule) matchesAddr(q request) bool {
 	addr := q.at.Addr().WithZone("")
 	// Who listens on all addresses listens on those that are denied, too.
 	all := q.direction == In && addr.IsUnspecified() && !r.Allow
-	if r.Zone != "" && r.Zone != q.at.Addr().Zone() && !all {
+	zone := q.at.Addr().Zone()
+	// Without a scope the kernel chooses the link: each may be the one.
+	anyLink := zone == "" && !r.Allow
+	if r.Zone != "" && r.Zone != zone && !all && !anyLink {
 		return false
 	}
 	for _, p := range r.Prefixes {
