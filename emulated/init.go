@@ -178,8 +178,10 @@ func mountAll() error {
 	if err := os.Chmod("/tmp", 0o1777|os.ModeSticky); err != nil {
 		return err
 	}
-	// Programs expect these two, which devtmpfs does not make.
-	for name, target := range map[string]string{"fd": "/proc/self/fd", "shm": "/tmp"} {
+	// Programs expect these, which devtmpfs does not make.
+	for name, target := range map[string]string{
+		"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "shm": "/tmp",
+	} {
 		if err := os.Symlink(target, filepath.Join("/dev", name)); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}

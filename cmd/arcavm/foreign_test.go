@@ -300,12 +300,13 @@ func TestForeignTextOnTerminalOfOlderABI(t *testing.T) {
 		code int
 		args []string
 	}{
-		{5, []string{writeFile(t, "image", hostileGuest(0, false))}},
-		{70, []string{writeFile(t, "image", hostileGuest(0, true))}},
+		{5, []string{"--abi=rpc", writeFile(t, "image", hostileGuest(0, false))}},
+		{70, []string{"--abi=rpc", writeFile(t, "image", hostileGuest(0, true))}},
+		{5, []string{"--abi=hypercall", writeFile(t, "image", hostileGuest(0, false))}},
 		{0, []string{imageFile(t, "rpc-file"), "open:r:" + strings.ToValidUTF8(argument, "")}}, // as Rust's strings are
 		{0, []string{imageFile(t, "rpc-hello"), argument}},
 	} {
-		t.Run(fmt.Sprintf("%.20q", c.args[1:]), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%.20q", c.args), func(t *testing.T) {
 			t.Parallel()
 			shown, code := onTerminal(t, false, append([]string{"run", "--log-level", "trace"}, c.args...)...)
 			wantHarmless(t, shown, true)

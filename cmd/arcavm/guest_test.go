@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"regexp"
 	"slices"
 	"strings"
@@ -400,10 +401,20 @@ func TestCtrlC(t *testing.T) {
 	}
 }
 
+// needHangup skips a test that is itself run by nohup: what it starts would
+// ignore SIGHUP.
+func needHangup(t *testing.T) {
+	t.Helper()
+	if signal.Ignored(syscall.SIGHUP) {
+		t.Skip("SIGHUP is ignored here; run it without nohup")
+	}
+}
+
 // A closed terminal ends the VM at once, but in good order: the socket's file goes, too. With nohup it goes on.
 func TestHangup(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
+	needHangup(t)
 	sockets := t.TempDir()
 	r := start(t, false, "run", "--sockets", sockets+":rw", imageFile(t, "unix"), "listen", "s")
 	r.line("listening")

@@ -112,6 +112,9 @@ func TestOutcome(t *testing.T) {
 			if c.want.Cause != causeUsage && c.want.Code != exitData && c.want.Code != exitNoInput {
 				needKVM(t)
 			}
+			if c.want.Signal == "SIGHUP" {
+				needHangup(t)
+			}
 			file := filepath.Join(t.TempDir(), "exit")
 			args := append([]string{"run"}, strings.Fields(strings.ReplaceAll(c.args, "EXIT", "--exit-file="+file))...)
 			var said strings.Builder

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -22,7 +23,11 @@ func Hold(t testing.TB, path string) (broken <-chan struct{}) {
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, unix.SIGIO)
 	fd := f.Fd()
-	if _, err := unix.FcntlInt(fd, unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+	// A child between fork and exec has the file open, too.
+	syscall.ForkLock.RLock()
+	_, err = unix.FcntlInt(fd, unix.F_SETLEASE, unix.F_WRLCK)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
 		t.Skipf("no lease on %s: %v", path, err)
 	}
 	done, released := make(chan struct{}), make(chan struct{})
