@@ -50,9 +50,12 @@ const (
 	// done at once. A guest whose call isn't done when it goes on sleeps until
 	// its next timer interrupt, a millisecond on average.
 	shortWait = 200 * time.Microsecond
-	// maxWaiting is how many calls may wait at once. A guest has one for each of
-	// its threads.
-	maxWaiting = 4096
+	// leastWaiting is how many calls may wait at once at least, whatever the
+	// limit of streams. A guest has one for each of its threads.
+	leastWaiting = 4096
+	// callsEach is how many calls may wait for each thing that may be open: one
+	// that sends, one that receives.
+	callsEach = 2
 )
 
 // Calls serves the sockets and files of a guest of dialect C, which asks for
@@ -176,59 +179,140 @@ func (c *Calls) Do(n Call, offset uint64) error {
 	if callNames[n] == "" {
 		return unix.ENOSYS
 	}
+	if c.ctx.Err() != nil {
+		return unix.ESHUTDOWN
+	}
 	r, ok := readRecord(c.ram, n, offset)
 	if !ok {
+		c.broken.Add(1)
 		return unix.EFAULT
 	}
 	c.requests.Add(1)
+	if !c.bufferLies(n, r) {
+		c.refuse("guest has made a call whose buffer doesn't lie in RAM", "call", n, "offset", r.buf, "length", r.len)
+		c.fail(n, r)
+		return nil
+	}
 	switch n {
 	case TCPConnect:
 		return c.connect(r)
 	case TCPListen:
-		return c.soon(func() { c.listen(r) })
+		return c.soon(func() { c.listen(r) }, func() { c.fail(n, r) })
 	case TCPAccept:
 		return c.accept(r)
 	case TCPClose:
-		return c.soon(func() { c.closeSocket(r) })
+		return c.end(func() { c.closeSocket(r) })
 	case TCPSend:
 		return c.send(r)
 	case TCPRecv:
 		return c.receive(r)
 	case FileOpen:
-		return c.soon(func() { c.openFile(r) })
+		return c.soon(func() { c.openFile(r) }, func() { c.fail(n, r) })
 	case FileClose:
-		return c.soon(func() { c.closeFile(r) })
+		return c.end(func() { c.closeFile(r) })
 	default:
-		return c.soon(func() { c.useFile(n, r) })
+		return c.soon(func() { c.useFile(n, r) }, func() { c.fail(n, r) })
 	}
 }
 
-// later has f called on a goroutine that Serve waits for.
-func (c *Calls) later(f func()) error {
+// bufferLies reports whether what a call moves lies in RAM.
+func (c *Calls) bufferLies(n Call, r record) bool {
+	switch n {
+	case TCPSend, TCPRecv, FileOpen, FileRead, FileWrite:
+		return r.len == 0 || c.ram.span(r.buf, r.len) != nil
+	default:
+		return true
+	}
+}
+
+// refuse counts and says that the guest has made a call that means nothing.
+func (c *Calls) refuse(msg string, args ...any) {
+	c.broken.Add(1)
+	c.warn(msg, args...)
+}
+
+// unknown is refuse for a call whose id names nothing of its kind. An id that was
+// given once may be of what had no room, or that another thread has closed.
+func (c *Calls) unknown(n Call, id uint64) {
+	c.mu.Lock()
+	gone := id != 0 && id <= c.lastID && c.objects[id] == nil
+	c.mu.Unlock()
+	if !gone {
+		c.refuse("guest has made a call with an id that names nothing of its kind", "call", n, "id", id)
+	}
+}
+
+// fail answers a call that can't be made, as of something that has ended: guests
+// of this ABI know no errors.
+func (c *Calls) fail(n Call, r record) {
+	switch n {
+	case TCPConnect, TCPListen, TCPAccept:
+		r.answerID(c.ram, c.noID())
+	case FileOpen:
+		r.answerID(c.ram, 0)
+	case TCPClose, FileClose:
+		r.answer(c.ram)
+	default:
+		r.answerLen(c.ram, 0)
+	}
+}
+
+// spawn has do called on a goroutine that Serve waits for.
+func (c *Calls) spawn(do func()) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.stopped {
 		return unix.ESHUTDOWN
 	}
-	if c.waiting.Add(1) > maxWaiting {
-		c.waiting.Add(-1)
-		c.warn("guest has reached a limit", "limit", "calls that wait")
-		return unix.EAGAIN
-	}
 	c.pending.Add(1)
 	go func() {
 		defer c.pending.Done()
-		defer c.waiting.Add(-1)
-		f()
+		do()
 	}()
 	return nil
 }
 
-// soon has f called as later does, and waits a little for its end.
-func (c *Calls) soon(f func()) error {
+// later has do called as spawn does. If too many calls wait already, the guest
+// doesn't wait for this one: fail is called instead, at once.
+func (c *Calls) later(do, fail func()) error {
+	if c.waiting.Add(1) > int64(max(leastWaiting, callsEach*c.o.Pipes)) {
+		c.waiting.Add(-1)
+		c.callsLimited.Add(1)
+		c.warn("guest has reached a limit", "limit", "calls that wait")
+		fail()
+		return nil
+	}
+	err := c.spawn(func() {
+		defer c.waiting.Add(-1)
+		do()
+	})
+	if err != nil {
+		c.waiting.Add(-1)
+	}
+	return err
+}
+
+// soon is later, and waits a little for the end.
+func (c *Calls) soon(do, fail func()) error {
 	done := make(chan struct{})
-	if err := c.later(func() { defer close(done); f() }); err != nil {
-		return err
+	err := c.later(func() { defer close(done); do() }, func() { defer close(done); fail() })
+	waitFor(done, err)
+	return err
+}
+
+// end is soon for what gives something back, whatever else waits: there are no
+// more of these than there were things open.
+func (c *Calls) end(do func()) error {
+	done := make(chan struct{})
+	err := c.spawn(func() { defer close(done); do() })
+	waitFor(done, err)
+	return err
+}
+
+// waitFor waits a little, unless done is never closed because of err.
+func waitFor(done <-chan struct{}, err error) {
+	if err != nil {
+		return
 	}
 	timer := time.NewTimer(shortWait)
 	defer timer.Stop()
@@ -236,12 +320,19 @@ func (c *Calls) soon(f func()) error {
 	case <-done:
 	case <-timer.C:
 	}
-	return nil
 }
 
-// add gives an object an id, which no other ever had. false: there is no room
-// for it, and the id names nothing.
-func (c *Calls) add(o object) (id uint64, ok bool) {
+// noID returns an id that names nothing.
+func (c *Calls) noID() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lastID++
+	return c.lastID
+}
+
+// add gives what begin returns an id, which nothing else ever had. false: there
+// is no room for it, begin isn't called, and the id names nothing.
+func (c *Calls) add(begin func() object) (id uint64, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.lastID++
@@ -254,7 +345,7 @@ func (c *Calls) add(o object) (id uint64, ok bool) {
 		return c.lastID, false
 	}
 	c.opened.Add(1)
-	c.objects[c.lastID] = o
+	c.objects[c.lastID] = begin()
 	return c.lastID, true
 }
 
@@ -282,12 +373,11 @@ func take[T object](c *Calls, id uint64) (T, bool) {
 // errors, and so has one that there is no room for.
 func (c *Calls) connect(r record) error {
 	address := netip.AddrPortFrom(netip.AddrFrom4(r.ip), r.port).String()
-	st := &callStream{stream: dialing(c.ctx, c.host, address)}
-	st.done = c.ctx.Done()
-	id, ok := c.add(st)
-	if !ok && c.soon(st.abandon) != nil {
-		st.abandon()
-	}
+	id, _ := c.add(func() object {
+		st := &callStream{stream: dialing(c.ctx, c.host, address)}
+		st.done = c.ctx.Done()
+		return st
+	})
 	r.answerID(c.ram, id)
 	return nil
 }
@@ -303,7 +393,7 @@ func (c *Calls) listen(r record) {
 		c.warn("listen failed; nobody will arrive at this listener", "address", address, "error", err)
 	}
 	l.ln = ln
-	id, ok := c.add(l)
+	id, ok := c.add(func() object { return l })
 	if !ok {
 		l.abandon()
 	} else if err == nil {
@@ -319,13 +409,17 @@ func (c *Calls) listen(r record) {
 // done: the guest knows no other answer.
 func (c *Calls) accept(r record) error {
 	l, ok := find[*callListener](c, r.id)
-	if !ok || l.ln == nil {
+	if !ok {
+		c.unknown(TCPAccept, r.id)
+		return nil
+	}
+	if l.ln == nil {
 		return nil
 	}
 	do := func() {
 		_ = c.host.accept(l.wanted, l.ln, func(conn *net.TCPConn) error {
 			st := &callStream{stream: &stream{server: c.host, conn: conn, done: c.ctx.Done()}}
-			id, ok := c.add(st)
+			id, ok := c.add(func() object { return st })
 			if !ok {
 				return fmt.Errorf("accepting a connection: %w", unix.EMFILE)
 			}
@@ -334,10 +428,11 @@ func (c *Calls) accept(r record) error {
 			return nil
 		})
 	}
+	fail := func() { c.fail(TCPAccept, r) }
 	if mustWait(l.ln) {
-		return c.later(do)
+		return c.later(do, fail)
 	}
-	return c.soon(do)
+	return c.soon(do, fail)
 }
 
 // mustWait reports whether it is certain that no client is there yet.
@@ -375,12 +470,11 @@ func (st *callStream) connected() *net.TCPConn {
 func (c *Calls) send(r record) error {
 	b := c.ram.span(r.buf, r.len)
 	st, ok := find[*callStream](c, r.id)
+	if !ok {
+		c.unknown(TCPSend, r.id)
+	}
 	if !ok || len(b) == 0 {
-		n := r.len
-		if b == nil {
-			n = 0
-		}
-		r.answerLen(c.ram, n)
+		r.answerLen(c.ram, r.len)
 		return nil
 	}
 	n, locked := 0, false
@@ -405,11 +499,25 @@ func (c *Calls) send(r record) error {
 		k, err := st.write(b[n:], nil)
 		c.sent(st, n+k, err)
 		r.answerLen(c.ram, r.len)
+	}, func() {
+		if locked {
+			st.sending.Unlock()
+		}
+		// The peer must not take what comes next for what was to come now.
+		c.drop(r.id)
+		r.answerLen(c.ram, r.len)
 	})
 	if err != nil && locked {
 		st.sending.Unlock()
 	}
 	return err
+}
+
+// drop ends a stream that can't go on. The id names nothing any more.
+func (c *Calls) drop(id uint64) {
+	if st, ok := take[*callStream](c, id); ok && c.spawn(st.abandon) != nil {
+		st.abandon()
+	}
 }
 
 func (c *Calls) sent(st *callStream, n int, err error) {
@@ -424,6 +532,9 @@ func (c *Calls) sent(st *callStream, n int, err error) {
 func (c *Calls) receive(r record) error {
 	b := c.ram.span(r.buf, r.len)
 	st, ok := find[*callStream](c, r.id)
+	if !ok {
+		c.unknown(TCPRecv, r.id)
+	}
 	if !ok || len(b) == 0 {
 		r.answerLen(c.ram, 0)
 		return nil
@@ -445,6 +556,11 @@ func (c *Calls) receive(r record) error {
 		}
 		defer st.receiving.Unlock()
 		c.received(r, st.read(b, nil))
+	}, func() {
+		if locked {
+			st.receiving.Unlock()
+		}
+		c.fail(TCPRecv, r)
 	})
 	if err != nil && locked {
 		st.receiving.Unlock()
@@ -463,17 +579,17 @@ func (c *Calls) closeSocket(r record) {
 		st.close()
 	} else if l, ok := take[*callListener](c, r.id); ok {
 		l.abandon()
+	} else {
+		c.unknown(TCPClose, r.id)
 	}
 	r.answer(c.ram)
 }
 
 // openFile answers with id 0 if the file can't be opened.
 func (c *Calls) openFile(r record) {
-	id := uint64(0)
-	if r.len <= maxPath {
-		id = c.openPath(string(c.ram.span(r.buf, r.len)), r.mode)
-	}
-	r.answerID(c.ram, id)
+	// One byte more than a path may have is as bad as all of it.
+	path := string(c.ram.span(r.buf, min(r.len, maxPath+1)))
+	r.answerID(c.ram, c.openPath(path, r.mode))
 }
 
 func (c *Calls) openPath(path string, mode message.Mode) uint64 {
@@ -482,7 +598,7 @@ func (c *Calls) openPath(path string, mode message.Mode) uint64 {
 		c.noteRefused("open", path, err)
 		return 0
 	}
-	id, ok := c.add(&callFile{file: f})
+	id, ok := c.add(func() object { return &callFile{file: f} })
 	if !ok {
 		f.close()
 		return 0
@@ -512,6 +628,8 @@ func (c *Calls) openShared(path string, mode message.Mode) (*file, error) {
 func (c *Calls) closeFile(r record) {
 	if f, ok := take[*callFile](c, r.id); ok {
 		f.close()
+	} else {
+		c.unknown(FileClose, r.id)
 	}
 	r.answer(c.ram)
 }
@@ -521,6 +639,7 @@ func (c *Calls) closeFile(r record) {
 func (c *Calls) useFile(n Call, r record) {
 	f, ok := find[*callFile](c, r.id)
 	if !ok {
+		c.unknown(n, r.id)
 		r.answerLen(c.ram, 0)
 		return
 	}
@@ -538,20 +657,27 @@ func (c *Calls) useFile(n Call, r record) {
 		c.fromGuest.Add(uint64(done))
 		r.answerLen(c.ram, uint64(done))
 	case FileSeek:
-		r.answerLen(c.ram, f.seek(seekRequest(r)))
+		m, ok := seekRequest(r)
+		if !ok {
+			c.refuse("guest has asked for a seek from nowhere; the offset stays", "path", f.path, "whence", r.whence)
+		}
+		r.answerLen(c.ram, f.seek(m))
 	}
 }
 
-// seekRequest is a record's seek as dialect A asks for it.
-func seekRequest(r record) message.FileRequest {
-	m := message.FileRequest{Op: message.FileSeek, Offset: r.offset}
+// seekRequest is a record's seek as dialect A asks for it. false: it counts from
+// nowhere, and the request is one that leaves the offset as it is.
+func seekRequest(r record) (m message.FileRequest, ok bool) {
+	m = message.FileRequest{Op: message.FileSeek, Offset: r.offset}
 	switch r.whence {
 	case 0:
 		m.Whence = message.SeekStart
+	case 1:
+		m.Whence = message.SeekCurrent
 	case -1:
 		m.Whence = message.SeekEnd
 	default:
-		m.Whence = message.SeekCurrent
+		return message.FileRequest{Op: message.FileSeek, Whence: message.SeekCurrent}, false
 	}
-	return m
+	return m, true
 }

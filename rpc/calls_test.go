@@ -11,12 +11,15 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/internal/stalled"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/rpc"
 	"github.com/fix-project/arcavm/rpc/rpctest"
@@ -320,6 +323,12 @@ func TestCallsFiles(t *testing.T) {
 	if id == 0 {
 		t.Fatal("no file")
 	}
+	if id := open(strings.Repeat("x", 5000), 1); id != 0 {
+		t.Errorf("a path that is too long: id %d", id)
+	}
+	if n := c.calls.Stats().FilesRefused; n != 3 {
+		t.Errorf("%d files were refused", n)
+	}
 	if second := open("g", 1, 1, 1); second != 0 {
 		t.Error("a file beyond the limit")
 	}
@@ -330,7 +339,7 @@ func TestCallsFiles(t *testing.T) {
 	for _, seek := range []struct {
 		offset, whence int64
 		want           uint64
-	}{{2, 0, 2}, {1, 1, 3}, {-1, -1, 5}, {-9, 1, 5}} {
+	}{{2, 0, 2}, {1, 1, 3}, {-1, -1, 5}, {-9, 1, 5}, {0, 7, 5}, {0, -2, 5}} {
 		if at := c.do(rpc.FileSeek, c.fileRecord(0, id, 0, 0, seek.offset, seek.whence)).get(24); at != seek.want {
 			t.Errorf("seek %d from %d: %d, want %d", seek.offset, seek.whence, at, seek.want)
 		}
@@ -383,12 +392,169 @@ func TestCallsStop(t *testing.T) {
 		c.begin(rpc.TCPRecv, c.socket(100+i, id, buffersAt, 100, netip.AddrPort{}))
 	}
 	c.stop()
-	if err := c.calls.Do(rpc.TCPRecv, c.socket(0, id, buffersAt, 100, netip.AddrPort{}).at); err != nil {
-		t.Errorf("an id that is gone: %v", err)
+	for n := rpc.TCPConnect; n <= rpc.FileSeek; n++ {
+		r := c.fileRecord(0, id, buffersAt, 1, 0, 0, 1)
+		if err := c.calls.Do(n, r.at); !errors.Is(err, unix.ESHUTDOWN) || r.done() {
+			t.Errorf("%v after the end: %v", n, err)
+		}
 	}
-	if err := c.calls.Do(rpc.FileOpen, c.fileRecord(0, 0, buffersAt, 1, 0, 0, 1).at); !errors.Is(err, unix.ESHUTDOWN) {
-		t.Errorf("after the end: %v", err)
+}
+
+// A call beyond those that may wait is answered as of something that has ended,
+// so that no thread of the guest waits for ever; what has waited goes on, and
+// everything can be closed.
+func TestCallsWaitingLimit(t *testing.T) {
+	t.Parallel()
+	const limit = 4096
+	c := newCaller(t, rpc.Options{Pipes: 10})
+	listener, bound := c.listen(anyPort)
+	conn := dial(t, bound)
+	id := c.do(rpc.TCPAccept, c.socket(0, listener, 0, 0, netip.AddrPort{})).get(0)
+	for i := range limit {
+		c.begin(rpc.TCPRecv, c.socket(1+i, id, buffersAt, 1, netip.AddrPort{}))
 	}
+	const next = limit + 1
+	if n := c.do(rpc.TCPRecv, c.socket(next, id, buffersAt, 1, netip.AddrPort{})).get(16); n != 0 {
+		t.Errorf("received %d", n)
+	}
+	none := c.do(rpc.TCPAccept, c.socket(next, listener, 0, 0, netip.AddrPort{})).get(0)
+	if n := c.do(rpc.TCPRecv, c.socket(next, none, buffersAt, 1, netip.AddrPort{})).get(16); n != 0 || none == 0 {
+		t.Errorf("received %d of stream %d, which isn't one", n, none)
+	}
+	if id := c.do(rpc.FileOpen, c.fileRecord(next, 0, buffersAt, 1, 0, 0, 1)).get(32); id != 0 {
+		t.Errorf("file %d", id)
+	}
+	if s := c.calls.Stats(); s.CallsLimited != 3 {
+		t.Errorf("%d calls were one too many", s.CallsLimited)
+	}
+	if _, err := conn.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	c.until("one that waited", func() bool {
+		for i := range limit {
+			if r := (callRecord{c: c, at: recordsAt + 64*uint64(1+i)}); r.done() {
+				return r.get(16) == 1
+			}
+		}
+		return false
+	})
+	c.close(id)
+	for i := range limit {
+		c.until("the others", callRecord{c: c, at: recordsAt + 64*uint64(1+i)}.done)
+	}
+}
+
+// A send that can't wait ends its stream: what would come next must not look
+// like the rest of it.
+func TestCallsSendBeyondLimit(t *testing.T) {
+	t.Parallel()
+	c := newCaller(t, rpc.Options{Pipes: 10})
+	listener, bound := c.listen(anyPort)
+	conn := dial(t, bound)
+	id := c.do(rpc.TCPAccept, c.socket(0, listener, 0, 0, netip.AddrPort{})).get(0)
+	for i := range 4096 {
+		c.begin(rpc.TCPAccept, c.socket(1+i, listener, 0, 0, netip.AddrPort{}))
+	}
+	const size = 6 << 20
+	if n := c.do(rpc.TCPSend, c.socket(5000, id, buffersAt, size, netip.AddrPort{})).get(16); n != size {
+		t.Errorf("the stream took %d", n)
+	}
+	if n := c.sendText(id, "more"); n != 4 {
+		t.Errorf("the stream that has ended took %d", n)
+	}
+	got, _ := io.Copy(io.Discard, conn)
+	if got >= size {
+		t.Errorf("the peer got %d", got)
+	}
+}
+
+// Many threads accept at one listener: each client goes to one of them.
+func TestCallsManyAccepts(t *testing.T) {
+	t.Parallel()
+	const clients = 50
+	c := newCaller(t, rpc.Options{})
+	listener, bound := c.listen(anyPort)
+	var accepts []callRecord
+	for i := range clients {
+		r := c.socket(i, listener, 0, 0, netip.AddrPort{})
+		c.begin(rpc.TCPAccept, r)
+		accepts = append(accepts, r)
+	}
+	for range clients {
+		dial(t, bound)
+	}
+	seen := map[uint64]bool{}
+	for _, r := range accepts {
+		c.until("a client", r.done)
+		seen[r.get(0)] = true
+	}
+	if s := c.calls.Stats(); len(seen) != clients || s.Accepted != clients {
+		t.Errorf("%d ids for %d clients", len(seen), s.Accepted)
+	}
+}
+
+// countedDials counts attempts to connect.
+type countedDials struct {
+	relay.Host
+	n *atomic.Int64
+}
+
+func (n countedDials) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	n.n.Add(1)
+	return n.Host.DialContext(ctx, network, address)
+}
+
+// A guest that asks for more connections than it may have reaches nobody.
+func TestCallsConnectFlood(t *testing.T) {
+	t.Parallel()
+	var dials atomic.Int64
+	c := newCaller(t, rpc.Options{Pipes: 2, Network: countedDials{n: &dials}})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	to := netip.MustParseAddrPort(ln.Addr().String())
+	seen := map[uint64]bool{}
+	for range 1000 {
+		seen[c.do(rpc.TCPConnect, c.socket(0, 0, 0, 0, to)).get(0)] = true
+	}
+	c.stop()
+	if s := c.calls.Stats(); dials.Load() > 2 || s.PipesLimited != 998 || len(seen) != 1000 || seen[0] {
+		t.Errorf("%d attempts, %d limited, %d ids", dials.Load(), s.PipesLimited, len(seen))
+	}
+}
+
+// A folder that stops answering keeps neither a virtual CPU nor the end.
+func TestCallsStalledFolder(t *testing.T) {
+	t.Parallel()
+	folder := stalled.New(t)
+	root, err := os.OpenRoot(folder.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	c := newCaller(t, rpc.Options{Share: rpc.Share{Root: root, Writable: true}})
+	copy(c.ram[buffersAt:], stalled.File)
+	id := c.do(rpc.FileOpen, c.fileRecord(0, 0, buffersAt, uint64(len(stalled.File)), 0, 0, 1, 1)).get(32)
+	if id == 0 {
+		t.Fatal("no file")
+	}
+	reads := []callRecord{c.fileRecord(1, id, buffersAt, 10, 0, 0), c.fileRecord(2, id, buffersAt, 10, 0, 0)}
+	for _, r := range reads {
+		c.begin(rpc.FileRead, r)
+	}
+	wait(t, folder.Arrived(), "the folder to be asked")
+	c.do(rpc.FileClose, c.fileRecord(3, id, 0, 0, 0, 0))
+	listener, _ := c.listen(anyPort)
+	c.close(listener)
+	for _, r := range reads {
+		if r.done() {
+			t.Error("a read that can't be")
+		}
+	}
+	c.stop() // fails if that takes long
+	folder.End()
 }
 
 func TestCallsRefused(t *testing.T) {
@@ -415,6 +581,7 @@ func TestCallsRefused(t *testing.T) {
 	if _, err := conn.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
+	before := c.calls.Stats().Broken
 	for _, b := range [][2]uint64{{end - 8, 9}, {end, 1}, {^uint64(0), 2}, {8, ^uint64(0)}} {
 		for _, n := range []rpc.Call{rpc.TCPRecv, rpc.TCPSend} {
 			if got := c.do(n, c.socket(1, id, b[0], b[1], netip.AddrPort{})).get(16); got != 0 {
@@ -422,8 +589,37 @@ func TestCallsRefused(t *testing.T) {
 			}
 		}
 	}
+	if got := c.calls.Stats().Broken - before; got != 8 {
+		t.Errorf("%d of 8 calls are counted", got)
+	}
 	if got := c.receive(id); got != "x" {
 		t.Errorf("received %q", got)
+	}
+
+	// Ids that were never given, or are of another kind.
+	before = c.calls.Stats().Broken
+	for _, id := range []uint64{0, id + 1, ^uint64(0)} {
+		if got := c.receive(id); got != "" {
+			t.Errorf("received %q of %d", got, id)
+		}
+		c.close(id)
+	}
+	if got := c.receive(listener); got != "" {
+		t.Errorf("a listener received %q", got)
+	}
+	for _, n := range []rpc.Call{rpc.FileRead, rpc.FileWrite, rpc.FileSeek, rpc.FileClose} {
+		if r := c.do(n, c.fileRecord(1, id, buffersAt, 8, 0, 0)); n != rpc.FileClose && r.get(24) != 0 {
+			t.Errorf("%v of a stream: %d", n, r.get(24))
+		}
+	}
+	if got := c.calls.Stats().Broken - before; got != 11 {
+		t.Errorf("%d of 11 calls are counted", got)
+	}
+	// One that was closed is no fault.
+	c.close(id)
+	c.close(id)
+	if got := c.calls.Stats().Broken - before; got != 11 {
+		t.Errorf("%d calls are counted, one of an id that is closed", got)
 	}
 }
 

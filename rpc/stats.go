@@ -12,13 +12,14 @@ type Stats struct {
 	FilesRefused   uint64 // files and folders that could not be opened or made
 	ToGuest        uint64 // bytes of files and connections that the guest has received
 	FromGuest      uint64 // bytes that it has sent
-	Broken         uint64 // pipes that ended because the guest broke a message, a ring or its counts
+	Broken         uint64 // pipes that ended because the guest broke a message, a ring or its counts; calls that meant nothing
 	LockTimeouts   uint64 // waits for the allocator's lock that were given up
 	Looks          uint64 // looks at a ring by the goroutine that looks
 	Wakes          uint64 // looks that found something
 	Sleeps         uint64 // times that goroutine slept
 	Signals        uint64 // interrupts raised
 	PipesLimited   uint64 // pipes that were one too many
+	CallsLimited   uint64 // hypercalls that would have waited, and were one too many
 	FilesLimited   uint64 // files that were one too many
 	BytesLimited   uint64 // waits for bytes that there were too many of
 	DiskLimited    uint64 // writes, files and folders that the disk's part had no room for
@@ -28,6 +29,7 @@ type counters struct {
 	requests, opened, accepted, connectsFailed, filesRefused atomic.Uint64
 	toGuest, fromGuest, broken, signals                      atomic.Uint64
 	pipesLimited, filesLimited, bytesLimited, diskLimited    atomic.Uint64
+	callsLimited                                             atomic.Uint64
 }
 
 // Stats returns a snapshot. It may be called at any time.
@@ -65,6 +67,7 @@ func (h *host) stats() Stats {
 		Broken:         h.broken.Load(),
 		Signals:        h.signals.Load(),
 		PipesLimited:   h.pipesLimited.Load(),
+		CallsLimited:   h.callsLimited.Load(),
 		FilesLimited:   h.filesLimited.Load(),
 		BytesLimited:   h.bytesLimited.Load(),
 		DiskLimited:    h.diskLimited.Load(),
