@@ -27,7 +27,7 @@ build:
 GO_TEST := go run ./internal/lane/gotest
 TEST_ARGS = -count=1 -timeout 10m $(TESTFLAGS) $(PACKAGES)
 
-## test: unit tests and guest tests in both lanes of KVM; the end says what was skipped, and why
+## test: all tests, in both lanes of KVM; the end says what was skipped, and why
 .PHONY: test
 test: SHELL := bash
 test:
@@ -53,7 +53,7 @@ test-nokvm:
 test-user:
 	@tools/as-user open $(GO_TEST) 'ordinary user' $(TEST_ARGS)
 
-## test-user-nokvm: as root, every test as a user who may not, and has no HOME and no terminal
+## test-user-nokvm: as root, every test as a user without KVM, HOME and terminal
 .PHONY: test-user-nokvm
 test-user-nokvm:
 	@tools/as-user closed $(GO_TEST) 'bare user' $(TEST_ARGS)
@@ -80,10 +80,11 @@ fuzz:
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s "$$folder" || exit 1; \
 	done
 
+# From a guest end in Go; a booted guest makes a two-hundredth of that.
 HOSTILE_OPERATIONS ?= 100000000
 HOSTILE_SEED ?= 1
 
-## hostile: the attacks on the monitor that the tests make, HOSTILE_OPERATIONS from a guest end in Go and a hundredth of that from a booted guest
+## hostile: the tests' attacks on the monitor, HOSTILE_OPERATIONS of them
 .PHONY: hostile
 hostile:
 	ARCAVM_HOSTILE_OPERATIONS=$(HOSTILE_OPERATIONS) ARCAVM_HOSTILE_SEED=$(HOSTILE_SEED) \
@@ -146,4 +147,6 @@ clean:
 ## help: this list
 .PHONY: help
 help:
-	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+	@sed -n 's/^## \([a-z-]*\): /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
+		printf '%-16s %s\n' "$$name" "$$what"; \
+	done

@@ -133,6 +133,9 @@ func openSocket(in share.Share, name string) (*os.File, error) {
 func listenUnix(ctx context.Context, s *Stream, sockets share.Share, gates share.Gates, m wire.UnixListen) (net.Listener, error) {
 	at := string(m.Path)
 	in, rest, err := writable(sockets, at)
+	if errors.Is(err, unix.EROFS) {
+		return nil, fmt.Errorf("listen at %q: the guest may only connect to sockets there; DIR:rw lets it listen: %w", at, err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -389,6 +389,10 @@ func TestUnixListenFails(t *testing.T) {
 		if _, err := m.tryUnixListen(path); !errors.Is(err, unix.EROFS) {
 			t.Errorf("%s where the guest may not write: %v, want EROFS", path, err)
 		}
+		said := m.records("listen failed")
+		if got := said[len(said)-1]["err"]; !strings.Contains(got, "DIR:rw lets it listen") {
+			t.Errorf("%s: %q says no remedy", path, got)
+		}
 	}
 }
 

@@ -204,6 +204,7 @@ func TestBadInput(t *testing.T) {
 		{"run --timing json " + hello, 64, "there is no image json; is --timing=json meant?"},
 		{"run --emulated --timing text " + hello, 64, "is --timing=text meant?"},
 		{"run --publish 8080:80 --publish 8081:80 " + hello, 64, "arcavm: --publish: port 80 of the guest is published twice by addresses of one family"},
+		{"run --publish 8080:80 --publish 8080:81 " + hello, 64, "arcavm: --publish: 127.0.0.1:8080 is given to two ports of the guest: 80 and 81"},
 		{"run --deny icmp:* " + hello, 64, `"icmp:" is no direction and no protocol`},
 		{"run --emulated=maybe " + hello, 64, `--emulated: "maybe" is neither true nor false; write --emulated`},
 		{"run --emulated --publish 80 " + hello, 64, "not of the form [ADDRESS:]HOSTPORT:PORT"},

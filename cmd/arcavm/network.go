@@ -91,6 +91,9 @@ func (p *publishFlag) Set(text string) error {
 		if other.Guest == m.Guest && other.Protocol == m.Protocol && other.Host.Addr().Is4() == m.Host.Addr().Is4() {
 			return fmt.Errorf("port %d of the guest is published twice by addresses of one family", m.Guest)
 		}
+		if other.Host == m.Host && other.Protocol == m.Protocol && m.Host.Port() != 0 {
+			return fmt.Errorf("%s is given to two ports of the guest: %d and %d", m.Host, other.Guest, m.Guest)
+		}
 	}
 	p.to.publish = append(p.to.publish, m)
 	return nil

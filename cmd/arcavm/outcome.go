@@ -242,7 +242,7 @@ func prepareExitFile(path string) error {
 		direct.Close()
 		return nil
 	}
-	f, err := os.CreateTemp(filepath.Dir(target), exitTemporary)
+	f, err := createBeside(target)
 	if err != nil {
 		return exitFileError{err}
 	}
@@ -259,6 +259,15 @@ func prepareExitFile(path string) error {
 // exitTemporary is the pattern of what is renamed to the exit file.
 const exitTemporary = ".arcavm-exit-*"
 
+// createBeside makes a file in the folder of another one. Errors name that one.
+func createBeside(target string) (*os.File, error) {
+	f, err := os.CreateTemp(filepath.Dir(target), exitTemporary)
+	if failed := (*fs.PathError)(nil); errors.As(err, &failed) {
+		failed.Op, failed.Path = "create", target
+	}
+	return f, err
+}
+
 // writeExitFile writes data at once: a reader finds all of it or no file. What
 // isn't a file, such as a pipe, is written to.
 func writeExitFile(path string, data []byte) error {
@@ -268,7 +277,7 @@ func writeExitFile(path string, data []byte) error {
 	}
 	direct := f != nil
 	if !direct {
-		if f, err = os.CreateTemp(filepath.Dir(target), exitTemporary); err != nil {
+		if f, err = createBeside(target); err != nil {
 			return exitFileError{err}
 		}
 		err = f.Chmod(0o644)

@@ -254,7 +254,7 @@ func TestExitFileRefused(t *testing.T) {
 				t.Errorf("%s: code %d", file, got.code)
 			}
 			wantLine(t, got.err, "--exit-file: ")
-			wantLine(t, got.err, want)
+			wantLine(t, got.err, file+": "+want)
 		}
 	}
 	file := filepath.Join(folder, "exit")

@@ -1,6 +1,7 @@
 package stdio
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -114,6 +115,9 @@ func (w *Writer) next(b []byte, stop *Stop) (n int, err error) {
 		if err == unix.EPIPE {
 			// This raises SIGPIPE where it is to be raised.
 			n, err = w.file.Write(b)
+			if errors.Is(err, unix.EPIPE) {
+				err = unix.EPIPE // the caller names the file
+			}
 		}
 		n = max(n, 0)
 		return err

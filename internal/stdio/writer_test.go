@@ -130,6 +130,9 @@ func TestWriterErrors(t *testing.T) {
 		if !errors.Is(err, want) || w.Err() != err {
 			t.Errorf("%s: %v, kept %v; want %v", f.Name(), err, w.Err(), want)
 		}
+		if n := strings.Count(err.Error(), f.Name()); n != 1 {
+			t.Errorf("%v names the file %d times, want once", err, n)
+		}
 	}
 }
 
