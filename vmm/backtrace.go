@@ -183,18 +183,14 @@ func (w *walker) frameless(r *Registers) (uint64, bool) {
 // stands.
 const maxPrologue = 32
 
-// afterCall reports whether the instruction before address is a call: E8 with
-// four bytes, or FF /2, which has two to seven.
+// afterCall reports whether the instruction before address may be a call.
 func (w *walker) afterCall(address uint64) bool {
 	if _, _, ok := w.image.Lookup(address - 1); !ok {
 		return false
 	}
-	if code := w.code(address-5, 5); len(code) == 5 && code[0] == 0xE8 {
-		return true
-	}
-	for n := uint64(2); n <= 7; n++ {
-		if code := w.code(address-n, 2); len(code) == 2 && code[0] == 0xFF && code[1]>>3&7 == 2 {
-			return true
+	for n := uint64(image.MaxCallSize); n > 1; n-- {
+		if code := w.code(address-n, n); uint64(len(code)) == n {
+			return image.EndsWithCall(code)
 		}
 	}
 	return false

@@ -65,8 +65,14 @@ func (v *VM) newCalls() *hypercall.Table {
 	})
 }
 
+// symbol answers SYMNAME. Kernels of the older ABIs ask for return addresses as
+// they are; those of PROTOCOL.md for what they mean.
 func (v *VM) symbol(address uint64) (name string, start uint64, found bool) {
-	s, _, ok := v.cfg.Image.Lookup(address)
+	lookup := v.cfg.Image.Lookup
+	if v.cfg.abi().Older() {
+		lookup = v.cfg.Image.LookupCall
+	}
+	s, _, ok := lookup(address)
 	return s.Name, s.Start, ok
 }
 

@@ -70,6 +70,66 @@ func (i *Image) Lookup(address uint64) (symbol Symbol, offset uint64, found bool
 	return Symbol{}, 0, false
 }
 
+// LookupCall is Lookup for an address that may be where a call returns to. After
+// a call that never returns it is often the very end of a function, and may be
+// the start of the next one: if the image has a call right before it there, it
+// belongs to the call's function.
+func (i *Image) LookupCall(address uint64) (symbol Symbol, offset uint64, found bool) {
+	symbol, offset, found = i.Lookup(address)
+	if found && offset != 0 || !i.afterCall(address) {
+		return symbol, offset, found
+	}
+	if caller, before, ok := i.Lookup(address - 1); ok {
+		return caller, before + 1, true
+	}
+	return symbol, offset, found
+}
+
+// MaxCallSize is the size of the longest call instruction, in bytes.
+const MaxCallSize = 7
+
+// Calls (Intel SDM volume 2): E8 with four bytes, or FF /2, which has two to
+// seven.
+const (
+	opCall   = 0xE8
+	callSize = 5
+	opCallAt = 0xFF
+)
+
+// afterCall reports whether the image's code has a call before the address.
+func (i *Image) afterCall(address uint64) bool {
+	var code [MaxCallSize]byte
+	n := uint64(len(code))
+	for ; n > 1 && !i.readCode(code[uint64(len(code))-n:], address-n); n-- {
+	}
+	return EndsWithCall(code[uint64(len(code))-n:])
+}
+
+// EndsWithCall reports whether code may end with a call.
+func EndsWithCall(code []byte) bool {
+	if n := len(code); n >= callSize && code[n-callSize] == opCall {
+		return true
+	}
+	for n := 2; n <= min(len(code), MaxCallSize); n++ {
+		if at := code[len(code)-n:]; at[0] == opCallAt && at[1]>>3&7 == 2 {
+			return true
+		}
+	}
+	return false
+}
+
+// readCode fills p from a virtual address on. false: it isn't in the file, as
+// part of what can be executed.
+func (i *Image) readCode(p []byte, address uint64) bool {
+	for _, s := range i.Segments {
+		at := address - s.Virtual
+		if s.Flags&elf.PF_X != 0 && at < s.FileSize && uint64(len(p)) <= s.FileSize-at {
+			return i.readAt(p, s.Offset+at) == nil
+		}
+	}
+	return false
+}
+
 // Symbols returns the image's functions, objects and labels, ascending by address.
 func (i *Image) Symbols() iter.Seq[Symbol] {
 	table, _ := i.loadSymbols()

@@ -104,10 +104,13 @@ u64 symbol(char *to, u64 cap, u64 address) {
 	return format(to, cap, "%t+%u", &t, r.offset);
 }
 
-/* A return address may be that of the next function, after a call that doesn't return. */
+/*
+ * Like the real ones it asks for the return address as it is: after a call that
+ * doesn't return, that may be the start of the next function.
+ */
 static void print_frame(u64 number, u64 address) {
 	char name[160];
-	struct text t = {name, symbol(name, sizeof name, address - 1)};
+	struct text t = {name, symbol(name, sizeof name, address)};
 	console("%u: %x - %t\n", number, address, &t);
 }
 

@@ -1,13 +1,17 @@
 /*
- * rpc-panic [ud2|wild|out]
+ * rpc-panic [last|ud2|wild|out]
  *
- * Panics: by itself, by an invalid opcode, by a wild read, by an allocation that is too large.
+ * Panics: by itself, by a call at the very end of a function, by an invalid opcode, by a wild read, by an allocation that is too large.
  */
 #include "../kernel/rpc.h"
 
 #define NOINLINE __attribute__((noinline, noclone))
 
+static NOINLINE void last_function(void) { panic("at the end"); }
+
 static NOINLINE void inner_function(struct text how) {
+	if (text_equal(how, "last"))
+		last_function();
 	if (text_equal(how, "ud2"))
 		asm volatile("ud2");
 	if (text_equal(how, "wild"))
