@@ -57,7 +57,8 @@ type Addr struct {
 // Network returns "pipe".
 func (Addr) Network() string { return "pipe" }
 
-func (a Addr) String() string { return "pipe " + a.ID.String() + " " + a.End }
+// String is such as "1.0 guest".
+func (a Addr) String() string { return a.ID.String() + " " + a.End }
 
 // Attach returns the guest's end of a pipe in the window, and is how a guest in Go, in the monitor's own process, stands in for a real one.
 // It trusts the descriptor. The guest's interrupt handler calls WakeReader and WakeWriter.

@@ -50,6 +50,9 @@ func execute(args []string) int {
 		SilenceErrors: true,
 		// What comes before is about the command line.
 		PersistentPreRun: func(*cobra.Command, []string) { ran = true },
+		RunE: func(*cobra.Command, []string) error {
+			return usageError{errors.New("no command given; commands are run and test; try: arcavm-emulated --help")}
+		},
 	}
 	root.AddCommand(runCommand(), testCommand())
 	if len(args) > 0 && args[0] == "test" {
@@ -90,10 +93,10 @@ type machineOptions struct {
 
 func (o *machineOptions) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringArrayVar(&o.files, "file", nil, "pass in a file or folder, as NAME=SOURCE")
-	flags.StringArrayVar(&o.env, "env", nil, "set an environment variable, as NAME=VALUE")
+	flags.StringArrayVar(&o.files, "file", nil, "pass in a file or folder, as `NAME=SOURCE`")
+	flags.StringArrayVar(&o.env, "env", nil, "set an environment variable, as `NAME=VALUE`")
 	flags.BoolVar(&o.outbound, "outbound", false, "let the programs connect out through the host")
-	flags.DurationVar(&o.limit, "limit", emulated.DefaultLimit, "end everything after this time")
+	flags.DurationVar(&o.limit, "limit", emulated.DefaultLimit, "end everything after `TIME`")
 }
 
 // config is all of a configuration but the programs.
@@ -121,7 +124,12 @@ func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [flags] PROGRAM [ARGS...]",
 		Short: "Run a program; its exit code becomes this command's",
-		Args:  cobra.MinimumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errors.New("PROGRAM is missing; see arcavm-emulated run --help")
+			}
+			return nil
+		},
 		RunE: func(_ *cobra.Command, args []string) error {
 			cfg, err := options.config()
 			if err != nil {
@@ -164,7 +172,7 @@ func runCommand() *cobra.Command {
 	options.add(cmd)
 	flags := cmd.Flags()
 	flags.SetInterspersed(false)
-	flags.StringArrayVar(&ports, "publish", nil, "make a port reachable on the host, as [ADDRESS:]HOSTPORT:PORT[/tcp|/udp] (default address 127.0.0.1; HOSTPORT 0: any free one)")
+	flags.StringArrayVar(&ports, "publish", nil, "make a port reachable on the host, as `[ADDRESS:]HOSTPORT:PORT[/udp]`;\n0 is a free one; the address is 127.0.0.1 unless given")
 	flags.BoolVar(&timing, "timing", false, "say how long it took")
 	return cmd
 }

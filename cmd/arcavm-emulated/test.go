@@ -25,21 +25,25 @@ import (
 // laneName is the one in what this command prints.
 const laneName = "emulated KVM"
 
-// testFlags are go test's, which each test binary gets as -test.NAME. Those with
-// "true" may stand without a value.
-var testFlags = []struct{ name, bare, usage string }{
-	{"run", "", "run the tests that match"},
-	{"skip", "", "leave out the tests that match"},
-	{"v", "true", "print what all tests print"},
-	{"short", "true", "tell long tests to be short"},
-	{"count", "", "run each test so many times"},
-	{"failfast", "true", "end a package at its first failure"},
-	{"parallel", "", "run so many parallel tests at once (default 1)"},
-	{"timeout", "", "end a package after this time (default 10m)"},
-	{"bench", "", "run the benchmarks that match"},
-	{"benchtime", "", "run each benchmark so long"},
-	{"benchmem", "true", "count what benchmarks allocate"},
-	{"shuffle", "", "run the tests in another order"},
+// testFlags are go test's, which each test binary gets as -test.NAME. Those
+// that are bare take no value.
+var testFlags = []struct {
+	name  string
+	bare  bool
+	usage string
+}{
+	{"run", false, "run the tests that match `REGEXP`"},
+	{"skip", false, "leave out the tests that match `REGEXP`"},
+	{"v", true, "print what all tests print"},
+	{"short", true, "tell long tests to be short"},
+	{"count", false, "run each test `N` times"},
+	{"failfast", true, "end a package at its first failure"},
+	{"parallel", false, "run `N` parallel tests at once (default 1)"},
+	{"timeout", false, "end a package after `TIME` (default 10m)"},
+	{"bench", false, "run the benchmarks that match `REGEXP`"},
+	{"benchtime", false, "run each benchmark for `TIME`, or Nx times"},
+	{"benchmem", true, "count what benchmarks allocate"},
+	{"shuffle", false, "run the tests in another `ORDER`: on, off or a number"},
 }
 
 func testCommand() *cobra.Command {
@@ -92,10 +96,13 @@ with ARCAVM_REQUIRE_KVM=1 it is a failure.`,
 		if len(f.name) == 1 {
 			short = f.name
 		}
-		cmd.Flags().StringP(f.name, short, "", f.usage)
-		cmd.Flags().Lookup(f.name).NoOptDefVal = f.bare
+		if f.bare {
+			cmd.Flags().BoolP(f.name, short, false, f.usage)
+		} else {
+			cmd.Flags().StringP(f.name, short, "", f.usage)
+		}
 	}
-	cmd.Flags().StringArrayVar(&flags, "flag", nil, "pass a flag to each test binary, as -test.cpu=1")
+	cmd.Flags().StringArrayVar(&flags, "flag", nil, "pass `FLAG` to each test binary, as -test.cpu=1")
 	return cmd
 }
 
@@ -148,6 +155,10 @@ type testRun struct {
 
 func (r *testRun) all(ctx context.Context, patterns []string, options machineOptions) error {
 	packages, err := listPackages(ctx, patterns)
+	if err != nil && ctx.Err() == nil { // what isn't there fails as what can't be built does
+		fmt.Fprintln(os.Stderr, "arcavm-emulated:", err)
+		return exitCode(1)
+	}
 	if err != nil {
 		return r.broke(ctx, err)
 	}

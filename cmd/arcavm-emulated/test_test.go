@@ -165,11 +165,12 @@ func TestUsage(t *testing.T) {
 		args []string
 		want string
 	}{
+		{nil, "no command given"},
 		{[]string{"test"}, "PACKAGES are missing"},
 		{[]string{"test", "--", "-x"}, "PACKAGES are missing"},
 		{[]string{"test", "--none", "./..."}, "unknown flag: --none"},
 		{[]string{"tset"}, "unknown command"},
-		{[]string{"run"}, "requires at least 1 arg"},
+		{[]string{"run"}, "PROGRAM is missing"},
 		{[]string{"run", "--file", "x", "/bin/true"}, "not of the form NAME=SOURCE"},
 		{[]string{"run", "--env", "x", "/bin/true"}, "not of the form NAME=VALUE"},
 		{[]string{"run", "--publish", "x", "/bin/true"}, "not of the form"},
@@ -178,6 +179,15 @@ func TestUsage(t *testing.T) {
 		if got.code != exitUsage || !strings.Contains(got.err, test.want) {
 			t.Errorf("%q: code %d and %q, want %d and %q", test.args, got.code, got.err, exitUsage, test.want)
 		}
+	}
+}
+
+// What isn't there fails as what can't be built does.
+func TestNoPackage(t *testing.T) {
+	t.Parallel()
+	got := run(t, t.TempDir(), "test", "./none")
+	if got.code != 1 || !strings.Contains(got.err, "go list") {
+		t.Errorf("code %d and %q, want 1 and go list's words", got.code, got.err)
 	}
 }
 

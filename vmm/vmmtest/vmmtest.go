@@ -112,7 +112,8 @@ func Unavailable(t testing.TB, err error) {
 // The test fails if the guest dies, exits with a code other than 0, or its
 // monitor fails, unless the test asks how it ended by [Guest.Wait], or has said
 // [Guest.AllowDeath]. When the test fails, for whatever reason, its output has
-// the guest's report, log and console in it.
+// the guest's report, log and console in it. The end of the test ends a guest
+// that is still at work: what it would have come to isn't known.
 //
 // What the guest writes to its console and log, and where it listens, is
 // collected for [Guest.Console], [Guest.Log] and [Guest.Addr], beside what cfg's
