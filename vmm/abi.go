@@ -61,7 +61,7 @@ type entryState struct {
 // newABI returns the ABI that the configuration of v asks for.
 func newABI(v *VM) (abi, error) {
 	older := olderABI{vm: v, signal: -1, quit: -1}
-	switch v.cfg.abi() {
+	switch v.cfg.ABI {
 	case ABIRequestResponse:
 		return &rpcABI{olderABI: older}, nil
 	case ABIHypercall:

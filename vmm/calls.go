@@ -69,7 +69,7 @@ func (v *VM) newCalls() *hypercall.Table {
 // they are; those of PROTOCOL.md for what they mean.
 func (v *VM) symbol(address uint64) (name string, start uint64, found bool) {
 	lookup := v.cfg.Image.Lookup
-	if v.cfg.abi().Older() {
+	if v.cfg.ABI.Older() {
 		lookup = v.cfg.Image.LookupCall
 	}
 	s, _, ok := lookup(address)

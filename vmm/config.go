@@ -139,6 +139,9 @@ const (
 	ABIHypercall
 )
 
+// ABI returns what the guest is served by, never ABIOfImage.
+func (v *VM) ABI() ABI { return v.cfg.ABI }
+
 // Older reports whether it is one of those before that of PROTOCOL.md.
 func (a ABI) Older() bool { return a == ABIRequestResponse || a == ABIHypercall }
 

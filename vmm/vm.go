@@ -102,6 +102,8 @@ func New(cfg Config) (_ *VM, err error) {
 	if v.cfg, err = cfg.WithDefaults(); err != nil {
 		return nil, err
 	}
+	// From here on the image's symbols aren't asked again, which may be many.
+	v.cfg.ABI = v.cfg.abi()
 	if err := checkArgs(v.cfg.Args); err != nil {
 		return nil, err
 	}

@@ -424,6 +424,8 @@ func TestStreamOnlyFlags(t *testing.T) {
 	}{
 		"by the image": {[]string{"--sockets", t.TempDir(), imageFile(t, "rpc-hello")}, "--sockets: "},
 		"by hand":      {[]string{"--abi", "rpc", "--sockets", t.TempDir(), imageFile(t, "hello")}, "--sockets: "},
+		"hypercalls":   {[]string{"--sockets", t.TempDir(), imageFile(t, "rpc-calls")}, "--sockets: "},
+		"their limit":  {[]string{"--limit", "accepts=5", imageFile(t, "rpc-calls")}, "--limit accepts: "},
 		"a limit":      {[]string{"--limit", "files=5,accepts=5", imageFile(t, "rpc-hello")}, "--limit accepts: "},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -66,9 +66,13 @@ func writeTimingText(w io.Writer, started, read time.Time, vm *vmm.VM) {
 	if s.LogSuppressed != 0 {
 		count(&b, "log records left out", s.LogSuppressed)
 	}
-	if s.RPC.Opened != 0 {
-		writeRPC(&b, s.RPC)
-	} else {
+	switch vm.ABI() {
+	case vmm.ABIRequestResponse:
+		writeOlder(&b, "pipes of the request/response ABI", s.RPC)
+		writeLooks(&b, s.RPC)
+	case vmm.ABIHypercall:
+		writeOlder(&b, "sockets and files of the hypercall ABI", s.RPC)
+	default:
 		writeStreams(&b, s.Pipes, s.Relay)
 	}
 	_, _ = io.WriteString(w, b.String())
@@ -158,17 +162,25 @@ func writeReached(w io.Writer, r relay.Reached) {
 	}
 }
 
-func writeRPC(w io.Writer, s rpc.Stats) {
-	fmt.Fprintln(w, "pipes of the request/response ABI")
+// writeOlder prints what all older ABIs count.
+func writeOlder(w io.Writer, title string, s rpc.Stats) {
+	fmt.Fprintln(w, title)
 	count(w, "opened", s.Opened)
 	count(w, "requests", s.Requests)
 	count(w, "connections accepted", s.Accepted)
 	count(w, "connections out that failed", s.ConnectsFailed)
 	count(w, "files refused", s.FilesRefused)
-	count(w, "ended because the guest broke them", s.Broken)
+	count(w, "broken by the guest", s.Broken)
 	writeReached(w, relay.Reached{Streams: s.PipesLimited, Files: s.FilesLimited, Bytes: s.BytesLimited, Disk: s.DiskLimited})
+	if s.CallsLimited != 0 {
+		count(w, "times too many calls waited", s.CallsLimited)
+	}
 	count(w, "bytes from the guest", s.FromGuest)
 	count(w, "bytes to the guest", s.ToGuest)
+}
+
+// writeLooks prints what it took to find the requests of guests that say nothing.
+func writeLooks(w io.Writer, s rpc.Stats) {
 	count(w, "looks for a request", s.Looks)
 	count(w, "looks that found one", s.Wakes)
 	count(w, "sleeps between looks", s.Sleeps)
