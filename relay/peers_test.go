@@ -34,11 +34,11 @@ func TestRememberedPeersShared(t *testing.T) {
 	}
 	defer conn.Close()
 	socket := conn.(interface {
-		MaySend(netip.AddrPort) error
+		MaySend(from netip.Addr, to netip.AddrPort) error
 		Received(netip.AddrPort)
 	})
 	first := netip.MustParseAddrPort("127.0.0.9:1")
-	if socket.MaySend(first) == nil {
+	if socket.MaySend(netip.Addr{}, first) == nil {
 		t.Fatal("allowed before it has sent something")
 	}
 	socket.Received(first)
@@ -46,10 +46,10 @@ func TestRememberedPeersShared(t *testing.T) {
 	for port := range uint16(60000) {
 		socket.Received(netip.AddrPortFrom(flood, port))
 	}
-	if err := socket.MaySend(first); err != nil {
+	if err := socket.MaySend(netip.Addr{}, first); err != nil {
 		t.Error(err)
 	}
-	if err := socket.MaySend(netip.AddrPortFrom(flood, 59999)); err != nil {
+	if err := socket.MaySend(netip.Addr{}, netip.AddrPortFrom(flood, 59999)); err != nil {
 		t.Error(err)
 	}
 }

@@ -173,7 +173,7 @@ func (p *Policy) special(q request) (bool, error) {
 	if routes == nil {
 		return false, nil
 	}
-	own, err := routes.Own(q.protocol, q.at)
+	own, err := routes.Own(q.protocol, q.from, q.at)
 	return own || err != nil, err
 }
 
@@ -300,7 +300,12 @@ func (p *Policy) connect(ctx context.Context, network string, q request) (net.Co
 	// The address may have become the host's own since it was judged. A
 	// connection within the host most often has the same address at both ends.
 	if asTCP(conn) != nil || asUDP(conn) != nil {
-		q.own = endpoint(conn.LocalAddr()).Addr == endpoint(conn.RemoteAddr()).Addr
+		local := endpoint(conn.LocalAddr())
+		q.own = local.Addr == endpoint(conn.RemoteAddr()).Addr
+		// Rules of the kernel may look at the source. Its port, a new one each
+		// time, would make each answer good for one connection only.
+		local.Port = 0
+		q.from = local.AddrPort()
 	}
 	if err := p.check(q); err != nil {
 		abandon(conn)
@@ -324,13 +329,13 @@ type policedConn struct {
 func (c *policedConn) NetConn() net.Conn { return c.Conn }
 
 // MaySend is nil if the policy lets a datagram go to the peer.
-func (c *policedConn) MaySend(netip.AddrPort) error { return c.policy.check(c.to) }
+func (c *policedConn) MaySend(netip.Addr, netip.AddrPort) error { return c.policy.check(c.to) }
 
 // Received does nothing: the only peer is known.
 func (c *policedConn) Received(netip.AddrPort) {}
 
 func (c *policedConn) Write(b []byte) (int, error) {
-	if err := c.MaySend(c.to.at); err != nil {
+	if err := c.MaySend(netip.Addr{}, c.to.at); err != nil {
 		return 0, err
 	}
 	return c.Conn.Write(b)
@@ -378,7 +383,8 @@ type policedPacketConn struct {
 	PacketConn
 	policy  *Policy
 	bound   net.Addr
-	release func() // gives its place back
+	host    netip.AddrPort // where it is bound
+	release func()         // gives its place back
 
 	mu     sync.Mutex
 	peers  map[netip.AddrPort]struct{} // that the policy wouldn't let through; at most maxPeers
@@ -390,12 +396,18 @@ const maxPeers = 1024
 // LocalAddr is where the guest is bound, as it sees it.
 func (c *policedPacketConn) LocalAddr() net.Addr { return c.bound }
 
-func (c *policedPacketConn) check(to netip.AddrPort) error {
+// check judges a datagram from an address; without one, from where the socket
+// is bound.
+func (c *policedPacketConn) check(from netip.Addr, to netip.AddrPort) error {
 	addr, err := canonical(to.Addr())
 	if err != nil {
 		return err
 	}
-	return c.policy.check(request{direction: Out, protocol: "udp", at: netip.AddrPortFrom(addr, to.Port())})
+	q := request{direction: Out, protocol: "udp", at: netip.AddrPortFrom(addr, to.Port()), from: c.host}
+	if from.IsValid() {
+		q.from = netip.AddrPortFrom(from, c.host.Port())
+	}
+	return c.policy.check(q)
 }
 
 func (c *policedPacketConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
@@ -422,14 +434,15 @@ func (c *policedPacketConn) NetPacketConn() PacketConn { return c.PacketConn }
 // of its own sends them, came from elsewhere than where an answer goes: to
 // localhost.
 func (c *policedPacketConn) Received(from netip.AddrPort) {
-	if !from.Addr().IsUnspecified() && c.check(from) != nil {
+	if !from.Addr().IsUnspecified() && c.check(netip.Addr{}, from) != nil {
 		c.remember(from)
 	}
 }
 
-// MaySend is nil if the policy lets a datagram go to an address, or one has come from there.
-func (c *policedPacketConn) MaySend(to netip.AddrPort) error {
-	err := c.check(to)
+// MaySend is nil if the policy lets a datagram go to an address, or one has come
+// from there. The zero from is the address that the socket has, or chooses.
+func (c *policedPacketConn) MaySend(from netip.Addr, to netip.AddrPort) error {
+	err := c.check(from, to)
 	if err == nil {
 		return nil
 	}
@@ -478,7 +491,7 @@ func (c *policedPacketConn) forgetOne() {
 }
 
 func (c *policedPacketConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
-	if err := c.MaySend(to); err != nil {
+	if err := c.MaySend(netip.Addr{}, to); err != nil {
 		return 0, err
 	}
 	return c.PacketConn.WriteToUDPAddrPort(b, notUnspecified(to))

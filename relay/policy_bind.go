@@ -217,7 +217,10 @@ func (p *Policy) openPacket(ctx context.Context, b *binding) (*policedPacketConn
 	}); err != nil {
 		return nil, err
 	}
-	policed := &policedPacketConn{PacketConn: c, policy: p, bound: c.LocalAddr(), release: sync.OnceFunc(func() { p.release(b) })}
+	policed := &policedPacketConn{
+		PacketConn: c, policy: p, bound: c.LocalAddr(), host: endpoint(c.LocalAddr()).AddrPort(),
+		release: sync.OnceFunc(func() { p.release(b) }),
+	}
 	if b.port != nil {
 		policed.bound = net.UDPAddrFromAddrPort(b.guest)
 	}

@@ -263,7 +263,7 @@ func (n *fakeNetwork) Routes() (Routes, error) { return fakeRoutes(n.own), nil }
 // fakeRoutes are the host's own addresses.
 type fakeRoutes []string
 
-func (r fakeRoutes) Own(_ string, to netip.AddrPort) (bool, error) {
+func (r fakeRoutes) Own(_ string, _, to netip.AddrPort) (bool, error) {
 	return slices.Contains(r, to.Addr().String()), nil
 }
 
@@ -643,7 +643,9 @@ func (n lostNetwork) Routes() (Routes, error) {
 
 type lostRoutes struct{}
 
-func (lostRoutes) Own(string, netip.AddrPort) (bool, error) { return false, unix.ENOBUFS }
+func (lostRoutes) Own(string, netip.AddrPort, netip.AddrPort) (bool, error) {
+	return false, unix.ENOBUFS
+}
 
 // What isn't known to be another machine's is denied, and the reason is told.
 func TestPolicyWithoutRoutes(t *testing.T) {
@@ -738,7 +740,7 @@ func BenchmarkPolicyConnect(b *testing.B) {
 			b.Fatal(err)
 		}
 		for port := uint16(0); b.Loop(); port++ {
-			if _, err := r.Own("tcp", netip.AddrPortFrom(q.at.Addr(), port)); err != nil {
+			if _, err := r.Own("tcp", netip.AddrPort{}, netip.AddrPortFrom(q.at.Addr(), port)); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -22,9 +23,12 @@ import (
 type Routes interface {
 	// Own reports whether packets of "tcp" or "udp" to an address stay with
 	// this machine, or may: the address isn't one of a single other machine,
-	// but a local, broadcast, anycast or multicast one. A change of the routes
+	// but a local, broadcast, anycast or multicast one. from is where the
+	// packets come from: the zero AddrPort, the unspecified address and port 0
+	// leave that to the kernel, and so does an address of another family. Its
+	// scope is the link that the socket is bound to. A change of the routes
 	// counts as soon as it has been made. It doesn't wait for the network.
-	Own(protocol string, to netip.AddrPort) (bool, error)
+	Own(protocol string, from, to netip.AddrPort) (bool, error)
 }
 
 // Routes returns the kernel's routes, in the network namespace of the calling
@@ -70,14 +74,14 @@ type kernelRoutes struct {
 // routesKnown is how many answers are remembered at most.
 const routesKnown = 256
 
-// routeKey is what an answer depends on: rules may look at the protocol and
-// at the port.
+// routeKey is what an answer depends on: rules may look at the protocol, at
+// the ports, and at the source.
 type routeKey struct {
-	addr  [16]byte
-	scope uint32
-	port  uint16
-	ipv4  bool
-	udp   bool
+	addr, source     [16]byte // source: the zero value is any
+	link             uint32   // 0: any
+	port, sourcePort uint16   // sourcePort: 0 is any
+	ipv4             bool
+	udp              bool
 }
 
 // knownRoute doesn't change.
@@ -87,14 +91,10 @@ type knownRoute struct {
 	own     bool
 }
 
-func (r *kernelRoutes) Own(protocol string, to netip.AddrPort) (bool, error) {
-	d := routeKey{addr: to.Addr().As16(), port: to.Port(), ipv4: to.Addr().Is4(), udp: protocol == "udp"}
-	if zone := to.Addr().Zone(); zone != "" {
-		scope, err := strconv.ParseUint(zone, 10, 32)
-		if err != nil {
-			return true, fmt.Errorf("route to %v: %w", to, err)
-		}
-		d.scope = uint32(scope)
+func (r *kernelRoutes) Own(protocol string, from, to netip.AddrPort) (bool, error) {
+	d, err := keyOfRoute(protocol, from, to)
+	if err != nil {
+		return true, err
 	}
 	steady := r.look()
 	version := r.version.Load()
@@ -105,7 +105,7 @@ func (r *kernelRoutes) Own(protocol string, to netip.AddrPort) (bool, error) {
 	own, err := r.ask(routeRequest(d, true))
 	if err == unix.EINVAL {
 		// So says a kernel that doesn't know rules with protocols and ports, or a
-		// route that is a black hole.
+		// route that is a black hole, or a source that isn't this machine's.
 		if own, err = r.ask(routeRequest(d, false)); err == unix.EINVAL {
 			err = nil
 		}
@@ -115,6 +115,26 @@ func (r *kernelRoutes) Own(protocol string, to netip.AddrPort) (bool, error) {
 	}
 	place.Store(&knownRoute{d, version, own})
 	return own, nil
+}
+
+func keyOfRoute(protocol string, from, to netip.AddrPort) (routeKey, error) {
+	d := routeKey{addr: to.Addr().As16(), port: to.Port(), ipv4: to.Addr().Is4(), udp: protocol == "udp"}
+	zone := to.Addr().Zone()
+	if from.IsValid() && from.Addr().Is4() == d.ipv4 {
+		if !from.Addr().IsUnspecified() {
+			d.source = from.Addr().As16()
+		}
+		d.sourcePort = from.Port()
+		zone = cmp.Or(zone, from.Addr().Zone())
+	}
+	if zone != "" {
+		link, err := strconv.ParseUint(zone, 10, 32)
+		if err != nil {
+			return d, fmt.Errorf("route to %v: %w", to, err)
+		}
+		d.link = uint32(link)
+	}
+	return d, nil
 }
 
 // look reports whether nothing has changed since version was raised last. If
@@ -182,14 +202,19 @@ func (r *kernelRoutes) ask(request *nl.NetlinkRequest) (own bool, err error) {
 }
 
 // routeRequest asks for the route of d: of all packets, or those of its
-// protocol and port only.
+// protocol, ports and source only.
 func routeRequest(d routeKey, exact bool) *nl.NetlinkRequest {
 	q := nl.NewNetlinkRequest(unix.RTM_GETROUTE, 0)
-	family, addr := unix.AF_INET6, d.addr[:]
+	family, addr, source := unix.AF_INET6, d.addr[:], d.source[:]
 	if d.ipv4 {
-		family, addr = unix.AF_INET, d.addr[12:]
+		family, addr, source = unix.AF_INET, d.addr[12:], d.source[12:]
 	}
-	q.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: uint8(family), Dst_len: uint8(8 * len(addr))}})
+	message := unix.RtMsg{Family: uint8(family), Dst_len: uint8(8 * len(addr))}
+	bySource := exact && d.source != [16]byte{}
+	if bySource {
+		message.Src_len = message.Dst_len
+	}
+	q.AddData(&nl.RtMsg{RtMsg: message})
 	q.AddData(nl.NewRtAttr(unix.RTA_DST, addr))
 	if exact {
 		protocol := byte(unix.IPPROTO_TCP)
@@ -201,8 +226,14 @@ func routeRequest(d routeKey, exact bool) *nl.NetlinkRequest {
 	if exact && d.port != 0 {
 		q.AddData(nl.NewRtAttr(unix.RTA_DPORT, binary.BigEndian.AppendUint16(nil, d.port)))
 	}
-	if d.scope != 0 {
-		q.AddData(nl.NewRtAttr(unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, d.scope)))
+	if exact && d.sourcePort != 0 {
+		q.AddData(nl.NewRtAttr(unix.RTA_SPORT, binary.BigEndian.AppendUint16(nil, d.sourcePort)))
+	}
+	if bySource {
+		q.AddData(nl.NewRtAttr(unix.RTA_SRC, source))
+	}
+	if d.link != 0 {
+		q.AddData(nl.NewRtAttr(unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, d.link)))
 	}
 	return q
 }

@@ -389,6 +389,88 @@ func (n beforeDial) DialContext(ctx context.Context, network, address string) (n
 	return n.Host.DialContext(ctx, network, address)
 }
 
+// Routes depend on where packets come from, too: on the source address, its
+// port, and the link of a socket that is bound to a link-local address.
+func TestRoutesBySource(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	near := hostWithRoutes(t)
+	lo, err := netlink.LinkByName("lo")
+	try(t, err)
+	addAddress(t, near, "10.9.0.70/24")
+	addAddress(t, near, "2001:db8:9::70/64")
+	const port, sourcePort = 8070, 7070
+	addAddress(t, near, "fe80::70/64")
+	for i, r := range []struct {
+		target string // to this machine for what the rule says, to another one else
+		rule   func(*netlink.Rule)
+	}{
+		{"10.81.0.0/16", func(r *netlink.Rule) { r.Src = parseNet("10.9.0.70/32") }},
+		{"10.82.0.0/16", func(r *netlink.Rule) { r.Sport = netlink.NewRulePortRange(sourcePort, sourcePort) }},
+		{"10.83.0.0/16", func(r *netlink.Rule) { r.Src = parseNet("10.9.0.1/32") }},
+		{"2001:db8:81::/48", func(r *netlink.Rule) { r.Src = parseNet("2001:db8:9::70/128") }},
+		{"2001:db8:82::/48", func(r *netlink.Rule) { r.Sport = netlink.NewRulePortRange(sourcePort, sourcePort) }},
+		{"2001:db8:84::/48", func(r *netlink.Rule) { r.OifName = "near" }},
+	} {
+		target, via, family, scope := parseNet(r.target), net.IPv4(10, 9, 0, 2), unix.AF_INET, netlink.SCOPE_HOST
+		if target.IP.To4() == nil {
+			via, family, scope = net.ParseIP("2001:db8:9::2"), unix.AF_INET6, netlink.SCOPE_UNIVERSE
+		}
+		table := 200 + i
+		try(t, netlink.RouteAdd(&netlink.Route{LinkIndex: lo.Attrs().Index, Type: unix.RTN_LOCAL, Table: table, Scope: scope, Dst: target}))
+		try(t, netlink.RouteAdd(&netlink.Route{LinkIndex: near.Attrs().Index, Dst: target, Gw: via}))
+		rule := netlink.NewRule()
+		rule.Table, rule.Family, rule.Priority = table, family, 50+i
+		r.rule(rule)
+		try(t, netlink.RuleAdd(rule))
+	}
+	m := start(t, setup{network: relay.NewPolicy(relay.Host{}, nil, nil), connectTimeout: time.Second})
+	link := wire.Endpoint{Addr: netip.MustParseAddr("fe80::70"), Scope: uint32(near.Attrs().Index)}
+	at := func(text string, port uint16) wire.Endpoint {
+		return wire.Endpoint{Addr: netip.MustParseAddr(text), Port: port}
+	}
+	for name, c := range map[string]struct {
+		on, from wire.Endpoint
+		to       string
+		own      bool
+	}{
+		"bound, IPv4":           {on: at("10.9.0.70", 0), to: "10.81.1.1", own: true},
+		"bound elsewhere, IPv4": {on: at("10.9.0.1", 0), to: "10.81.1.1"},
+		"named, IPv4":           {on: at("0.0.0.0", 0), from: at("10.9.0.70", 0), to: "10.81.1.1", own: true},
+		"all addresses, IPv4":   {on: at("0.0.0.0", 0), to: "10.81.1.1"},
+		"port, IPv4":            {on: at("0.0.0.0", sourcePort), to: "10.82.1.1", own: true},
+		"other port, IPv4":      {on: at("0.0.0.0", sourcePort+1), to: "10.82.1.1"},
+		"bound, IPv6":           {on: at("2001:db8:9::70", 0), to: "2001:db8:81::1", own: true},
+		"bound elsewhere, IPv6": {on: at("2001:db8:9::1", 0), to: "2001:db8:81::1"},
+		"named, IPv6":           {on: at("::", 0), from: at("2001:db8:9::70", 0), to: "2001:db8:81::1", own: true},
+		"port, IPv6":            {on: at("::", sourcePort+2), to: "2001:db8:82::1"},
+		"other port, IPv6":      {on: at("::", sourcePort), to: "2001:db8:82::1", own: true},
+		"link":                  {on: link, to: "2001:db8:84::1", own: true},
+	} {
+		u, err := m.tryUDP(4096, 4096, wire.UDPSocket{Local: c.on, Addressed: true})
+		try(t, err)
+		to := at(c.to, port)
+		datagram := wire.AppendSendDatagram(nil, 7, wire.SendDatagram{To: to, Data: []byte("x")})
+		if c.from.Addr.IsValid() {
+			datagram = wire.AppendSendDatagramFrom(nil, 7, wire.SendDatagramFrom{SendDatagram: wire.SendDatagram{To: to, Data: []byte("x")}, From: c.from})
+		}
+		_, err = u.Write(append(datagram, wire.AppendSendDatagram(nil, 8, wire.SendDatagram{Data: []byte("nowhere")})...))
+		try(t, err)
+		h, p, err := receive(u)
+		try(t, err)
+		if e, err := wire.DecodeDatagramError(p); err != nil || (h.RequestID == 7 && unix.Errno(e.Status) == unix.EACCES) != c.own {
+			t.Errorf("%s: request %d: %v; want it denied: %v", name, h.RequestID, unix.Errno(e.Status), c.own)
+		}
+		try(t, u.Close())
+	}
+	// A connected socket has a source when it has been connected.
+	c, err := relay.NewPolicy(relay.Host{}, nil, nil).DialContext(t.Context(), "udp", fmt.Sprint("10.83.1.1:", port))
+	if !errors.Is(err, unix.EACCES) {
+		t.Errorf("connected: %v, %v; want EACCES", c, err)
+	}
+}
+
 // A datagram whose source is the unspecified address, which a neighbour can
 // send, opens no way to the host's localhost.
 func TestAnswerToUnspecified(t *testing.T) {

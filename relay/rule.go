@@ -206,8 +206,9 @@ type request struct {
 	protocol  string
 	name      string // that the guest gave, in canonical form, or ""
 	at        netip.AddrPort
-	same      netip.Addr // another address for the same place, or none
-	own       bool       // at is known to be the host's own
+	from      netip.AddrPort // where what goes out comes from, as far as that is known
+	same      netip.Addr     // another address for the same place, or none
+	own       bool           // at is known to be the host's own
 }
 
 func (q request) String() string {

@@ -409,8 +409,9 @@ type packetFilter interface {
 
 // datagramFilter judges datagrams of a socket, bound or connected.
 type datagramFilter interface {
-	// MaySend says whether a datagram may go to an address: nil, or why not.
-	MaySend(to netip.AddrPort) error
+	// MaySend says whether a datagram may go to an address: nil, or why not. It
+	// goes from an address that the guest names, or the zero Addr.
+	MaySend(from netip.Addr, to netip.AddrPort) error
 	// Received is told where each datagram came from.
 	Received(from netip.AddrPort)
 }

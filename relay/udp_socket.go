@@ -169,7 +169,7 @@ func (d *kernelDatagrams) send(to wire.Endpoint, from netip.Addr, x, y []byte) e
 		return unix.EAFNOSUPPORT
 	}
 	if d.filter != nil {
-		if err := d.filter.MaySend(to.AddrPort()); err != nil {
+		if err := d.filter.MaySend(from, to.AddrPort()); err != nil {
 			return err
 		}
 	}
