@@ -73,38 +73,46 @@ func dialects() []dialect {
 	}
 }
 
+// inTurns runs a benchmark for each dialect, several times in turn: what else
+// the machine does changes from minute to minute.
+func inTurns(b *testing.B, name string, run func(b *testing.B, d dialect)) {
+	for turn := range 3 {
+		for _, d := range dialects() {
+			b.Run(fmt.Sprintf("%s%s/turn %d", name, d.name, turn), func(b *testing.B) { run(b, d) })
+		}
+	}
+}
+
 // BenchmarkRPCRequests is a web server's requests per second, each on a
-// connection of its own. With -count the dialects take turns.
+// connection of its own.
 func BenchmarkRPCRequests(b *testing.B) {
 	for _, cpus := range []int{1, 2} {
 		for _, clients := range []int{1, 32} {
-			for _, d := range dialects() {
-				b.Run(fmt.Sprintf("%d CPUs/%d clients/%s", cpus, clients, d.name), func(b *testing.B) {
-					g := rpcBoot(b, vmm.Config{CPUs: cpus}, d.server[0], d.server[1:]...)
-					addr := g.Addr().String()
-					if err := rpcRequest(addr, 0); err != nil {
-						b.Fatal(err)
-					}
-					b.ResetTimer()
-					var todo atomic.Int64
-					todo.Store(int64(b.N))
-					var all errgroup.Group
-					for range clients {
-						all.Go(func() error {
-							for todo.Add(-1) >= 0 {
-								if err := rpcRequest(addr, 0); err != nil {
-									return err
-								}
+			inTurns(b, fmt.Sprintf("%d CPUs/%d clients/", cpus, clients), func(b *testing.B, d dialect) {
+				g := rpcBoot(b, vmm.Config{CPUs: cpus}, d.server[0], d.server[1:]...)
+				addr := g.Addr().String()
+				if err := rpcRequest(addr, 0); err != nil {
+					b.Fatal(err)
+				}
+				b.ResetTimer()
+				var todo atomic.Int64
+				todo.Store(int64(b.N))
+				var all errgroup.Group
+				for range clients {
+					all.Go(func() error {
+						for todo.Add(-1) >= 0 {
+							if err := rpcRequest(addr, 0); err != nil {
+								return err
 							}
-							return nil
-						})
-					}
-					if err := all.Wait(); err != nil {
-						b.Fatal(err)
-					}
-					b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")
-				})
-			}
+						}
+						return nil
+					})
+				}
+				if err := all.Wait(); err != nil {
+					b.Fatal(err)
+				}
+				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")
+			})
 		}
 	}
 }
@@ -112,49 +120,45 @@ func BenchmarkRPCRequests(b *testing.B) {
 // BenchmarkRPCFile is what a guest writes and reads of a file, in pieces of 64 KiB and 1 MiB.
 func BenchmarkRPCFile(b *testing.B) {
 	for _, piece := range []int{64 << 10, 1 << 20} {
-		for _, d := range dialects() {
-			b.Run(fmt.Sprint(piece, "/", d.name), func(b *testing.B) {
-				var write, read time.Duration
-				for b.Loop() {
-					share, _ := rpcShare(b, true)
-					guest := d.files(piece)
-					g := rpcBoot(b, vmm.Config{Share: share}, guest[0], guest[1:]...)
-					g.WaitLog(d.opened)
-					start := time.Now()
-					g.WaitLog(d.written)
-					written := time.Now()
-					g.WaitLog(d.read)
-					write += written.Sub(start)
-					read += time.Since(written)
-					if _, err := g.Wait(); err != nil {
-						b.Fatal(err)
-					}
+		inTurns(b, fmt.Sprint(piece, "/"), func(b *testing.B, d dialect) {
+			var write, read time.Duration
+			for b.Loop() {
+				share, _ := rpcShare(b, true)
+				guest := d.files(piece)
+				g := rpcBoot(b, vmm.Config{Share: share}, guest[0], guest[1:]...)
+				g.WaitLog(d.opened)
+				start := time.Now()
+				g.WaitLog(d.written)
+				written := time.Now()
+				g.WaitLog(d.read)
+				write += written.Sub(start)
+				read += time.Since(written)
+				if _, err := g.Wait(); err != nil {
+					b.Fatal(err)
 				}
-				b.ReportMetric(fileTotal/1e6*float64(b.N)/write.Seconds(), "MB/s-written")
-				b.ReportMetric(fileTotal/1e6*float64(b.N)/read.Seconds(), "MB/s-read")
-			})
-		}
+			}
+			b.ReportMetric(fileTotal/1e6*float64(b.N)/write.Seconds(), "MB/s-written")
+			b.ReportMetric(fileTotal/1e6*float64(b.N)/read.Seconds(), "MB/s-read")
+		})
 	}
 }
 
 // BenchmarkRPCIdle is the monitor's own use of the processor while the guest waits for connections: that of all threads but the virtual CPUs', which spin.
 func BenchmarkRPCIdle(b *testing.B) {
 	const window = 10 * time.Second
-	for _, d := range dialects() {
-		b.Run(d.name, func(b *testing.B) {
-			g := rpcBoot(b, vmm.Config{}, d.server[0], d.server[1:]...)
-			if err := rpcRequest(g.Addr().String(), 0); err != nil {
-				b.Fatal(err)
-			}
-			time.Sleep(time.Second)
-			for b.Loop() {
-				before, start := monitorTicks(b), time.Now()
-				time.Sleep(window)
-				const ticksPerSecond = 100
-				b.ReportMetric(100*float64(monitorTicks(b)-before)/ticksPerSecond/time.Since(start).Seconds(), "%core")
-			}
-		})
-	}
+	inTurns(b, "", func(b *testing.B, d dialect) {
+		g := rpcBoot(b, vmm.Config{}, d.server[0], d.server[1:]...)
+		if err := rpcRequest(g.Addr().String(), 0); err != nil {
+			b.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		for b.Loop() {
+			before, start := monitorTicks(b), time.Now()
+			time.Sleep(window)
+			const ticksPerSecond = 100
+			b.ReportMetric(100*float64(monitorTicks(b)-before)/ticksPerSecond/time.Since(start).Seconds(), "%core")
+		}
+	})
 }
 
 // monitorTicks sums the processor time of this process's threads that have never run a guest.
