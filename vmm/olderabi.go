@@ -39,13 +39,13 @@ type olderABI struct {
 	signal, quit int // eventfds of the pins; -1 before connect
 }
 
-// MissingError says that KVM lacks what guests of the request/response ABI can't do without.
+// MissingError says that KVM lacks what guests of the older ABIs can't do without.
 type MissingError struct {
 	Features []string
 }
 
 func (e *MissingError) Error() string {
-	return "this machine's KVM lacks " + strings.Join(e.Features, ", ") + ", which images of Arca's request/response ABI need"
+	return "this machine's KVM lacks " + strings.Join(e.Features, ", ") + ", which images of Arca's older ABIs need"
 }
 
 // check comes before anything of the guest is built: its kernel would die of what is missing.
