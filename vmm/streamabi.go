@@ -148,8 +148,6 @@ func (a *streamABI) finish() error {
 
 func (a *streamABI) serve(ctx context.Context) error { return a.server.Serve(ctx) }
 
-func (a *streamABI) write(uint64, []byte) bool { return false }
-
 func (a *streamABI) notifyRead(id uint64) error { return a.table.NotifyRead(pipes.ID(id)) }
 
 func (a *streamABI) notifyWrite(id uint64) error { return a.table.NotifyWrite(pipes.ID(id)) }
