@@ -334,19 +334,20 @@ func (c *Calls) noID() uint64 {
 // is no room for it, begin isn't called, and the id names nothing.
 func (c *Calls) add(begin func() object) (id uint64, ok bool) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.lastID++
-	switch {
-	case c.stopped:
-		return c.lastID, false
-	case len(c.objects) >= c.o.Pipes:
+	id = c.lastID
+	full := len(c.objects) >= c.o.Pipes
+	if ok = !full && !c.stopped; ok {
+		c.opened.Add(1)
+		c.objects[id] = begin()
+	}
+	c.mu.Unlock()
+	// Without the lock: a Logger may ask for Stats.
+	if full {
 		c.pipesLimited.Add(1)
 		c.warn("guest has reached a limit", "limit", "streams")
-		return c.lastID, false
 	}
-	c.opened.Add(1)
-	c.objects[c.lastID] = begin()
-	return c.lastID, true
+	return id, ok
 }
 
 // find returns what an id names, if it is of this kind.

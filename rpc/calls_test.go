@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -522,6 +523,50 @@ func TestCallsConnectFlood(t *testing.T) {
 	c.stop()
 	if s := c.calls.Stats(); dials.Load() > 2 || s.PipesLimited != 998 || len(seen) != 1000 || seen[0] {
 		t.Errorf("%d attempts, %d limited, %d ids", dials.Load(), s.PipesLimited, len(seen))
+	}
+}
+
+// asking is a handler of records that asks for the counters each time.
+type asking struct {
+	slog.Handler
+	calls *rpc.Calls
+}
+
+func (a *asking) Enabled(context.Context, slog.Level) bool { return true }
+
+func (a *asking) WithAttrs([]slog.Attr) slog.Handler { return a }
+
+func (a *asking) Handle(context.Context, slog.Record) error {
+	a.calls.Stats()
+	return nil
+}
+
+// Nothing is logged under a lock that a program's own logger may need.
+func TestCallsLogger(t *testing.T) {
+	t.Parallel()
+	handler := &asking{}
+	o := rpc.Options{RAM: rpctest.NewRAM(16 << 20), Pipes: 1, Logger: slog.New(handler), Network: loopbackOnly{}}
+	calls, err := rpc.NewCalls(o, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler.calls = calls
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for n := rpc.TCPConnect; n <= rpc.FileSeek; n++ {
+			for range 3 {
+				if err := calls.Do(n, recordsAt); err != nil {
+					t.Errorf("%v: %v", n, err)
+				}
+			}
+		}
+	}()
+	wait(t, done, "the calls")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := calls.Serve(ctx); err != nil {
+		t.Error(err)
 	}
 }
 
