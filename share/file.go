@@ -12,8 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxPiece is the most that a call moves, in bytes.
-const maxPiece = 64 << 10
+const (
+	// maxPiece is the most that a call moves by way of a buffer, in bytes.
+	maxPiece = 64 << 10
+	// maxNow is the most that one moves straight out of the kernel's memory: some
+	// hundred microseconds. A guest can ask for as much as it has memory.
+	maxNow = 1 << 20
+)
 
 // pieces are buffers of maxPiece.
 var pieces = sync.Pool{New: func() any { return new([maxPiece]byte) }}
@@ -50,6 +55,9 @@ const Current = -1
 // y may be another's.
 func (f *File) Read(ctx context.Context, x, y []byte, offset int64) (n int, err error) {
 	for len(x)+len(y) > 0 && err == nil {
+		if err := ctx.Err(); err != nil {
+			return n, err
+		}
 		if offset > math.MaxInt64-int64(len(x)+len(y)) {
 			return n, io.EOF
 		}
@@ -76,6 +84,8 @@ func (f *File) readNow(x, y []byte, offset int64) (n int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	x = x[:min(len(x), maxNow)]
+	y = y[:min(len(y), maxNow-len(x))]
 	if cerr := raw.Control(func(fd uintptr) {
 		err = retry(func() (err error) {
 			n, err = unix.Preadv2(int(fd), [][]byte{x, y}, offset, unix.RWF_NOWAIT)

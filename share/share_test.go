@@ -1,6 +1,8 @@
 package share_test
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -82,5 +84,36 @@ func TestCheckName(t *testing.T) {
 		if err := share.CheckName(name); (err == nil) != ok {
 			t.Errorf("%.10q: %v", name, err)
 		}
+	}
+}
+
+// A read of more than the kernel moves at once is whole, and one whose context
+// has ended goes no further, even where all of it is in memory.
+func TestLargeRead(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	want := make([]byte, 5<<20+77)
+	for i := range want {
+		want[i] = byte(i * i >> 7)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "large"), want, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	in := open(t, dir, false)
+	f, err := share.NewCalls(share.NewGates(in), nil).Open(t.Context(), in, "large", os.O_RDONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close(nil)
+	for _, at := range []int{0, 1, 1 << 20, 2<<20 + 3, 5 << 20, len(want)} {
+		got := make([]byte, len(want))
+		if n, err := f.Read(t.Context(), got[:at], got[at:], 0); n != len(want) || err != nil || !bytes.Equal(got, want) {
+			t.Errorf("in parts of %d bytes and the rest: %d, %v", at, n, err)
+		}
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if n, err := f.Read(ended, make([]byte, len(want)), nil, 0); n != 0 || !errors.Is(err, context.Canceled) {
+		t.Errorf("with an ended context: %d, %v", n, err)
 	}
 }
