@@ -213,7 +213,7 @@ func (r *Report) lists() (out []list) {
 
 func (r *Report) head() []string {
 	m := r.Machine
-	run := fmt.Sprintf("%s, %d rounds, %.0f s", r.Started.Format("2006-01-02 15:04 UTC"), r.Rounds, r.Seconds)
+	run := fmt.Sprintf("%s, rounds: %d, %.0f s", r.Started.Format("2006-01-02 15:04 UTC"), r.Rounds, r.Seconds)
 	if r.Quick {
 		run += ", quick"
 	}

@@ -28,6 +28,8 @@ const (
 	handshakeGrace = time.Second
 )
 
+var errNoCertificate = fmt.Errorf("no certificate is given that the guest may show to its clients (arcavm run --tls-cert): %w", unix.ENOKEY)
+
 // TLSListener returns the handler of protocol 9: a [TCPListener] whose connections do TLS as the server before the guest gets them.
 func TLSListener(t TLS) Handler {
 	return HandlerFunc(func(ctx context.Context, s *Stream) error { return serveTLSListener(ctx, s, t) })
@@ -39,6 +41,7 @@ func serveTLSListener(ctx context.Context, s *Stream, t TLS) error {
 		return ProtocolError(err)
 	}
 	if len(t.Certificates) == 0 {
+		s.bindFailed("listen failed", errNoCertificate)
 		return s.Opened(unix.ENOKEY, nil)
 	}
 	ln, err := listen(ctx, s.Network(), m.Listen)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -775,6 +776,9 @@ func TestTLSListenWithoutCertificate(t *testing.T) {
 	listen := wire.TLSListen{Listen: wire.Listen{Endpoint: at(netip.MustParseAddrPort("127.0.0.1:0"))}}
 	if _, err := open(c, wire.ProtocolTLSListener, wire.AppendTLSListen(nil, listen)); !errors.Is(err, unix.ENOKEY) {
 		t.Errorf("got %v, want ENOKEY", err)
+	}
+	if said := m.records("listen failed"); len(said) != 1 || !strings.Contains(said[0]["err"], "no certificate is given") {
+		t.Errorf("logged: %v", said)
 	}
 	wantEOF(t, c)
 	c.Close()
