@@ -99,6 +99,9 @@ func Init() {
 // serve prepares the machine and runs the programs. A failure after the link
 // is up is reported there as well.
 func serve() error {
+	var steps []Step
+	done := func(name string) { steps = append(steps, Step{name, time.Now()}) }
+	done("init started")
 	if err := mountAll(); err != nil {
 		return err
 	}
@@ -111,14 +114,39 @@ func serve() error {
 			return err
 		}
 	}
+	done("modules loaded")
 	port, err := openLink()
 	if err != nil {
 		return err
 	}
 	frames := &frameWriter{w: port}
+	clock := &clock{frames: frames, answers: make(chan hostTime, 1)}
+	current := target{times: clock.answers}
+	var chunks chan []byte
+	var stdin *os.File
 	fail := func(err error) error {
 		return errors.Join(err, frames.send(frameFailed, []byte(err.Error())))
 	}
+	if p.Stdin {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return fail(err)
+		}
+		stdin, chunks = r, make(chan []byte, 1)
+		go feed(frames, w, chunks)
+	}
+	asked, err := clock.ask()
+	if err != nil {
+		return err
+	}
+	// Only after the first write: until the host end is open, a read says EOF.
+	go current.receive(port, chunks)
+	outside, err := clock.set(asked)
+	if err != nil {
+		return fail(err)
+	}
+	go clock.keep()
+	done("link to the host open")
 	if err := bringUpNetwork(p.Network); err != nil {
 		return fail(err)
 	}
@@ -132,22 +160,17 @@ func serve() error {
 	if err != nil {
 		return fail(err)
 	}
-	if err := frames.send(frameReady, nil); err != nil {
+	done("network and heartbeat ready")
+	inside, err := bootSteps(steps)
+	if err != nil {
+		return fail(err)
+	}
+	if err := writeSteps(append(outside.Steps, inside...)); err != nil {
+		return fail(err)
+	}
+	if err := frames.sendJSON(frameReady, inside); err != nil {
 		return err
 	}
-	var current target
-	var chunks chan []byte
-	var stdin *os.File
-	if p.Stdin {
-		r, w, err := os.Pipe()
-		if err != nil {
-			return fail(err)
-		}
-		stdin, chunks = r, make(chan []byte, 1)
-		go feed(frames, w, chunks)
-	}
-	// Only after the first write: until the host end is open, a read says EOF.
-	go current.receive(port, chunks)
 	for i, program := range p.Programs {
 		report := runProgram(frames, &current, program, stdin)
 		report.Program = i
@@ -339,6 +362,7 @@ type target struct {
 	mu      sync.Mutex
 	process *os.Process
 	early   []syscall.Signal // for the next program
+	times   chan<- hostTime  // gets the host's answers
 }
 
 func (t *target) set(p *os.Process) {
@@ -367,6 +391,15 @@ func (t *target) receive(port *os.File, chunks chan<- []byte) {
 			select {
 			case chunks <- payload:
 			default: // more than the host was asked for
+			}
+		case kind == frameTime:
+			var now hostTime
+			if json.Unmarshal(payload, &now) != nil {
+				continue
+			}
+			select {
+			case t.times <- now:
+			default: // more than it was asked for
 			}
 		case kind == frameSignal && len(payload) == 1:
 			t.signal(syscall.Signal(payload[0]))

@@ -15,16 +15,18 @@ import (
 type frameType byte
 
 const (
-	frameReady  frameType = iota + 1 // to the host: init is up; a program follows
-	frameStdout                      // to the host: bytes a program wrote
-	frameStderr                      // to the host: bytes a program wrote
-	frameExit                        // to the host: a program ended; JSON exitReport
-	frameFailed                      // to the host: init cannot go on; a sentence
-	frameDone                        // to the host: every program has ended; last frame
-	frameStdin                       // to init: bytes for the programs to read; empty at their end
-	frameSignal                      // to init: one byte, the signal for the program
-	frameTold                        // to the host: bytes that a program told it
-	frameTaken                       // to the host: the programs' standard input took the last frameStdin; another one may come
+	frameReady   frameType = iota + 1 // to the host: init is up; a program follows; JSON []Step
+	frameStdout                       // to the host: bytes a program wrote
+	frameStderr                       // to the host: bytes a program wrote
+	frameExit                         // to the host: a program ended; JSON exitReport
+	frameFailed                       // to the host: init cannot go on; a sentence
+	frameDone                         // to the host: every program has ended; last frame
+	frameStdin                        // to init: bytes for the programs to read; empty at their end
+	frameSignal                       // to init: one byte, the signal for the program
+	frameTold                         // to the host: bytes that a program told it
+	frameTaken                        // to the host: the programs' standard input took the last frameStdin; another one may come
+	frameAskTime                      // to the host: what time is it?
+	frameTime                         // to init: JSON hostTime
 )
 
 // maxFrame bounds a payload in either direction.

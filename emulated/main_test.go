@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -33,6 +34,9 @@ var programs = map[string]func() int{
 		if must2(os.Stat("/dev/kvm")).Mode()&os.ModeCharDevice == 0 {
 			return 3
 		}
+		if len(must2(Steps())) < 8 {
+			return 4
+		}
 		return 0
 	},
 	"signal": func() int {
@@ -53,6 +57,30 @@ var programs = map[string]func() int{
 		conn := must2(listener.Accept())
 		must2(io.Copy(conn, conn))
 		conn.Close()
+		return 0
+	},
+	"burst": func() int {
+		listener := must2(net.Listen("tcp", "127.0.0.1:8080"))
+		fmt.Println("listening")
+		for range burst {
+			conn := must2(listener.Accept())
+			must2(io.Copy(conn, conn))
+			conn.Close()
+		}
+		return 0
+	},
+	"clock": func() int {
+		must2(os.Stdout.WriteString(time.Now().Format(time.RFC3339Nano) + "\n"))
+		// The host sets it right again.
+		wrong := unix.NsecToTimeval(time.Now().Add(time.Hour).UnixNano())
+		must2(0, unix.Settimeofday(&wrong))
+		until := time.Now().Round(0).Add(-time.Minute)
+		for range time.Tick(10 * time.Millisecond) {
+			if time.Now().Before(until) {
+				break
+			}
+		}
+		must2(os.Stdout.WriteString(time.Now().Format(time.RFC3339Nano) + "\n"))
 		return 0
 	},
 	"stdin": func() int {

@@ -42,23 +42,30 @@ const (
 // restarts at once, which ends QEMU.
 // The emulated TSC follows the host's clock, but the kernel would drop it for a
 // far slower clock as soon as the emulation stutters.
+// To take the lock prefixes out of the kernel's code, as on every machine with
+// one processor, takes longer than they do.
 const kernelArgs = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off nokaslr " +
-	"nohz=off tsc=reliable no_timer_check nowatchdog rcupdate.rcu_cpu_stall_suppress=1 " +
+	"noreplace-smp init_on_alloc=0 nohz=off tsc=reliable no_timer_check nowatchdog rcupdate.rcu_cpu_stall_suppress=1 " +
 	"lsm=landlock cryptomgr.notests 8250.nr_uarts=1 i8042.noaux i8042.nokbd random.trust_cpu=on " +
 	initVariable + "=1"
 
-func qemuArgs(image string, memory uint64, cfg Config) []string {
+func qemuArgs(image string, memory, khz uint64, cfg Config) []string {
 	mebibytes := strconv.FormatUint((memory+1<<20-1)>>20, 10) + "M"
+	kernelLine := kernelArgs
+	if khz != 0 {
+		kernelLine += fmt.Sprintf(" tsc_early_khz=%d", khz)
+	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+		// Page tables of five levels would take longer to walk.
 		// One processor on one thread: QEMU loses interrupts otherwise.
-		"-accel", "tcg", "-cpu", "max,erms=off,fsrm=off", "-smp", "1",
+		"-accel", "tcg", "-cpu", "max,la57=off,erms=off,fsrm=off", "-smp", "1",
 		// Interrupt lines for the heartbeat (see startHeartbeat): this machine's
 		// default leaves the HPET none but the one of the kernel's own timer.
 		"-global", "hpet.hpet-intcap=0xff0104",
 		// Not reserved: the host needn't have all of it free.
 		"-m", mebibytes, "-object", "memory-backend-ram,id=ram,reserve=off,size=" + mebibytes, "-machine", "memory-backend=ram",
-		"-kernel", image, "-initrd", fmt.Sprintf("/proc/self/fd/%d", initramfsFD), "-append", kernelArgs,
+		"-kernel", image, "-initrd", fmt.Sprintf("/proc/self/fd/%d", initramfsFD), "-append", kernelLine,
 		"-serial", "stdio",
 		"-chardev", fmt.Sprintf("socket,id=monitor,fd=%d", monitorFD),
 		"-mon", "chardev=monitor,mode=control",
@@ -198,17 +205,51 @@ func (m *machine) forwardSignals(ctx context.Context, signals <-chan os.Signal) 
 
 // publish reports the host addresses of the published ports.
 func (m *machine) publish(cfg Config) error {
-	if len(cfg.Publish) == 0 || cfg.OnPublish == nil {
+	if len(cfg.Publish) == 0 {
 		return nil
 	}
 	text, err := m.ask("info usernet")
 	if err != nil {
 		return fmt.Errorf("ask QEMU for the published ports: %w", err)
 	}
+	for _, line := range forwardLine.FindAllStringSubmatch(text, -1) {
+		if line[1] == "TCP" {
+			listenFully(m.cmd.Process.Pid, line[2])
+		}
+	}
+	if cfg.OnPublish == nil {
+		return nil
+	}
 	return matchPorts(text, cfg.Publish, cfg.OnPublish)
 }
 
-var forwardLine = regexp.MustCompile(`(?m)(TCP|UDP)\[HOST_FORWARD\]\s+\d+\s+(\S+)\s+(\d+)\s+\S+\s+(\d+)\s`)
+// listenFully gives a listener of QEMU's a backlog of the usual length. QEMU
+// asks for 1: the kernel drops what comes beside that, and the peer's kernel
+// tries again after a second. Where this process may not reach into QEMU it
+// stays so: a kernel before 5.6, a seccomp filter, or
+// kernel.yama.ptrace_scope of 2 or 3.
+func listenFully(pid int, descriptor string) {
+	fd, err := strconv.Atoi(descriptor)
+	if err != nil {
+		return
+	}
+	process, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(process)
+	listener, err := unix.PidfdGetfd(process, fd, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(listener)
+	_ = unix.Listen(listener, backlog)
+}
+
+// backlog is at most what net.core.somaxconn allows.
+const backlog = 4096
+
+var forwardLine = regexp.MustCompile(`(?m)(TCP|UDP)\[HOST_FORWARD\]\s+(\d+)\s+(\S+)\s+(\d+)\s+\S+\s+(\d+)\s`)
 
 // matchPorts finds each port in what "info usernet" printed.
 func matchPorts(text string, ports []Port, found func(Port)) error {
@@ -216,8 +257,8 @@ func matchPorts(text string, ports []Port, found func(Port)) error {
 	for _, p := range ports {
 		ok := false
 		for _, line := range forwardLine.FindAllStringSubmatch(text, -1) {
-			host, hostErr := netip.ParseAddrPort(strings.Replace(line[2], "*", "0.0.0.0", 1) + ":" + line[3])
-			if hostErr != nil || used[line[0]] || strings.ToLower(line[1]) != p.Protocol() || line[4] != strconv.Itoa(int(p.Guest)) ||
+			host, hostErr := netip.ParseAddrPort(strings.Replace(line[3], "*", "0.0.0.0", 1) + ":" + line[4])
+			if hostErr != nil || used[line[0]] || strings.ToLower(line[1]) != p.Protocol() || line[5] != strconv.Itoa(int(p.Guest)) ||
 				host.Addr() != p.Host.Addr() || p.Host.Port() != 0 && host.Port() != p.Host.Port() {
 				continue
 			}

@@ -19,6 +19,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -100,6 +101,9 @@ type Config struct {
 	Stdout, Stderr io.Writer        // of the programs, as it comes; default: dropped
 	Signals        <-chan os.Signal // passed on to the program that runs, or else to the next one
 
+	// Steps are what the caller did before.
+	Steps []Step
+
 	// Init is a program that calls Init first thing in main; default: this
 	// process's own file.
 	Init string
@@ -126,6 +130,7 @@ type Exit struct {
 // order; after an error they are those that ended before it.
 type Result struct {
 	Exits   []Exit
+	Steps   []Step        // Config.Steps, and those of the run until the first program
 	Boot    time.Duration // from the start of QEMU until the first program could run
 	Total   time.Duration // with finding the kernel and packing the files
 	Kernel  string        // its version
@@ -160,9 +165,12 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 }
 
 func runMachine(ctx context.Context, cfg Config) (Result, error) {
+	counter := readTicks()
+	result := Result{Steps: slices.Clone(cfg.Steps)}
+	done := func(name string) { result.Steps = append(result.Steps, Step{name, time.Now()}) }
 	qemu, err := findQEMU()
 	if err != nil {
-		return Result{}, err
+		return result, err
 	}
 	step := cfg.OnStep
 	if step == nil {
@@ -170,14 +178,16 @@ func runMachine(ctx context.Context, cfg Config) (Result, error) {
 	}
 	kernel, err := findKernel(ctx, cfg.Kernel, step)
 	if err != nil {
-		return Result{}, err
+		return result, err
 	}
-	result := Result{Kernel: filepath.Base(kernel.modules)}
+	done("Linux kernel found")
+	result.Kernel = filepath.Base(kernel.modules)
 	initramfs, size, err := buildInitramfs(kernel, cfg)
 	if err != nil {
 		return result, err
 	}
 	defer initramfs.Close()
+	done("files packed")
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -191,10 +201,11 @@ func runMachine(ctx context.Context, cfg Config) (Result, error) {
 	}
 	step("booting Linux " + result.Kernel + " in QEMU, which takes 3 to 30 seconds")
 	started := time.Now()
-	m, err := startQEMU(ctx, qemu, initramfs, qemuArgs(kernel.image, memory, cfg))
+	m, err := startQEMU(ctx, qemu, initramfs, qemuArgs(kernel.image, memory, counter.khz(), cfg))
 	if err != nil {
 		return result, err
 	}
+	done("QEMU started")
 	stopped := make(chan struct{})
 	defer func() { <-stopped }()
 	go func() {
@@ -327,7 +338,14 @@ func (m *machine) follow(cfg Config, result *Result, stdin *stdin, ready func())
 			return err
 		}
 		switch kind {
+		case frameAskTime:
+			err = m.frames.sendJSON(frameTime, hostTime{time.Now(), result.Steps})
 		case frameReady:
+			var steps []Step
+			if err := json.Unmarshal(payload, &steps); err != nil {
+				return fmt.Errorf("read how the machine started: %w", err)
+			}
+			result.Steps = append(result.Steps, steps...)
 			ready()
 		case frameStdout:
 			_, err = stdout.Write(payload)

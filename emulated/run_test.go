@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -90,6 +91,14 @@ func TestRun(t *testing.T) {
 	if diff := cmp.Diff("to stderr: in /some/where\nto stderr: in /\n", stderr.String()); diff != "" {
 		t.Errorf("stderr (-want +got):\n%s", diff)
 	}
+	if len(result.Steps) < 8 {
+		t.Errorf("steps: %v", result.Steps)
+	}
+	for i, s := range result.Steps {
+		if i > 0 && s.At.Before(result.Steps[i-1].At.Add(-time.Second)) || s.At.After(time.Now()) {
+			t.Errorf("%s is out of order: %v", s.Name, result.Steps)
+		}
+	}
 	t.Logf("kernel %s, boot %v, total %v", result.Kernel, result.Boot, result.Total)
 }
 
@@ -157,6 +166,89 @@ func TestPublish(t *testing.T) {
 	must(t, err)
 	if len(published) != 2 {
 		t.Errorf("published: %v", published)
+	}
+}
+
+// burst is how many connections come at once.
+const burst = 100
+
+// Each connection of a burst is made at once. Where the backlog is short, the
+// kernel drops some of the first packets, and sends them again after a second.
+func TestPublishBurst(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	var published Port
+	exchange := func() {
+		var all errgroup.Group
+		for range burst {
+			all.Go(func() error {
+				start := time.Now()
+				conn, err := net.Dial("tcp", published.Host.String())
+				if err != nil {
+					return err
+				}
+				defer conn.Close()
+				if took := time.Since(start); took > 900*time.Millisecond {
+					return fmt.Errorf("to connect took %v", took)
+				}
+				if _, err := io.WriteString(conn, "x"); err != nil {
+					return err
+				}
+				if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+					return err
+				}
+				if got, err := io.ReadAll(conn); err != nil || string(got) != "x" {
+					return fmt.Errorf("the echo is %q, %w", got, err)
+				}
+				return nil
+			})
+		}
+		if err := all.Wait(); err != nil {
+			cancel(err)
+		}
+	}
+	_, err := runHere(ctx, t, Config{
+		Programs:  []Program{program("burst")},
+		Publish:   []Port{{Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 8080}},
+		OnPublish: func(p Port) { published = p },
+		Stdout:    &on{text: "listening", f: func() { go exchange() }},
+	})
+	must(t, err)
+}
+
+// The clock inside is the host's, also if it has become wrong.
+func TestClock(t *testing.T) {
+	t.Parallel()
+	var times []time.Time
+	_, err := runHere(t.Context(), t, Config{Programs: []Program{program("clock")}, Stdout: lines(func(line string) {
+		inside, err := time.Parse(time.RFC3339Nano, line)
+		if off := time.Since(inside).Abs(); err != nil || off > 5*time.Second {
+			t.Errorf("the time inside is %q, which is wrong by %v: %v", line, off, err)
+		}
+		times = append(times, inside)
+	})})
+	must(t, err)
+	if len(times) != 2 {
+		t.Errorf("%v", times)
+	}
+}
+
+// lines is a writer for whole lines.
+type lines func(line string)
+
+func (l lines) Write(p []byte) (int, error) {
+	l(strings.TrimSuffix(string(p), "\n"))
+	return len(p), nil
+}
+
+func TestTSC(t *testing.T) {
+	t.Parallel()
+	first := readTicks()
+	khz := first.khz()
+	again := readTicks().khz()
+	if khz == 0 || max(khz, again)-min(khz, again) > khz/500 {
+		t.Errorf("%d kHz, and again %d", khz, again)
 	}
 }
 

@@ -25,6 +25,9 @@ import (
 // emulationLimit is no limit in practice: servers run for as long as their user likes.
 const emulationLimit = 365 * 24 * time.Hour
 
+// emulationVariable is set for the command that runs in a machine of this one's.
+const emulationVariable = "ARCAVM_RUN_EMULATED"
+
 // lookPatience is how long the program inside the emulated machine has to say
 // what its guest is doing and to end, once it has the last signal.
 const lookPatience = 5 * time.Second
@@ -46,11 +49,13 @@ func (o *outlived) Write(p []byte) (int, error) {
 // runEmulated runs this same command in an emulated machine, with the image, the shared folders and the files for TLS copied into it. What else is wrong with
 // the command line has been found out: inside it would be after the boot.
 func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, shares []string, network networkFlags, tls tlsFlags) error {
+	started, read := processStart(), time.Now()
 	self, err := ownFile()
 	if err != nil {
 		return err
 	}
-	m := machine{streams: s, format: choice{value: flags.Lookup("log-format").Value.String()}, exitFile: flags.Lookup("exit-file").Value.String()}
+	value := func(flag string) string { return flags.Lookup(flag).Value.String() }
+	m := machine{streams: s, format: choice{value: value("log-format")}, timing: choice{value: value("timing")}, exitFile: value("exit-file")}
 	if err := prepareExitFile(m.exitFile); err != nil {
 		return err
 	}
@@ -61,6 +66,7 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 		Files:    []emulated.File{{Name: inside, Source: args[0]}},
 		Outbound: true,
 		Limit:    emulationLimit,
+		Steps:    []emulated.Step{{Name: "process started", At: started}, {Name: commandRead, At: read}},
 		Stdout:   &outlived{s.out, func(err error) { logger.Warn("the rest of the console's output is lost", "err", err) }},
 	}
 	records := &wholeLines{to: s.err}
@@ -136,7 +142,7 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 			command = append(command, "--share="+f.name+"="+inside)
 		}
 	}
-	cfg.Programs = []emulated.Program{{Path: self, Args: append(append(command, inside), args[1:]...)}}
+	cfg.Programs = []emulated.Program{{Path: self, Env: []string{emulationVariable + "=1"}, Args: append(append(command, inside), args[1:]...)}}
 
 	// The first two signals go to the program inside, which ends in time if it
 	// can; then the machine is ended.
@@ -185,6 +191,13 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 	result, err := emulated.Run(ctx, cfg)
 	close(ended)
 	records.end(!m.json())
+	if len(told.outcome) == 0 && len(result.Steps) > len(cfg.Steps) { // the one inside didn't come to tell it
+		var t timingJSON
+		for _, s := range result.Steps {
+			t.step(s.Name, s.At)
+		}
+		m.writeTiming(t)
+	}
 	if errors.Is(err, emulated.ErrUnavailable) {
 		return &codeError{exitUnavailable, err}
 	}

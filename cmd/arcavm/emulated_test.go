@@ -122,13 +122,15 @@ func TestRunEmulated(t *testing.T) {
 	t.Run("two signals", func(t *testing.T) {
 		t.Parallel()
 		image := writeFile(t, "image", machineCode(1, slices.Concat(logStart(), spin)))
-		cmd := exec.CommandContext(t.Context(), program, "run", "--emulated", image)
+		cmd := exec.CommandContext(t.Context(), program, "run", "--emulated", "--timing", image)
 		r := startCommand(t, cmd, cmd.StderrPipe)
 		r.line("guest started")
 		r.signal(syscall.SIGINT)
 		// Two at once may be seen in any order.
 		r.line("asking the guest to stop")
 		r.signal(syscall.SIGTERM)
+		r.line("init started")
+		r.line("exits by reason")
 		r.wantReport("CPU 0: ", "backtrace")
 		if code := r.exitCode(); code != 143 {
 			t.Errorf("code %d, want that of the second", code)
@@ -153,6 +155,19 @@ func TestRunEmulated(t *testing.T) {
 		}
 		if code := r.exitCode(); code != 130 && code != 0 { // 0: the guest was there to stop
 			t.Errorf("code %d", code)
+		}
+	})
+	t.Run("two signals while it boots", func(t *testing.T) {
+		t.Parallel()
+		cmd := exec.CommandContext(t.Context(), program, "run", "--emulated", "--timing", imageFile(t, "idle"))
+		r := startCommand(t, cmd, cmd.StderrPipe)
+		r.line("booting Linux")
+		r.signal(syscall.SIGINT)
+		r.line("asking the guest to stop")
+		r.signal(syscall.SIGTERM)
+		r.line("files packed")
+		if code := r.exitCode(); code != 143 {
+			t.Errorf("code %d, want 143", code)
 		}
 	})
 	// An older image's kernel can't be trusted with a request to stop that a program makes.

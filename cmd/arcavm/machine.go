@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -130,9 +131,19 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 		return err
 	}
 	defer func() { err = errors.Join(err, vm.Close()) }()
-	if m.timing.value != "" {
-		defer func() { m.writeTiming(started, read, vm) }()
+	timing, err := startOf(started, read)
+	if err != nil {
+		return err
 	}
+	// A process that ends without waiting for the guest tells it, too.
+	var once sync.Once
+	tell := func() {
+		once.Do(func() {
+			timing.add(vm)
+			m.writeTiming(timing)
+		})
+	}
+	defer tell()
 
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
@@ -152,8 +163,11 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 			r, _ := vm.Report()
 			return r
 		},
-		cancel:  m.streams.hurried(cancel),
-		abandon: m.output().abandon(term.restore),
+		cancel: m.streams.hurried(cancel),
+		abandon: func(err error) {
+			tell()
+			m.output().abandon(term.restore)(err)
+		},
 	})
 	code, err := vm.Run(ctx)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/bench"
+	"github.com/fix-project/arcavm/emulated"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/rpc"
@@ -31,75 +33,95 @@ func processStart() time.Time {
 }
 
 // writeTiming says when each step of the boot was done, and what the run cost.
-func (m *machine) writeTiming(started, read time.Time, vm *vmm.VM) {
+func (m *machine) writeTiming(t timingJSON) {
+	t.step("end", time.Now())
 	switch {
+	case m.timing.value == "":
 	case m.json():
-		m.streams.recorder().Info("timing", slog.Any("timing", newTiming(started, read, vm)))
+		m.streams.recorder().Info("timing", slog.Any("timing", t))
 	case m.timing.value == "json":
 		// What it holds can be encoded.
-		_ = json.NewEncoder(m.streams.err).Encode(newTiming(started, read, vm))
+		_ = json.NewEncoder(m.streams.err).Encode(t)
 	default:
-		writeTimingText(m.streams.err, started, read, vm)
+		writeTimingText(m.streams.err, t)
 	}
 }
 
 // writeTimingText is writeTiming for people.
-func writeTimingText(w io.Writer, started, read time.Time, vm *vmm.VM) {
+func writeTimingText(w io.Writer, t timingJSON) {
 	var b strings.Builder
-	step := func(name string, at time.Time) {
-		fmt.Fprintf(&b, "  %9.3f  %s\n", float64(at.Sub(started).Microseconds())/1000, name)
-	}
 	fmt.Fprintln(&b, "timing: milliseconds since the process started")
-	step("command line and image headers read", read)
-	_, steps := vm.Timing()
-	for _, s := range steps {
-		step(s.Name, s.At)
+	for _, s := range t.Steps[1:] {
+		fmt.Fprintf(&b, "  %9.3f  %s\n", float64((s.At-t.Steps[0].At)/1000)/1000, s.Name)
 	}
-	step("end", time.Now())
-
-	s := vm.Stats()
-	writeCounts(&b, "exits by reason", s.Exits)
-	writeCounts(&b, "hypercalls", s.Hypercalls)
-	if s.Refused != 0 {
-		count(&b, "refused", s.Refused)
-	}
-	if s.LogSuppressed != 0 {
-		count(&b, "log records left out", s.LogSuppressed)
-	}
-	switch vm.ABI() {
-	case vmm.ABIRequestResponse:
-		writeOlder(&b, "pipes of the request/response ABI", s.RPC)
-		writeLooks(&b, s.RPC)
-	case vmm.ABIHypercall:
-		writeOlder(&b, "sockets and files of the hypercall ABI", s.RPC)
-	default:
-		writeStreams(&b, s.Pipes, s.Relay)
+	if t.Stats != nil {
+		writeStats(&b, t.abi, *t.Stats)
 	}
 	_, _ = io.WriteString(w, b.String())
+}
+
+func writeStats(w io.Writer, abi vmm.ABI, s vmm.Stats) {
+	writeCounts(w, "exits by reason", s.Exits)
+	writeCounts(w, "hypercalls", s.Hypercalls)
+	if s.Refused != 0 {
+		count(w, "refused", s.Refused)
+	}
+	if s.LogSuppressed != 0 {
+		count(w, "log records left out", s.LogSuppressed)
+	}
+	switch abi {
+	case vmm.ABIRequestResponse:
+		writeOlder(w, "pipes of the request/response ABI", s.RPC)
+		writeLooks(w, s.RPC)
+	case vmm.ABIHypercall:
+		writeOlder(w, "sockets and files of the hypercall ABI", s.RPC)
+	default:
+		writeStreams(w, s.Pipes, s.Relay)
+	}
 }
 
 // timingFormats are the values of --timing.
 var timingFormats = []string{"text", "json"}
 
-// timingJSON is the timing for programs.
+// timingJSON is the timing for programs. The first step is the process's start.
 type timingJSON struct {
 	bench.Timing
-	Stats vmm.Stats `json:"stats"`
+	// Stats are missing if an emulated machine ended before it told them.
+	Stats *vmm.Stats `json:"stats,omitempty"`
+	abi   vmm.ABI    // that of Stats
 }
 
-func newTiming(started, read time.Time, vm *vmm.VM) timingJSON {
-	t := timingJSON{Stats: vm.Stats()}
-	step := func(name string, at time.Time) {
-		t.Steps = append(t.Steps, bench.TimingStep{Name: name, At: at.UnixNano()})
+func (t *timingJSON) step(name string, at time.Time) {
+	t.Steps = append(t.Steps, bench.TimingStep{Name: name, At: at.UnixNano()})
+}
+
+// startOf is the timing of a process that has read its command line. In a
+// machine that another arcavm started for it, that one's comes before.
+func startOf(started, read time.Time) (t timingJSON, err error) {
+	if os.Getenv(emulationVariable) == "" {
+		t.step("process started", started)
+		t.step(commandRead, read)
+		return t, nil
 	}
-	step("process started", started)
-	step("command line and image headers read", read)
+	steps, err := emulated.Steps()
+	for _, s := range steps {
+		t.step(s.Name, s.At)
+	}
+	t.step("arcavm started inside", started)
+	t.step(commandRead+" inside", read)
+	return t, err
+}
+
+const commandRead = "command line and image headers read"
+
+// add adds what a virtual machine did.
+func (t *timingJSON) add(vm *vmm.VM) {
 	_, steps := vm.Timing()
 	for _, s := range steps {
-		step(s.Name, s.At)
+		t.step(s.Name, s.At)
 	}
-	step("end", time.Now())
-	return t
+	stats := vm.Stats()
+	t.Stats, t.abi = &stats, vm.ABI()
 }
 
 // count prints one counter.
