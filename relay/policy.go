@@ -44,6 +44,11 @@ type Policy struct {
 	// 64:ff9b:1::/48. It must be set before the policy is in use.
 	NAT64 []netip.Prefix
 
+	// Own are addresses that count as this machine's, beside what the network's
+	// routes say: those by which a program in an emulated machine reaches the
+	// machine outside. It must be set before the policy is in use.
+	Own []netip.Prefix
+
 	network Network
 	rules   []Rule
 	bound   *bindings
@@ -165,6 +170,11 @@ func (p *Policy) special(q request) (bool, error) {
 		return false, nil
 	case q.own, onlyHost(q.at.Addr().WithZone("")):
 		return true, nil
+	}
+	for _, own := range p.Own {
+		if own.Contains(q.at.Addr()) {
+			return true, nil
+		}
 	}
 	routes, err := p.routes()
 	if err != nil {

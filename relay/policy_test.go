@@ -641,6 +641,42 @@ func (n lostNetwork) Routes() (Routes, error) {
 	return n.routes, nil
 }
 
+// What is given as this machine's own is as what its routes say, in each form:
+// a rule for a name doesn't open it.
+func TestPolicyOwn(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		rules, to string
+		allowed   bool
+	}{
+		{"", "192.0.2.2:80", false},
+		{"", "[::ffff:192.0.2.2]:80", false},
+		{"", "[64:ff9b::c000:202]:80", false},
+		{"", "192.0.2.3:80", true},
+		{"", "www.good.example:80", false},
+		{"allow www.good.example", "www.good.example:80", false},
+		{"allow 192.0.2.2", "www.good.example:80", true},
+		{"allow 192.0.2.2", "192.0.2.2:80", true},
+		{"allow *", "192.0.2.2:80", true},
+	} {
+		var list []Rule
+		if c.rules != "" {
+			list = rules(t, c.rules)
+		}
+		p := NewPolicy(newFake(), list, nil)
+		p.Own = []netip.Prefix{netip.MustParsePrefix("198.18.0.0/15"), netip.MustParsePrefix("192.0.2.2/32")}
+		for _, network := range []string{"tcp", "udp"} {
+			conn, err := p.DialContext(t.Context(), network, c.to)
+			if err == nil {
+				conn.Close()
+			}
+			if (err == nil) != c.allowed || err != nil && !errors.Is(err, unix.EACCES) {
+				t.Errorf("%q, %s to %s: %v; want it allowed: %v", c.rules, network, c.to, err, c.allowed)
+			}
+		}
+	}
+}
+
 type lostRoutes struct{}
 
 func (lostRoutes) Own(string, netip.AddrPort, netip.AddrPort) (bool, error) {

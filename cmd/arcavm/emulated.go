@@ -106,7 +106,7 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 	}
 	flags.Visit(func(f *pflag.Flag) {
 		switch f.Name {
-		case "emulated", "exit-file", "publish", "share", "allow", "deny", "nat64", "tls-ca", "tls-cert", "tls-key":
+		case "emulated", "exit-file", "publish", "share", "allow", "deny", "nat64", ownFlag, "tls-ca", "tls-cert", "tls-key":
 		default:
 			command = append(command, "--"+f.Name+"="+f.Value.String())
 		}
@@ -117,8 +117,16 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 	for _, p := range network.nat64 {
 		command = append(command, "--nat64="+p.String())
 	}
-	// From inside, this machine's own addresses are this network's.
-	command = append(command, "--deny=out:"+emulated.Network)
+	// From inside, this machine is reached by that network, and at its own
+	// addresses: QEMU connects as any of its programs does.
+	command = append(command, "--"+ownFlag+"="+emulated.Network)
+	own, err := localIPv4()
+	if err != nil {
+		return err
+	}
+	for _, p := range own {
+		command = append(command, "--"+ownFlag+"="+p.String())
+	}
 	files, tlsInside := tls.inside()
 	cfg.Files = append(cfg.Files, files...)
 	command = append(command, tlsInside...)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -134,6 +135,26 @@ func TestRunEmulated(t *testing.T) {
 		r.wantReport("CPU 0: ", "backtrace")
 		if code := r.exitCode(); code != 143 {
 			t.Errorf("code %d, want that of the second", code)
+		}
+	})
+	// QEMU connects as a program of this machine does.
+	t.Run("an address of the machine outside", func(t *testing.T) {
+		t.Parallel()
+		local, err := localIPv4()
+		if err != nil || len(local) == 0 {
+			t.Skip("this machine has no IPv4 address but the loopback one:", err)
+		}
+		ln, err := net.Listen("tcp4", netip.AddrPortFrom(local[0].Addr(), 0).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		run := exec.CommandContext(ctx, program, "run", "--emulated", imageFile(t, "connect"), ln.Addr().String())
+		out, err := run.CombinedOutput()
+		if err == nil || !strings.Contains(string(out), ln.Addr().String()+" is denied by policy") {
+			t.Errorf("the command ended with %v and said %q", err, out)
 		}
 	})
 	t.Run("UDP", func(t *testing.T) {

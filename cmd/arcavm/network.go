@@ -3,9 +3,12 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/relay"
 )
@@ -15,6 +18,7 @@ type networkFlags struct {
 	rules   []ruleText
 	publish []relay.Publish
 	nat64   []netip.Prefix
+	own     []netip.Prefix // of the machine outside an emulated one
 }
 
 // ruleText is a rule with its text.
@@ -36,6 +40,8 @@ func (n *networkFlags) add(f *pflag.FlagSet) {
 	f.Var(&ruleFlag{n, false}, "deny", "keep the guest from it: EACCES")
 	f.Var(&publishFlag{n}, "publish", "bind what the guest listens on at PORT to HOSTPORT of this machine;\n0 is a free one; the address is 127.0.0.1 unless given")
 	f.Var(&nat64Flag{n}, "nat64", "judge an address in this range as the IPv4 address in it (RFC 6052);\n64:ff9b::/96 needs no flag")
+	f.Var(&ownAddresses{n}, ownFlag, "")
+	f.Lookup(ownFlag).Hidden = true
 }
 
 func (n *networkFlags) policy() *relay.Policy {
@@ -44,8 +50,58 @@ func (n *networkFlags) policy() *relay.Policy {
 		rules = append(rules, r.Rule)
 	}
 	p := relay.NewPolicy(relay.Host{}, rules, n.publish)
-	p.NAT64 = n.nat64
+	p.NAT64, p.Own = n.nat64, n.own
 	return p
+}
+
+// ownFlag is by which --emulated tells the program inside what addresses lead to
+// the machine outside. It is hidden.
+const ownFlag = "own-addresses"
+
+// ownAddresses appends a range of addresses.
+type ownAddresses struct{ to *networkFlags }
+
+func (o *ownAddresses) Set(text string) error {
+	p, err := netip.ParsePrefix(text)
+	if err == nil {
+		o.to.own = append(o.to.own, p.Masked())
+	}
+	return err
+}
+
+func (o *ownAddresses) String() string { return "" }
+func (o *ownAddresses) Type() string   { return "PREFIX" }
+
+// localIPv4 are the IPv4 addresses of this machine, as its local routes have
+// them, but for its loopback ones.
+func localIPv4() ([]netip.Prefix, error) {
+	dump, err := syscall.NetlinkRIB(unix.RTM_GETROUTE, unix.AF_INET)
+	if err != nil {
+		return nil, fmt.Errorf("ask for this machine's addresses: %w", os.NewSyscallError("netlink", err))
+	}
+	messages, err := syscall.ParseNetlinkMessage(dump)
+	if err != nil {
+		return nil, fmt.Errorf("ask for this machine's addresses: %w", err)
+	}
+	var local []netip.Prefix
+	for _, m := range messages {
+		if m.Header.Type != unix.RTM_NEWROUTE || len(m.Data) < unix.SizeofRtMsg {
+			continue
+		}
+		// struct rtmsg: the length of the destination, the table, the kind of route.
+		bits, table, kind := int(m.Data[1]), m.Data[4], m.Data[7]
+		attributes, err := syscall.ParseNetlinkRouteAttr(&m)
+		if err != nil {
+			return nil, fmt.Errorf("ask for this machine's addresses: %w", err)
+		}
+		for _, a := range attributes {
+			addr, ok := netip.AddrFromSlice(a.Value)
+			if table == unix.RT_TABLE_LOCAL && kind == unix.RTN_LOCAL && a.Attr.Type == unix.RTA_DST && ok && addr.Is4() && !addr.IsLoopback() {
+				local = append(local, netip.PrefixFrom(addr, bits))
+			}
+		}
+	}
+	return local, nil
 }
 
 // nat64Flag appends a prefix of the network's NAT64.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"syscall"
@@ -257,4 +258,31 @@ func TestPolicyNames(t *testing.T) {
 	}
 	l.Close()
 	<-served
+}
+
+// Each IPv4 address of an interface is one of this machine's, and no other is.
+func TestLocalIPv4(t *testing.T) {
+	t.Parallel()
+	local, err := localIPv4()
+	if err != nil {
+		t.Fatal(err)
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	holds := func(a netip.Addr) bool {
+		return slices.ContainsFunc(local, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+	for _, a := range addrs {
+		at := netip.MustParsePrefix(a.String()).Addr()
+		if want := at.Is4() && !at.IsLoopback(); holds(at) != want {
+			t.Errorf("%v: %v in %v", at, !want, local)
+		}
+	}
+	for _, other := range []string{"127.0.0.1", "255.255.255.255", "198.18.0.1"} {
+		if holds(netip.MustParseAddr(other)) {
+			t.Errorf("%v is in %v", other, local)
+		}
+	}
 }
