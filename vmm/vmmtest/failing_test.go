@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"runtime"
@@ -198,9 +199,19 @@ func TestOutcome(t *testing.T) {
 func TestDeadline(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]func(testing.TB){
-		"Addr":          func(t testing.TB) { boot(t, vmm.Config{}, "idle").Addr() },
-		"Wait":          func(t testing.TB) { boot(t, vmm.Config{}, "idle").Wait() },
-		"WaitLog":       func(t testing.TB) { boot(t, vmm.Config{}, "idle").WaitLog("never") },
+		"Addr":    func(t testing.TB) { boot(t, vmm.Config{}, "idle").Addr() },
+		"Wait":    func(t testing.TB) { boot(t, vmm.Config{}, "idle").Wait() },
+		"WaitLog": func(t testing.TB) { boot(t, vmm.Config{}, "idle").WaitLog("never") },
+		// The peer hears of the guest's end before its VM has come to it.
+		"a peer": func(t testing.TB) {
+			c, err := net.Dial("tcp", boot(t, vmm.Config{}, "sink", "127.0.0.1:0").Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			_, err = io.ReadAll(c)
+			t.Fatalf("the test's own failure: %v", err)
+		},
 		"Within, later": func(t testing.TB) { boot(t, vmm.Config{}, "idle").Within(time.Hour).WaitConsole("never") },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -181,8 +181,9 @@ func (g *Guest) logger(own *slog.Logger) *slog.Logger {
 func (g *Guest) stop() {
 	g.t.Helper()
 	running := ""
-	if g.t.Failed() && !g.over() {
-		running = g.doing()
+	if g.t.Failed() && !g.over() && !g.reported.Load() {
+		// It may be about to end: then the report of its end counts.
+		running, _ = g.now()
 	}
 	g.cancel()
 	<-g.done
@@ -199,9 +200,9 @@ func (g *Guest) stop() {
 	if !g.t.Failed() {
 		return
 	}
-	ended := g.ending() + g.doing()
-	if g.err != nil && g.death() == "" {
-		ended = "the guest ran until the test ended it" + running
+	ended := "the guest ran until the test ended it" + running
+	if g.err == nil || g.death() != "" {
+		ended = g.ending() + g.doing()
 	}
 	// The terminal that shows this isn't the guest's console.
 	g.t.Logf("%s", printable.String(fmt.Sprintf("guest's log:\n%s\nguest's console:\n%s\n%s", g.Log(), g.Console(), ended)))
@@ -253,12 +254,8 @@ func (g *Guest) doing() string {
 	if g.reported.Swap(true) {
 		return ""
 	}
-	var b strings.Builder
-	b.WriteString("\n")
-	// An error is that the guest has ended.
-	if r, err := g.VM.Report(); err == nil {
-		_ = r.WriteReport(&b)
-		return b.String()
+	if text, running := g.now(); running {
+		return text
 	}
 	select {
 	case <-g.done:
@@ -276,6 +273,22 @@ func (g *Guest) doing() string {
 	default:
 		return ""
 	}
+	return inLines(report)
+}
+
+// now is the report of a guest that runs, in lines of their own. It reports
+// whether the guest does.
+func (g *Guest) now() (string, bool) {
+	r, err := g.VM.Report()
+	if err != nil {
+		return "", false
+	}
+	return inLines(r), true
+}
+
+func inLines(report interface{ WriteReport(io.Writer) error }) string {
+	var b strings.Builder
+	b.WriteString("\n")
 	_ = report.WriteReport(&b)
 	return b.String()
 }
