@@ -125,12 +125,12 @@ func (h *hostFiles) close() {
 func (h *hostFiles) program(name, source string) error {
 	needed, err := libraries(source)
 	if err != nil {
-		return fmt.Errorf("pass a program in: %w", err)
+		return fmt.Errorf("%w: %w", ErrProgram, err)
 	}
 	for _, file := range append([]string{source}, needed...) {
 		st, err := stat(file)
 		if err != nil {
-			return fmt.Errorf("pass a program in: %w", err)
+			return fmt.Errorf("%w: %w", ErrProgram, err)
 		}
 		if file != source {
 			name = file

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,6 +60,9 @@ func libraries(program string) ([]string, error) {
 // interpreter is the dynamic loader that a program names, "" if it is static.
 func interpreter(program string) (string, error) {
 	f, err := elf.Open(program)
+	if path := (*fs.PathError)(nil); errors.As(err, &path) {
+		return "", err
+	}
 	if err != nil {
 		return "", fmt.Errorf("%s is no ELF program: %w", program, err)
 	}

@@ -1,6 +1,7 @@
 package emulated
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,6 +52,9 @@ func TestLibrariesRefused(t *testing.T) {
 	} {
 		file := filepath.Join(dir, name)
 		must(t, os.WriteFile(file, test.file, 0o755))
+		if err := newHostFiles().program("bin/x", file); !errors.Is(err, ErrProgram) {
+			t.Errorf("%s: %v", name, err)
+		}
 		if files, err := libraries(file); err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), file) {
 			t.Errorf("%s: %q, %v, want an error that says %q", name, files, err, test.want)
 		}

@@ -31,6 +31,10 @@ import (
 // an emulated one, and what to do about it.
 var ErrUnavailable = errors.New("emulated KVM is not available")
 
+// ErrProgram is wrapped by errors that say why a program, or this process's own
+// file, can't be passed in: it isn't there, is none, or lacks a library.
+var ErrProgram = errors.New("the program can't run in the emulated machine")
+
 // ErrLimit is wrapped when Config.Limit or the time to boot ran out.
 var ErrLimit = errors.New("out of time")
 
@@ -140,9 +144,10 @@ type Result struct {
 // Run boots a machine, runs the programs in it, and returns when it is off. It
 // returns an error if the machine could not run all of them to an end (or to a
 // failed Must); a program that fails is no error. An error wraps ErrUnavailable
-// if QEMU or a kernel is missing, ErrLimit if time ran out, and ctx's cause if
-// ctx was done, which ends QEMU at once. Run may be called concurrently; the
-// first call on a machine may download a kernel into the user's cache folder.
+// if QEMU or a kernel is missing, ErrProgram if a program can't be passed in,
+// ErrLimit if time ran out, and ctx's cause if ctx was done, which ends QEMU at
+// once. Run may be called concurrently; the first call on a machine may download
+// a kernel into the user's cache folder.
 func Run(ctx context.Context, cfg Config) (Result, error) {
 	start := time.Now()
 	if err := checkPorts(cfg); err != nil {

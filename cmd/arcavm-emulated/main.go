@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
 	"strings"
@@ -19,6 +20,8 @@ import (
 // Exit codes of <sysexits.h>.
 const (
 	exitUsage       = 64
+	exitData        = 65 // the program can't run
+	exitNoInput     = 66
 	exitUnavailable = 69
 	exitSoftware    = 70
 )
@@ -74,6 +77,10 @@ func execute(args []string) int {
 		return exitUsage
 	case errors.Is(err, emulated.ErrUnavailable):
 		return exitUnavailable
+	case errors.Is(err, emulated.ErrProgram) && errors.Is(err, fs.ErrNotExist):
+		return exitNoInput
+	case errors.Is(err, emulated.ErrProgram):
+		return exitData
 	}
 	return exitSoftware
 }
@@ -146,21 +153,19 @@ func runCommand() *cobra.Command {
 				cfg.Publish = append(cfg.Publish, port)
 			}
 			// The program gets Ctrl-C, and decides; the second one ends it all.
-			ctx, cancel := context.WithCancel(context.Background())
-			defer cancel()
-			signals := make(chan os.Signal, 1)
+			ctx, cancel := context.WithCancelCause(context.Background())
+			defer cancel(nil)
+			signals := make(chan os.Signal, 2)
 			cfg.Signals = passSignals(signals, cancel)
 			signal.Notify(signals, unix.SIGINT, unix.SIGTERM)
 
+			start := time.Now()
 			result, err := emulated.Run(ctx, cfg)
-			if errors.Is(err, context.Canceled) {
-				return exitCode(128 + int(unix.SIGINT))
+			if timing {
+				sayTiming(start, result)
 			}
 			if err != nil {
 				return err
-			}
-			if timing {
-				say(fmt.Sprintf("kernel %s, boot %v, total %v", result.Kernel, result.Boot.Round(time.Millisecond), result.Total.Round(time.Millisecond)))
 			}
 			if code := result.Exits[0].Code; code != 0 {
 				fmt.Fprint(os.Stderr, result.Console)
@@ -177,13 +182,25 @@ func runCommand() *cobra.Command {
 	return cmd
 }
 
-// passSignals hands the first signal on, and cancels at the second.
-func passSignals(from <-chan os.Signal, cancel context.CancelFunc) <-chan os.Signal {
+// sayTiming says how long a machine took, however it ended.
+func sayTiming(start time.Time, r emulated.Result) {
+	for _, s := range r.Steps {
+		say(fmt.Sprintf("%9.3f ms  %s", float64(s.At.Sub(start).Microseconds())/1000, s.Name))
+	}
+	say(fmt.Sprintf("kernel %s, boot %v, total %v", r.Kernel, r.Boot.Round(time.Millisecond), r.Total.Round(time.Millisecond)))
+}
+
+// passSignals hands the first signal on, and cancels at the second with the exit
+// code of that.
+func passSignals(from <-chan os.Signal, cancel context.CancelCauseFunc) <-chan os.Signal {
 	to := make(chan os.Signal, 1)
 	go func() {
 		to <- <-from
-		<-from
-		cancel()
+		code := exitCode(128)
+		if last, ok := (<-from).(unix.Signal); ok {
+			code += exitCode(last)
+		}
+		cancel(code)
 	}()
 	return to
 }

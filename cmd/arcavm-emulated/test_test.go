@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/emulated"
 	"github.com/fix-project/arcavm/kvm"
@@ -213,5 +215,74 @@ func TestHypercallsToInterrupts(t *testing.T) {
 	}
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+func TestRunRefused(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	text := filepath.Join(dir, "text")
+	if err := os.WriteFile(text, []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		program string
+		code    int
+		want    string
+	}{
+		{text, exitData, text + " is no ELF program"},
+		{filepath.Join(dir, "none"), exitNoInput, "no such file"},
+	} {
+		got := run(t, dir, "run", test.program)
+		if got.code == exitUnavailable && os.Getenv("ARCAVM_REQUIRE_KVM") == "" {
+			t.Skip(got.err)
+		}
+		if got.code != test.code || !strings.Contains(got.err, test.want) {
+			t.Errorf("%s: code %d, %q, want code %d and %q", test.program, got.code, got.err, test.code, test.want)
+		}
+	}
+}
+
+// The second signal ends the machine, which may not have booted, and the time
+// that it took is told.
+func TestRunTwoSignals(t *testing.T) {
+	t.Parallel()
+	if emulated.Inside() {
+		t.Skip("this is the emulated machine already; run the test on the host")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(ctx, self, "run", "--timing", self)
+	cmd.Env = append(os.Environ(), commandVariable+"=1")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var said strings.Builder
+	for lines := bufio.NewScanner(stderr); lines.Scan(); {
+		said.WriteString(lines.Text() + "\n")
+		if !strings.Contains(lines.Text(), "booting Linux") {
+			continue
+		}
+		for _, s := range []os.Signal{unix.SIGINT, unix.SIGTERM} {
+			if err := cmd.Process.Signal(s); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	_ = cmd.Wait()
+	code := cmd.ProcessState.ExitCode()
+	if code == exitUnavailable && os.Getenv("ARCAVM_REQUIRE_KVM") == "" {
+		t.Skip(said.String())
+	}
+	if code != 143 || !strings.Contains(said.String(), "files packed") || !strings.Contains(said.String(), "total ") {
+		t.Errorf("code %d, want that of the second signal; it said\n%s", code, &said)
 	}
 }

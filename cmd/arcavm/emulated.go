@@ -206,7 +206,7 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 		}
 		m.writeTiming(t)
 	}
-	if errors.Is(err, emulated.ErrUnavailable) {
+	if errors.Is(err, emulated.ErrUnavailable) || errors.Is(err, emulated.ErrProgram) {
 		return &codeError{exitUnavailable, err}
 	}
 	if err != nil {
