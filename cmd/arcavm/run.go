@@ -29,11 +29,11 @@ func newRunCommand(s streams) *cobra.Command {
 		Long: `Boot a kernel image and wait for its end. Everything after IMAGE goes to the guest,
 words that look like flags too: arcavm's own flags come before IMAGE.
 
-By default the guest may connect to every address but this machine's own and
-link-local ones (169.254.0.0/16, fe80::/10), and listen on every address. --allow and
---deny change that: the first rule that matches decides, in the order of the command
-line. RULE is [in:|out:][tcp:|udp:]HOST[:PORT[-PORT]], where HOST is *, an address, a
-range such as 10.0.0.0/8 or [fd00::/8], a name, *.NAME for all names below it, or
+By default the guest may connect to every address but this machine's own, link-local
+ones (169.254.0.0/16, fe80::/10), groups and clouds' metadata, and listen on every
+address. --allow and --deny change that: the first rule that matches decides, in the
+order of the command line. RULE is [in:|out:][tcp:|udp:]HOST[:PORT[-PORT]], where HOST
+is *, an address, a range such as 10.0.0.0/8 or [fd00::/8], a name, *.NAME for all names below it, or
 localhost. A name counts only for a guest that connects by that name, and doesn't
 allow addresses that are denied by default.
 
