@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -126,4 +127,65 @@ func TestDialWhileLookingUp(t *testing.T) {
 			})
 		})
 	}
+}
+
+// silentNetwork has a name server that never answers.
+type silentNetwork struct {
+	fakeNetwork
+	asked atomic.Int64
+}
+
+func (n *silentNetwork) LookupNetIP(ctx context.Context, _, _ string) ([]netip.Addr, error) {
+	n.asked.Add(1)
+	<-ctx.Done()
+	n.asked.Add(-1)
+	return nil, ctx.Err()
+}
+
+// However many connects wait for names, a bounded number of look-ups is under
+// way. The others get their turn when these end, or end with their own context.
+func TestConnectLookupsBounded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		n := &silentNetwork{}
+		p := NewPolicy(n, nil, nil)
+		ended := make(chan error)
+		dial := func(ctx context.Context) {
+			_, err := p.DialContext(ctx, "tcp", "silent.example:80")
+			ended <- err
+		}
+		wantEnded := func(count int) {
+			t.Helper()
+			for range count {
+				if err := <-ended; !errors.Is(err, context.Canceled) {
+					t.Errorf("%v, want it canceled", err)
+				}
+			}
+		}
+		first, endFirst := context.WithCancel(t.Context())
+		for range maxLooking / 2 {
+			go dial(first)
+		}
+		synctest.Wait()
+		second, endSecond := context.WithCancel(t.Context())
+		third, endThird := context.WithCancel(t.Context())
+		for range 100 {
+			go dial(second)
+			go dial(third)
+		}
+		synctest.Wait()
+		if got := n.asked.Load(); got != maxLooking {
+			t.Errorf("%d look-ups are under way, want %d", got, maxLooking)
+		}
+		endSecond()
+		wantEnded(100)
+		endFirst()
+		wantEnded(maxLooking / 2)
+		synctest.Wait()
+		if got := n.asked.Load(); got != 2*100 {
+			t.Errorf("%d look-ups are under way, want those of 100 connects", got)
+		}
+		endThird()
+		wantEnded(100)
+	})
 }

@@ -52,6 +52,7 @@ type Policy struct {
 	network Network
 	rules   []Rule
 	bound   *bindings
+	looking chan struct{} // holds a token for each look-up of a connect that is under way
 
 	opened  atomic.Pointer[Routes] // of network; nil: not yet
 	opening sync.Mutex             // held while they are opened
@@ -59,8 +60,13 @@ type Policy struct {
 
 // NewPolicy returns a policy for network.
 func NewPolicy(network Network, rules []Rule, published []Publish) *Policy {
-	return &Policy{network: network, rules: rules, bound: newBindings(published)}
+	return &Policy{network: network, rules: rules, bound: newBindings(published), looking: make(chan struct{}, maxLooking)}
 }
+
+// maxLooking is how many look-ups of connects by name are under way at once, of
+// which each connect has two: others wait. Each costs some 30 KiB, and often a
+// descriptor, for as long as no name server answers.
+const maxLooking = 1024
 
 // PublishForm is the text that [ParsePublish] reads.
 const PublishForm = "[ADDRESS:]HOSTPORT:PORT[/tcp|/udp]"
@@ -289,6 +295,12 @@ func (p *Policy) DialContext(ctx context.Context, network, address string) (net.
 	d := dialer{
 		name: host,
 		lookup: func(ctx context.Context, network string) ([]netip.Addr, error) {
+			select {
+			case p.looking <- struct{}{}:
+				defer func() { <-p.looking }()
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
 			return p.LookupNetIP(ctx, network, host)
 		},
 		judge: func(addrs []netip.Addr) ([]netip.AddrPort, error) { return p.allowed(q, addrs, uint16(port)) },
