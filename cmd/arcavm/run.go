@@ -33,9 +33,9 @@ By default the guest may connect to every address but this machine's own, link-l
 ones (169.254.0.0/16, fe80::/10), groups and clouds' metadata, and listen on every
 address. --allow and --deny change that: the first rule that matches decides, in the
 order of the command line. RULE is [in:|out:][tcp:|udp:]HOST[:PORT[-PORT]], where HOST
-is *, an address, a range such as 10.0.0.0/8 or [fd00::/8], a name, *.NAME for all names below it, or
-localhost. A name counts only for a guest that connects by that name, and doesn't
-allow addresses that are denied by default.
+is *, an address, a range such as 10.0.0.0/8 or [fd00::/8], a name, *.NAME for all
+names below it, or localhost. A name counts only for a guest that connects by that
+name, and doesn't allow addresses that are denied by default.
 
 --limit bounds what a guest gets. NAME is one of streams (16K by default), ring-memory (what
 the window has room for), stream-files (256 on one stream), files (4K on all) and accepts
