@@ -124,7 +124,7 @@ func (c *clock) set(asked time.Time) (hostTime, error) {
 	answer := <-c.answers
 	took := time.Since(asked)
 	now := answer.Now.Add(took / 2)
-	if now.Sub(time.Now()).Abs() <= took+clockError {
+	if time.Until(now).Abs() <= took+clockError {
 		return answer, nil
 	}
 	value := unix.NsecToTimeval(now.UnixNano())
