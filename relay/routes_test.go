@@ -471,6 +471,38 @@ func TestRoutesBySource(t *testing.T) {
 	}
 }
 
+// A scope is a number for the rules, and for package net the name of an
+// interface first: one whose name is another's number isn't reached by that.
+func TestScopeIsNoName(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	near := hostWithRoutes(t)
+	try(t, netlink.LinkSetDown(near))
+	try(t, netlink.LinkSetName(near, "1"))
+	try(t, netlink.LinkSetUp(near))
+	addAddress(t, near, "fe80::70/64")
+	rule, err := relay.ParseRule(true, fmt.Sprintf("[fe80::70%%%d]", near.Attrs().Index))
+	try(t, err)
+	other, err := relay.ParseRule(true, "[fe80::70%1]")
+	try(t, err)
+	server, err := net.ListenPacket("udp6", "[::]:0")
+	try(t, err)
+	defer server.Close()
+	port := server.LocalAddr().(*net.UDPAddr).Port
+	policy := relay.NewPolicy(relay.Host{}, []relay.Rule{rule}, nil)
+	c, err := policy.DialContext(t.Context(), "udp", fmt.Sprintf("[fe80::70%%%d]:%d", near.Attrs().Index, port))
+	try(t, err)
+	c.Close()
+	for name, policy := range map[string]*relay.Policy{"by name": relay.NewPolicy(relay.Host{}, []relay.Rule{other}, nil), "by number": policy} {
+		for _, protocol := range []string{"tcp", "udp"} {
+			if c, err := policy.DialContext(t.Context(), protocol, fmt.Sprintf("[fe80::70%%1]:%d", port)); !errors.Is(err, unix.EACCES) {
+				t.Errorf("%s, %s: %v, %v; want EACCES", name, protocol, c, err)
+			}
+		}
+	}
+}
+
 // A datagram whose source is the unspecified address, which a neighbour can
 // send, opens no way to the host's localhost.
 func TestAnswerToUnspecified(t *testing.T) {
