@@ -71,13 +71,18 @@ race:
 # How long make fuzz runs each target.
 FUZZTIME ?= 10s
 
+# A failure counts if it comes twice: what was found is a seed then, while the
+# deadline that ends a target, which go test now and then takes for one, isn't.
 ## fuzz: run each fuzz target for FUZZTIME; go test runs only their seeds
 .PHONY: fuzz
 fuzz:
 	@grep -rno --include='*_test.go' '^func Fuzz[A-Za-z]*' . | sed 's|/[^/]*:[0-9]*:func | |' | sort | \
 	while read -r folder target; do \
 		echo "$$folder $$target"; \
-		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s "$$folder" || exit 1; \
+		for try in first second; do \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s "$$folder" && break; \
+			[ $$try = first ] || exit 1; \
+		done; \
 	done
 
 # From a guest end in Go; a booted guest makes a two-hundredth of that.
