@@ -108,6 +108,33 @@ func hostWithRoutes(t *testing.T) netlink.Link {
 	return near
 }
 
+// waitUp waits until these links carry packets: what is sent on a link before,
+// though it has been set up, is lost.
+func waitUp(t *testing.T, names ...string) {
+	t.Helper()
+	updates, done := make(chan netlink.LinkUpdate), make(chan struct{})
+	try(t, netlink.LinkSubscribeWithOptions(updates, done, netlink.LinkSubscribeOptions{ListExisting: true}))
+	defer func() {
+		close(done)
+		for range updates {
+		}
+	}()
+	down := map[string]bool{}
+	for _, name := range names {
+		down[name] = true
+	}
+	for limit := time.After(time.Minute); len(down) > 0; {
+		select {
+		case u := <-updates:
+			if u.Link.Attrs().OperState == netlink.OperUp {
+				delete(down, u.Link.Attrs().Name)
+			}
+		case <-limit:
+			t.Fatal("links stay down: ", down)
+		}
+	}
+}
+
 // routedPort is one whose packets a rule sends elsewhere.
 const routedPort = 8099
 
@@ -510,6 +537,7 @@ func TestAnswerToUnspecified(t *testing.T) {
 		return
 	}
 	near := hostWithRoutes(t)
+	waitUp(t, "near", "far")
 	far, err := netlink.LinkByName("far")
 	try(t, err)
 	link, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM, 0)
