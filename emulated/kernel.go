@@ -220,7 +220,8 @@ func newestKernel(cache string) (kernel, bool) {
 	return kernel{}, false
 }
 
-// staleAfter is when what a download left behind can be of none that still runs.
+// staleAfter is when what a download left behind can be of none that still
+// runs.
 const staleAfter = time.Hour
 
 // workFolder makes a folder for a download in cache, and removes those of
@@ -243,7 +244,8 @@ func workFolder(cache string) (string, error) {
 	return work, nil
 }
 
-// downloadKernel unpacks a kernel package into a folder of its own in the cache.
+// downloadKernel unpacks a kernel package into a folder of its own in the
+// cache.
 func downloadKernel(ctx context.Context, step func(string)) (kernel, error) {
 	cache, err := kernelCache()
 	if err != nil {
@@ -276,8 +278,8 @@ func downloadKernel(ctx context.Context, step func(string)) (kernel, error) {
 	return unpackKernel(ctx, work, files[0], filepath.Join(cache, strings.TrimSuffix(filepath.Base(files[0]), ".deb")), step)
 }
 
-// unpackKernel unpacks what is needed of a package. It appears at final whole or
-// not at all, so that two runs at once do no harm.
+// unpackKernel unpacks what is needed of a package. It appears at final whole
+// or not at all, so that two runs at once do no harm.
 func unpackKernel(ctx context.Context, work, file, final string, step func(string)) (kernel, error) {
 	step("unpacking " + filepath.Base(file))
 	all := filepath.Join(work, "all")

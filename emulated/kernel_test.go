@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// makeKernel writes what passes for a kernel below root, with its modules in lib.
+// makeKernel writes what passes for a kernel below root, with its modules in
+// lib.
 func makeKernel(t *testing.T, root, lib, version string) kernel {
 	t.Helper()
 	k := kernel{image: filepath.Join(root, "boot", "vmlinuz-"+version), modules: filepath.Join(root, lib, "modules", version)}

@@ -18,8 +18,8 @@ import (
 // loaderCache says where the loader of glibc finds libraries.
 const loaderCache = "/etc/ld.so.cache"
 
-// loaderName is that of a dynamic loader, which this package runs: a program may
-// name any file as its own.
+// loaderName is that of a dynamic loader, which this package runs: a program
+// may name any file as its own.
 var loaderName = regexp.MustCompile(`^/(usr/)?lib(32|64|x32)?/([\w-]+/)?ld-(linux|musl)[\w.-]*$`)
 
 // A line that a loader prints with --list: NAME => FILE (ADDRESS).

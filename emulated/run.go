@@ -48,8 +48,8 @@ const bootLimit = 3 * time.Minute
 // baseMemory is what the machine has beside the space for its files and Config.Memory.
 const baseMemory = 2 << 30
 
-// Program is a Linux program to run. The shared libraries of a dynamically linked
-// one are passed in with it.
+// Program is a Linux program to run. The shared libraries of a dynamically
+// linked one are passed in with it.
 type Program struct {
 	Path string   // on the host; required
 	Name string   // inside, absolute; default "/bin/" and the base name of Path
@@ -146,8 +146,8 @@ type Result struct {
 // failed Must); a program that fails is no error. An error wraps ErrUnavailable
 // if QEMU or a kernel is missing, ErrProgram if a program can't be passed in,
 // ErrLimit if time ran out, and ctx's cause if ctx was done, which ends QEMU at
-// once. Run may be called concurrently; the first call on a machine may download
-// a kernel into the user's cache folder.
+// once. Run may be called concurrently; the first call on a machine may
+// download a kernel into the user's cache folder.
 func Run(ctx context.Context, cfg Config) (Result, error) {
 	start := time.Now()
 	if err := checkPorts(cfg); err != nil {

@@ -45,9 +45,9 @@ type Handlers struct {
 	HostCalls *HostCalls
 }
 
-// HostCalls are the calls First to Last of an older ABI, none beyond the largest
-// number that there is. They take one argument, which is the record's offset in
-// RAM.
+// HostCalls are the calls First to Last of an older ABI, none beyond the
+// largest number that there is. They take one argument, which is the record's
+// offset in RAM.
 type HostCalls struct {
 	First, Last Number
 	// Do begins a call. An errno within its error becomes the call's result.

@@ -223,7 +223,7 @@ func TestLocalhostOfOneGuest(t *testing.T) {
 	families(t)
 	for _, protocol := range []string{"tcp", "udp"} {
 		p := relay.NewPolicy(relay.Host{}, nil, nil)
-		// The port is nobody's by either family, as a policy chose it.
+		// The port is free in both families, as a policy chose it.
 		first, err := bindBy(p, protocol, "[::1]:0")
 		if err != nil {
 			t.Fatal(err)

@@ -266,8 +266,8 @@ func TestReadFileAbandoned(t *testing.T) {
 	}
 }
 
-// A file on which another process has a lease is read when that is given up, and a
-// long chain of links is followed as Linux follows it.
+// A file on which another process has a lease is read when that is given up,
+// and a long chain of links is followed as Linux follows it.
 func TestReadFileLeased(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -214,7 +214,8 @@ func (f *fileStream) sendList(r *fileRequest, list []byte, failure error) error 
 	return f.stream.write(func(b []byte) []byte { return wire.AppendFileList(b, r.RequestID, answer) })
 }
 
-// eachName calls do for every name in a folder, until ctx ends. os.File's own reading of folders would look at each entry by its path, past the share.
+// eachName calls do for every name in a folder, until ctx ends. os.File's own
+// reading of folders would look at each entry by its path, past the share.
 func eachName(ctx context.Context, in share.Share, path string, do func(kind uint8, name []byte)) error {
 	dir, err := in.OpenFolder(path)
 	if err != nil {

@@ -123,7 +123,7 @@ func (h Host) LookupAddr(ctx context.Context, address string) ([]string, error) 
 	return h.resolver().LookupAddr(ctx, address)
 }
 
-// resolver is one whose questions end when nobody waits for the answer any
+// resolver is one whose questions end when no caller waits for the answer any
 // more: package net lets its sockets wait for seconds, however many there are.
 func (h Host) resolver() *net.Resolver {
 	r := h.Resolver

@@ -23,8 +23,9 @@ import (
 )
 
 // TestStreamMemory bounds what a stream keeps of the monitor's memory: heap and
-// stacks, when it has done what costs most and waits again. With -v it says what
-// that is, which docs/security.md names. Not parallel: it looks at the process.
+// stacks, when it has done what costs most and waits again. With -v it says
+// what that is, which docs/security.md names. Not parallel: it looks at the
+// process.
 func TestStreamMemory(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector's own memory counts")

@@ -153,7 +153,7 @@ func (p *Policy) decide(q request) error {
 		if r.Name == "" {
 			return nil
 		}
-		// Somebody else can give a name any address.
+		// The owner of a name can give it any address.
 		if special, _ := p.special(q); !special {
 			return nil
 		}
@@ -468,8 +468,9 @@ func (c *policedPacketConn) Received(from netip.AddrPort) {
 	}
 }
 
-// MaySend is nil if the policy lets a datagram go to an address, or one has come
-// from there. The zero from is the address that the socket has, or chooses.
+// MaySend is nil if the policy lets a datagram go to an address, or one has
+// come from there. The zero from is the address that the socket has, or
+// chooses.
 func (c *policedPacketConn) MaySend(from netip.Addr, to netip.AddrPort) error {
 	err := c.check(from, to)
 	if err == nil {
@@ -483,8 +484,8 @@ func (c *policedPacketConn) MaySend(from netip.Addr, to netip.AddrPort) error {
 	return err
 }
 
-// remember forgets another peer when there are too many: one of the machine that
-// has the most, so that none can make the socket forget all others.
+// remember forgets another peer when there are too many: one of the machine
+// that has the most, so that none can make the socket forget all others.
 func (c *policedPacketConn) remember(peer netip.AddrPort) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

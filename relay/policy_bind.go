@@ -21,7 +21,7 @@ import (
 // that listens on one family is at both host addresses, as long as it doesn't
 // listen on the other. Where a guest listens on both, and the port is published
 // by one family only, the first listener is bound there, and the other to a
-// free port of the host's loopback address, which nobody is told of.
+// free port of the host's loopback address, which no client is told of.
 type Publish struct {
 	Protocol string         // "tcp" or "udp"
 	Host     netip.AddrPort // port 0: a free one
@@ -286,8 +286,9 @@ func (p *Policy) place(network, address string) (*binding, error) {
 	return b, nil
 }
 
-// take chooses where on the host b is bound, and which spare gives way to it. It
-// reports false if the guest has bound something there already, as it sees it.
+// take chooses where on the host b is bound, and which spare gives way to it.
+// It reports false if the guest has bound something there already, as it sees
+// it.
 func (t *publishedPort) take(b *binding) (gives *spare, ok bool) {
 	at := b.guest.Addr()
 	for _, other := range t.guests {
@@ -356,10 +357,10 @@ func (p *Policy) release(b *binding) {
 }
 
 // maxFreePorts is how many ports that the host chose are tried until one has
-// no clients of somebody else's.
+// no clients of another program's.
 const maxFreePorts = 32
 
-// errTaken means that localhost, by the other family, is somebody else's
+// errTaken means that localhost, by the other family, is another program's
 // at this port.
 var errTaken = errors.New("localhost is another program's there by the other family")
 
@@ -384,7 +385,7 @@ func (p *Policy) bindOnce(b *binding, try func(network, address string) (io.Clos
 	})
 	if canTell {
 		// Between a bind and what is made of it no other one of this guest's
-		// sockets may look like somebody else's.
+		// sockets may look like another program's.
 		p.bound.binding.Lock()
 		defer p.bound.binding.Unlock()
 	}

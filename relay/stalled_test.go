@@ -39,9 +39,9 @@ func untilWaiting(t testing.TB, folder *stalled.Folder, n int) {
 	}
 }
 
-// Ten thousand connects and listens in a folder of sockets that stalls cost as many
-// threads as may wait for it. Others go on, and a machine that ends doesn't wait. Not
-// parallel: it counts threads.
+// Ten thousand connects and listens in a folder of sockets that stalls cost as
+// many threads as may wait for it. Others go on, and a machine that ends
+// doesn't wait. Not parallel: it counts threads.
 func TestStalledSockets(t *testing.T) {
 	const attempts = 10_000
 	folder := stalled.New(t)
@@ -80,8 +80,8 @@ func TestStalledSockets(t *testing.T) {
 	folder.End()
 }
 
-// A guest that resets a stream whose folder stalls has its pipe back soon, whatever
-// the stream was at.
+// A guest that resets a stream whose folder stalls has its pipe back soon,
+// whatever the stream was at.
 func TestStalledFiles(t *testing.T) {
 	t.Parallel()
 	for what, request := range map[string]func(handle uint64, name []byte) []byte{
@@ -135,8 +135,8 @@ func TestStalledFiles(t *testing.T) {
 	}
 }
 
-// A guest gets EDQUOT when it has used up its part of the disk, and can go on when it
-// has removed something.
+// A guest gets EDQUOT when it has used up its part of the disk, and can go on
+// when it has removed something.
 func TestDiskLimit(t *testing.T) {
 	t.Parallel()
 	const limit = 1 << 20

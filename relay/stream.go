@@ -72,7 +72,8 @@ func (s *Stream) write(encode func([]byte) []byte) error {
 	return err
 }
 
-// Logger is the server's, with the stream's id and protocol in each record. What a guest can cause again and again belongs at debug level.
+// Logger is the server's, with the stream's id and protocol in each record.
+// What a guest can cause again and again belongs at debug level.
 func (s *Stream) Logger() *slog.Logger {
 	return s.server.log.With(slog.Any("stream", s.Pipe.ID()), s.protocol())
 }

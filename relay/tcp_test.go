@@ -88,7 +88,7 @@ func wantAll(t testing.TB, r io.Reader, want []byte) {
 	}
 }
 
-// closedTCPPort is a port of 127.0.0.1 at which nobody listens, and nobody else
+// closedTCPPort is a port of 127.0.0.1 at which no socket listens, and no other
 // can: a socket is bound there.
 func closedTCPPort(t testing.TB) netip.AddrPort {
 	t.Helper()

@@ -44,9 +44,9 @@ func newTLSConn(raw Conn, cfg *tls.Config, side func(net.Conn, *tls.Config) *tls
 	return &tlsConn{side(below, cfg), raw, below}
 }
 
-// How many handshakes of all connections are under way at once, and how many with
-// one peer; others wait for their turn. One costs up to half a MiB where a server
-// sends all that it may, and some 50 KiB where a client does.
+// How many handshakes of all connections are under way at once, and how many
+// with one peer; others wait for their turn. One costs up to half a MiB where a
+// server sends all that it may, and some 50 KiB where a client does.
 const (
 	maxGreetings     = 256
 	maxPeerGreetings = 64
@@ -109,8 +109,8 @@ func (t *turns) take(ctx context.Context, peer netip.Prefix) (give func(), err e
 	}, nil
 }
 
-// handshake closes the connection if it fails, or ctx ends before, also while it
-// waits for one of places.
+// handshake closes the connection if it fails, or ctx ends before, also while
+// it waits for one of places.
 func (c *tlsConn) handshake(ctx context.Context, places *turns) error {
 	give, err := places.take(ctx, peerOf(c.raw.RemoteAddr()))
 	if err == nil {
@@ -126,9 +126,10 @@ func (c *tlsConn) handshake(ctx context.Context, places *turns) error {
 }
 
 // forgetCertificates lets go of the peer's certificates, whose parsed form has
-// many times the bytes that were sent. crypto/tls shows its own slices, and asks
-// that they be left alone; but without renegotiation and a cache of sessions it
-// reads them no more once the handshake is done, and nothing else has them.
+// many times the bytes that were sent. crypto/tls shows its own slices, and
+// asks that they be left alone; but without renegotiation and a cache of
+// sessions it reads them no more once the handshake is done, and nothing else
+// has them.
 func (c *tlsConn) forgetCertificates() {
 	state := c.ConnectionState()
 	clear(state.PeerCertificates)
@@ -174,9 +175,9 @@ type tlsTransport struct {
 	greeted  bool // the handshake is done; nothing reads meanwhile
 }
 
-// maxGreeting is how much a peer may send until its handshake is done, in bytes.
-// crypto/tls takes more, and keeps buffers for it and all certificates for as
-// long as the connection lasts. A chain of a server has a few KiB.
+// maxGreeting is how much a peer may send until its handshake is done, in
+// bytes. crypto/tls takes more, and keeps buffers for it and all certificates
+// for as long as the connection lasts. A chain of a server has a few KiB.
 const maxGreeting = 32 << 10
 
 var errGreeting = fmt.Errorf("%w: the peer's part of the handshake is larger than %d bytes", unix.ECONNABORTED, maxGreeting)

@@ -142,7 +142,8 @@ func (l *tlsListener) run() {
 	}
 }
 
-// await waits until Accept waits. It reports false when the listener has closed.
+// await waits until Accept waits. It reports false when the listener has
+// closed.
 func (l *tlsListener) await() bool {
 	select {
 	case <-l.asked:

@@ -129,7 +129,8 @@ func (u *udpSide) gaveWay(err error) bool {
 type datagrams interface {
 	// receive waits for a datagram or for news of those that were sent, and puts that into the guest's ring. An error ends the direction.
 	receive() error
-	// send sends x and y as one datagram; without an address in to, to the peer, and from an address that the socket chooses unless one is named.
+	// send sends x and y as one datagram; without an address in to, to the peer,
+	// and from an address that the socket chooses unless one is named.
 	send(to wire.Endpoint, from netip.Addr, x, y []byte) error
 }
 
@@ -213,7 +214,8 @@ func (u *udp) reserve(size int) (a, b []byte, err error) {
 	return a, b, nil
 }
 
-// commit sends the frame in a and b, whose data is in place: n bytes. The datagram came to local, as far as that is known.
+// commit sends the frame in a and b, whose data is in place: n bytes. The
+// datagram came to local, as far as that is known.
 func (u *udpSide) commit(a, b []byte, m wire.ReceivedDatagram, local wire.Endpoint, n int) {
 	lost := m.Dropped - u.lost
 	u.lost = m.Dropped

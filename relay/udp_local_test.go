@@ -194,7 +194,7 @@ func TestUDPAddressed(t *testing.T) {
 		}
 		host, to := hostUDP(t, netip.AddrPortFrom(netip.MustParseAddr(list[0]), 0).String())
 		for _, a := range list {
-			// Nobody has asked: the guest begins.
+			// The guest begins, unasked.
 			from := netip.AddrPortFrom(netip.MustParseAddr(a), u.local.Port())
 			u.sendFrom(1, at(to), at(from), []byte("hello"))
 			if got := wantReceived(t, host, []byte("hello")); got != from {

@@ -28,8 +28,9 @@ type kernelDatagrams struct {
 	sendErr unix.Errno
 }
 
-// newKernelDatagrams has the kernel count what it drops, keep what the network reports about datagrams that were sent, and tell the local address of those that
-// come, if the socket has several.
+// newKernelDatagrams has the kernel count what it drops, keep what the network
+// reports about datagrams that were sent, and tell the local address of those
+// that come, if the socket has several.
 func newKernelDatagrams(u *udpSide, socket *net.UDPConn, filter datagramFilter) (*kernelDatagrams, error) {
 	raw, err := socket.SyscallConn()
 	if err != nil {

@@ -14,8 +14,9 @@ import (
 // lost, and the local address.
 const controlSize = 2*(unix.SizeofCmsghdr+8) + unix.SizeofCmsghdr + unix.SizeofInet6Pktinfo + 4
 
-// message is what recvmsg and sendmsg work with: a datagram in up to two parts, an address, and control messages. It must
-// stay where it is, and serves one goroutine.
+// message is what recvmsg and sendmsg work with: a datagram in up to two parts,
+// an address, and control messages. It must stay where it is, and serves one
+// goroutine.
 type message struct {
 	header  unix.Msghdr
 	parts   [2]unix.Iovec

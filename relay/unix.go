@@ -18,7 +18,8 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// maxSocketName is the longest name that a guest may give to a socket: with /proc/self/fd/1234567/ before it, it still fits into a sockaddr_un.
+// maxSocketName is the longest name that a guest may give to a socket: with
+// /proc/self/fd/1234567/ before it, it still fits into a sockaddr_un.
 const maxSocketName = 85
 
 const noSockets = "no folder with UNIX sockets is shared with the guest"
@@ -73,8 +74,8 @@ func UnixConnection(sockets share.Share) Handler {
 }
 
 // dialUnix connects. The attempt ends with the guest's interest in it and after
-// the time that every attempt has, whatever the folder does: for connect looks at
-// the socket's file, too.
+// the time that every attempt has, whatever the folder does: for connect looks
+// at the socket's file, too.
 func dialUnix(ctx context.Context, s *Stream, sockets share.Share, gates share.Gates, to string) (Conn, error) {
 	in, rest, err := place(sockets, to)
 	if err != nil {
@@ -103,8 +104,8 @@ func dialUnix(ctx context.Context, s *Stream, sockets share.Share, gates share.G
 	return conn, nil
 }
 
-// attempt bounds the time of an attempt to connect or to listen. One whose guest
-// can't be told the result any more ends.
+// attempt bounds the time of an attempt to connect or to listen. One whose
+// guest can't be told the result any more ends.
 func (s *Stream) attempt(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, s.server.patience)
 	s.Pipe.OnWriteError(cancel)
@@ -259,7 +260,8 @@ func (l *unixListener) Close() error {
 	return nil
 }
 
-// end removes first: as long as the socket is open nobody else's file has its inode.
+// end removes first: as long as the socket is open no other file has its
+// inode.
 func (l *unixListener) end() {
 	st, err := l.look()
 	if err == nil && l.made != nil && !l.closed.Load() && st.Dev == l.made.Dev && st.Ino == l.made.Ino {

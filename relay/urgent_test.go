@@ -41,8 +41,8 @@ func sendUrgent(t *testing.T, c syscall.Conn, b string) {
 	}
 }
 
-// Urgent data is a byte that Linux takes out of the stream: a guest gets what is
-// before and after it, and the connection goes on.
+// Urgent data is a byte that Linux takes out of the stream: a guest gets what
+// is before and after it, and the connection goes on.
 func TestUrgentData(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"TCP", "UNIX"} {

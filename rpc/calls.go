@@ -231,8 +231,8 @@ func (c *Calls) refuse(msg string, args ...any) {
 	c.warn(msg, args...)
 }
 
-// unknown is refuse for a call whose id names nothing of its kind. An id that was
-// given once may be of what had no room, or that another thread has closed.
+// unknown is refuse for a call whose id names nothing of its kind. An id that
+// was given once may be of what had no room, or that another thread has closed.
 func (c *Calls) unknown(n Call, id uint64) {
 	c.mu.Lock()
 	gone := id != 0 && id <= c.lastID && c.objects[id] == nil
@@ -242,8 +242,8 @@ func (c *Calls) unknown(n Call, id uint64) {
 	}
 }
 
-// fail answers a call that can't be made, as of something that has ended: guests
-// of this ABI know no errors.
+// fail answers a call that can't be made, as of something that has ended:
+// guests of this ABI know no errors.
 func (c *Calls) fail(n Call, r record) {
 	switch n {
 	case TCPConnect, TCPListen, TCPAccept:
@@ -666,8 +666,8 @@ func (c *Calls) useFile(n Call, r record) {
 	}
 }
 
-// seekRequest is a record's seek as dialect A asks for it. false: it counts from
-// nowhere, and the request is one that leaves the offset as it is.
+// seekRequest is a record's seek as dialect A asks for it. false: it counts
+// from nowhere, and the request is one that leaves the offset as it is.
 func seekRequest(r record) (m message.FileRequest, ok bool) {
 	m = message.FileRequest{Op: message.FileSeek, Offset: r.offset}
 	switch r.whence {

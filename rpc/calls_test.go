@@ -275,8 +275,8 @@ func TestCallsLargeSends(t *testing.T) {
 	c.close(id)
 }
 
-// Guests of this ABI know no errors: what can't be is a stream that has ended, a
-// listener at which no client arrives.
+// Guests of this ABI know no errors: what can't be is a stream that has ended,
+// a listener at which no client arrives.
 func TestCallsThatFail(t *testing.T) {
 	t.Parallel()
 	c := newCaller(t, rpc.Options{})
@@ -505,7 +505,7 @@ func (n countedDials) DialContext(ctx context.Context, network, address string) 
 	return n.Host.DialContext(ctx, network, address)
 }
 
-// A guest that asks for more connections than it may have reaches nobody.
+// A guest that asks for more connections than it may have reaches no peer.
 func TestCallsConnectFlood(t *testing.T) {
 	t.Parallel()
 	var dials atomic.Int64

@@ -180,7 +180,8 @@ func (s *Server) answerRefusedOpen(ctx context.Context, control *controlPipe, er
 	s.answer(control, message.Err{Kind: errKind(err)})
 }
 
-// listen listens before it answers. Guests expect no error: if it fails they get a listener at which nobody arrives.
+// listen listens before it answers. Guests expect no error: if it fails they
+// get a listener at which no client arrives.
 func (s *Server) listen(ctx context.Context, control *controlPipe, m message.Listen) {
 	address := netip.AddrPortFrom(netip.AddrFrom4(m.IP), m.Port)
 	p, err := s.newPipe(pageSize, pageSize, 1)

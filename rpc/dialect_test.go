@@ -96,8 +96,8 @@ func TestDialectB(t *testing.T) {
 	}
 }
 
-// TestDialectBRefusedOpen opens what can't be opened: a guest of dialect B gets a
-// file that is empty, one that hasn't shown its dialect an error.
+// TestDialectBRefusedOpen opens what can't be opened: a guest of dialect B gets
+// a file that is empty, one that hasn't shown its dialect an error.
 func TestDialectBRefusedOpen(t *testing.T) {
 	t.Parallel()
 	dir, folder := shared(t, true)

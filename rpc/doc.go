@@ -1,4 +1,5 @@
-// Package rpc is the monitor's half of Arca's older ABIs, which kernel images without an ABI note speak.
+// Package rpc is the monitor's half of Arca's older ABIs, which kernel images
+// without an ABI note speak.
 //
 // # Words
 //
@@ -23,7 +24,8 @@
 // once is looked at only when it notifies, and gets interrupts (GSI 0), from then on.
 //
 // A guest that drops its end while the monitor waits for a peer is noticed when
-// the wait is over: all the rings that wait for a peer would have to be looked at.
+// the wait is over: all the rings that wait for a peer would have to be looked
+// at.
 //
 // A pipe is served by a goroutine of its own, which sleeps while there is nothing to do; a pipe that waits for a peer or a disk keeps no other from
 // going on. Bytes of files and connections go from ring memory to the kernel and back without a copy in between.
@@ -38,36 +40,40 @@
 // the report: its kernel would wait for an answer for ever. So does any other
 // end of the control pipe.
 //
-// Dialect C has no pipes. A guest asks by hypercalls 5 to 15, each of which names
-// a record, and waits for done to be set in it; [Calls] serves it. What can be
-// answered at once is answered before the hypercall returns, and the guest never
-// sleeps. What has to wait for a peer, or turns out to take longer than some
-// hundred microseconds, is answered later by a goroutine of the call's own, so
-// that the virtual CPU goes on. A call whose record lies in RAM is always
-// answered, but for an accept at which no client arrives.
+// Dialect C has no pipes. A guest asks by hypercalls 5 to 15, each of which
+// names a record, and waits for done to be set in it; [Calls] serves it. What
+// can be answered at once is answered before the hypercall returns, and the
+// guest never sleeps. What has to wait for a peer, or turns out to take longer
+// than some hundred microseconds, is answered later by a goroutine of the
+// call's own, so that the virtual CPU goes on. A call whose record lies in RAM
+// is always answered, but for an accept at which no client arrives.
 //
 // Sockets and files are named by ids, numbers from 1 on that are never used
 // again. An id says what kind of thing it names: a file's means nothing to a
-// call about sockets. The sockets and files themselves, what limits them, and the
-// shared allocator are the same code for all dialects.
+// call about sockets. The sockets and files themselves, what limits them, and
+// the shared allocator are the same code for all dialects.
 //
 // # Answers that guests don't expect
 //
-// A guest takes an error only in answer to Open and Mkdir. So a listener that can't listen is one at which nobody arrives; a connection that can't be
-// made, or that has failed, has nothing to receive and takes whatever is sent; a read that fails is the end of the file, a write that fails has
-// length 0, a seek that can't be leaves the offset as it is. A guest of dialect B takes no error at all: a file that can't be opened is one that is
-// empty. In dialect C a file that can't be opened has id 0. The real error goes to the log.
+// A guest takes an error only in answer to Open and Mkdir. So a listener that
+// can't listen is one at which no client arrives; a connection that can't be
+// made, or that has failed, has nothing to receive and takes whatever is sent;
+// a read that fails is the end of the file, a write that fails has length 0, a
+// seek that can't be leaves the offset as it is. A guest of dialect B takes no
+// error at all: a file that can't be opened is one that is empty. In dialect C
+// a file that can't be opened has id 0. The real error goes to the log.
 //
 // # Hostile guests
 //
-// All that a guest can write is copied once, checked, then used: cursors, counts,
-// messages, every index of the allocator. A guest that breaks a pipe loses that
-// pipe. The walks of the allocator are as long as it has levels, and the wait for
-// its lock is bounded. If it is unusable, or the control pipe has ended,
-// [Options].OnBroken is told.
+// All that a guest can write is copied once, checked, then used: cursors,
+// counts, messages, every index of the allocator. A guest that breaks a pipe
+// loses that pipe. The walks of the allocator are as long as it has levels, and
+// the wait for its lock is bounded. If it is unusable, or the control pipe has
+// ended, [Options].OnBroken is told.
 //
 // # Locks
 //
-// In the order in which they are taken: allocator.mu, then the allocator's lock in guest memory. Server.mu and watcher.mu are taken alone. No lock
-// is held while a pipe waits. A ring belongs to the goroutine that serves its pipe.
+// In the order in which they are taken: allocator.mu, then the allocator's lock
+// in guest memory. Server.mu and watcher.mu are taken alone. No lock is held
+// while a pipe waits. A ring belongs to the goroutine that serves its pipe.
 package rpc

@@ -112,7 +112,8 @@ func (f *file) seek(m message.FileRequest) uint64 {
 	return uint64(offset)
 }
 
-// close closes the file, once: its place among the open ones is free afterwards.
+// close closes the file, once: its place among the open ones is free
+// afterwards.
 func (f *file) close() {
 	f.closing.Do(func() { _ = f.f.Close(f.server.dropFile) })
 }

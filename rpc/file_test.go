@@ -332,7 +332,8 @@ func TestFailedOpenLeavesNoPipe(t *testing.T) {
 	m.settled(t)
 }
 
-// TestOpenLeased opens a file on which another process has a lease, by a chain of as many links as Linux follows.
+// TestOpenLeased opens a file on which another process has a lease, by a chain
+// of as many links as Linux follows.
 func TestOpenLeased(t *testing.T) {
 	t.Parallel()
 	dir, shared := shared(t, true)
@@ -368,7 +369,8 @@ func TestOpenLeased(t *testing.T) {
 	}
 }
 
-// TestStalledFolder has a file's folder stop answering: other pipes go on, and a server that ends doesn't wait for it.
+// TestStalledFolder has a file's folder stop answering: other pipes go on, and
+// a server that ends doesn't wait for it.
 func TestStalledFolder(t *testing.T) {
 	t.Parallel()
 	folder := stalled.New(t)

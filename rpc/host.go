@@ -52,8 +52,9 @@ func newHost(o Options) (*host, error) {
 	return h, err
 }
 
-// Alloc takes a block of at least size bytes of RAM, a power of two, zeroed and aligned to its size, and returns its offset. It is meant for what the
-// guest needs at its start, and is the guest's from then on. ENOMEM: there is none.
+// Alloc takes a block of at least size bytes of RAM, a power of two, zeroed and
+// aligned to its size, and returns its offset. It is meant for what the guest
+// needs at its start, and is the guest's from then on. ENOMEM: there is none.
 func (h *host) Alloc(size uint64) (uint64, error) { return h.alloc.alloc(size) }
 
 func (h *host) allocatorBroken(err error) {
@@ -106,8 +107,8 @@ func (h *host) holdFile() error {
 	return unix.ENFILE
 }
 
-// overQuota counts and says that the guest has used up its part of the disk, if err
-// is about that.
+// overQuota counts and says that the guest has used up its part of the disk, if
+// err is about that.
 func (h *host) overQuota(err error) {
 	if errors.Is(err, share.ErrQuota) {
 		h.diskLimited.Add(1)

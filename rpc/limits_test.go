@@ -66,7 +66,8 @@ func TestByteLimit(t *testing.T) {
 	m.settled(t)
 }
 
-// TestDiskLimit has a guest write until its part of the disk is used up, and make folders.
+// TestDiskLimit has a guest write until its part of the disk is used up, and
+// make folders.
 func TestDiskLimit(t *testing.T) {
 	t.Parallel()
 	const limit = 1 << 20

@@ -423,7 +423,7 @@ func TestPublished(t *testing.T) {
 			s.Close()
 		}
 	}
-	// The second listener of the port is one at which nobody arrives.
+	// The second listener of the port is one at which no client arrives.
 	m.Listen(loopback, 80).Close()
 	l.Close()
 	m.settled(t)

@@ -125,7 +125,8 @@ func TestNotifiedByHalves(t *testing.T) {
 	m.settled(t)
 }
 
-// TestDropAfterSend has a guest that notifies not wait for the answer to what it sends: it arrives all the same.
+// TestDropAfterSend has a guest that notifies not wait for the answer to what
+// it sends: it arrives all the same.
 func TestDropAfterSend(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, rpc.Options{})

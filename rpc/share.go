@@ -64,8 +64,8 @@ func (h *host) findShared(ctx context.Context, path string, m message.Mode) (tar
 	return t, nil
 }
 
-// resolve returns the folder that a path leads into, and the path from there. With
-// the share's Host that is the guest's path as it is.
+// resolve returns the folder that a path leads into, and the path from there.
+// With the share's Host that is the guest's path as it is.
 func (h *host) resolve(path string) (in Share, rest string) {
 	in, rest = h.o.Share.Resolve(path)
 	if in.Host {
@@ -74,8 +74,8 @@ func (h *host) resolve(path string) (in Share, rest string) {
 	return in, rest
 }
 
-// openTarget opens the file, or what has got there since. Of the host's files below a
-// folder, no device, no FIFO and no socket is.
+// openTarget opens the file, or what has got there since. Of the host's files
+// below a folder, no device, no FIFO and no socket is.
 func (h *host) openTarget(ctx context.Context, t target) (*file, error) {
 	f, err := h.calls.Open(ctx, t.in, t.rest, t.flags, 0o666)
 	if err != nil {

@@ -176,7 +176,8 @@ func (st *stream) writeNow(b []byte) (n int, err error) {
 	return n, nil
 }
 
-// read waits until there is something to receive and takes what is there. 0 is the end.
+// read waits until there is something to receive and takes what is there. 0 is
+// the end.
 func (st *stream) read(a, b []byte) int {
 	if st.connection() == nil {
 		return 0

@@ -67,8 +67,10 @@ type tier struct {
 	due   time.Duration
 }
 
-// watcher finds out what guests have done that never say so. It looks at the rings of those pipes that wait for their guest, and at no others: one
-// goroutine for all of them, which sleeps in between. A guest that notifies even once is looked at only when it notifies, from then on.
+// watcher finds out what guests have done that never say so. It looks at the
+// rings of those pipes that wait for their guest, and at no others: one
+// goroutine for all of them, which sleeps in between. A guest that notifies
+// even once is looked at only when it notifies, from then on.
 type watcher struct {
 	start    time.Time
 	spin     bool // there is a processor to spare for it

@@ -11,16 +11,16 @@ import (
 )
 
 // Calls are a guest's requests about what a [Share] has. Each is at work in one
-// folder, bounded by its gate, and ends soon after its context, whatever the file
-// system does. Paths and errors are those of the methods of Share; in is what
-// [Share.Resolve] has found. They may be called concurrently.
+// folder, bounded by its gate, and ends soon after its context, whatever the
+// file system does. Paths and errors are those of the methods of Share; in is
+// what [Share.Resolve] has found. They may be called concurrently.
 type Calls struct {
 	gates Gates
 	quota *Quota
 }
 
-// NewCalls returns the calls of a guest that may fill the disk as far as a quota
-// goes.
+// NewCalls returns the calls of a guest that may fill the disk as far as a
+// quota goes.
 func NewCalls(g Gates, q *Quota) Calls { return Calls{g, q} }
 
 // Stat returns what a path leads to, or, without follow, the link itself.
@@ -28,10 +28,10 @@ func (c Calls) Stat(ctx context.Context, in Share, path string, follow bool) (un
 	return Do(ctx, c.gates.Of(in), func() (unix.Stat_t, error) { return in.Stat(path, follow) }, nil)
 }
 
-// Open opens a file with flags and permissions of open(2). Anything but a regular
-// file is EISDIR or EINVAL, and isn't touched: opening it might wait, or do
-// something; unless the share's Host is set, for then only folders are. A file on
-// which another process has a lease is waited for.
+// Open opens a file with flags and permissions of open(2). Anything but a
+// regular file is EISDIR or EINVAL, and isn't touched: opening it might wait,
+// or do something; unless the share's Host is set, for then only folders are. A
+// file on which another process has a lease is waited for.
 func (c Calls) Open(ctx context.Context, in Share, path string, flags int, perm uint32) (f *File, err error) {
 	err = regular.Retry(ctx, func() (err error) {
 		f, err = Do(ctx, c.gates.Of(in), func() (*File, error) {
@@ -76,8 +76,8 @@ func (c Calls) open(in Share, path string, flags int, perm uint32) (*File, error
 	return nil, pathError("open", path, unix.ENOENT)
 }
 
-// openOnce opens a file, which is charged as one that is made, or isn't made. What
-// is to be emptied is so when it is open and known to be a regular file.
+// openOnce opens a file, which is charged as one that is made, or isn't made.
+// What is to be emptied is so when it is open and known to be a regular file.
 func (c Calls) openOnce(in Share, path string, flags int, perm uint32, made bool) (*File, error) {
 	f := &File{gate: c.gates.Of(in), append: flags&unix.O_APPEND != 0}
 	if in.Writable {
@@ -126,8 +126,8 @@ func (s Share) check(path string, st *unix.Stat_t) error {
 	return nil
 }
 
-// Mkdir makes a folder, with parents also those above it that don't exist: then it
-// is no error if it is there.
+// Mkdir makes a folder, with parents also those above it that don't exist: then
+// it is no error if it is there.
 func (c Calls) Mkdir(ctx context.Context, in Share, path string, parents bool) error {
 	mkdir := func(path string) error {
 		if err := c.quota.TakeNode(); err != nil {
@@ -189,9 +189,9 @@ func (c Calls) Rename(ctx context.Context, in Share, from, to string) error {
 // errAgain says that something has got where nothing was.
 var errAgain = errors.New("it is there now")
 
-// unlink does what may take the last name of what is at a path, and sees to what
-// the guest gets back for that. there is why nothing can be seen there, or nil. What
-// another process puts there in between gives nothing.
+// unlink does what may take the last name of what is at a path, and sees to
+// what the guest gets back for that. there is why nothing can be seen there, or
+// nil. What another process puts there in between gives nothing.
 func (c Calls) unlink(in Share, path string, do func(there error) error) error {
 	if c.quota == nil {
 		return do(nil)

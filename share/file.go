@@ -23,8 +23,9 @@ const (
 // pieces are buffers of maxPiece.
 var pieces = sync.Pool{New: func() any { return new([maxPiece]byte) }}
 
-// File is a file that a guest has open. Its methods, but for Close, end soon after
-// their context, whatever the file system does. They may be called concurrently.
+// File is a file that a guest has open. Its methods, but for Close, end soon
+// after their context, whatever the file system does. They may be called
+// concurrently.
 type File struct {
 	os      *os.File
 	gate    *Gate
@@ -49,10 +50,10 @@ func (f *File) Appends() bool { return f.append }
 // Current stands for the file's own offset.
 const Current = -1
 
-// Read fills x, then y, from an offset on, or from [Current]. io.EOF says that the
-// file ended before. What the kernel has in memory it puts straight into x and y;
-// what it has to wait for comes by way of a buffer, for after the end of ctx x and
-// y may be another's.
+// Read fills x, then y, from an offset on, or from [Current]. io.EOF says that
+// the file ended before. What the kernel has in memory it puts straight into x
+// and y; what it has to wait for comes by way of a buffer, for after the end of
+// ctx x and y may be another's.
 func (f *File) Read(ctx context.Context, x, y []byte, offset int64) (n int, err error) {
 	for len(x)+len(y) > 0 && err == nil {
 		if err := ctx.Err(); err != nil {
@@ -129,8 +130,8 @@ func (f *File) readLater(ctx context.Context, x, y []byte, offset int64) (int, e
 	return n, err
 }
 
-// Write writes b at an offset, or at [Current]; to the end of a file that was opened
-// to append. EFBIG: no file can be as long; [ErrQuota].
+// Write writes b at an offset, or at [Current]; to the end of a file that was
+// opened to append. EFBIG: no file can be as long; [ErrQuota].
 func (f *File) Write(ctx context.Context, b []byte, offset int64) (n int, err error) {
 	for len(b) > 0 && err == nil {
 		var k int
@@ -213,9 +214,9 @@ func (f *File) Stat(ctx context.Context) (unix.Stat_t, error) {
 	return Do(ctx, f.gate, f.stat, nil)
 }
 
-// Close closes the file. Calls that are under way end well. It waits for [Grace]
-// at most; what takes longer goes on by itself. after, if not nil, is called when
-// the file is closed indeed.
+// Close closes the file. Calls that are under way end well. It waits for
+// [Grace] at most; what takes longer goes on by itself. after, if not nil, is
+// called when the file is closed indeed.
 func (f *File) Close(after func()) (err error) {
 	result := make(chan error, 1)
 	if f.gate.Finish(func() {

@@ -24,12 +24,12 @@ const maxTries = 100
 var errOutside = fmt.Errorf("path escapes from the folder: %w", unix.EACCES)
 
 // The methods below take a path below the folder, as Resolve returns it, or any
-// path of the host's if Host is set. The kernel resolves it in one call (openat2,
-// Linux 5.6) that never leaves the folder, whatever is renamed meanwhile, follows
-// links as elsewhere, 40 of them, and refuses those that lead outside, absolute
-// ones and those of /proc among them: EACCES. The methods may block as long as
-// the file system does; [Gate.Do] bounds that. Errors are *[fs.PathError] or
-// *[os.LinkError].
+// path of the host's if Host is set. The kernel resolves it in one call
+// (openat2, Linux 5.6) that never leaves the folder, whatever is renamed
+// meanwhile, follows links as elsewhere, 40 of them, and refuses those that
+// lead outside, absolute ones and those of /proc among them: EACCES. The
+// methods may block as long as the file system does; [Gate.Do] bounds that.
+// Errors are *[fs.PathError] or *[os.LinkError].
 
 // Stat returns what a path leads to, or, without follow, the link itself.
 func (s Share) Stat(path string, follow bool) (st unix.Stat_t, err error) {
@@ -74,8 +74,8 @@ func (s Share) OpenFolder(path string) (*os.File, error) {
 }
 
 // OpenFile opens a file with flags and permissions of open(2). It waits for no
-// other process: a FIFO opens at once, and a file on which another process has a
-// lease is EAGAIN. A regular file is in blocking mode from then on.
+// other process: a FIFO opens at once, and a file on which another process has
+// a lease is EAGAIN. A regular file is in blocking mode from then on.
 func (s Share) OpenFile(path string, flags int, perm uint32) (*os.File, error) {
 	if flags&unix.O_CREAT == 0 {
 		perm = 0
@@ -91,8 +91,8 @@ func (s Share) Mkdir(path string) error {
 	return pathError("mkdir", path, err)
 }
 
-// mkdirAll makes a folder and those above it that don't exist, each by a call of
-// mkdir. It is no error if the folder is there.
+// mkdirAll makes a folder and those above it that don't exist, each by a call
+// of mkdir. It is no error if the folder is there.
 func (s Share) mkdirAll(path string, mkdir func(path string) error) error {
 	// From the end on, so that a path that exists costs one look.
 	parts := cuts(path)
@@ -145,8 +145,8 @@ func (s Share) Remove(path string) error {
 	return pathError("remove", path, err)
 }
 
-// Rename moves what is at one path to another in the same folder. What takes the
-// place of a folder is EEXIST, as of os.Rename.
+// Rename moves what is at one path to another in the same folder. What takes
+// the place of a folder is EEXIST, as of os.Rename.
 func (s Share) Rename(from, to string) error { return s.rename(from, to, 0) }
 
 // rename takes flags of renameat2(2).
@@ -170,8 +170,9 @@ func (s Share) rename(from, to string, flags uint) error {
 	return nil
 }
 
-// inParent calls do with the open folder that the last part of a path is in, and
-// that part. A call that takes both doesn't follow it, even with slashes behind.
+// inParent calls do with the open folder that the last part of a path is in,
+// and that part. A call that takes both doesn't follow it, even with slashes
+// behind.
 func (s Share) inParent(path string, do func(parent int, name string) error) error {
 	end := len(strings.TrimRight(path, "/"))
 	at := strings.LastIndexByte(path[:end], '/') + 1
@@ -212,7 +213,8 @@ func (s Share) open(path string, flags int, perm uint32) (fd int, err error) {
 	return fd, err
 }
 
-// folder calls do with the descriptor of the folder, which stays open meanwhile.
+// folder calls do with the descriptor of the folder, which stays open
+// meanwhile.
 func (s Share) folder(do func(dir int) error) error {
 	dir := s.dir
 	if dir == nil {
@@ -235,8 +237,8 @@ func (s Share) folder(do func(dir int) error) error {
 }
 
 // openat2 opens. A rename or a mount at the wrong moment makes the kernel give
-// up on a path with ".." in it: EAGAIN, as an open that must not wait for a lease
-// is as well.
+// up on a path with ".." in it: EAGAIN, as an open that must not wait for a
+// lease is as well.
 func openat2(dir int, path string, how unix.OpenHow) (fd int, err error) {
 	for range maxTries {
 		err = retry(func() (err error) {

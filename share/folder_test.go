@@ -15,7 +15,8 @@ import (
 	"github.com/fix-project/arcavm/share"
 )
 
-// chain makes n links, one to the next, the last to a file. It returns the first.
+// chain makes n links, one to the next, the last to a file. It returns the
+// first.
 func chain(t testing.TB, dir, file string, n int) string {
 	t.Helper()
 	to := file
@@ -71,8 +72,8 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// A long path costs little beside what a walk from name to name, each a call of its
-// own, costs.
+// A long path costs little beside what a walk from name to name, each a call of
+// its own, costs.
 func TestPathCost(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -135,8 +136,8 @@ func BenchmarkPath(b *testing.B) {
 	}
 }
 
-// A file on which another process has a lease opens when that is given up. A FIFO
-// doesn't keep an open.
+// A file on which another process has a lease opens when that is given up. A
+// FIFO doesn't keep an open.
 func TestLease(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

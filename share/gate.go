@@ -23,14 +23,14 @@ const (
 // allCalls holds a token for each call under way.
 var allCalls = make(chan struct{}, maxAllCalls)
 
-// LimitCalls lets no more calls of a process be under way at once than n, at least
-// 1, where that is less than there may be anyway: for a process that may start few
-// threads. It is called before any Gate is used.
+// LimitCalls lets no more calls of a process be under way at once than n, at
+// least 1, where that is less than there may be anyway: for a process that may
+// start few threads. It is called before any Gate is used.
 func LimitCalls(n int) { allCalls = make(chan struct{}, max(1, min(n, maxAllCalls))) }
 
 // Gate bounds the calls that are under way in one folder. Folders that stall,
-// such as those of a network or FUSE file system, so stop nothing but what waits
-// for them. Its methods may be called concurrently.
+// such as those of a network or FUSE file system, so stop nothing but what
+// waits for them. Its methods may be called concurrently.
 type Gate struct {
 	calls chan struct{} // holds a token for each call under way
 
@@ -80,11 +80,11 @@ func (g *Gate) leave() {
 	<-g.calls
 }
 
-// Do calls a function that may block in the file system, when its turn comes, and
-// returns what that does. When ctx ends first, Do returns ctx's error: at once if
-// call hasn't begun, which it then doesn't, and otherwise after [Grace]. Then the
-// call goes on, what it returns goes to drop unless it is an error, and what the
-// call uses must not be the caller's any more.
+// Do calls a function that may block in the file system, when its turn comes,
+// and returns what that does. When ctx ends first, Do returns ctx's error: at
+// once if call hasn't begun, which it then doesn't, and otherwise after
+// [Grace]. Then the call goes on, what it returns goes to drop unless it is an
+// error, and what the call uses must not be the caller's any more.
 func Do[T any](ctx context.Context, g *Gate, call func() (T, error), drop func(T)) (T, error) {
 	var none T
 	if err := ctx.Err(); err != nil {
@@ -129,7 +129,8 @@ func Do[T any](ctx context.Context, g *Gate, call func() (T, error), drop func(T
 }
 
 // Finish calls what ends something, whatever has become of the context that it
-// lived in, and waits for [Grace] at most. It reports whether the call has ended.
+// lived in, and waits for [Grace] at most. It reports whether the call has
+// ended.
 func (g *Gate) Finish(call func()) (ended bool) {
 	done := make(chan struct{})
 	go func() {

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrQuota is what would take more of the host's disk than a [Quota] has. It is an
-// EDQUOT.
+// ErrQuota is what would take more of the host's disk than a [Quota] has. It is
+// an EDQUOT.
 var ErrQuota = fmt.Errorf("the guest has used up its part of the disk: %w", unix.EDQUOT)
 
 const (
@@ -19,14 +19,14 @@ const (
 	maxAccounts = 1 << 16
 )
 
-// Quota bounds by how much a guest may make the files of its host grow, in bytes.
-// Each file is charged what its size, or the space that it takes, has grown by
-// since the guest came to it first, holes counted as if they were written; and a
-// fixed cost for being made. What the guest removes or truncates is given back: of
-// a file's bytes no more than the guest was charged for them, and of a file that is
-// open not before it is closed. What other processes do isn't counted, but where it
-// can't be told from what the guest does. nil is no limit. Its methods may be called
-// concurrently, and don't block.
+// Quota bounds by how much a guest may make the files of its host grow, in
+// bytes. Each file is charged what its size, or the space that it takes, has
+// grown by since the guest came to it first, holes counted as if they were
+// written; and a fixed cost for being made. What the guest removes or truncates
+// is given back: of a file's bytes no more than the guest was charged for them,
+// and of a file that is open not before it is closed. What other processes do
+// isn't counted, but where it can't be told from what the guest does. nil is no
+// limit. Its methods may be called concurrently, and don't block.
 type Quota struct {
 	limit int64
 
@@ -96,8 +96,8 @@ func (q *Quota) give(n int64) {
 	q.used = max(q.used-n, 0)
 }
 
-// open returns the account of an open file, of which st was seen; close must follow,
-// as long as the file is open.
+// open returns the account of an open file, of which st was seen; close must
+// follow, as long as the file is open.
 func (q *Quota) open(st unix.Stat_t, stat func() (unix.Stat_t, error)) (*account, error) {
 	if q == nil {
 		return nil, nil
@@ -128,8 +128,8 @@ func (q *Quota) open(st unix.Stat_t, stat func() (unix.Stat_t, error)) (*account
 	return a, nil
 }
 
-// account returns a file's account with its change locked, and whether there was
-// one.
+// account returns a file's account with its change locked, and whether there
+// was one.
 func (q *Quota) account(id fileID) (a *account, known bool) {
 	q.mu.Lock()
 	a, known = q.files[id]
@@ -173,7 +173,8 @@ func (q *Quota) doom(a *account) {
 }
 
 // change does what changes a file's size. It charges before what the change may
-// need at most, as need says from the file's state, and afterwards corrects that.
+// need at most, as need says from the file's state, and afterwards corrects
+// that.
 func (q *Quota) change(a *account, stat func() (unix.Stat_t, error), need func(*unix.Stat_t) int64, do func() error) error {
 	if q == nil {
 		return do()
@@ -206,8 +207,8 @@ func (q *Quota) charge(a *account, st *unix.Stat_t) {
 	a.charged = now
 }
 
-// space is what a file's bytes take on the disk. Some file systems take more for a
-// while, behind the end.
+// space is what a file's bytes take on the disk. Some file systems take more
+// for a while, behind the end.
 func space(st *unix.Stat_t) int64 {
 	const block = 4096
 	return min(st.Blocks*512, (st.Size+block-1)&^(block-1))

@@ -195,8 +195,8 @@ func (w *writer) tree() (paths []string) {
 	return paths
 }
 
-// Whatever guests do beside each other to the same few names, the files are never
-// more than what is counted.
+// Whatever guests do beside each other to the same few names, the files are
+// never more than what is counted.
 func TestQuotaRace(t *testing.T) {
 	t.Parallel()
 	const limit, workers, rounds = 1 << 20, 8, 300

@@ -31,8 +31,8 @@ type Share struct {
 }
 
 // Open returns what is at dir: the folder, or for "/" all that the monitor can
-// reach. ENOSYS: the kernel is older than Linux 5.6, or a filter of system calls
-// hides openat2.
+// reach. ENOSYS: the kernel is older than Linux 5.6, or a filter of system
+// calls hides openat2.
 func Open(dir string, writable bool) (Share, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {

@@ -15,7 +15,8 @@ import (
 	"github.com/fix-project/arcavm/share"
 )
 
-// patience is how long anything may take. Nothing waits for it unless it is broken.
+// patience is how long anything may take. Nothing waits for it unless it is
+// broken.
 const patience = 30 * time.Second
 
 func open(t testing.TB, dir string, writable bool) share.Share {
@@ -28,8 +29,8 @@ func open(t testing.TB, dir string, writable bool) share.Share {
 	return s
 }
 
-// Whatever waits for a folder that stalls, no more threads do than there may be,
-// each wait ends with its context, and another folder goes on.
+// Whatever waits for a folder that stalls, no more threads do than there may
+// be, each wait ends with its context, and another folder goes on.
 func TestStalledFolder(t *testing.T) {
 	folder := stalled.New(t)
 	dir := t.TempDir()

@@ -79,7 +79,7 @@ func TestHypercallConnect(t *testing.T) {
 	wantCode(t, g, 0)
 	wantLog(t, g, "sent 18 of 18", "hello, world", "received ")
 
-	// Nobody listens: it looks as if the peer had ended.
+	// No socket listens there: it looks as if the peer had ended.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -49,8 +49,8 @@ const (
 	peekPatience = time.Second / 4
 )
 
-// Report says what every CPU is doing: registers and backtrace, and the last log
-// records. The guest is interrupted and goes on. That takes 1.25 seconds at
+// Report says what every CPU is doing: registers and backtrace, and the last
+// log records. The guest is interrupted and goes on. That takes 1.25 seconds at
 // most, however stuck the guest or the monitor is, and a CPU that can't be
 // reached until then is shown with what is known; the first time the image's
 // symbols and debug information are read, too. It may be called from New to the
@@ -181,9 +181,9 @@ func (c *cpu) leave() {
 	}
 }
 
-// await waits for the CPUs' threads to end. If one of them doesn't come back from
-// the monitor, which may hold up VM.Run forever, the Logger is told how the run
-// ended, and where that CPU is.
+// await waits for the CPUs' threads to end. If one of them doesn't come back
+// from the monitor, which may hold up VM.Run forever, the Logger is told how
+// the run ended, and where that CPU is.
 func (v *VM) await(running *sync.WaitGroup) {
 	ended := make(chan struct{})
 	go func() {

@@ -12,8 +12,8 @@ import (
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
 
-// A guest of somebody's own, in a folder of their own: two files, a header, a
-// path with a space, what the compiler is to know.
+// A guest from outside the repository, in a folder of its own: two files, a
+// header, a path with a space, what the compiler is to know.
 var ownGuest = map[string]string{
 	"main.c": "#include <kernel/kernel.h>\n#include <proto/tcp.h>\n#include \"own.h\"\n\n" +
 		"int program_main(void) {\n\tstruct endpoint e;\n" +

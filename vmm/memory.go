@@ -119,9 +119,9 @@ func (m *memory) Bytes(addr, n uint64) ([]byte, error) {
 	return nil, fmt.Errorf("guest memory at %#x, %d bytes: %w", addr, n, unix.EFAULT)
 }
 
-// Discard zeroes whole pages of guest memory by giving them back to the host, as
-// [hypercall.Memory] has it. Virtual CPUs and streams may be using them: each
-// access sees the old page or the new one.
+// Discard zeroes whole pages of guest memory by giving them back to the host,
+// as [hypercall.Memory] has it. Virtual CPUs and streams may be using them:
+// each access sees the old page or the new one.
 func (m *memory) Discard(addr, n uint64) error {
 	for _, r := range m.regions() {
 		if _, ok := r.bytes(addr, n); ok {

@@ -15,7 +15,8 @@ import (
 // rpcStackSize is the size of each CPU's stack.
 const rpcStackSize = 2 << 20
 
-// rpcTSCKHz is the frequency by which these kernels convert their time stamp counter.
+// rpcTSCKHz is the frequency by which these kernels convert their time stamp
+// counter.
 const rpcTSCKHz = 4_294_967
 
 // Pins of the I/O APIC that these guests know; each has the GSI of its number.
@@ -26,8 +27,8 @@ const (
 )
 
 // olderABI is how the virtual machines of Arca's older ABIs look, in all their
-// dialects: memory and its allocator, page tables, interrupts. What a guest asks
-// for, and how, is for the types that embed it.
+// dialects: memory and its allocator, page tables, interrupts. What a guest
+// asks for, and how, is for the types that embed it.
 type olderABI struct {
 	vm    *VM
 	guest interface {
@@ -39,7 +40,8 @@ type olderABI struct {
 	signal, quit int // eventfds of the pins; -1 before connect
 }
 
-// MissingError says that KVM lacks what guests of the older ABIs can't do without.
+// MissingError says that KVM lacks what guests of the older ABIs can't do
+// without.
 type MissingError struct {
 	Features []string
 }
@@ -48,7 +50,8 @@ func (e *MissingError) Error() string {
 	return "this machine's KVM lacks " + strings.Join(e.Features, ", ") + ", which images of Arca's older ABIs need"
 }
 
-// check comes before anything of the guest is built: its kernel would die of what is missing.
+// check comes before anything of the guest is built: its kernel would die of
+// what is missing.
 func (a *olderABI) check() error {
 	f := &a.vm.features
 	var missing []string
@@ -125,7 +128,8 @@ func (a *olderABI) entryWith(i int, regs kvm.Regs) entryState {
 
 func (a *olderABI) finish() error { return nil }
 
-// alloc takes memory from the guest's own allocator and returns its physical address.
+// alloc takes memory from the guest's own allocator and returns its physical
+// address.
 func (a *olderABI) alloc(n uint64) (uint64, error) {
 	off, err := a.guest.Alloc(n)
 	if err != nil {
@@ -171,13 +175,15 @@ func (a *olderABI) connect() (err error) {
 
 func (a *olderABI) kvmClock() bool { return true }
 
-// stop always counts as arrived: what becomes of it is up to the guest's I/O APIC.
+// stop always counts as arrived: what becomes of it is up to the guest's I/O
+// APIC.
 func (a *olderABI) stop() (bool, error) {
 	_, _ = unix.Write(a.quit, eventfdOne)
 	return true, nil
 }
 
-// drain has nothing to wait for: what a guest of this ABI was told to be sent is with the kernel.
+// drain has nothing to wait for: what a guest of this ABI was told to be sent
+// is with the kernel.
 func (a *olderABI) drain(context.Context) {}
 
 func (a *olderABI) free() error {

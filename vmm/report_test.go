@@ -106,8 +106,8 @@ func TestDeadline(t *testing.T) {
 	}
 }
 
-// A CPU that the monitor doesn't come back from is shown with its registers, and
-// the report doesn't wait for it.
+// A CPU that the monitor doesn't come back from is shown with its registers,
+// and the report doesn't wait for it.
 func TestReportWhileStuck(t *testing.T) {
 	t.Parallel()
 	stuck, release := make(chan struct{}), make(chan struct{})

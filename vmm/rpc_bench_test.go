@@ -165,7 +165,8 @@ func BenchmarkRPCIdle(b *testing.B) {
 	})
 }
 
-// monitorTicks is the processor time of each of this process's threads that have never run a guest.
+// monitorTicks is the processor time of each of this process's threads that
+// have never run a guest.
 func monitorTicks(b *testing.B) map[string]uint64 {
 	b.Helper()
 	ticks := make(map[string]uint64)

@@ -23,7 +23,8 @@ type Stats struct {
 	// Pipes counts bytes, signals and interrupts.
 	Pipes pipes.Stats
 	Relay relay.Stats
-	// RPC is what is counted for a guest of an older ABI, instead of Pipes and Relay.
+	// RPC is what is counted for a guest of an older ABI, instead of Pipes and
+	// Relay.
 	RPC rpc.Stats
 }
 

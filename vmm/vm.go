@@ -222,8 +222,8 @@ func (v *VM) args() []string {
 // Run starts the guest and waits for its end. It returns the guest's exit code
 // (0 to 255), or an error: a *CrashError if the guest died, a *HangError if
 // ctx's deadline came first, the context's cause if ctx was cancelled, or what
-// went wrong on the host. When it returns, everything that the VM used is freed.
-// Run can be called once.
+// went wrong on the host. When it returns, everything that the VM used is
+// freed. Run can be called once.
 func (v *VM) Run(ctx context.Context) (int, error) {
 	v.mu.Lock()
 	if v.started {

@@ -204,7 +204,8 @@ type ReceivedDatagramAt struct {
 	Local Endpoint // where an answer comes from; an unspecified address: not known
 }
 
-// AppendReceivedDatagramAt appends m as a frame, as AppendReceivedDatagram does.
+// AppendReceivedDatagramAt appends m as a frame, as AppendReceivedDatagram
+// does.
 func AppendReceivedDatagramAt(b []byte, m ReceivedDatagramAt) []byte {
 	return append(AppendReceivedDatagramAtPrefix(b, m, len(m.Data)), m.Data...)
 }

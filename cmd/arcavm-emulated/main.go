@@ -190,8 +190,8 @@ func sayTiming(start time.Time, r emulated.Result) {
 	say(fmt.Sprintf("kernel %s, boot %v, total %v", r.Kernel, r.Boot.Round(time.Millisecond), r.Total.Round(time.Millisecond)))
 }
 
-// passSignals hands the first signal on, and cancels at the second with the exit
-// code of that.
+// passSignals hands the first signal on, and cancels at the second with the
+// exit code of that.
 func passSignals(from <-chan os.Signal, cancel context.CancelCauseFunc) <-chan os.Signal {
 	to := make(chan os.Signal, 1)
 	go func() {

@@ -43,10 +43,10 @@ var checkProgram = []byte{
 	0xeb, 0xf9, // jmp again
 }
 
-// The handler skips the hlt if it interrupts right before it: QEMU (7.2) forgets
-// that sti holds interrupts off for one instruction if the guest leaves and
-// enters KVM just there, and then the interrupt comes before the hlt that was to
-// wait for it. A guest kernel that is to run in this lane does the same.
+// The handler skips the hlt if it interrupts right before it: QEMU (7.2)
+// forgets that sti holds interrupts off for one instruction if the guest leaves
+// and enters KVM just there, and then the interrupt comes before the hlt that
+// was to wait for it. A guest kernel that is to run in this lane does the same.
 var checkInterrupt = []byte{
 	0x89, 0xe5, // mov bp, sp
 	0x81, 0x7e, 0x00, 0x15, 0x10, // cmp word [bp], the hlt

@@ -119,7 +119,8 @@ func TestGood(t *testing.T) { fmt.Println("not to be seen") }
 `,
 }
 
-// Tests of a module elsewhere run as with go test, with its flags and its exit code.
+// Tests of a module elsewhere run as with go test, with its flags and its exit
+// code.
 func TestOtherModule(t *testing.T) {
 	t.Parallel()
 	if emulated.Inside() {

@@ -139,7 +139,8 @@ func readReport(path string) (*bench.Report, error) {
 	return r, nil
 }
 
-// untilSignal returns a context whose cause is, after SIGINT or SIGTERM, a [*signalError]. The second one ends the process.
+// untilSignal returns a context whose cause is, after SIGINT or SIGTERM, a
+// [*signalError]. The second one ends the process.
 func untilSignal(parent context.Context) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	caught := make(chan os.Signal, 1)

@@ -25,7 +25,8 @@ import (
 // emulationLimit is no limit in practice: servers run for as long as their user likes.
 const emulationLimit = 365 * 24 * time.Hour
 
-// emulationVariable is set for the command that runs in a machine of this one's.
+// emulationVariable is set for the command that runs in a machine of this
+// one's.
 const emulationVariable = "ARCAVM_RUN_EMULATED"
 
 // lookPatience is how long the program inside the emulated machine has to say

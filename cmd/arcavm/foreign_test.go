@@ -23,7 +23,7 @@ import (
 )
 
 // hostile is text that steers a terminal, in each way, and text that would if
-// somebody took the quotes off once too often.
+// as if its quotes had been taken off once too often.
 const hostile = "a\x1b[31mb\x1b]0;t\x07c\x9b31md\u009b31me\u202ef\u2066g\x7fh\x08i\x00j\tk\rl\nm\xffn\U000E0041o" +
 	` \x1b[31m \u001b[31m \033[31m \\x1b[31m "q" \"\x1b[31m\" time=1 level=ERROR =`
 

@@ -172,8 +172,8 @@ func completes(args []string) bool {
 	return false
 }
 
-// plainUsages has a shell show a flag's usage whole and as text: cobra shows its
-// first line, with the quotes that the help takes off.
+// plainUsages has a shell show a flag's usage whole and as text: cobra shows
+// its first line, with the quotes that the help takes off.
 func plainUsages(cmd *cobra.Command) {
 	plain := func(f *pflag.Flag) {
 		_, usage := pflag.UnquoteUsage(f)

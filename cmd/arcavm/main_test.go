@@ -32,8 +32,8 @@ const mainVariable = "ARCAVM_TEST_MAIN"
 // nohupVariable, if set, makes the test binary start itself again with SIGHUP ignored, as nohup does.
 const nohupVariable = "ARCAVM_TEST_NOHUP"
 
-// noProcVariable, if set, makes the test binary hide /proc from itself first. It
-// has a mount namespace of its own.
+// noProcVariable, if set, makes the test binary hide /proc from itself first.
+// It has a mount namespace of its own.
 const noProcVariable = "ARCAVM_TEST_NO_PROC"
 
 func TestMain(m *testing.M) {

@@ -54,8 +54,8 @@ func (n *networkFlags) policy() *relay.Policy {
 	return p
 }
 
-// ownFlag is by which --emulated tells the program inside what addresses lead to
-// the machine outside. It is hidden.
+// ownFlag is by which --emulated tells the program inside what addresses lead
+// to the machine outside. It is hidden.
 const ownFlag = "own-addresses"
 
 // ownAddresses appends a range of addresses.

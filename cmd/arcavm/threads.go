@@ -33,8 +33,8 @@ func checkThreads() error {
 	return nil
 }
 
-// checkGuestThreads is checkThreads for a guest with a number of CPUs. File calls,
-// each of which may cost a thread, get what is left.
+// checkGuestThreads is checkThreads for a guest with a number of CPUs. File
+// calls, each of which may cost a thread, get what is left.
 func checkGuestThreads(cpus int) error {
 	room, bounded := threads.Left()
 	if !bounded {

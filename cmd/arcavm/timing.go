@@ -201,7 +201,8 @@ func writeOlder(w io.Writer, title string, s rpc.Stats) {
 	count(w, "bytes to the guest", s.ToGuest)
 }
 
-// writeLooks prints what it took to find the requests of guests that say nothing.
+// writeLooks prints what it took to find the requests of guests that say
+// nothing.
 func writeLooks(w io.Writer, s rpc.Stats) {
 	count(w, "looks for a request", s.Looks)
 	count(w, "looks that found one", s.Wakes)

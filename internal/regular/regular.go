@@ -25,8 +25,8 @@ const (
 
 // Open opens a regular file to read. Anything else comes back open, too, with
 // what it is: the caller refuses it by its mode. A FIFO doesn't wait for its
-// writer. While another process has a lease on the file Open waits, for Patience
-// at most: then the error is EAGAIN. Errors are *[fs.PathError].
+// writer. While another process has a lease on the file Open waits, for
+// Patience at most: then the error is EAGAIN. Errors are *[fs.PathError].
 func Open(path string) (*os.File, fs.FileInfo, error) {
 	var f *os.File
 	err := Retry(context.Background(), func() (err error) {
@@ -73,10 +73,10 @@ func Once(op, path string, open func(flags int) (fd int, err error)) (*os.File, 
 
 // Retry calls open again as long as its error is EAGAIN, with pauses, until
 // Patience or ctx ends. The first call has told the holder of the lease to give
-// it up. An open without O_NONBLOCK would wait for that in the kernel, but also,
-// without end, for the writer of a FIFO that has taken the file's place; and a
-// second look at the descriptor needs /proc. So the wait is here, and costs no
-// thread.
+// it up. An open without O_NONBLOCK would wait for that in the kernel, but
+// also, without end, for the writer of a FIFO that has taken the file's place;
+// and a second look at the descriptor needs /proc. So the wait is here, and
+// costs no thread.
 func Retry(ctx context.Context, open func() error) error {
 	late := time.Now().Add(Patience)
 	for pause := minPause; ; pause = min(2*pause, maxPause) {

@@ -1,6 +1,6 @@
 // Package stalled is for tests: a folder of a file system that stops answering,
-// as one of a network does whose server is gone. It is a FUSE file system without
-// anything behind it, and takes root and /dev/fuse.
+// as one of a network does whose server is gone. It is a FUSE file system
+// without anything behind it, and takes root and /dev/fuse.
 package stalled
 
 import (
@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// File is the name of a regular file that can be opened, and not read or written.
-// A look at any other name, but the folder itself, never ends.
+// File is the name of a regular file that can be opened, and not read or
+// written. A look at any other name, but the folder itself, never ends.
 const File = "file"
 
 // Folder is a mounted file system.
@@ -61,8 +61,9 @@ const (
 	parallelLookups = 1 << 18 // FUSE_PARALLEL_DIROPS
 )
 
-// The server is a process of its own, this program once more: threads that wait for
-// it can't be killed, and keep a process that has died, and its descriptors.
+// The server is a process of its own, this program once more: threads that wait
+// for it can't be killed, and keep a process that has died, and its
+// descriptors.
 const (
 	roleName   = "ARCAVM_TEST_STALLED"
 	deviceFile = 3

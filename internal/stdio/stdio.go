@@ -232,8 +232,9 @@ func (i inputReader) readOther(b []byte) (int, error) {
 
 // Output is where a standard output is written to.
 //
-// An *[os.File], and a [Writer]'s, is written to when it has room; a terminal may take the last piece of some KiB late, and then it isn't broken off before. Any other writer isn't broken off
-// at all.
+// An *[os.File], and a [Writer]'s, is written to when it has room; a terminal
+// may take the last piece of some KiB late, and then it isn't broken off
+// before. Any other writer isn't broken off at all.
 type Output struct {
 	w      io.Writer
 	writer *Writer // w, if it is one or a file

@@ -15,7 +15,8 @@ import (
 // [Writer.Hurry] allows.
 var ErrStalled = fmt.Errorf("its reader takes nothing: %w", os.ErrDeadlineExceeded)
 
-// piece is what a pipe that poll calls writable takes without waiting: PIPE_BUF.
+// piece is what a pipe that poll calls writable takes without waiting:
+// PIPE_BUF.
 const piece = 4096
 
 // Writer writes to a file that other programs may share, as a standard output

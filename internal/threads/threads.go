@@ -24,10 +24,10 @@ type Room struct {
 // many is a limit of a user's processes beyond which they aren't counted.
 const many = 4096
 
-// Left returns how many more threads this process may start, and false if nothing
-// that it can see bounds that. It looks at the pids controllers of its cgroup and
-// of those above, and at RLIMIT_NPROC where that holds and is below 4096.
-// Another process may use up the room at any time.
+// Left returns how many more threads this process may start, and false if
+// nothing that it can see bounds that. It looks at the pids controllers of its
+// cgroup and of those above, and at RLIMIT_NPROC where that holds and is below
+// 4096. Another process may use up the room at any time.
 func Left() (Room, bool) {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NPROC, &limit); err != nil {

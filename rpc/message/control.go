@@ -117,12 +117,12 @@ func AppendControlRequest(b []byte, m ControlRequest, d Dialect) []byte { return
 // copies. shown is the dialect that b belongs to, if it belongs to one only;
 // otherwise, and with an error, it is known.
 //
-// Where the dialect isn't known, b is tried in both, strictly: an integer that is
-// longer than it need be fits neither. A few requests can be read
-// in both, such as a Listen in B at an address whose first byte is the length
-// of the rest. The reading that contains text wins there if it is text that a
-// path or a host name would be: addresses and ports seldom look like it. Such a
-// request shows nothing.
+// Where the dialect isn't known, b is tried in both, strictly: an integer that
+// is longer than it need be fits neither. A few requests can be read in both,
+// such as a Listen in B at an address whose first byte is the length of the
+// rest. The reading that contains text wins there if it is text that a path or
+// a host name would be: addresses and ports seldom look like it. Such a request
+// shows nothing.
 func DecodeControlRequest(b []byte, known Dialect) (m ControlRequest, shown Dialect, err error) {
 	if known != UnknownDialect {
 		m, err = decodeControlRequest(decoder{b: b}, known)

@@ -20,9 +20,9 @@ func symbolOf(t *testing.T, img *Image, name string) Symbol {
 	return Symbol{}
 }
 
-// A call that never returns is the last instruction of its function: the address
-// that it would return to is the function's all the same, also if that is where
-// the next one starts. A function's start is its own otherwise.
+// A call that never returns is the last instruction of its function: the
+// address that it would return to is the function's all the same, also if that
+// is where the next one starts. A function's start is its own otherwise.
 func TestLookupCall(t *testing.T) {
 	t.Parallel()
 	file := images.Bytes("rpc-panic")

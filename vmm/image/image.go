@@ -126,7 +126,8 @@ func (e *LoadError) Error() string {
 	return text
 }
 
-// Open opens and parses the image file at path. The file stays open until Close, because Load and the symbols read it. A FIFO isn't waited for; another
+// Open opens and parses the image file at path. The file stays open until
+// Close, because Load and the symbols read it. A FIFO isn't waited for; another
 // process's lease on the file is.
 func Open(path string) (*Image, error) {
 	f, info, err := regular.Open(path)
@@ -220,8 +221,8 @@ func (i *Image) readAt(p []byte, offset uint64) error {
 	return err
 }
 
-// inFile reports whether size bytes at offset are all in the file. No bytes are,
-// wherever: linkers leave any offset there, also one past the file's end.
+// inFile reports whether size bytes at offset are all in the file. No bytes
+// are, wherever: linkers leave any offset there, also one past the file's end.
 func (i *Image) inFile(offset, size uint64) bool {
 	if size == 0 {
 		return true

@@ -198,8 +198,8 @@ func TestBadFiles(t *testing.T) {
 	}
 }
 
-// What linkers and strip leave in a file, and Linux takes, is no fault: an image
-// with it loads as the one without.
+// What linkers and strip leave in a file, and Linux takes, is no fault: an
+// image with it loads as the one without.
 func TestOddFiles(t *testing.T) {
 	t.Parallel()
 	const beyond = 1 << 40

@@ -143,8 +143,9 @@ func cutStrings(b []byte) {
 	}
 }
 
-// checkUnits counts what dwarf.New makes: units, and the tables of abbreviations
-// that they name. It returns the offsets of the compilation units' entries.
+// checkUnits counts what dwarf.New makes: units, and the tables of
+// abbreviations that they name. It returns the offsets of the compilation
+// units' entries.
 func checkUnits(info, abbrev []byte) (entries []dwarf.Offset, err error) {
 	tables := map[uint64]bool{}
 	fields := maxAbbrevFields

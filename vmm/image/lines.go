@@ -25,10 +25,10 @@ const (
 )
 
 // Line returns the source file and line of the instruction that holds the
-// virtual address, as the image's DWARF line table (versions 2 to 5) has them. A
-// file's name is relative to the folder in which it was compiled, or absolute.
-// The first call reads the table; an image whose table is missing or broken has
-// no lines, see LinesErr.
+// virtual address, as the image's DWARF line table (versions 2 to 5) has them.
+// A file's name is relative to the folder in which it was compiled, or
+// absolute. The first call reads the table; an image whose table is missing or
+// broken has no lines, see LinesErr.
 func (i *Image) Line(address uint64) (file string, line int, found bool) {
 	table, _ := i.loadLines()
 	return table.find(address)

@@ -70,10 +70,10 @@ func (i *Image) Lookup(address uint64) (symbol Symbol, offset uint64, found bool
 	return Symbol{}, 0, false
 }
 
-// LookupCall is Lookup for an address that may be where a call returns to. After
-// a call that never returns it is often the very end of a function, and may be
-// the start of the next one: if the image has a call right before it there, it
-// belongs to the call's function.
+// LookupCall is Lookup for an address that may be where a call returns to.
+// After a call that never returns it is often the very end of a function, and
+// may be the start of the next one: if the image has a call right before it
+// there, it belongs to the call's function.
 func (i *Image) LookupCall(address uint64) (symbol Symbol, offset uint64, found bool) {
 	symbol, offset, found = i.Lookup(address)
 	if found && offset != 0 || !i.afterCall(address) {

@@ -4,8 +4,8 @@
 //	resp, err := http.Get("http://" + g.Addr().String())
 //
 // The guest ends with the test. A guest that dies before fails the test: see
-// [Boot]. On a machine without a usable KVM the test is skipped with the reason,
-// or fails if ARCAVM_REQUIRE_KVM=1 is set.
+// [Boot]. On a machine without a usable KVM the test is skipped with the
+// reason, or fails if ARCAVM_REQUIRE_KVM=1 is set.
 package vmmtest
 
 import (
@@ -51,9 +51,9 @@ const watchInterval = 100 * time.Millisecond
 
 // Guest is a VM that runs in a test.
 //
-// Methods that wait end the test, as [testing.T.FailNow] does, if what they wait
-// for can't come any more, or their time is up: then they say what every CPU
-// was doing. They wait until shortly before the test's deadline (go test's
+// Methods that wait end the test, as [testing.T.FailNow] does, if what they
+// wait for can't come any more, or their time is up: then they say what every
+// CPU was doing. They wait until shortly before the test's deadline (go test's
 // -timeout: a tenth of what is left when the guest boots, at most 10 seconds,
 // before it), or as long as [Guest.Within] says; without a deadline, as in a
 // benchmark or with -timeout 0, forever. They are for the test's goroutine. The
@@ -116,10 +116,10 @@ func Unavailable(t testing.TB, err error) {
 // that is still at work: what it would have come to isn't known.
 //
 // What the guest writes to its console and log, and where it listens, is
-// collected for [Guest.Console], [Guest.Log] and [Guest.Addr], beside what cfg's
-// Console, Logger and OnListen get. Cfg's Network, if nil, is [relay.Host]: a
-// guest in a test may connect to this machine. Its WatchInterval, if 0, is a
-// tenth of a second.
+// collected for [Guest.Console], [Guest.Log] and [Guest.Addr], beside what
+// cfg's Console, Logger and OnListen get. Cfg's Network, if nil, is
+// [relay.Host]: a guest in a test may connect to this machine. Its
+// WatchInterval, if 0, is a tenth of a second.
 func Boot(t testing.TB, cfg vmm.Config) *Guest {
 	t.Helper()
 	r := &run{t: t, addrs: make(chan netip.AddrPort, 64), output: newJournal(), log: newJournal(), done: make(chan struct{})}
