@@ -82,17 +82,17 @@ type Config struct {
 	// OnPublish, if set, is called once per port in Publish, from Run's
 	// goroutine, with the host address that it got.
 	OnPublish func(Port)
-	// OnStep, if set, is called from Run's goroutine with what it begins to do, as
-	// "booting Linux 6.1", before what takes a second or more. After the last one
-	// comes OnReady.
+	// OnStep, if set, is called from Run's goroutine with what it begins to do,
+	// as "booting Linux 6.1", before what takes a second or more. After the
+	// last one comes OnReady.
 	OnStep func(string)
 	// OnReady, if set, is called from Run's goroutine when the machine has booted
 	// and the first program is about to run.
 	OnReady func()
 	// OnTold, if set, is called with what programs say by Tell, from Run's goroutine.
 	OnTold func([]byte)
-	// OnExit, if set, is called from Run's goroutine when a program has ended, with
-	// its index. All that it wrote has been written to Stdout and Stderr.
+	// OnExit, if set, is called from Run's goroutine when a program has ended,
+	// with its index. All that it wrote has been written to Stdout and Stderr.
 	OnExit func(program int, e Exit)
 	// Outbound lets programs connect out through the host. Without it they reach
 	// nothing but the machine itself.
@@ -111,10 +111,10 @@ type Config struct {
 	// Init is a program that calls Init first thing in main; default: this
 	// process's own file.
 	Init string
-	// Kernel is the file of a Linux kernel, linux-image-….deb or vmlinuz-… with its
-	// modules, or a folder with boot and lib/modules. Default: the environment's
-	// ARCAVM_EMULATED_KERNEL, or else what was downloaded before, this machine's
-	// own kernel, or a download of Debian's, in this order.
+	// Kernel is the file of a Linux kernel, linux-image-….deb or vmlinuz-… with
+	// its modules, or a folder with boot and lib/modules. Default: the
+	// environment's ARCAVM_EMULATED_KERNEL, or else what was downloaded before,
+	// this machine's own kernel, or a download of Debian's, in this order.
 	Kernel string
 	// Memory is what the programs need beyond the first GiB or so, in bytes. What
 	// they don't touch costs the host nothing.

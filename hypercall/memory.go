@@ -14,8 +14,8 @@ type Memory interface {
 	// whole within one region that the guest may use.
 	Bytes(addr, n uint64) ([]byte, error)
 	// Discard makes the n bytes at addr zero by giving their pages back to the
-	// host. Both are multiples of PageSize, and Bytes has taken the range. After
-	// an error some of the bytes may be what they were.
+	// host. Both are multiples of PageSize, and Bytes has taken the range.
+	// After an error some of the bytes may be what they were.
 	Discard(addr, n uint64) error
 }
 

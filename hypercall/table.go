@@ -13,9 +13,9 @@ const fillChunk = 1 << 20
 
 const (
 	// discardSize is the least that MEMCLR gives back to the host. A page that
-	// goes back costs some hundred nanoseconds, and a microsecond or two when it
-	// is touched again; to clear it costs a tenth of that. So what is small, and
-	// likely to be used at once, is only cleared.
+	// goes back costs some hundred nanoseconds, and a microsecond or two when
+	// it is touched again; to clear it costs a tenth of that. So what is small,
+	// and likely to be used at once, is only cleared.
 	discardSize = 1 << 20
 	// discardChunk is how much goes back before the VM's end is looked for.
 	discardChunk = 16 << 20

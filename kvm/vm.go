@@ -69,8 +69,8 @@ const (
 	// QuirkLocalAPICHole: while a local APIC has no page in memory, what is
 	// read there is all ones, and what is written is dropped, without an exit.
 	QuirkLocalAPICHole Quirk = 1 << 2 // KVM_X86_QUIRK_LAPIC_MMIO_HOLE
-	// QuirkHypercall: the other vendor's instruction for calls to a hypervisor is
-	// overwritten in the guest's code, and is no invalid opcode.
+	// QuirkHypercall: the other vendor's instruction for calls to a hypervisor
+	// is overwritten in the guest's code, and is no invalid opcode.
 	QuirkHypercall Quirk = 1 << 5 // KVM_X86_QUIRK_FIX_HYPERCALL_INSN
 	// QuirkMWAIT: MONITOR and MWAIT do nothing where CPUID doesn't offer them,
 	// and are no invalid opcodes.

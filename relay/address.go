@@ -160,8 +160,8 @@ func reachedBy(a netip.Addr, prefixes []netip.Prefix) (r reached) {
 		r.add(&b, 12)
 		r.same = true
 	case localNAT64.Contains(a):
-		// How long the network's own prefix is isn't known: every reading counts.
-		// One that begins with 0 is no address of a host.
+		// How long the network's own prefix is isn't known: every reading
+		// counts. One that begins with 0 is no address of a host.
 		for _, bits := range nat64Lengths {
 			if bits < localNAT64.Bits() {
 				continue

@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// attemptDelay is how long an attempt to connect has before the next address
-	// is tried beside it (RFC 8305).
+	// attemptDelay is how long an attempt to connect has before the next
+	// address is tried beside it (RFC 8305).
 	attemptDelay = 250 * time.Millisecond
 	// resolutionDelay is how long a connect waits for a name's IPv6 addresses
 	// when the IPv4 ones are there (RFC 8305).
@@ -54,7 +54,8 @@ func lookUp(ctx context.Context, families []int, lookup func(ctx context.Context
 		go func() {
 			a := lookedUp{family: f}
 			defer func() {
-				// A network of an embedding program panics where that is caught.
+				// A network of an embedding program panics where that is
+				// caught.
 				a.panics = recover()
 				answers <- a
 			}()

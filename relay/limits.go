@@ -28,9 +28,9 @@ type Limits struct {
 	// Operations may be done in a second: Opens, and requests on the control pipe and those of framed protocols. What is more is EAGAIN, for datagrams
 	// ENOBUFS. Default: no limit.
 	Operations uint64
-	// Disk is by how many bytes the guest may make the files of its host grow, each
-	// file, folder and socket that it makes counted as 4 KiB more: EDQUOT. Default
-	// [DefaultDisk].
+	// Disk is by how many bytes the guest may make the files of its host grow,
+	// each file, folder and socket that it makes counted as 4 KiB more: EDQUOT.
+	// Default [DefaultDisk].
 	Disk uint64
 }
 

@@ -315,8 +315,8 @@ func (p *Policy) DialContext(ctx context.Context, network, address string) (net.
 
 // connect connects to the address in q, which check has allowed.
 func (p *Policy) connect(ctx context.Context, network string, q request) (net.Conn, error) {
-	// Package net takes a scope for an interface's name, if there is one of that
-	// name, and only then for its number.
+	// Package net takes a scope for an interface's name, if there is one of
+	// that name, and only then for its number.
 	if zone := q.at.Addr().Zone(); zone != "" {
 		if named, err := net.InterfaceByName(zone); err == nil && strconv.Itoa(named.Index) != zone {
 			return nil, &DeniedError{fmt.Sprintf("%v, whose scope is another interface's name,", q)}

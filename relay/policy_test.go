@@ -735,7 +735,8 @@ func BenchmarkPolicyConnect(b *testing.B) {
 		ln.Close()
 		<-accepted
 	})
-	// A rule for a name doesn't hold for the host's own address, so that is asked.
+	// A rule for a name doesn't hold for the host's own address, so that is
+	// asked.
 	policy := NewPolicy(Host{}, rules(b, "allow bench.test", "allow "+ip.String()), nil)
 	to := ln.Addr().(*net.TCPAddr).AddrPort()
 	q := request{direction: Out, protocol: "tcp", name: "bench.test", at: netip.AddrPortFrom(to.Addr().Unmap(), to.Port())}

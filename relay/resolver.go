@@ -20,8 +20,9 @@ const (
 	maxLookups = 128
 	// lookupTimeout is how long a lookup may take when its turn has come: ETIMEDOUT.
 	lookupTimeout = 15 * time.Second
-	// otherFamilyTimeout is how much of that goes to the question whether a name
-	// without an address of the family that was asked for exists: ETIMEDOUT.
+	// otherFamilyTimeout is how much of that goes to the question whether a
+	// name without an address of the family that was asked for exists:
+	// ETIMEDOUT.
 	otherFamilyTimeout = 2 * time.Second
 )
 

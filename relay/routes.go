@@ -104,8 +104,8 @@ func (r *kernelRoutes) Own(protocol string, from, to netip.AddrPort) (bool, erro
 	}
 	own, err := r.ask(routeRequest(d, true))
 	if err == unix.EINVAL {
-		// So says a kernel that doesn't know rules with protocols and ports, or a
-		// route that is a black hole, or a source that isn't this machine's.
+		// So says a kernel that doesn't know rules with protocols and ports, or
+		// a route that is a black hole, or a source that isn't this machine's.
 		if own, err = r.ask(routeRequest(d, false)); err == unix.EINVAL {
 			err = nil
 		}
@@ -150,8 +150,8 @@ func (r *kernelRoutes) look() bool {
 	// After many the rest stays for the next look: it finds something, too.
 	for n := 0; n < 256 && !quiet(fd); n++ {
 		r.version.Add(1)
-		// What it says doesn't matter, nor that it doesn't fit; nor does an error,
-		// which is that messages were lost.
+		// What it says doesn't matter, nor that it doesn't fit; nor does an
+		// error, which is that messages were lost.
 		var scrap [16]byte
 		_, _, _ = unix.Recvfrom(fd, scrap[:], unix.MSG_DONTWAIT)
 	}

@@ -319,7 +319,8 @@ func TestHostIsOutOfReach(t *testing.T) {
 				if policy == "deny out:localhost, then allow all" {
 					want = c.kind == localhost || c.kind == scoped
 				}
-				// A server that doesn't do TLS was reached if it ends the connection.
+				// A server that doesn't do TLS was reached if it ends the
+				// connection.
 				reached := err == nil || way == "TLS" && (errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.ECONNABORTED) || errors.Is(err, unix.ETIMEDOUT))
 				refused := denied || c.kind == scoped && err != nil && !reached
 				if want && !refused || !want && !reached {
@@ -329,7 +330,8 @@ func TestHostIsOutOfReach(t *testing.T) {
 		}
 	}
 
-	// Broadcast, multicast, and IPv4 in IPv6 are refused before anything is sent.
+	// Broadcast, multicast, and IPv4 in IPv6 are refused before anything is
+	// sent.
 	for _, to := range []string{
 		"10.9.0.255", "255.255.255.255", "224.0.0.251", "239.1.2.3", "ff05::2", "ff08::1", "ff0e::1", "0.1.2.3",
 		"64:ff9b::10.9.0.1", "64:ff9b:1::10.77.1.2", "::10.9.0.1", "::ffff:0:10.9.0.1", "2002:a09:1::1", "2001:0:a09:1::1",
@@ -353,8 +355,9 @@ func TestHostIsOutOfReach(t *testing.T) {
 		}
 	}
 
-	// Addresses come and go. A datagram to a machine of the network may be sent;
-	// as soon as the address is the host's own it isn't, and the other way round.
+	// Addresses come and go. A datagram to a machine of the network may be
+	// sent; as soon as the address is the host's own it isn't, and the other
+	// way round.
 	late := wire.Endpoint{Addr: netip.MustParseAddr("10.9.0.50"), Port: port}
 	connected, err := policies["no rules"].DialContext(t.Context(), "udp", late.AddrPort().String())
 	try(t, err)

@@ -22,9 +22,9 @@ const (
 	// handshake, or wait after it for the guest to ask for one. The kernel's
 	// backlog holds the others.
 	maxHandshakes = 128
-	// handshakeGrace is how long the oldest handshake of a peer is safe from the
-	// peer's own next connection. It outlasts what a busy host needs for as many
-	// handshakes as there may be.
+	// handshakeGrace is how long the oldest handshake of a peer is safe from
+	// the peer's own next connection. It outlasts what a busy host needs for as
+	// many handshakes as there may be.
 	handshakeGrace = time.Second
 )
 

@@ -129,8 +129,8 @@ func (u *udpSide) gaveWay(err error) bool {
 type datagrams interface {
 	// receive waits for a datagram or for news of those that were sent, and puts that into the guest's ring. An error ends the direction.
 	receive() error
-	// send sends x and y as one datagram; without an address in to, to the peer,
-	// and from an address that the socket chooses unless one is named.
+	// send sends x and y as one datagram; without an address in to, to the
+	// peer, and from an address that the socket chooses unless one is named.
 	send(to wire.Endpoint, from netip.Addr, x, y []byte) error
 }
 

@@ -60,7 +60,8 @@ func TestUrgentData(t *testing.T) {
 				p.Write([]byte("after"))
 				wantBytes(t, g, []byte("beforeafter"))
 			}
-			// One that comes while the guest waits, and nothing else, isn't an end.
+			// One that comes while the guest waits, and nothing else, isn't an
+			// end.
 			sendUrgent(t, p, "!")
 			p.Write([]byte("more"))
 			wantBytes(t, g, []byte("more"))

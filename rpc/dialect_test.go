@@ -89,8 +89,8 @@ func TestDialectB(t *testing.T) {
 			if code := wait(t, m.exits, "an exit"); code != 3 {
 				t.Errorf("exit code %d", code)
 			}
-			// Nothing answers an Exit that knows no answer: the next response on
-			// the control pipe is that of the next request.
+			// Nothing answers an Exit that knows no answer: the next response
+			// on the control pipe is that of the next request.
 			m.Args()
 		})
 	}

@@ -45,8 +45,8 @@ type record struct {
 	offset, whence int64
 	mode           message.Mode
 
-	// at is where the answer goes, with the offsets of its fields there. None of
-	// them can be changed by the guest.
+	// at is where the answer goes, with the offsets of its fields there. None
+	// of them can be changed by the guest.
 	at, idAt, lenAt, doneAt uint64
 }
 

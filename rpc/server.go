@@ -51,8 +51,8 @@ type Options struct {
 	// Network is where sockets come from; its connections are *net.TCPConn. nil is the host's.
 	Network Network
 
-	// Limits are how much the guest gets: of Files and Disk, and of Bytes, which
-	// wait. The others don't apply.
+	// Limits are how much the guest gets: of Files and Disk, and of Bytes,
+	// which wait. The others don't apply.
 	Limits relay.Limits
 
 	// Pipes may be open at once, the control pipe included. 0 is [DefaultPipes].

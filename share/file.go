@@ -15,8 +15,8 @@ import (
 const (
 	// maxPiece is the most that a call moves by way of a buffer, in bytes.
 	maxPiece = 64 << 10
-	// maxNow is the most that one moves straight out of the kernel's memory: some
-	// hundred microseconds. A guest can ask for as much as it has memory.
+	// maxNow is the most that one moves straight out of the kernel's memory:
+	// some hundred microseconds. A guest can ask for as much as it has memory.
 	maxNow = 1 << 20
 )
 

@@ -9,14 +9,14 @@ import (
 )
 
 const (
-	// MaxCalls are calls that may be under way in one folder of a guest's at once.
-	// Each that waits for a disk or a server costs a thread.
+	// MaxCalls are calls that may be under way in one folder of a guest's at
+	// once. Each that waits for a disk or a server costs a thread.
 	MaxCalls = 256
 	// maxAllCalls are those of all folders of a process, whose runtime ends it
 	// when there are 10,000 threads.
 	maxAllCalls = 4096
-	// Grace is how long a call that is under way is waited for when its context has
-	// ended. One that takes longer goes on by itself.
+	// Grace is how long a call that is under way is waited for when its context
+	// has ended. One that takes longer goes on by itself.
 	Grace = time.Second
 )
 
@@ -34,7 +34,8 @@ func LimitCalls(n int) { allCalls = make(chan struct{}, max(1, min(n, maxAllCall
 type Gate struct {
 	calls chan struct{} // holds a token for each call under way
 
-	// names is held while a call takes names away, so that it knows what had them.
+	// names is held while a call takes names away, so that it knows what had
+	// them.
 	names sync.Mutex
 }
 

@@ -14,8 +14,8 @@ var ErrQuota = fmt.Errorf("the guest has used up its part of the disk: %w", unix
 const (
 	// nodeCost is what a file, a folder or a socket counts, beside its bytes.
 	nodeCost = 4096
-	// maxAccounts bounds what a Quota remembers of files. Beyond, what a file has
-	// been charged isn't given back any more.
+	// maxAccounts bounds what a Quota remembers of files. Beyond, what a file
+	// has been charged isn't given back any more.
 	maxAccounts = 1 << 16
 )
 
@@ -41,8 +41,9 @@ type fileID struct{ device, inode uint64 }
 type account struct {
 	id fileID
 
-	// change is held around a call that changes the file's size, so that what is
-	// seen before and after it is that call's doing. It comes before Quota.mu.
+	// change is held around a call that changes the file's size, so that what
+	// is seen before and after it is that call's doing. It comes before
+	// Quota.mu.
 	change sync.Mutex
 
 	// The rest is guarded by Quota.mu.
@@ -117,8 +118,9 @@ func (q *Quota) open(st unix.Stat_t, stat func() (unix.Stat_t, error)) (*account
 		a.size, a.space = st.Size, space(&st)
 	case st.Nlink > 0 && st.Size > 0:
 	default:
-		// A file that has lost its name already may have been given back: it counts
-		// as long as it is open. An empty one may have the number of one that is gone.
+		// A file that has lost its name already may have been given back: it
+		// counts as long as it is open. An empty one may have the number of one
+		// that is gone.
 		a.doomed = a.doomed || st.Nlink == 0
 		if !known || st.Nlink > 0 {
 			a.size, a.space = 0, 0

@@ -120,7 +120,8 @@ func TestQuota(t *testing.T) {
 	w.close(w.open("name", unix.O_TRUNC))
 	w.wantUsed("replaced and emptied", node)
 
-	// What was there before gives back nothing, but as much as a new file takes.
+	// What was there before gives back nothing, but as much as a new file
+	// takes.
 	old := w.open("old", 0)
 	w.write(old, 50_000, 60_000)
 	w.wantUsed("a file that was there has grown", node+10_000)

@@ -12,8 +12,8 @@ import (
 type hostClock struct {
 	// read returns a clock's nanoseconds; tests set and step it.
 	read func(id int32) (int64, error)
-	// start is when the VM was made, by the clock that counts a suspended host's
-	// time, too.
+	// start is when the VM was made, by the clock that counts a suspended
+	// host's time, too.
 	start int64
 }
 

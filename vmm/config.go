@@ -66,8 +66,8 @@ type Config struct {
 	StreamLimit int
 	// RingLimit is the number of bytes that the rings of all pipes may have together, the control pipe's 128 KiB included. Default: what the window has room for.
 	RingLimit uint64
-	// Limits are how much the guest gets of other things. Of these, guests of the
-	// older ABI know Files, Bytes and Disk.
+	// Limits are how much the guest gets of other things. Of these, guests of
+	// the older ABI know Files, Bytes and Disk.
 	Limits relay.Limits
 	// LogLimit is how many bytes of log records the guest may write in a second, each counted with its text and 128 bytes more; for a while
 	// 4 MiB at once. What is more is left out, and its number said. Default [DefaultLogLimit].

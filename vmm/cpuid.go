@@ -184,7 +184,8 @@ func guestCPUID(supported []kvm.CPUIDEntry2, kvmClock bool) []kvm.CPUIDEntry2 {
 		shown = append(shown, e)
 	}
 	if !kvmClock {
-		// Without leaves here Intel's processors answer with another one's values.
+		// Without leaves here Intel's processors answer with another one's
+		// values.
 		shown = append(shown, kvm.CPUIDEntry2{Function: leafHypervisor, Eax: leafKVM}, kvm.CPUIDEntry2{Function: leafKVM})
 	}
 	limitCPUID(shown)

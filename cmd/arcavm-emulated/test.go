@@ -348,7 +348,8 @@ type converter struct {
 
 func newConverter(name string, report *lane.Report) (*converter, error) {
 	c := &converter{cmd: exec.Command("go", "tool", "test2json", "-p", name), read: make(chan error, 1)}
-	// A terminal's Ctrl-C is this process's: what was printed is to be reported.
+	// A terminal's Ctrl-C is this process's: what was printed is to be
+	// reported.
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	c.cmd.Stderr = os.Stderr
 	var err error

@@ -88,7 +88,8 @@ func localIPv4() ([]netip.Prefix, error) {
 		if m.Header.Type != unix.RTM_NEWROUTE || len(m.Data) < unix.SizeofRtMsg {
 			continue
 		}
-		// struct rtmsg: the length of the destination, the table, the kind of route.
+		// struct rtmsg: the length of the destination, the table, the kind of
+		// route.
 		bits, table, kind := int(m.Data[1]), m.Data[4], m.Data[7]
 		attributes, err := syscall.ParseNetlinkRouteAttr(&m)
 		if err != nil {

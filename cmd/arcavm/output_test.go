@@ -185,8 +185,8 @@ func TestConsoleNonblocking(t *testing.T) {
 	}
 	setNonblock(t, w, true)
 	w.Close()
-	// Until the guest gets no further. To look too early is no harm but that the
-	// test sees less.
+	// Until the guest gets no further. To look too early is no harm but that
+	// the test sees less.
 	for full, same := 0, 0; same < 20000; same++ {
 		n, err := unix.IoctlGetInt(fds[0], unix.TIOCINQ)
 		if err != nil {

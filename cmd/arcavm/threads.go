@@ -10,11 +10,11 @@ import (
 )
 
 const (
-	// fewThreads are what any command needs beside those that it begins with, and
-	// one of Go's processors.
+	// fewThreads are what any command needs beside those that it begins with,
+	// and one of Go's processors.
 	fewThreads = 4
-	// spareThreads are what a guest needs beside its CPUs and Go's processors: for
-	// the runtime itself, signals, and calls that wait.
+	// spareThreads are what a guest needs beside its CPUs and Go's processors:
+	// for the runtime itself, signals, and calls that wait.
 	spareThreads = 8
 )
 

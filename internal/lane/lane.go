@@ -30,8 +30,8 @@ type line struct{ test, text string }
 type Report struct {
 	out     io.Writer
 	verbose bool
-	// Own is for events of test2json, which knows of no exit code: the packages'
-	// results come by EndPackage alone.
+	// Own is for events of test2json, which knows of no exit code: the
+	// packages' results come by EndPackage alone.
 	Own bool
 
 	printed map[string][]line            // by package, until it ends

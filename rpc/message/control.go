@@ -18,7 +18,8 @@ const (
 	UnknownDialect Dialect = iota
 	// DialectA has 3 Mkdir, 4 Listen, 5 Connect, and the responses Ack and Err.
 	DialectA
-	// DialectB has 3 Listen, 4 Connect; of the responses it knows Args and Pipe.
+	// DialectB has 3 Listen, 4 Connect; of the responses it knows Args and
+	// Pipe.
 	DialectB
 )
 

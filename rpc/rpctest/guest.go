@@ -16,8 +16,8 @@ type Guest struct {
 	Allocator *Allocator
 	Control   *Pipe
 
-	// NotifyRead and NotifyWrite are called when the guest has written to a pipe or
-	// dropped that end, or has read from it. nil: it says nothing.
+	// NotifyRead and NotifyWrite are called when the guest has written to a
+	// pipe or dropped that end, or has read from it. nil: it says nothing.
 	NotifyRead, NotifyWrite func()
 
 	// Dialect is the one that it speaks. Unknown: A.

@@ -52,7 +52,8 @@ func TestLookupCall(t *testing.T) {
 	want(img, second.Start, second.Name, 0)
 	want(img, ^uint64(0), "", 0)
 
-	// The same with the first function, and a call at its end, up to the second.
+	// The same with the first function, and a call at its end, up to the
+	// second.
 	for name, code := range map[string][]byte{
 		"call rel32": {0xE8, 1, 2, 3, 4}, "call rax": {0xFF, 0xD0}, "call r8": {0x41, 0xFF, 0xD0}, "call [rip+disp32]": {0xFF, 0x15, 1, 2, 3, 4},
 	} {

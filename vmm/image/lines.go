@@ -199,7 +199,8 @@ func (t *lineTable) find(address uint64) (file string, line int, found bool) {
 		if address >= s.high {
 			continue
 		}
-		// The first row behind the address; the last one of a sequence always is.
+		// The first row behind the address; the last one of a sequence always
+		// is.
 		rows := t.rows[s.first:s.end]
 		next, _ := slices.BinarySearchFunc(rows, address, func(r lineRow, a uint64) int {
 			if r.address <= a {
