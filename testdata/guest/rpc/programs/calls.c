@@ -174,17 +174,17 @@ static void hostile_cpu(void) {
 	u64 end = ram_size();
 
 	for (u64 i = 0; i < 25; i++) {
-		u64 call = TCP_CONNECT + i % 11;
+		u64 call = TCP_CONNECT + i % 11, id = listener + 1 + i;
 
 		/* Two CPUs with one record, which changes while the monitor is at work, with done set by the guest. */
-		shared = (struct tcp_info){.id = i, .buf = offset_of(overlapping), .len = sizeof overlapping, .ip = {127, 0, 0, 1}, .port = 1, .done = 1};
+		shared = (struct tcp_info){.id = id, .buf = offset_of(overlapping), .len = sizeof overlapping, .ip = {127, 0, 0, 1}, .port = 1, .done = 1};
 		host_call(call, offset_of(&shared));
 		__atomic_store_n(&shared.buf, end, __ATOMIC_RELAXED);
 		__atomic_store_n(&shared.len, ~0ul, __ATOMIC_RELAXED);
 		/* Records that overlap each other and their own buffers. */
 		for (u64 at = 0; at < 64; at += 8) {
 			struct tcp_info *r = (struct tcp_info *)(overlapping + at);
-			r->id = i, r->buf = offset_of(r), r->len = 64;
+			r->id = id, r->buf = offset_of(r), r->len = 64;
 			host_call(call, offset_of(r));
 		}
 		/* Buffers and records at the end of RAM, beyond it, and not aligned. */
@@ -200,9 +200,25 @@ static void hostile_cpu(void) {
 	}
 }
 
+/*
+ * Uses up the ids that a hostile record may hold by chance, as another record's
+ * length: one of them would be the listener's, and the guest would have
+ * accepted or closed what it serves afterwards.
+ */
+static void use_up_ids(void) {
+	struct tcp_info r;
+
+	do {
+		r = (struct tcp_info){.ip = {127, 0, 0, 1}, .port = 1};
+		tcp_call(TCP_CONNECT, &r);
+		close_stream(r.id);
+	} while (r.id <= sizeof overlapping);
+}
+
 static i32 hostile(void) {
 	i64 result = host_call(TCP_LISTEN, ram_size());
 
+	use_up_ids();
 	listener = connect_or_listen(TCP_LISTEN);
 	run_everywhere(hostile_cpu);
 	log(LOG_INFO, "beyond RAM: %u", (u64)-result);
