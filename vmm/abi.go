@@ -5,6 +5,7 @@ import (
 
 	"github.com/fix-project/arcavm/hypercall"
 	"github.com/fix-project/arcavm/kvm"
+	"github.com/fix-project/arcavm/vmm/image"
 )
 
 // abi is what differs between the guest ABIs: what lies in memory at the
@@ -62,9 +63,9 @@ type entryState struct {
 func newABI(v *VM) (abi, error) {
 	older := olderABI{vm: v, signal: -1, quit: -1}
 	switch v.cfg.ABI {
-	case ABIRequestResponse:
+	case image.ABIRPC:
 		return &rpcABI{olderABI: older}, nil
-	case ABIHypercall:
+	case image.ABIHypercall:
 		args, err := parseNumbers(v.cfg.Args)
 		return &hypercallABI{olderABI: older, args: args}, err
 	default:

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/pipes"
 )
@@ -204,18 +202,6 @@ func writeBlock(m *memory, at uint64, b bootInfo) error {
 		le.PutUint64(p[bootSize+16*i:], at+text)
 		le.PutUint64(p[bootSize+16*i+8:], uint64(len(a)))
 		text += uint64(copy(p[text:], a)) + 1
-	}
-	return nil
-}
-
-// checkArgs refuses what can't be a guest's argument.
-func checkArgs(args []string) error {
-	n := 0
-	for _, a := range args {
-		n += len(a) + 17
-	}
-	if n > 1<<20 {
-		return &ConfigError{"arguments", fmt.Sprintf("%d bytes are more than 1 MiB (%v)", n, unix.E2BIG)}
 	}
 	return nil
 }

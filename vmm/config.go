@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
@@ -12,6 +13,9 @@ import (
 	"runtime"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/vmm/image"
@@ -73,8 +77,10 @@ type Config struct {
 	// 4 MiB at once. What is more is left out, and its number said. Default [DefaultLogLimit].
 	LogLimit uint64
 
-	// ABI is what the image speaks. Default: what its note says.
-	ABI ABI
+	// ABI is what the guest is served by. Default: what the image says, see
+	// [image.Image.ABI]. An image whose note names an ABI can't be served by an
+	// older one.
+	ABI image.ABI
 
 	// Share is what the guest may reach of the host's files. The zero value
 	// shares nothing. For guests of the stream ABI its Host doesn't count. The VM doesn't close it.
@@ -123,49 +129,6 @@ type Config struct {
 // Share is what a guest may reach of the host's files.
 type Share = share.Share
 
-// ABI is a choice of guest ABI.
-type ABI int
-
-// The choices.
-const (
-	// ABIOfImage goes by the image's note; without one by its symbols, see
-	// [image.Image.Older].
-	ABIOfImage ABI = iota
-	// ABIStream is that of PROTOCOL.md.
-	ABIStream
-	// ABIRequestResponse is Arca's older ABI, whose guests ask by messages.
-	ABIRequestResponse
-	// ABIHypercall is the oldest, whose guests ask by hypercalls 5 to 15. They
-	// take numbers as arguments.
-	ABIHypercall
-)
-
-// ABI returns what the guest is served by, never ABIOfImage.
-func (v *VM) ABI() ABI { return v.cfg.ABI }
-
-// Older reports whether it is one of those before that of PROTOCOL.md.
-func (a ABI) Older() bool { return a == ABIRequestResponse || a == ABIHypercall }
-
-// Of returns the ABI that an image is run by. ABIOfImage: neither its note nor
-// its symbols say.
-func (a ABI) Of(i *image.Image) ABI {
-	if a != ABIOfImage || i.ABI == image.ABIStream {
-		return max(a, ABIStream)
-	}
-	if i.ABI == image.ABIRequestResponse {
-		switch older, _ := i.Older(); older {
-		case image.OlderPipes:
-			return ABIRequestResponse
-		case image.OlderHypercalls:
-			return ABIHypercall
-		}
-	}
-	return ABIOfImage
-}
-
-// abi returns the ABI to use.
-func (c Config) abi() ABI { return c.ABI.Of(c.Image) }
-
 // ConfigError is a value of a [Config] that can't be used.
 type ConfigError struct {
 	Field  string
@@ -174,32 +137,23 @@ type ConfigError struct {
 
 func (e *ConfigError) Error() string { return e.Field + ": " + e.Reason }
 
-// WithDefaults fills in what is zero, as [New] does, and checks the rest. Errors are *ConfigError.
-func (c Config) WithDefaults() (Config, error) {
-	if c.Image == nil {
-		return c, &ConfigError{"image", "none given"}
-	}
-	if c.ABI == ABIOfImage && !c.Image.ABI.Known() {
-		return c, &ConfigError{"image", fmt.Sprintf("%s speaks the ABI of %v, which this monitor doesn't know", c.Image.Name, c.Image.ABI)}
-	}
-	if c.abi() == ABIOfImage {
-		_, why := c.Image.Older()
-		return c, &ConfigError{"abi", fmt.Sprintf("%s: %s; say whether it speaks the rpc or the hypercall ABI", c.Image.Name, why)}
-	}
-	older := c.abi().Older()
-	if older && c.Image.ABI != image.ABIRequestResponse {
-		// Images of the older ABIs have no note: that one is sure.
-		return c, &ConfigError{"abi", fmt.Sprintf("the note in %s says that it speaks %v, not one of the older ABIs; leave the choice to it", c.Image.Name, c.Image.ABI)}
+// WithDefaults returns the configuration with its defaults in the place of what
+// is zero. It judges nothing: where neither the configuration nor the image
+// names an ABI, it is still [image.ABIAuto]. The first call for an image without
+// a note reads its symbols.
+func (c Config) WithDefaults() Config {
+	if c.ABI == image.ABIAuto && c.Image != nil {
+		c.ABI, _ = c.Image.ABI()
 	}
 	if c.CPUs == 0 {
 		c.CPUs = 1
-		if older {
+		if c.ABI.Older() {
 			c.CPUs = min(DefaultRPCCPUs, runtime.NumCPU())
 		}
 	}
 	if c.Memory == 0 {
 		c.Memory = DefaultMemory
-		if older {
+		if c.ABI.Older() {
 			c.Memory = DefaultRPCMemory
 		}
 	}
@@ -213,7 +167,7 @@ func (c Config) WithDefaults() (Config, error) {
 		c.LogLimit = DefaultLogLimit
 	}
 	if c.Device == "" {
-		c.Device = "/dev/kvm"
+		c.Device = kvm.DefaultPath
 	}
 	if c.Console == nil {
 		c.Console = io.Discard
@@ -224,44 +178,106 @@ func (c Config) WithDefaults() (Config, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	return c
+}
+
+// Validate judges the configuration, as far as that can be done without a
+// machine: what [New] would refuse for other reasons than KVM's is an error of
+// type *ConfigError. What is zero counts as its default.
+func (c Config) Validate() error {
+	if c.Image == nil {
+		return &ConfigError{"image", "none given"}
+	}
+	c = c.WithDefaults()
+	for _, check := range []func() error{c.checkABI, c.checkNumbers, c.checkFolders, c.checkTLS, c.checkHandlers, c.checkArgs} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkABI is for a configuration with its defaults. Images of the older ABIs
+// have no note, so one with a note is never of these.
+func (c Config) checkABI() error {
+	switch {
+	case c.ABI == image.ABIAuto && c.Image.Version != 0:
+		return &ConfigError{"image", fmt.Sprintf("%s speaks the ABI of %v, which this monitor doesn't know", c.Image.Name, c.Image.Version)}
+	case c.ABI == image.ABIAuto:
+		_, why := c.Image.ABI()
+		return &ConfigError{"abi", fmt.Sprintf("%s: %s; say whether it speaks the rpc or the hypercall ABI", c.Image.Name, why)}
+	case c.ABI.Older() && c.Image.Version != 0:
+		return &ConfigError{"abi", fmt.Sprintf("the note in %s says that it speaks %v, not one of the older ABIs; leave the choice to it", c.Image.Name, c.Image.Version)}
+	case !c.ABI.Older() && c.ABI != image.ABIStream:
+		return &ConfigError{"abi", fmt.Sprintf("there is no %v", c.ABI)}
+	}
+	return nil
+}
+
+func (c Config) checkNumbers() error {
 	if c.CPUs < 1 || c.CPUs > MaxCPUs {
-		return c, &ConfigError{"cpus", fmt.Sprintf("%d is not in 1 to %d", c.CPUs, MaxCPUs)}
-	}
-	if err := checkNamed("share", c.Share); err != nil {
-		return c, err
-	}
-	if err := checkNamed("sockets", c.Sockets); err != nil {
-		return c, err
-	}
-	for i, cert := range c.TLS.Certificates {
-		if err := checkCertificate(cert); err != nil {
-			return c, &ConfigError{"tls", fmt.Sprintf("certificate %d: %v", i, err)}
-		}
-	}
-	for protocol, h := range c.Handlers {
-		if protocol < wire.ProtocolPrivate {
-			return c, &ConfigError{"handlers", fmt.Sprintf("protocol %#x is below %#x", protocol, wire.ProtocolPrivate)}
-		}
-		if h == nil {
-			return c, &ConfigError{"handlers", fmt.Sprintf("none for protocol %#x", protocol)}
-		}
+		return &ConfigError{"cpus", fmt.Sprintf("%d is not in 1 to %d", c.CPUs, MaxCPUs)}
 	}
 	if err := checkSize("memory", c.Memory, MinMemory, MaxMemory); err != nil {
-		return c, err
+		return err
 	}
 	if err := checkSize("window", c.Window, MinWindow, MaxWindow); err != nil {
-		return c, err
+		return err
 	}
 	if c.StreamLimit < 1 || c.StreamLimit > MaxStreamLimit {
-		return c, &ConfigError{"stream limit", fmt.Sprintf("%d is not in 1 to %d", c.StreamLimit, MaxStreamLimit)}
+		return &ConfigError{"stream limit", fmt.Sprintf("%d is not in 1 to %d", c.StreamLimit, MaxStreamLimit)}
 	}
 	if c.RingLimit != 0 && c.RingLimit < 2*controlRingSize || c.RingLimit > MaxWindow {
-		return c, &ConfigError{"ring limit", fmt.Sprintf("%s is not between %s and %s", size(c.RingLimit), size(2*controlRingSize), size(MaxWindow))}
+		return &ConfigError{"ring limit", fmt.Sprintf("%s is not between %s and %s", size(c.RingLimit), size(2*controlRingSize), size(MaxWindow))}
 	}
+	return nil
+}
+
+func (c Config) checkFolders() error {
+	return cmp.Or(checkNamed("share", c.Share), checkNamed("sockets", c.Sockets))
+}
+
+func (c Config) checkTLS() error {
+	for i, cert := range c.TLS.Certificates {
+		if err := checkCertificate(cert); err != nil {
+			return &ConfigError{"tls", fmt.Sprintf("certificate %d: %v", i, err)}
+		}
+	}
+	return nil
+}
+
+func (c Config) checkHandlers() error {
+	for protocol, h := range c.Handlers {
+		if protocol < wire.ProtocolPrivate {
+			return &ConfigError{"handlers", fmt.Sprintf("protocol %#x is below %#x", protocol, wire.ProtocolPrivate)}
+		}
+		if h == nil {
+			return &ConfigError{"handlers", fmt.Sprintf("none for protocol %#x", protocol)}
+		}
+	}
+	return nil
+}
+
+// maxArgsSize bounds the bytes of all arguments, each with its place in the boot
+// block's list and a NUL.
+const maxArgsSize = 1 << 20
+
+func (c Config) checkArgs() error {
 	if len(c.Args) >= MaxArgs {
-		return c, &ConfigError{"arguments", fmt.Sprintf("%d are more than %d", len(c.Args), MaxArgs-1)}
+		return &ConfigError{"arguments", fmt.Sprintf("%d are more than %d", len(c.Args), MaxArgs-1)}
 	}
-	return c, nil
+	n := 0
+	for _, a := range c.Args {
+		n += len(a) + 17
+	}
+	if n > maxArgsSize {
+		return &ConfigError{"arguments", fmt.Sprintf("%d bytes are more than 1 MiB (%v)", n, unix.E2BIG)}
+	}
+	if c.ABI == image.ABIHypercall {
+		_, err := parseNumbers(c.Args)
+		return err
+	}
+	return nil
 }
 
 // checkCertificate finds what a handshake would fail of, each time.
@@ -280,6 +296,7 @@ func checkCertificate(c tls.Certificate) error {
 	return nil
 }
 
+// checkNamed refuses top-level folders that can't be found or served.
 func checkNamed(field string, s Share) error {
 	for name, named := range s.Named {
 		if err := share.CheckName(name); err != nil {

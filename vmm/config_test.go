@@ -13,7 +13,7 @@ import (
 
 func TestConfigRefused(t *testing.T) {
 	t.Parallel()
-	img := &image.Image{Name: "image", ABI: image.ABIStream}
+	img := &image.Image{Name: "image", Version: 1}
 	for _, c := range []struct {
 		name  string
 		cfg   Config
@@ -21,6 +21,10 @@ func TestConfigRefused(t *testing.T) {
 	}{
 		{"no image", Config{}, "image"},
 		{"neither note nor symbols", Config{Image: &image.Image{Name: "image"}}, "abi"},
+		{"a later version", Config{Image: &image.Image{Name: "image", Version: 2}}, "image"},
+		{"an older ABI, against the note", Config{Image: img, ABI: image.ABIHypercall}, "abi"},
+		{"an ABI that there isn't", Config{Image: img, ABI: 4}, "abi"},
+		{"words to an image that takes numbers", Config{Image: &image.Image{}, ABI: image.ABIHypercall, Args: []string{"a"}}, "arguments"},
 		{"negative CPUs", Config{Image: img, CPUs: -1}, "cpus"},
 		{"too many CPUs", Config{Image: img, CPUs: MaxCPUs + 1}, "cpus"},
 		{"too little memory", Config{Image: img, Memory: 2 << 20}, "memory"},
@@ -40,13 +44,13 @@ func TestConfigRefused(t *testing.T) {
 		{"a folder for sockets without a folder", Config{Image: img, Sockets: Share{Named: map[string]Share{"a": {}}}}, "sockets"},
 		{"no handler", Config{Image: img, Handlers: map[uint16]relay.Handler{0x8000: nil}}, "handlers"},
 	} {
-		_, err := c.cfg.WithDefaults()
+		err := c.cfg.Validate()
 		var bad *ConfigError
 		if !errors.As(err, &bad) || bad.Field != c.field {
 			t.Errorf("%s: %v, want a ConfigError about %s", c.name, err, c.field)
 		}
 	}
-	if _, err := (Config{Image: img}).WithDefaults(); err != nil {
+	if err := (Config{Image: img}).Validate(); err != nil {
 		t.Errorf("the defaults are refused: %v", err)
 	}
 }
@@ -54,17 +58,18 @@ func TestConfigRefused(t *testing.T) {
 func TestDefaultsByABI(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		image  image.ABI
-		abi    ABI
+		image  image.Version
+		abi    image.ABI
 		cpus   int
 		memory uint64
 	}{
-		"by the image":        {image.ABIStream, ABIOfImage, 1, DefaultMemory},
-		"by hand":             {image.ABIRequestResponse, ABIStream, 1, DefaultMemory},
-		"the oldest, by hand": {image.ABIRequestResponse, ABIHypercall, min(DefaultRPCCPUs, runtime.NumCPU()), DefaultRPCMemory},
-		"the older, by hand":  {image.ABIRequestResponse, ABIRequestResponse, min(DefaultRPCCPUs, runtime.NumCPU()), DefaultRPCMemory},
+		"by the image":        {1, image.ABIAuto, 1, DefaultMemory},
+		"by hand":             {0, image.ABIStream, 1, DefaultMemory},
+		"the oldest, by hand": {0, image.ABIHypercall, min(DefaultRPCCPUs, runtime.NumCPU()), DefaultRPCMemory},
+		"the older, by hand":  {0, image.ABIRPC, min(DefaultRPCCPUs, runtime.NumCPU()), DefaultRPCMemory},
 	} {
-		got, err := Config{Image: &image.Image{ABI: c.image}, ABI: c.abi}.WithDefaults()
+		cfg := Config{Image: &image.Image{Version: c.image}, ABI: c.abi}
+		got, err := cfg.WithDefaults(), cfg.Validate()
 		if err != nil || got.CPUs != c.cpus || got.Memory != c.memory {
 			t.Errorf("%s: %d CPUs, %d bytes, %v", name, got.CPUs, got.Memory, err)
 		}
@@ -75,7 +80,7 @@ func TestDefaultsByABI(t *testing.T) {
 // do anything.
 func TestOlderABIOfStreamImage(t *testing.T) {
 	t.Parallel()
-	_, err := Config{Image: &image.Image{Name: "img", ABI: image.ABIStream}, ABI: ABIRequestResponse}.WithDefaults()
+	err := Config{Image: &image.Image{Name: "img", Version: 1}, ABI: image.ABIRPC}.Validate()
 	var bad *ConfigError
 	if !errors.As(err, &bad) || bad.Field != "abi" || !strings.Contains(bad.Reason, "img says that it speaks stream, version 1") {
 		t.Errorf("got %v", err)

@@ -11,6 +11,7 @@ import (
 	"github.com/fix-project/arcavm/hypercall"
 	"github.com/fix-project/arcavm/internal/limit"
 	"github.com/fix-project/arcavm/kvm"
+	"github.com/fix-project/arcavm/vmm/image"
 )
 
 // ErrClosed is returned by operations on a VM that has been closed or has run.
@@ -99,14 +100,10 @@ func New(cfg Config) (_ *VM, err error) {
 	if v.clock, err = newHostClock(readHostClock); err != nil {
 		return nil, err
 	}
-	if v.cfg, err = cfg.WithDefaults(); err != nil {
+	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	// From here on the image's symbols aren't asked again, which may be many.
-	v.cfg.ABI = v.cfg.abi()
-	if err := checkArgs(v.cfg.Args); err != nil {
-		return nil, err
-	}
+	v.cfg = cfg.WithDefaults()
 	if v.guest, err = newABI(v); err != nil {
 		return nil, err
 	}
@@ -214,6 +211,9 @@ func (v *VM) buildCPUs() error {
 	v.timing.mark("virtual CPUs ready")
 	return nil
 }
+
+// ABI returns what the guest is served by, never [image.ABIAuto].
+func (v *VM) ABI() image.ABI { return v.cfg.ABI }
 
 func (v *VM) args() []string {
 	return append([]string{v.cfg.Image.Name}, v.cfg.Args...)

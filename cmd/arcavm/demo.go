@@ -36,7 +36,7 @@ part of this program; it listens on 127.0.0.1 only. Ctrl-C ends it.`,
 			m.onListen = func(address netip.AddrPort) {
 				fmt.Fprintf(s.out, "open http://%v/ (Ctrl-C ends it)\n", address)
 			}
-			return m.boot(img, []string{net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port)))}, vmm.ABIStream, vmm.Share{})
+			return m.boot(img, []string{net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port)))}, image.ABIStream, vmm.Share{})
 		},
 	}
 	m.addFlags(cmd)

@@ -70,14 +70,14 @@ func describe(w io.Writer, img *image.Image) error {
 
 // abiText says which ABI an image is run by, and why.
 func abiText(img *image.Image) string {
-	if img.ABI != image.ABIRequestResponse {
-		return img.ABI.String()
+	if img.Version != 0 {
+		return img.Version.String()
 	}
-	older, why := img.Older()
-	switch older {
-	case image.OlderPipes:
+	abi, why := img.ABI()
+	switch abi {
+	case image.ABIRPC:
 		return "rpc, Arca's older request/response: " + why
-	case image.OlderHypercalls:
+	case image.ABIHypercall:
 		return "hypercall, Arca's oldest: " + why
 	default:
 		return "unknown: " + why + "; run it with --abi rpc or --abi hypercall"

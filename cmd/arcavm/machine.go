@@ -79,7 +79,7 @@ func spareProcessor(cpus int) {
 }
 
 // config is what the flags say. It is complete and right, as far as can be told without KVM.
-func (m *machine) config(img *image.Image, args []string, abi vmm.ABI) (vmm.Config, error) {
+func (m *machine) config(img *image.Image, args []string, abi image.ABI) (vmm.Config, error) {
 	if m.flags.Changed("cpus") && m.cpus == 0 {
 		return vmm.Config{}, usageError("--cpus: 0 is not in 1 to %d", vmm.MaxCPUs)
 	}
@@ -90,12 +90,15 @@ func (m *machine) config(img *image.Image, args []string, abi vmm.ABI) (vmm.Conf
 		Image: img, Args: args, CPUs: m.cpus, Memory: uint64(m.memory), Window: uint64(m.window), ABI: abi, TLS: m.tls,
 	}
 	m.limits.apply(&cfg)
-	return cfg.WithDefaults()
+	if err := cfg.Validate(); err != nil {
+		return vmm.Config{}, err
+	}
+	return cfg.WithDefaults(), nil
 }
 
 // boot runs the image to its end. A guest's exit
 // code other than 0 is a guestExit.
-func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.Share) (err error) {
+func (m *machine) boot(img *image.Image, args []string, abi image.ABI, share vmm.Share) (err error) {
 	started := processStart()
 	cfg, err := m.config(img, args, abi)
 	if err != nil {
@@ -148,7 +151,7 @@ func (m *machine) boot(img *image.Image, args []string, abi vmm.ABI, share vmm.S
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	asking := []os.Signal{os.Interrupt, syscall.SIGTERM}
-	if abi.Of(img).Older() {
+	if cfg.ABI.Older() {
 		// Their kernels take the request as a hint to report, and go on or hang.
 		asking = asking[:1]
 	}

@@ -10,15 +10,12 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/image"
 )
 
-var abiNames = []string{"auto", "stream", "rpc", "hypercall"}
-
 func newRunCommand(s streams) *cobra.Command {
 	m := newMachine(s)
-	abi := choice{value: "auto", choices: abiNames}
+	abiName := choice{value: image.ABIAuto.String(), choices: image.ABINames()}
 	var shares, sockets []string
 	var inEmulation bool
 	var network networkFlags
@@ -79,7 +76,10 @@ rpc image can't be asked by SIGTERM, which ends it.`,
 			return m.refuseTimingWord(args[0])
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var err error
+			abi, err := image.ParseABI(abiName.value)
+			if err != nil {
+				return err
+			}
 			if m.tls, err = tls.load(); err != nil {
 				return err
 			}
@@ -91,11 +91,11 @@ rpc image can't be asked by SIGTERM, which ends it.`,
 				return inputError(err)
 			}
 			defer img.Close()
-			if err := refuseStreamOnly(cmd.Flags(), m.limits, img, abi.value); err != nil {
+			if err := refuseStreamOnly(cmd.Flags(), m.limits, img, abi); err != nil {
 				return err
 			}
 			if inEmulation {
-				if _, err := m.config(img, args[1:], abis[abi.value]); err != nil {
+				if _, err := m.config(img, args[1:], abi); err != nil {
 					return err
 				}
 				return runEmulated(cmd.Flags(), s, newLogger(s, m.level.value, m.format.value), args, shares, network, tls)
@@ -110,20 +110,20 @@ rpc image can't be asked by SIGTERM, which ends it.`,
 				return err
 			}
 			defer m.sockets.Close()
-			return m.boot(img, args[1:], abis[abi.value], shared)
+			return m.boot(img, args[1:], abi, shared)
 		},
 	}
 	m.addFlags(cmd)
 	f := cmd.Flags()
 	f.SetInterspersed(false)
-	f.Var(&abi, "abi", "how the guest talks: stream (PROTOCOL.md), rpc (Arca's older\nrequest/response), hypercall (the oldest), auto (what the image's note\nsays, or without one its symbols)")
+	f.Var(&abiName, "abi", "how the guest talks: stream (PROTOCOL.md), rpc (Arca's older\nrequest/response), hypercall (the oldest), auto (what the image's note\nsays, or without one its symbols)")
 	f.StringArrayVar(&shares, "share", nil, "let the guest read the files below `DIR`; without it, none. DIR:rw lets\nit write, too; /:rw is the whole host. NAME=DIR, as often\nas you like: DIR is the top-level folder NAME (for a DIR with = in it\nwrite ./A=B)")
 	f.StringArrayVar(&sockets, "sockets", nil, "let the guest connect to UNIX sockets below `DIR`; without it, to none.\nDIR:rw lets it listen there, too. NAME=DIR as for --share")
 	f.BoolVar(&inEmulation, "emulated", false, "run in hardware with KVM that QEMU emulates: slow, but it needs\nno /dev/kvm, and has what rpc images need; DIR is copied in.\nThe first time it downloads a Linux kernel, unless\nARCAVM_EMULATED_KERNEL names one")
 	f.Var(&m.limits, "limit", "how much the guest gets at most, as often as you like; see above")
 	network.add(f)
 	tls.add(f)
-	complete(cmd, "abi", abiNames)
+	complete(cmd, "abi", image.ABINames())
 	_ = cmd.RegisterFlagCompletionFunc("limit", cobra.FixedCompletions(completeLimits(), cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.MarkFlagDirname("share")
 	_ = cmd.MarkFlagDirname("sockets")
@@ -152,8 +152,11 @@ func (m *machine) refuseTimingWord(name string) error {
 }
 
 // refuseStreamOnly refuses what guests of the older ABI can't make use of.
-func refuseStreamOnly(flags *pflag.FlagSet, limits limitFlag, img *image.Image, abi string) error {
-	if !abis[abi].Of(img).Older() {
+func refuseStreamOnly(flags *pflag.FlagSet, limits limitFlag, img *image.Image, abi image.ABI) error {
+	if abi == image.ABIAuto {
+		abi, _ = img.ABI()
+	}
+	if !abi.Older() {
 		return nil
 	}
 	var useless []string
@@ -172,6 +175,3 @@ func refuseStreamOnly(flags *pflag.FlagSet, limits limitFlag, img *image.Image, 
 	}
 	return nil
 }
-
-// abis are the values of --abi.
-var abis = map[string]vmm.ABI{"auto": vmm.ABIOfImage, "stream": vmm.ABIStream, "rpc": vmm.ABIRequestResponse, "hypercall": vmm.ABIHypercall}

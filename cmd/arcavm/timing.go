@@ -19,6 +19,7 @@ import (
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/rpc"
 	"github.com/fix-project/arcavm/vmm"
+	"github.com/fix-project/arcavm/vmm/image"
 )
 
 // processStart estimates when the process started: now, less the processor time that it has used. The kernel's own
@@ -60,7 +61,7 @@ func writeTimingText(w io.Writer, t timingJSON) {
 	_, _ = io.WriteString(w, b.String())
 }
 
-func writeStats(w io.Writer, abi vmm.ABI, s vmm.Stats) {
+func writeStats(w io.Writer, abi image.ABI, s vmm.Stats) {
 	writeCounts(w, "exits by reason", s.Exits)
 	writeCounts(w, "hypercalls", s.Hypercalls)
 	if s.Refused != 0 {
@@ -70,10 +71,10 @@ func writeStats(w io.Writer, abi vmm.ABI, s vmm.Stats) {
 		count(w, "log records left out", s.LogSuppressed)
 	}
 	switch abi {
-	case vmm.ABIRequestResponse:
+	case image.ABIRPC:
 		writeOlder(w, "pipes of the request/response ABI", s.RPC)
 		writeLooks(w, s.RPC)
-	case vmm.ABIHypercall:
+	case image.ABIHypercall:
 		writeOlder(w, "sockets and files of the hypercall ABI", s.RPC)
 	default:
 		writeStreams(w, s.Pipes, s.Relay)
@@ -88,7 +89,7 @@ type timingJSON struct {
 	bench.Timing
 	// Stats are missing if an emulated machine ended before it told them.
 	Stats *vmm.Stats `json:"stats,omitempty"`
-	abi   vmm.ABI    // that of Stats
+	abi   image.ABI  // that of Stats
 }
 
 func (t *timingJSON) step(name string, at time.Time) {

@@ -33,30 +33,6 @@ const (
 	maxNoteSize       = 64 << 10 // bytes of each PT_NOTE segment that are looked at
 )
 
-// ABI is the version of the guest ABI that an image's note names. Values other than the constants below are versions
-// that this program doesn't know.
-type ABI uint32
-
-const (
-	// ABIRequestResponse is the older ABI, spoken by images without a note.
-	ABIRequestResponse ABI = 0
-	// ABIStream is the ABI of PROTOCOL.md, version 1.
-	ABIStream ABI = 1
-)
-
-// Known reports whether a is a version that this program knows.
-func (a ABI) Known() bool { return a <= ABIStream }
-
-func (a ABI) String() string {
-	switch a {
-	case ABIRequestResponse:
-		return "request/response (no note)"
-	case ABIStream:
-		return "stream, version 1"
-	}
-	return fmt.Sprintf("unknown version %d", uint32(a))
-}
-
 // Segment is a PT_LOAD segment that takes up memory.
 type Segment struct {
 	Index    int    // number of its program header
@@ -80,7 +56,7 @@ type Image struct {
 	Name     string    // for messages, and the guest's first argument
 	Entry    uint64    // virtual address of the first instruction, in the direct map
 	Segments []Segment // ascending by Physical, without overlap, at least one
-	ABI      ABI
+	Version  Version   // of the ABI, by the image's note; 0: it has none
 
 	file     io.ReaderAt
 	size     int64
@@ -343,7 +319,7 @@ func (i *Image) readProgramHeaders(header elf.Header64) error {
 				continue
 			}
 			var err error
-			if noted, err = i.readABI(index, p); err != nil {
+			if noted, err = i.readVersion(index, p); err != nil {
 				return err
 			}
 		}

@@ -41,8 +41,8 @@ func TestParse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if img.Entry != DirectMap|ram+0x1004 || img.ABI != ABIStream || img.Name != "k" {
-		t.Errorf("got entry %#x, ABI %v, name %q", img.Entry, img.ABI, img.Name)
+	if img.Entry != DirectMap|ram+0x1004 || img.Version != version1 || img.Name != "k" {
+		t.Errorf("got entry %#x, %v, name %q", img.Entry, img.Version, img.Name)
 	}
 	var got []string
 	for _, s := range img.Segments {
@@ -73,12 +73,12 @@ func TestCommittedImages(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := ABIStream
+			want := version1
 			if strings.HasPrefix(name, "rpc-") {
-				want = ABIRequestResponse
+				want = 0
 			}
-			if img.ABI != want {
-				t.Errorf("ABI %v, want %v", img.ABI, want)
+			if img.Version != want {
+				t.Errorf("%v, want %v", img.Version, want)
 			}
 			if s, offset, found := img.Lookup(img.Entry); !found || s.Name != "_start" || offset != 0 {
 				t.Errorf("the entry point is %q+%#x", s.Name, offset)
@@ -90,7 +90,7 @@ func TestCommittedImages(t *testing.T) {
 	}
 }
 
-func TestABI(t *testing.T) {
+func TestVersion(t *testing.T) {
 	t.Parallel()
 	padded8 := append(note("", 0, nil), 0, 0, 0, 0) // 12 bytes, then padding to 16
 	arca8 := []byte("\x05\x00\x00\x00\x04\x00\x00\x00\x01\x00\x00\x00Arca\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00")
@@ -98,17 +98,17 @@ func TestABI(t *testing.T) {
 		name  string
 		notes []byte
 		align uint64
-		want  ABI
+		want  Version
 		known bool
 		err   string
 	}{
-		{name: "no notes", want: ABIRequestResponse, known: true},
-		{name: "stream", notes: note("Arca\x00", 1, []byte{1, 0, 0, 0}), want: ABIStream, known: true},
+		{name: "no notes", known: true},
+		{name: "stream", notes: note("Arca\x00", 1, []byte{1, 0, 0, 0}), want: version1, known: true},
 		{name: "later", notes: note("Arca\x00", 1, []byte{7, 0, 0, 0}), want: 7},
 		{name: "other type", notes: note("Arca\x00", 2, []byte{1, 0, 0, 0}), known: true},
 		{name: "other owner", notes: note("Arcb\x00", 1, []byte{1, 0, 0, 0}), known: true},
 		{name: "no NUL", notes: note("Arca", 1, []byte{1, 0, 0, 0}), known: true},
-		{name: "8 byte alignment", notes: append(padded8, arca8...), align: 8, want: ABIStream, known: true},
+		{name: "8 byte alignment", notes: append(padded8, arca8...), align: 8, want: version1, known: true},
 		{name: "descriptor too long", notes: note("Arca\x00", 1, make([]byte, 8)), err: "descriptor of 8 bytes"},
 		{name: "version 0", notes: note("Arca\x00", 1, make([]byte, 4)), err: "version 0"},
 		{name: "name size 2^32-1", notes: []byte("\xff\xff\xff\xff\x04\x00\x00\x00\x01\x00\x00\x00Arca\x00"), known: true},
@@ -133,8 +133,9 @@ func TestABI(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if img.ABI != test.want || img.ABI.Known() != test.known {
-				t.Errorf("got %v (known: %v), want %v (%v)", img.ABI, img.ABI.Known(), test.want, test.known)
+			abi, _ := img.ABI()
+			if known := test.want == 0 || abi == ABIStream; img.Version != test.want || known != test.known {
+				t.Errorf("got %v, run as %v, want %v (known: %v)", img.Version, abi, test.want, test.known)
 			}
 		})
 	}
@@ -249,8 +250,8 @@ func TestOddFiles(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(img.Segments) != test.segments || img.ABI != ABIStream {
-				t.Errorf("segments %v, ABI %v", img.Segments, img.ABI)
+			if len(img.Segments) != test.segments || img.Version != version1 {
+				t.Errorf("segments %v, %v", img.Segments, img.Version)
 			}
 			mem := make([]byte, 1<<20)
 			if err := img.Load(ram, mem); err != nil || string(mem[:4]) != "code" {

@@ -10,9 +10,9 @@ const (
 	noteTypeABI = 1
 )
 
-// readABI looks for the ABI note in a PT_NOTE segment and reports whether it is there. Notes of others are skipped, and
+// readVersion looks for the ABI note in a PT_NOTE segment and reports whether it is there. Notes of others are skipped, and
 // so is the rest of a segment that isn't made of notes.
-func (i *Image) readABI(index int, p elf.Prog64) (bool, error) {
+func (i *Image) readVersion(index int, p elf.Prog64) (bool, error) {
 	if !i.inFile(p.Off, p.Filesz) {
 		return false, i.bad("is cut off: note segment %d has 0x%x bytes at 0x%x, the file ends at 0x%x", index, p.Filesz, p.Off, i.size)
 	}
@@ -27,8 +27,8 @@ func (i *Image) readABI(index int, p elf.Prog64) (bool, error) {
 	if len(desc) != 4 {
 		return false, i.bad("its Arca ABI note has a descriptor of %d bytes, not 4", len(desc))
 	}
-	i.ABI = ABI(binary.LittleEndian.Uint32(desc))
-	if i.ABI == ABIRequestResponse {
+	i.Version = Version(binary.LittleEndian.Uint32(desc))
+	if i.Version == 0 {
 		return false, i.bad("its Arca ABI note names version 0, which doesn't exist")
 	}
 	return true, nil

@@ -9,7 +9,7 @@ import (
 )
 
 // Images without a note are told apart by their symbols.
-func TestOlder(t *testing.T) {
+func TestABIBySymbols(t *testing.T) {
 	t.Parallel()
 	calls := images.Bytes("rpc-calls")
 	replaced := func(old, by string) []byte { return bytes.ReplaceAll(calls, []byte(old), []byte(by)) }
@@ -22,23 +22,23 @@ func TestOlder(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		bytes []byte
-		want  Older
+		want  ABI
 	}{
-		{"sockets by hypercalls", calls, OlderHypercalls},
-		{"no sockets", replaced("6kernel4host3net", "6kernel5other2ab"), OlderHypercalls},
-		{"module pipe", replaced("6kernel4host3net", "6kernel4pipe3net"), OlderPipes},
-		{"module pipe, the newer mangling", replaced("_ZN6kernel4host3net4call17h0123456789abcdefE", "_RNvNtCsabcdefghijk_6kernel4pipe4call2ab3cde"), OlderPipes},
-		{"another kernel's", replaced("6kernel4host3net", "6colonel4host3ne"), OlderPipes},
-		{"guest of our own", images.Bytes("rpc-hello"), OlderPipes},
-		{"stripped", stripped, OlderUnknown},
-		{"section headers beyond the end", broken, OlderUnknown},
+		{"sockets by hypercalls", calls, ABIHypercall},
+		{"no sockets", replaced("6kernel4host3net", "6kernel5other2ab"), ABIHypercall},
+		{"module pipe", replaced("6kernel4host3net", "6kernel4pipe3net"), ABIRPC},
+		{"module pipe, the newer mangling", replaced("_ZN6kernel4host3net4call17h0123456789abcdefE", "_RNvNtCsabcdefghijk_6kernel4pipe4call2ab3cde"), ABIRPC},
+		{"another kernel's", replaced("6kernel4host3net", "6colonel4host3ne"), ABIRPC},
+		{"guest of our own", images.Bytes("rpc-hello"), ABIRPC},
+		{"stripped", stripped, ABIAuto},
+		{"section headers beyond the end", broken, ABIAuto},
 	} {
 		img, err := ParseBytes(c.bytes, c.name)
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 			continue
 		}
-		if got, why := img.Older(); got != c.want || why == "" {
+		if got, why := img.ABI(); got != c.want || why == "" {
 			t.Errorf("%s: %v (%s), want %v", c.name, got, why, c.want)
 		}
 	}
