@@ -164,7 +164,7 @@ func FuzzProtocolPipe(f *testing.F) {
 		{wire.ProtocolUnixConnection, wire.AppendUnixConnect(nil, wire.UnixConnect{Path: []byte("../s")}), []byte("hello")},
 		{wire.ProtocolResolver, nil, name},
 		{wire.ProtocolTLSConnection, tlsConnect(netip.MustParseAddrPort("192.0.2.1:80"), "a.test", "h2"), []byte("hello")},
-		{wire.ProtocolConsole, nil, []byte("hello")},
+		{wire.ProtocolStdio, nil, []byte("hello")},
 		{wire.ProtocolTLSListener, wire.AppendTLSListen(nil, wire.TLSListen{Listen: wire.Listen{Endpoint: any4}}), accept},
 	} {
 		f.Add(byte(seed.protocol), seed.payload, seed.then)

@@ -136,7 +136,7 @@ type setup struct {
 	tls            relay.TLS
 	input          io.Reader
 	output         io.Writer
-	onConsole      func(open bool)
+	onStdio        func(open bool)
 	connectTimeout time.Duration
 	streams        int
 	window         int
@@ -184,7 +184,7 @@ func start(t testing.TB, o setup) *machine {
 		mux.Handle(wire.ProtocolTLSConnection, relay.TLSConnection(o.tls))
 		mux.Handle(wire.ProtocolTLSListener, relay.TLSListener(o.tls))
 	}
-	mux.Handle(wire.ProtocolConsole, relay.Console(o.input, o.output, o.onConsole))
+	mux.Handle(wire.ProtocolStdio, relay.Stdio(o.input, o.output, o.onStdio))
 	for protocol, h := range o.handlers {
 		mux.Handle(protocol, h)
 	}

@@ -45,7 +45,7 @@ func (a *attacker) openPayload(protocol uint16) []byte {
 	}
 	local := at(netip.MustParseAddrPort("127.0.0.1:0"))
 	switch protocol {
-	case wire.ProtocolFileSystem, wire.ProtocolResolver, wire.ProtocolConsole:
+	case wire.ProtocolFileSystem, wire.ProtocolResolver, wire.ProtocolStdio:
 		if a.odd(16) {
 			return make([]byte, 1+a.rng.IntN(40))
 		}

@@ -207,7 +207,7 @@ func newHostile(t *testing.T, limits relay.Limits) *hostile {
 	trust := relay.TLS{RootCAs: h.outside.Authority.Pool, Certificates: []tls.Certificate{h.outside.Authority.Issue(t, nil)}}
 	mux.Handle(wire.ProtocolTLSConnection, relay.TLSConnection(trust))
 	mux.Handle(wire.ProtocolTLSListener, relay.TLSListener(trust))
-	mux.Handle(wire.ProtocolConsole, relay.Console(h.outside.Input, h.outside.Output, nil))
+	mux.Handle(wire.ProtocolStdio, relay.Stdio(h.outside.Input, h.outside.Output, nil))
 	// Nothing gets out but what this test expects.
 	h.m.server = relay.New(h.m.guest.Table, host, &mux, relay.Options{Network: h.outside.Network(t, "out:"+h.refused.String()), OnListen: h.outside.Call, Limits: limits})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -326,7 +326,7 @@ type attacker struct {
 // mildPipes are the protocols of an attacker's first pipes, on which all it does is right until it lets go of them: so the attack begins with something at work in
 // every handler.
 var mildPipes = []uint16{
-	noProtocol, wire.ProtocolTLSListener, wire.ProtocolTLSConnection, noProtocol, wire.ProtocolTCPListener, wire.ProtocolResolver, wire.ProtocolConsole,
+	noProtocol, wire.ProtocolTLSListener, wire.ProtocolTLSConnection, noProtocol, wire.ProtocolTCPListener, wire.ProtocolResolver, wire.ProtocolStdio,
 	wire.ProtocolUnixConnection, wire.ProtocolUnixListener, wire.ProtocolUDP, wire.ProtocolTCPConnection, wire.ProtocolFileSystem,
 }
 
@@ -410,7 +410,7 @@ func (a *attacker) renew(t *target) {
 	case n < 39:
 		t.protocol = wire.ProtocolTLSListener
 	case n < 43:
-		t.protocol = wire.ProtocolConsole
+		t.protocol = wire.ProtocolStdio
 	case n < 50:
 		t.protocol = noProtocol
 	case n < 60:

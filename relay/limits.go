@@ -174,7 +174,7 @@ type logs struct {
 	bindFailed   *limit.Log
 	panicked     *limit.Log
 	unanswered   *limit.Log // by a handler
-	console      *limit.Log // that failed
+	stdio        *limit.Log // that failed
 	reached      [limitCount]*limit.Log
 	failures     sync.Map // of failure; those that were shown
 }
@@ -198,7 +198,7 @@ func (l *logs) levelOf(f failure) slog.Level {
 func newLogs() *logs {
 	l := new(logs)
 	for _, place := range []**limit.Log{
-		&l.broken, &l.denied, &l.noPipe, &l.unknown, &l.acceptRefuse, &l.acceptFailed, &l.bindFailed, &l.panicked, &l.unanswered, &l.console,
+		&l.broken, &l.denied, &l.noPipe, &l.unknown, &l.acceptRefuse, &l.acceptFailed, &l.bindFailed, &l.panicked, &l.unanswered, &l.stdio,
 	} {
 		*place = limit.NewLog(time.Second, 10)
 	}

@@ -22,7 +22,7 @@ type Stats struct {
 	DatagramsFailed  uint64            // DatagramErrors: of what could not be sent, and what came back
 	FileErrors       uint64            // requests about files that were answered with an errno
 	LookupsFailed    uint64            // lookups of the resolver protocol that were answered with an errno
-	ConsoleFailed    uint64            // times that the host's standard input or output failed
+	StdioFailed      uint64            // times that the host's standard input or output failed
 	ProtocolErrors   uint64            // pipes reset with EPROTO
 	Panics           uint64            // of handlers
 	ToGuest          uint64            // bytes relayed from sockets and files
@@ -47,7 +47,7 @@ type counters struct {
 	datagramsFailed  atomic.Uint64
 	fileErrors       atomic.Uint64
 	lookupsFailed    atomic.Uint64
-	consoleFailed    atomic.Uint64
+	stdioFailed      atomic.Uint64
 	protocolErrors   atomic.Uint64
 	panics           atomic.Uint64
 	reached          [limitCount]atomic.Uint64
@@ -87,7 +87,7 @@ func (s *Server) Stats() Stats {
 		DatagramsFailed:  s.count.datagramsFailed.Load(),
 		FileErrors:       s.count.fileErrors.Load(),
 		LookupsFailed:    s.count.lookupsFailed.Load(),
-		ConsoleFailed:    s.count.consoleFailed.Load(),
+		StdioFailed:      s.count.stdioFailed.Load(),
 		ProtocolErrors:   s.count.protocolErrors.Load(),
 		Panics:           s.count.panics.Load(),
 		ToGuest:          bytes.toGuest,

@@ -101,9 +101,10 @@ type Config struct {
 	// a Write that never returns keeps Run from ending. Guests of the older ABI have neither.
 	Input  io.Reader
 	Output io.Writer
-	// OnConsole, if not nil, is called with true when the guest opens that stream, before it learns of it, and with false when the stream has
-	// ended. It must return soon.
-	OnConsole func(open bool)
+	// OnStdio, if not nil, is called with true when the guest opens that stream,
+	// before the guest learns of it, and with false when the stream has ended. It
+	// must return soon.
+	OnStdio func(open bool)
 	// Logger receives the guest's log records and the monitor's own. Nil discards.
 	Logger *slog.Logger
 	// OnListen, if not nil, is called once for each address on which the guest

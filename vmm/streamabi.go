@@ -92,7 +92,7 @@ func (a *streamABI) connect() (err error) {
 	mux.Handle(wire.ProtocolTLSListener, relay.TLSListener(v.cfg.TLS))
 	mux.Handle(wire.ProtocolUnixListener, relay.UnixListener(v.cfg.Sockets))
 	mux.Handle(wire.ProtocolUnixConnection, relay.UnixConnection(v.cfg.Sockets))
-	mux.Handle(wire.ProtocolConsole, relay.Console(v.cfg.Input, v.cfg.Output, v.cfg.OnConsole))
+	mux.Handle(wire.ProtocolStdio, relay.Stdio(v.cfg.Input, v.cfg.Output, v.cfg.OnStdio))
 	for protocol, h := range v.cfg.Handlers {
 		mux.Handle(protocol, h)
 	}

@@ -86,7 +86,7 @@ const (
 	ProtocolUnixConnection uint16 = 5
 	ProtocolResolver       uint16 = 6
 	ProtocolTLSConnection  uint16 = 7
-	ProtocolConsole        uint16 = 8
+	ProtocolStdio          uint16 = 8
 	ProtocolTLSListener    uint16 = 9
 	// ProtocolPrivate is the first of the numbers that embedding programs may give out.
 	ProtocolPrivate uint16 = 0x8000
@@ -112,8 +112,8 @@ func ProtocolName(protocol uint16) string {
 		return "resolver"
 	case ProtocolTLSConnection:
 		return "tls"
-	case ProtocolConsole:
-		return "console"
+	case ProtocolStdio:
+		return "stdio"
 	case ProtocolTLSListener:
 		return "tls-listener"
 	}

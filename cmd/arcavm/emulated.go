@@ -251,7 +251,7 @@ func exitError(exit emulated.Exit, said []byte) error {
 }
 
 // told is what the arcavm in the emulated machine tells by package emulated:
-// that its console is open or closed, a byte each, and its outcome, which is
+// that its stdio stream is open or closed, a byte each, and its outcome, which is
 // JSON and the last.
 type told struct {
 	use     func(open bool)
@@ -264,7 +264,7 @@ func (t *told) hear(news []byte) {
 			t.outcome = append(t.outcome, news[i:]...)
 			return
 		}
-		t.use(b == consoleOpened)
+		t.use(b == stdioOpened)
 	}
 }
 

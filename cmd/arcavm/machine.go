@@ -116,7 +116,7 @@ func (m *machine) boot(img *image.Image, args []string, abi image.ABI, share vmm
 	defer term.restore()
 	cfg.Share, cfg.Sockets = share, m.sockets
 	cfg.Console, cfg.Logger, cfg.OnListen = m.streams.out, logger, m.onListen
-	cfg.Input, cfg.Output, cfg.OnConsole = m.streams.input(), m.streams.out, term.use
+	cfg.Input, cfg.Output, cfg.OnStdio = m.streams.input(), m.streams.out, term.use
 	if m.policy != nil {
 		m.policy.OnPublish = func(p relay.Publish, host netip.AddrPort) {
 			if p.Host.Port() == 0 { // who asked for a port knows it

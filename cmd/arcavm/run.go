@@ -40,7 +40,7 @@ the window has room for), stream-files (256 on one stream), files (4K on all) an
 second, or disk (8G), by which it may make files of writable shares grow; VALUE may have a
 unit: K, M, G. What comes of it: PROTOCOL.md, section 13.
 
-The guest's console goes to stdout. A guest that opens the console stream reads stdin;
+The guest's console goes to stdout. A guest that opens the stdio stream reads stdin;
 as long as it does, a terminal hands it each key as it is typed. Log records, the
 guest's and arcavm's, go to stderr. The exit code is the guest's. If the guest dies, a
 report goes to stderr and the exit code is 70.

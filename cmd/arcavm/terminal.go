@@ -17,7 +17,7 @@ import (
 	"github.com/fix-project/arcavm/emulated"
 )
 
-// terminal is the terminal that the guest's console stream reads, if its input is one. While the guest has the console open it is in raw mode: keys come as they are
+// terminal is the terminal that the guest's stdio stream reads, if its input is one. While the guest has the stream open it is in raw mode: keys come as they are
 // typed. What is written to it is treated as before, for log records go there as well, and Ctrl-C and Ctrl-Z are still signals.
 //
 // A second process sees to it that the terminal is as before even if this one ends without a chance to do so.
@@ -59,14 +59,14 @@ func (t *terminal) use(open bool) {
 
 // What an emulated machine's arcavm tells the one outside.
 const (
-	consoleOpened = 'o'
-	consoleClosed = 'c'
+	stdioOpened = 'o'
+	stdioClosed = 'c'
 )
 
 func (t *terminal) tell(open bool) {
-	news := byte(consoleClosed)
+	news := byte(stdioClosed)
 	if open {
-		news = consoleOpened
+		news = stdioOpened
 	}
 	if err := emulated.Tell([]byte{news}); err != nil {
 		t.log.Warn("the terminal outside stays as it is", "err", err)

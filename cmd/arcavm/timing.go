@@ -146,7 +146,7 @@ func writeStreams(w io.Writer, p pipes.Stats, r relay.Stats) {
 	count(w, "datagrams that failed", r.DatagramsFailed)
 	count(w, "requests about files that failed", r.FileErrors)
 	count(w, "lookups that failed", r.LookupsFailed)
-	count(w, "failures of the console", r.ConsoleFailed)
+	count(w, "failures of the standard input or output", r.StdioFailed)
 	count(w, "reset because of a broken ring", p.Broken)
 	count(w, "reset because of a malformed message", r.ProtocolErrors)
 	count(w, "handlers that panicked", r.Panics)

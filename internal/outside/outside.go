@@ -30,7 +30,7 @@ const (
 // Socket is the name of a UNIX socket in [World.Folder] that somebody listens at.
 const Socket = "server"
 
-// World is servers, callers at the guest's servers, a console, and names.
+// World is servers, callers at the guest's servers, a standard input and output, and names.
 type World struct {
 	Authority *relaytest.Authority // of the TLS server, and whom callers trust
 	Echo, TLS netip.AddrPort       // of servers that send back what they get; the first one's port is a UDP server's, too
@@ -62,8 +62,8 @@ func (w *World) Counts() []Count {
 		{"datagrams to the UDP server", w.sent.Load()},
 		{"calls at the guest's listeners", w.calls.Load()},
 		{"calls with TLS", w.tlsCalls.Load()},
-		{"bytes from the console's input", w.typed.Load()},
-		{"bytes to the console's output", w.shown.Load()},
+		{"bytes from the standard input", w.typed.Load()},
+		{"bytes to the standard output", w.shown.Load()},
 		{"lookups of names", w.addressLookups.Load()},
 		{"lookups of addresses", w.nameLookups.Load()},
 	}
@@ -162,7 +162,7 @@ func (w *World) answerDatagrams() {
 	}
 }
 
-// Pipe is for a console whose other end the test has.
+// Pipe is for a stdio stream whose other end the test has.
 func Pipe(t testing.TB) (r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()

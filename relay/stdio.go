@@ -13,15 +13,15 @@ import (
 	"github.com/fix-project/arcavm/internal/stdio"
 )
 
-// Console returns the handler of protocol 8: a standard input and output as a stream, one at a time; a second is EBUSY. A nil in is at its end, a nil out discards; without both
-// there is no console: EOPNOTSUPP. The handler serves one virtual machine and closes neither.
+// Stdio returns the handler of protocol 8: a standard input and output as a stream, one at a time; a second is EBUSY. A nil in is at its end, a nil out discards; without both
+// there is nothing to open: EOPNOTSUPP. The handler serves one virtual machine and closes neither.
 //
 // An *[os.File] is read only when there is something, so that nothing is lost, and no goroutine left, when the stream ends. A Read of any other reader that waits then goes on
 // until it returns; what it read is for the next stream. A Write to any other writer isn't broken off.
 //
-// onOpen, if not nil, is called with true before the guest learns that it has the console, and with false when the stream has ended. It must return soon.
-func Console(in io.Reader, out io.Writer, onOpen func(open bool)) Handler {
-	c := &console{onOpen: onOpen}
+// onOpen, if not nil, is called with true before the guest learns that it has the stream, and with false when the stream has ended. It must return soon.
+func Stdio(in io.Reader, out io.Writer, onOpen func(open bool)) Handler {
+	c := &standardIO{onOpen: onOpen}
 	if in != nil {
 		c.in = stdio.NewInput(in)
 	}
@@ -31,38 +31,38 @@ func Console(in io.Reader, out io.Writer, onOpen func(open bool)) Handler {
 	return c
 }
 
-type console struct {
+type standardIO struct {
 	in     *stdio.Input
 	out    *stdio.Output
 	onOpen func(open bool)
 
 	mu      sync.Mutex
-	current *consoleStream
+	current *standardStream
 }
 
-// consoleStream is the stream that has the console.
-type consoleStream struct {
+// standardStream is the stream that is open.
+type standardStream struct {
 	stream *Stream
 	leaves atomic.Bool   // the guest takes no more input
-	ended  chan struct{} // closed when another one may have the console
+	ended  chan struct{} // closed when another one may open
 }
 
 // Serve relays until both directions have ended.
-func (c *console) Serve(ctx context.Context, s *Stream) error {
+func (c *standardIO) Serve(ctx context.Context, s *Stream) error {
 	if err := noPayload(s); err != nil {
 		return err
 	}
-	cs := &consoleStream{stream: s, ended: make(chan struct{})}
+	cs := &standardStream{stream: s, ended: make(chan struct{})}
 	if err := c.take(ctx, cs); err != nil {
-		s.failed("console refused", err)
+		s.failed("standard input and output refused", err)
 		return s.Opened(errnoOf(err), nil)
 	}
 	defer c.leave(cs)
 	return c.relay(ctx, cs)
 }
 
-// take makes cs the one that has the console. Where the guest has left the one before already, it waits for its end.
-func (c *console) take(ctx context.Context, cs *consoleStream) error {
+// take makes cs the stream that is open. Where the guest has left the one before already, it waits for its end.
+func (c *standardIO) take(ctx context.Context, cs *standardStream) error {
 	if c.in == nil && c.out == nil {
 		return unix.EOPNOTSUPP
 	}
@@ -87,14 +87,14 @@ func (c *console) take(ctx context.Context, cs *consoleStream) error {
 	}
 }
 
-func (c *console) leave(cs *consoleStream) {
+func (c *standardIO) leave(cs *standardStream) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.current = nil
 	close(cs.ended)
 }
 
-func (c *console) relay(ctx context.Context, cs *consoleStream) error {
+func (c *standardIO) relay(ctx context.Context, cs *standardStream) error {
 	s := cs.stream
 	// The input ends with the guest's reader, too.
 	stopIn, err := stdio.NewStop()
@@ -135,7 +135,7 @@ func (c *console) relay(ctx context.Context, cs *consoleStream) error {
 }
 
 // receive moves the input to the guest until it ends. It returns an error that ends the stream.
-func (c *console) receive(s *Stream, stop *stdio.Stop) error {
+func (c *standardIO) receive(s *Stream, stop *stdio.Stop) error {
 	var err error
 	if c.in != nil {
 		var n int64
@@ -149,15 +149,15 @@ func (c *console) receive(s *Stream, stop *stdio.Stop) error {
 	case errors.Is(err, stdio.ErrStopped), s.Pipe.Caused(err):
 		return nil
 	}
-	s.server.count.consoleFailed.Add(1)
-	s.warn(s.server.logs.console, "the console's input failed", slog.Any("err", err))
+	s.server.count.stdioFailed.Add(1)
+	s.warn(s.server.logs.stdio, "the standard input failed", slog.Any("err", err))
 	// The other direction ends, too.
 	_ = s.Pipe.Reset(errnoOf(err))
 	return err
 }
 
 // send moves what the guest writes to the output until the guest closes its writer, or the output takes no more. It returns an error that ends the stream.
-func (c *console) send(s *Stream, stop *stdio.Stop) error {
+func (c *standardIO) send(s *Stream, stop *stdio.Stop) error {
 	out := io.Discard
 	if c.out != nil {
 		out = c.out.Until(stop)
@@ -172,8 +172,8 @@ func (c *console) send(s *Stream, stop *stdio.Stop) error {
 	case s.Pipe.Caused(err):
 		return err
 	}
-	s.server.count.consoleFailed.Add(1)
-	s.warn(s.server.logs.console, "the rest of the console's output is lost", slog.Any("err", err))
+	s.server.count.stdioFailed.Add(1)
+	s.warn(s.server.logs.stdio, "the rest of the standard output is lost", slog.Any("err", err))
 	// The input may go on.
 	s.Pipe.OnReadError(nil)
 	_ = s.Pipe.CloseRead()

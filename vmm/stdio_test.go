@@ -16,17 +16,17 @@ import (
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
 
-func bootConsole(t *testing.T, in io.Reader, out io.Writer, args ...string) *vmmtest.Guest {
+func bootStdio(t *testing.T, in io.Reader, out io.Writer, args ...string) *vmmtest.Guest {
 	t.Helper()
 	return vmmtest.Boot(t, vmm.Config{Image: vmmtest.Image(t, "console"), Args: args, Input: in, Output: out})
 }
 
 // A conversation over pipes, up to the end of the input.
-func TestConsolePipes(t *testing.T) {
+func TestStdioPipes(t *testing.T) {
 	t.Parallel()
 	in, typed := outside.Pipe(t)
 	printed, out := outside.Pipe(t)
-	g := bootConsole(t, in, out)
+	g := bootStdio(t, in, out)
 	for _, text := range []string{"hello\n", "a", "Z9 ä\x00\n", strings.Repeat("long line ", 1000)} {
 		go io.WriteString(typed, text)
 		got := make([]byte, len(text))
@@ -50,21 +50,21 @@ func TestConsolePipes(t *testing.T) {
 	}
 }
 
-func TestConsoleOthers(t *testing.T) {
+func TestStdioOthers(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	g := bootConsole(t, strings.NewReader("abc"), &out)
+	g := bootStdio(t, strings.NewReader("abc"), &out)
 	if code, err := g.Wait(); code != 0 || err != nil || out.String() != "ABC3 bytes\n" {
 		t.Errorf("the guest ended with %d, %v, and printed %q", code, err, &out)
 	}
 }
 
-// The second stream is refused; after the first the next one has the console.
-func TestConsoleSecond(t *testing.T) {
+// The second stream is refused; after the first the next one has the standard input and output.
+func TestStdioSecond(t *testing.T) {
 	t.Parallel()
 	in, typed := outside.Pipe(t)
 	var out bytes.Buffer
-	g := bootConsole(t, in, &out, "second")
+	g := bootStdio(t, in, &out, "second")
 	g.WaitLog("console open")
 	if _, err := io.WriteString(typed, "abc"); err != nil {
 		t.Fatal(err)
@@ -80,9 +80,9 @@ func TestConsoleSecond(t *testing.T) {
 	}
 }
 
-func TestConsoleNone(t *testing.T) {
+func TestStdioNone(t *testing.T) {
 	t.Parallel()
-	g := bootConsole(t, nil, nil)
+	g := bootStdio(t, nil, nil)
 	if code, err := g.Wait(); code != 1 || err != nil {
 		t.Errorf("the guest ended with %d, %v; want 1", code, err)
 	}
@@ -91,12 +91,12 @@ func TestConsoleNone(t *testing.T) {
 	}
 }
 
-func TestConsoleOutputClosed(t *testing.T) {
+func TestStdioOutputClosed(t *testing.T) {
 	t.Parallel()
 	in, typed := outside.Pipe(t)
 	printed, out := outside.Pipe(t)
 	printed.Close()
-	g := bootConsole(t, in, out)
+	g := bootStdio(t, in, out)
 	g.WaitLog("console open")
 	go func() {
 		for err := error(nil); err == nil; {
@@ -112,7 +112,7 @@ func TestConsoleOutputClosed(t *testing.T) {
 }
 
 // However the VM ends, an input that doesn't come holds nothing up.
-func TestConsoleEnds(t *testing.T) {
+func TestStdioEnds(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(g *vmmtest.Guest){
 		"cancel": func(g *vmmtest.Guest) { g.Cancel() },
@@ -124,7 +124,7 @@ func TestConsoleEnds(t *testing.T) {
 			var calls []bool
 			g := vmmtest.Boot(t, vmm.Config{
 				Image: vmmtest.Image(t, "console"), Input: in, Output: io.Discard,
-				OnConsole: func(open bool) { calls = append(calls, open) },
+				OnStdio: func(open bool) { calls = append(calls, open) },
 			})
 			g.WaitLog("console open")
 			end(g)
@@ -132,7 +132,7 @@ func TestConsoleEnds(t *testing.T) {
 				t.Errorf("the run ended with %v", err)
 			}
 			if fmt.Sprint(calls) != "[true false]" {
-				t.Errorf("OnConsole was called with %v", calls)
+				t.Errorf("OnStdio was called with %v", calls)
 			}
 		})
 	}

@@ -17,19 +17,19 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-func (m *machine) tryConsole() (*pipestest.GuestConn, error) {
+func (m *machine) tryStdio() (*pipestest.GuestConn, error) {
 	m.t.Helper()
 	c, err := m.tryPipe(4096, 4096, 0)
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	_, err = open(c, wire.ProtocolConsole, nil)
+	_, err = open(c, wire.ProtocolStdio, nil)
 	return c, err
 }
 
-func (m *machine) console() *pipestest.GuestConn {
+func (m *machine) stdio() *pipestest.GuestConn {
 	m.t.Helper()
-	c, err := m.tryConsole()
+	c, err := m.tryStdio()
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -44,7 +44,7 @@ func mustWrite(t testing.TB, w io.Writer, text string) {
 }
 
 // Files and other readers and writers carry the same bytes, and the end of the input.
-func TestConsole(t *testing.T) {
+func TestStdio(t *testing.T) {
 	t.Parallel()
 	in, out := pattern(1, 100_000), pattern(2, 100_000)
 	for name, kind := range map[string]func(t *testing.T) (io.Reader, io.Writer, func() []byte){
@@ -71,8 +71,8 @@ func TestConsole(t *testing.T) {
 			t.Parallel()
 			r, w, printed := kind(t)
 			var calls []bool
-			m := start(t, setup{input: r, output: w, onConsole: func(open bool) { calls = append(calls, open) }})
-			c := m.console()
+			m := start(t, setup{input: r, output: w, onStdio: func(open bool) { calls = append(calls, open) }})
+			c := m.stdio()
 			var writing sync.WaitGroup
 			writing.Go(func() {
 				c.Write(out)
@@ -97,11 +97,11 @@ func TestConsole(t *testing.T) {
 	}
 }
 
-func TestConsoleWithout(t *testing.T) {
+func TestStdioWithout(t *testing.T) {
 	t.Parallel()
 	t.Run("both", func(t *testing.T) {
 		t.Parallel()
-		if _, err := start(t, setup{}).tryConsole(); !errors.Is(err, unix.EOPNOTSUPP) {
+		if _, err := start(t, setup{}).tryStdio(); !errors.Is(err, unix.EOPNOTSUPP) {
 			t.Error(err)
 		}
 	})
@@ -109,7 +109,7 @@ func TestConsoleWithout(t *testing.T) {
 		t.Parallel()
 		var out strings.Builder
 		m := start(t, setup{output: &out})
-		c := m.console()
+		c := m.stdio()
 		wantEOF(t, c)
 		mustWrite(t, c, "text")
 		c.Close()
@@ -120,7 +120,7 @@ func TestConsoleWithout(t *testing.T) {
 	})
 	t.Run("output", func(t *testing.T) {
 		t.Parallel()
-		c := start(t, setup{input: strings.NewReader("text")}).console()
+		c := start(t, setup{input: strings.NewReader("text")}).stdio()
 		mustWrite(t, c, strings.Repeat("lost", 10_000))
 		wantBytes(t, c, []byte("text"))
 		wantEOF(t, c)
@@ -131,15 +131,15 @@ func TestConsoleWithout(t *testing.T) {
 func TestOpenWithPayload(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{input: strings.NewReader("")})
-	for _, protocol := range []uint16{wire.ProtocolFileSystem, wire.ProtocolResolver, wire.ProtocolConsole} {
+	for _, protocol := range []uint16{wire.ProtocolFileSystem, wire.ProtocolResolver, wire.ProtocolStdio} {
 		if _, err := open(m.pipe(), protocol, []byte("x")); !errors.Is(err, unix.EPROTO) {
 			t.Errorf("protocol %d: %v", protocol, err)
 		}
 	}
 }
 
-// One stream has the console; when the guest has closed it the next one may have it at once, and what the first didn't take.
-func TestConsoleOneAtATime(t *testing.T) {
+// One stream has the standard input and output; when the guest has closed it the next one may have it at once, and what the first didn't take.
+func TestStdioOneAtATime(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"files", "others"} {
 		t.Run(kind, func(t *testing.T) {
@@ -151,15 +151,15 @@ func TestConsoleOneAtATime(t *testing.T) {
 			}
 			m := start(t, setup{input: in, output: io.Discard})
 			for range 50 {
-				c := m.console()
-				if _, err := m.tryConsole(); !errors.Is(err, unix.EBUSY) {
+				c := m.stdio()
+				if _, err := m.tryStdio(); !errors.Is(err, unix.EBUSY) {
 					t.Fatalf("the second: %v", err)
 				}
 				mustWrite(t, w, "a")
 				wantBytes(t, c, []byte("a"))
 				c.Close()
 				mustWrite(t, w, "b")
-				c = m.console()
+				c = m.stdio()
 				wantBytes(t, c, []byte("b"))
 				c.Reset(unix.ECONNRESET)
 			}
@@ -169,7 +169,7 @@ func TestConsoleOneAtATime(t *testing.T) {
 }
 
 // The end of the virtual machine isn't held up by an input that doesn't come, or an output that isn't read.
-func TestConsoleStops(t *testing.T) {
+func TestStdioStops(t *testing.T) {
 	t.Parallel()
 	r, _ := outside.Pipe(t)
 	_, w := outside.Pipe(t)
@@ -179,17 +179,17 @@ func TestConsoleStops(t *testing.T) {
 	}
 	mustWrite(t, w, strings.Repeat("x", size))
 	m := start(t, setup{input: r, output: w})
-	mustWrite(t, m.console(), "more than the pipe takes")
+	mustWrite(t, m.stdio(), "more than the pipe takes")
 	m.stop()
 }
 
 // Nobody reads the output any more: the guest's writes fail, its input goes on.
-func TestConsoleOutputGone(t *testing.T) {
+func TestStdioOutputGone(t *testing.T) {
 	t.Parallel()
 	r, typed := outside.Pipe(t)
 	printed, w := outside.Pipe(t)
 	m := start(t, setup{input: r, output: w})
-	c := m.console()
+	c := m.stdio()
 	mustWrite(t, c, "read")
 	wantBytes(t, printed, []byte("read"))
 	printed.Close()
@@ -202,24 +202,24 @@ func TestConsoleOutputGone(t *testing.T) {
 	}
 	mustWrite(t, typed, "still here")
 	wantBytes(t, c, []byte("still here"))
-	if n := m.log.count("the rest of the console's output is lost"); n != 1 {
+	if n := m.log.count("the rest of the standard output is lost"); n != 1 {
 		t.Errorf("%d log records", n)
 	}
-	if s := m.server.Stats(); s.ConsoleFailed != 1 {
+	if s := m.server.Stats(); s.StdioFailed != 1 {
 		t.Errorf("%+v", s)
 	}
 	c.Close()
 	m.wantFree()
 }
 
-func TestConsoleInputFails(t *testing.T) {
+func TestStdioInputFails(t *testing.T) {
 	t.Parallel()
 	r, w := io.Pipe()
 	m := start(t, setup{input: r})
-	c := m.console()
+	c := m.stdio()
 	w.CloseWithError(unix.EIO)
 	wantReadError(t, c, unix.EIO)
-	if s := m.server.Stats(); s.ConsoleFailed != 1 {
+	if s := m.server.Stats(); s.StdioFailed != 1 {
 		t.Errorf("%+v", s)
 	}
 	c.Close()
