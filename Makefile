@@ -8,7 +8,7 @@ PACKAGES := ./... ./testdata/images
 # Packages whose tests use /dev/kvm: the emulated lane runs these.
 KVM_PACKAGES := ./kvm ./vmm/... ./cmd/arcavm
 # Packages that touch neither KVM nor guest memory mapped by it.
-RACE_PACKAGES := ./pipes/... ./rpc/... ./wire/... ./relay/... ./hypercall/... ./emulated/...
+RACE_PACKAGES := ./pipes/... ./rpc/... ./wire/... ./network/... ./relay/... ./hypercall/... ./emulated/...
 
 TESTFLAGS ?=
 

@@ -13,18 +13,19 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/wire"
 )
 
 // poorHost is a network whose listeners can't accept.
-type poorHost struct{ relay.Host }
+type poorHost struct{ network.Host }
 
 type poorListener struct{ net.Listener }
 
-func (poorHost) Listen(ctx context.Context, network, address string) (net.Listener, error) {
-	ln, err := relay.Host{}.Listen(ctx, network, address)
+func (h poorHost) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	ln, err := h.Host.Listen(ctx, network, address)
 	return poorListener{ln}, err
 }
 
@@ -37,7 +38,7 @@ func TestDiagnostics(t *testing.T) {
 	t.Parallel()
 	_, busyAt := hostListener(t, "127.0.0.1:0")
 	for name, c := range map[string]struct {
-		network relay.Network
+		network network.Network
 		do      func(t *testing.T, m *machine) (stream pipes.ID)
 		record  string
 		counter func(relay.Stats) uint64
@@ -233,7 +234,7 @@ func TestNothingShared(t *testing.T) {
 // A flood of one kind of warnings is cut, and hides no other kind.
 func TestFloodHidesNothing(t *testing.T) {
 	t.Parallel()
-	m := start(t, setup{network: relay.NewPolicy(relay.Host{}, nil, nil)})
+	m := start(t, setup{network: network.NewPolicy(network.Host{}, nil, nil)})
 	const flood = 50
 	for range flood {
 		c := m.pipe()

@@ -1,12 +1,8 @@
 package relay
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"net"
-	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -26,41 +22,4 @@ func (b *breach) Unwrap() []error { return []error{unix.EPROTO, b.err} }
 func isBreach(p *pipes.Pipe, err error) bool {
 	var b *breach
 	return errors.As(err, &b) || errors.Is(err, unix.EPROTO) && p.Caused(err)
-}
-
-// errnoOf returns the Linux errno that tells the guest about err; 0 for nil. Failed name lookups come first, for
-// their own cause is about the name server: ENOENT for a name that doesn't exist, ETIMEDOUT and EAGAIN for
-// failures that may pass. What has no errno is EIO.
-func errnoOf(err error) unix.Errno {
-	var errno unix.Errno
-	var lookup *net.DNSError
-	var address *net.AddrError
-	var timeout interface{ Timeout() bool }
-	switch {
-	case err == nil:
-		return 0
-	case errors.As(err, &lookup):
-		switch {
-		case lookup.IsNotFound:
-			return unix.ENOENT
-		case lookup.IsTimeout:
-			return unix.ETIMEDOUT
-		default:
-			return unix.EAGAIN
-		}
-	case errors.As(err, &errno) && errno != 0:
-		return errno
-	case errors.As(err, &address):
-		return unix.EADDRNOTAVAIL
-	case errors.Is(err, context.Canceled):
-		return unix.ECANCELED
-	case errors.As(err, &timeout) && timeout.Timeout():
-		return unix.ETIMEDOUT
-	case errors.Is(err, fs.ErrNotExist):
-		return unix.ENOENT
-	case errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrClosed):
-		return unix.ECONNRESET
-	default:
-		return unix.EIO
-	}
 }

@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"net/netip"
 	"time"
 )
 
@@ -24,9 +23,6 @@ func (s *Server) LookAtLingering(now time.Time) { s.lingering.look(now) }
 
 // MaxHandshakes is how many handshakes of a TLS listener run at once.
 const MaxHandshakes = maxHandshakes
-
-// PeerAt is what counts as one peer.
-func PeerAt(a netip.Addr) netip.Prefix { return peerAt(a) }
 
 // MaxGreetings is how many handshakes of connections that a guest makes run at
 // once.

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/wire"
 )
@@ -293,5 +294,5 @@ func fileErrno(err error) unix.Errno {
 	if errors.Is(err, os.ErrClosed) {
 		return unix.EBADF
 	}
-	return errnoOf(err)
+	return network.Errno(err)
 }

@@ -12,18 +12,19 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
+	"github.com/fix-project/arcavm/network/networktest"
 	"github.com/fix-project/arcavm/pipes/pipestest"
 	"github.com/fix-project/arcavm/relay"
-	"github.com/fix-project/arcavm/relay/relaytest"
 	"github.com/fix-project/arcavm/wire"
 )
 
 // foreignNetwork is a network of an embedding program. What isn't set is the host's.
 type foreignNetwork struct {
-	relay.Host
+	network.Host
 	dial   func() (net.Conn, error)
 	listen func() (net.Listener, error)
-	packet func() (relay.PacketConn, error)
+	packet func() (network.PacketConn, error)
 }
 
 func (n foreignNetwork) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
@@ -40,7 +41,7 @@ func (n foreignNetwork) Listen(ctx context.Context, network, address string) (ne
 	return n.listen()
 }
 
-func (n foreignNetwork) ListenPacket(ctx context.Context, network, address string) (relay.PacketConn, error) {
+func (n foreignNetwork) ListenPacket(ctx context.Context, network, address string) (network.PacketConn, error) {
 	if n.packet == nil {
 		return n.Host.ListenPacket(ctx, network, address)
 	}
@@ -58,14 +59,14 @@ type noListener struct{ net.Listener }
 func (noListener) Accept() (net.Conn, error) { return nil, nil }
 
 // noTimes is a connection that knows no deadlines, as those that are tunnelled through another protocol often don't.
-type noTimes struct{ relay.Conn }
+type noTimes struct{ network.Conn }
 
 func (noTimes) SetDeadline(time.Time) error      { return errors.ErrUnsupported }
 func (noTimes) SetReadDeadline(time.Time) error  { return errors.ErrUnsupported }
 func (noTimes) SetWriteDeadline(time.Time) error { return errors.ErrUnsupported }
 
 // udpNamed is a connection that says it is UDP.
-type udpNamed struct{ relay.Conn }
+type udpNamed struct{ network.Conn }
 
 func (udpNamed) LocalAddr() net.Addr  { return &net.UDPAddr{IP: net.IPv4(192, 0, 2, 2), Port: 1} }
 func (udpNamed) RemoteAddr() net.Addr { return &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 80} }
@@ -78,7 +79,7 @@ func TestNetworkThatGivesNothing(t *testing.T) {
 	nothing := foreignNetwork{
 		dial:   func() (net.Conn, error) { return nil, nil },
 		listen: func() (net.Listener, error) { return nil, nil },
-		packet: func() (relay.PacketConn, error) { return nil, nil },
+		packet: func() (network.PacketConn, error) { return nil, nil },
 	}
 	for _, c := range []struct {
 		name     string
@@ -91,8 +92,8 @@ func TestNetworkThatGivesNothing(t *testing.T) {
 		{"UDP", wire.ProtocolUDP, wire.AppendUDPSocket(nil, wire.UDPSocket{Local: port})},
 		{"UDP connect", wire.ProtocolUDP, wire.AppendUDPSocket(nil, wire.UDPSocket{Peer: wire.Endpoint{Addr: port.Addr, Port: 80}})},
 	} {
-		for name, network := range map[string]relay.Network{
-			"": nothing, ", policy": relay.NewPolicy(nothing, []relay.Rule{{Allow: true}}, nil),
+		for name, network := range map[string]network.Network{
+			"": nothing, ", policy": network.NewPolicy(nothing, []network.Rule{{Allow: true}}, nil),
 		} {
 			t.Run(c.name+name, func(t *testing.T) {
 				t.Parallel()
@@ -155,7 +156,7 @@ func TestConnWithoutDeadlines(t *testing.T) {
 
 // miscounting is a connection that claims to have read or written another number of bytes than there was place for.
 type miscounting struct {
-	relay.Conn
+	network.Conn
 	by int
 }
 
@@ -221,7 +222,7 @@ func TestOnListenPanics(t *testing.T) {
 		m := start(t, setup{
 			network:  foreignNetwork{listen: func() (net.Listener, error) { return closing{ln, &closes}, nil }},
 			onListen: func(netip.AddrPort) { panic("out of luck") },
-			tls:      relay.TLS{Certificates: []tls.Certificate{relaytest.NewAuthority(t).Issue(t, nil)}},
+			tls:      relay.TLS{Certificates: []tls.Certificate{networktest.NewAuthority(t).Issue(t, nil)}},
 		})
 		c := m.pipe()
 		listen := wire.Listen{Endpoint: wire.Endpoint{Addr: netip.MustParseAddr("127.0.0.1")}}

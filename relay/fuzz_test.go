@@ -8,9 +8,9 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/fix-project/arcavm/network/networktest"
 	"github.com/fix-project/arcavm/pipes/pipestest"
 	"github.com/fix-project/arcavm/relay"
-	"github.com/fix-project/arcavm/relay/relaytest"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -120,7 +120,7 @@ func FuzzListenerPipe(f *testing.F) {
 // Whatever a guest opens any protocol with and sends then, the pipe ends when the guest closes it, and is free. Sockets and names are in memory; a server there sends back
 // what it gets.
 func FuzzProtocolPipe(f *testing.F) {
-	network := &relaytest.Network{Hosts: map[string]netip.Addr{"a.test": netip.MustParseAddr("192.0.2.1")}}
+	network := &networktest.Network{Hosts: map[string]netip.Addr{"a.test": netip.MustParseAddr("192.0.2.1")}}
 	server, any4 := at(netip.MustParseAddrPort("192.0.2.1:80")), at(netip.MustParseAddrPort("0.0.0.0:0"))
 	l, err := network.Listen(f.Context(), "tcp4", "192.0.2.1:80")
 	if err != nil {
@@ -169,7 +169,7 @@ func FuzzProtocolPipe(f *testing.F) {
 	} {
 		f.Add(byte(seed.protocol), seed.payload, seed.then)
 	}
-	a := relaytest.NewAuthority(f)
+	a := networktest.NewAuthority(f)
 	trust := relay.TLS{RootCAs: a.Pool, Certificates: []tls.Certificate{a.Issue(f, nil)}}
 	root := shareBytes(f, 10_000)
 	f.Fuzz(func(t *testing.T, protocol byte, payload, then []byte) {

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/pipes/pipestest"
 	"github.com/fix-project/arcavm/relay"
@@ -132,7 +133,7 @@ type setup struct {
 	sockets        shared.Share
 	onListen       func(netip.AddrPort)
 	handlers       map[uint16]relay.Handler
-	network        relay.Network
+	network        network.Network
 	tls            relay.TLS
 	input          io.Reader
 	output         io.Writer
@@ -140,7 +141,7 @@ type setup struct {
 	connectTimeout time.Duration
 	streams        int
 	window         int
-	limits         relay.Limits
+	limits         network.Limits
 	ringLimit      int64
 	quiet          bool // no log to wait on
 	hasty          bool // no last look for lost wake-ups, so that a fuzz target has more than a few machines a second

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/fix-project/arcavm/internal/outside"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/pipes/pipestest"
 	"github.com/fix-project/arcavm/relay"
@@ -38,13 +39,13 @@ const (
 // CPUs at once. The monitor doesn't panic, hang or leak, and the streams of the same guest that behave carry their bytes. make hostile
 // sets ARCAVM_HOSTILE_OPERATIONS and ARCAVM_HOSTILE_SEED for a long run. Not parallel: it counts what the process has.
 func TestHostileGuest(t *testing.T) {
-	t.Run("no limits", func(t *testing.T) { attackMonitor(t, relay.Limits{}) })
+	t.Run("no limits", func(t *testing.T) { attackMonitor(t, network.Limits{}) })
 	// Those that the good streams don't come up against, or only wait at.
-	t.Run("limits", func(t *testing.T) { attackMonitor(t, relay.Limits{Bytes: 20 << 20, Accepts: 2, StreamFiles: 2}) })
+	t.Run("limits", func(t *testing.T) { attackMonitor(t, network.Limits{Bytes: 20 << 20, Accepts: 2, StreamFiles: 2}) })
 }
 
 // attackMonitor makes half of the operations.
-func attackMonitor(t *testing.T, limits relay.Limits) {
+func attackMonitor(t *testing.T, limits network.Limits) {
 	const enough = 100_000 // operations for some of everything
 	operations := number(t, "ARCAVM_HOSTILE_OPERATIONS", 2*enough) / 2
 	seed := number(t, "ARCAVM_HOSTILE_SEED", 1)
@@ -173,7 +174,7 @@ type target struct {
 	patience int    // how often it still waits for an answer before it goes on
 }
 
-func newHostile(t *testing.T, limits relay.Limits) *hostile {
+func newHostile(t *testing.T, limits network.Limits) *hostile {
 	t.Helper()
 	h := &hostile{m: &machine{t: t, log: &journal{changed: make(chan struct{})}}}
 	for range attackers * targetsEach {

@@ -12,9 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/pipes/pipestest"
-	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -87,7 +87,7 @@ func TestFileLimits(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("content"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	m := start(t, setup{share: openShare(t, dir, false), limits: relay.Limits{StreamFiles: 2, Files: 3}})
+	m := start(t, setup{share: openShare(t, dir, false), limits: network.Limits{StreamFiles: 2, Files: 3}})
 	a, b := m.fileGuest(4096), m.fileGuest(4096)
 	h := a.mustOpen("file", wire.OpenRead)
 	_, err := a.open("missing", wire.OpenRead)
@@ -119,7 +119,7 @@ func TestFileLimits(t *testing.T) {
 
 func TestAcceptLimit(t *testing.T) {
 	t.Parallel()
-	m := start(t, setup{limits: relay.Limits{Accepts: 2}})
+	m := start(t, setup{limits: network.Limits{Accepts: 2}})
 	l, other := m.listen("127.0.0.1:0", 0), m.listen("127.0.0.1:0", 0)
 	a, b, c := m.pipe(), m.pipe(), m.pipe()
 	l.ask(1, a.ID())
@@ -282,7 +282,7 @@ func TestOperationLimit(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			m := start(t, setup{share: openShare(t, dir, true), limits: relay.Limits{Operations: 20}})
+			m := start(t, setup{share: openShare(t, dir, true), limits: network.Limits{Operations: 20}})
 			once := prepare(t, m)
 			var err error
 			m.until(func() bool { return err != nil }, func() { err = once() })
@@ -348,7 +348,7 @@ func TestByteLimit(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(dir, "file"), pattern(1, total), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			m := start(t, setup{share: openShare(t, dir, true), limits: relay.Limits{Bytes: perSecond}})
+			m := start(t, setup{share: openShare(t, dir, true), limits: network.Limits{Bytes: perSecond}})
 			begun := time.Now()
 			transfer(t, m, pattern(1, total))
 			// A frame or a piece may be ahead of its time.
@@ -382,7 +382,7 @@ func TestByteLimitWaits(t *testing.T) {
 		for _, toGuest := range []bool{false, true} {
 			t.Run(name+map[bool]string{false: ", from the guest", true: ", to the guest"}[toGuest], func(t *testing.T) {
 				t.Parallel()
-				m := start(t, setup{limits: relay.Limits{Bytes: 1}})
+				m := start(t, setup{limits: network.Limits{Bytes: 1}})
 				g, peer := m.connected()
 				// A second's worth is 64 KiB at least; after that it takes ages.
 				var from, to net.Conn = g, peer
@@ -416,7 +416,7 @@ func TestByteLimitWaits(t *testing.T) {
 
 func TestDatagramByteLimit(t *testing.T) {
 	t.Parallel()
-	m := start(t, setup{limits: relay.Limits{Bytes: 1}})
+	m := start(t, setup{limits: network.Limits{Bytes: 1}})
 	host, to := hostUDP(t, "127.0.0.1:0")
 	u := m.udpBound(256<<10, "127.0.0.1:0")
 	data := pattern(1, 60000)

@@ -12,13 +12,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
+	"github.com/fix-project/arcavm/network/networktest"
 	"github.com/fix-project/arcavm/pipes/pipestest"
 	"github.com/fix-project/arcavm/relay"
-	"github.com/fix-project/arcavm/relay/relaytest"
 )
 
 // tight is a network whose sockets take little before their peer reads.
-type tight struct{ relay.Host }
+type tight struct{ network.Host }
 
 func (n tight) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	c, err := n.Host.DialContext(ctx, network, address)
@@ -63,7 +64,7 @@ var lingerCases = map[string]func(t *testing.T) (*machine, *pipestest.GuestConn,
 		return m, m.connect(to), accepted(t, l), unix.ECONNRESET
 	},
 	"TLS": func(t *testing.T) (*machine, *pipestest.GuestConn, net.Conn, error) {
-		a := relaytest.NewAuthority(t)
+		a := networktest.NewAuthority(t)
 		m := start(t, setup{network: tight{}, tls: relay.TLS{RootCAs: a.Pool}})
 		g, p := tlsConnected(t, m, a, tls.VersionTLS13)
 		if err := p.tcp.SetReadBuffer(4096); err != nil {

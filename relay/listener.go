@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/wire"
 )
@@ -55,9 +56,10 @@ func serveListener(ctx context.Context, s *Stream, ln net.Listener, payload []by
 	return err
 }
 
-// listenOn listens with a backlog, 0 for the network's own.
-func listenOn(ctx context.Context, from Network, network, address string, backlog uint32) (net.Listener, error) {
-	ln, err := given(from.Listen(ctx, network, address))
+// listenOn listens with a backlog, 0 for the network's own. kind is "tcp4",
+// "tcp6" or "unix".
+func listenOn(ctx context.Context, from network.Network, kind, address string, backlog uint32) (net.Listener, error) {
+	ln, err := network.Check(from.Listen(ctx, kind, address))
 	if err != nil {
 		return nil, err
 	}
@@ -68,6 +70,20 @@ func listenOn(ctx context.Context, from Network, network, address string, backlo
 		}
 	}
 	return ln, nil
+}
+
+// asSocket returns the socket below ln, nil if there is none.
+func asSocket(ln net.Listener) syscall.Conn {
+	for {
+		switch x := ln.(type) {
+		case syscall.Conn:
+			return x
+		case interface{ NetListener() net.Listener }:
+			ln = x.NetListener()
+		default:
+			return nil
+		}
+	}
 }
 
 // setBacklog listens once more: Linux then takes the new backlog, cut at net.core.somaxconn.
@@ -252,12 +268,12 @@ func (l *listener) await() bool {
 
 // accept pairs connections with accepts. A connection whose last accept is withdrawn in the moment in which it comes is kept for the next one.
 func (l *listener) accept() {
-	var conn Conn
+	var conn network.Conn
 	backoff := minBackoff
 	for l.await() {
 		if conn == nil {
 			var err error
-			if conn, err = asConn(l.ln.Accept()); err != nil {
+			if conn, err = network.CheckConn(l.ln.Accept()); err != nil {
 				if errors.Is(err, net.ErrClosed) {
 					break
 				}
@@ -277,12 +293,12 @@ func (l *listener) accept() {
 		}
 	}
 	if conn != nil {
-		abandon(conn)
+		network.Abandon(conn)
 	}
 }
 
 // serve announces a connection and relays it.
-func (l *listener) serve(a *accept, conn Conn) {
+func (l *listener) serve(a *accept, conn network.Conn) {
 	server := l.stream.server
 	server.count.accepted.Add(1)
 	l.stream.log(slog.LevelDebug, "accepted", slog.Any("peer", conn.RemoteAddr()), slog.Any("on", a.stream.Pipe.ID()))
@@ -297,7 +313,7 @@ func (l *listener) serve(a *accept, conn Conn) {
 		err = l.answer(a.request, m)
 	}
 	if err != nil {
-		abandon(conn)
+		network.Abandon(conn)
 		l.giveBack(a)
 		return
 	}
@@ -311,7 +327,7 @@ func (l *listener) refuse(err error) {
 	l.stream.warn(l.stream.server.logs.acceptFailed, "accept failed", slog.Any("err", err))
 	if a := l.next(); a != nil {
 		l.giveBack(a)
-		_ = l.answer(a.request, wire.IncomingConnection{Status: uint32(errnoOf(err))})
+		_ = l.answer(a.request, wire.IncomingConnection{Status: uint32(network.Errno(err))})
 	}
 }
 

@@ -16,9 +16,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network/networktest"
 	"github.com/fix-project/arcavm/pipes/pipestest"
 	"github.com/fix-project/arcavm/relay"
-	"github.com/fix-project/arcavm/relay/relaytest"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -31,7 +31,7 @@ func TestStreamMemory(t *testing.T) {
 		t.Skip("the race detector's own memory counts")
 	}
 	const n, warm = 100, 16
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	m := start(t, setup{
 		quiet: true, streams: 9*(n+warm) + 8, window: 256 << 20, root: folderOfNames(t),
 		tls: relay.TLS{RootCAs: a.Pool, Certificates: []tls.Certificate{a.Issue(t, nil)}},
@@ -187,7 +187,7 @@ func (m *machine) tlsTo(server netip.AddrPort) {
 
 // tlsServers is a server that shows each client a chain of its own, of about
 // size bytes, and then says nothing.
-func tlsServers(t *testing.T, a *relaytest.Authority, size int) netip.AddrPort {
+func tlsServers(t *testing.T, a *networktest.Authority, size int) netip.AddrPort {
 	t.Helper()
 	l, to := hostListener(t, "127.0.0.1:0")
 	cert := a.Issue(t, nil)
@@ -221,7 +221,7 @@ func tlsServers(t *testing.T, a *relaytest.Authority, size int) netip.AddrPort {
 // A server can't have the monitor keep however large a chain.
 func TestTLSGreetingTooLarge(t *testing.T) {
 	t.Parallel()
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool}})
 	_, err := open(m.pipe(), wire.ProtocolTLSConnection, tlsConnect(tlsServers(t, a, 40<<10), ""))
 	if err != unix.ECONNABORTED {

@@ -14,8 +14,9 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
+	"github.com/fix-project/arcavm/network/networktest"
 	"github.com/fix-project/arcavm/relay"
-	"github.com/fix-project/arcavm/relay/relaytest"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -23,7 +24,7 @@ import (
 // It gives every name the addresses 127.0.0.1 and ::1, but for what a label
 // says: no4 and no6 are questions that aren't answered, only4 and only6 are the
 // family that there are addresses of, none is a name that doesn't exist.
-func nameServer(t testing.TB) relay.Host {
+func nameServer(t testing.TB) network.Host {
 	t.Helper()
 	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
 	try(t, err)
@@ -45,7 +46,7 @@ func nameServer(t testing.TB) relay.Host {
 		c.Close()
 		<-ended
 	})
-	return relay.Host{Resolver: &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	return network.Host{Resolver: &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "udp4", c.LocalAddr().String())
 	}}}
@@ -87,11 +88,11 @@ const soon = 4 * time.Second
 func TestUnansweredFamily(t *testing.T) {
 	t.Parallel()
 	host := nameServer(t)
-	var rules []relay.Rule
-	allow, err := relay.ParseRule(true, "localhost")
+	var rules []network.Rule
+	allow, err := network.ParseRule(true, "localhost")
 	try(t, err)
-	policy := relay.NewPolicy(host, append(rules, allow), nil)
-	a := relaytest.NewAuthority(t)
+	policy := network.NewPolicy(host, append(rules, allow), nil)
+	a := networktest.NewAuthority(t)
 	cert := a.Issue(t, nil)
 	m := start(t, setup{network: policy, tls: relay.TLS{RootCAs: a.Pool}})
 	g := m.resolver(wire.ProtocolResolver)

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -41,7 +41,7 @@ func socketPair(t testing.TB) (a, b *net.UnixConn) {
 
 // oneConn is a network on which every connect gets the same connection.
 type oneConn struct {
-	relay.Host
+	network.Host
 	conn    net.Conn
 	address chan string
 }
@@ -143,11 +143,11 @@ func TestConnWithoutHalfClose(t *testing.T) {
 // A refusal is EACCES for the guest, a record that names the stream, and a number.
 func TestDenied(t *testing.T) {
 	t.Parallel()
-	rule, err := relay.ParseRule(false, "in:*")
+	rule, err := network.ParseRule(false, "in:*")
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := start(t, setup{network: relay.NewPolicy(relay.Host{}, []relay.Rule{rule}, nil)})
+	m := start(t, setup{network: network.NewPolicy(network.Host{}, []network.Rule{rule}, nil)})
 	loopback := netip.MustParseAddrPort("127.0.0.1:1")
 	for protocol, payload := range map[uint16][]byte{
 		wire.ProtocolTCPConnection: connectTo(loopback),
@@ -187,14 +187,14 @@ func TestDenied(t *testing.T) {
 // A guest may listen where its port is published, whatever the rules, and believes in its own address.
 func TestPublished(t *testing.T) {
 	t.Parallel()
-	rule, err := relay.ParseRule(false, "*")
+	rule, err := network.ParseRule(false, "*")
 	if err != nil {
 		t.Fatal(err)
 	}
 	heard, told := make(chan netip.AddrPort, 1), make(chan netip.AddrPort, 1)
-	publish := relay.Publish{Protocol: "tcp", Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 80}
-	policy := relay.NewPolicy(relay.Host{}, []relay.Rule{rule}, []relay.Publish{publish})
-	policy.OnPublish = func(p relay.Publish, host netip.AddrPort) {
+	publish := network.Publish{Protocol: "tcp", Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 80}
+	policy := network.NewPolicy(network.Host{}, []network.Rule{rule}, []network.Publish{publish})
+	policy.OnPublish = func(p network.Publish, host netip.AddrPort) {
 		if p != publish {
 			t.Errorf("published is %+v", p)
 		}
@@ -234,7 +234,7 @@ func TestConnectTimeout(t *testing.T) {
 }
 
 // silent is a network where nobody answers.
-type silent struct{ relay.Host }
+type silent struct{ network.Host }
 
 func (silent) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
 	<-ctx.Done()

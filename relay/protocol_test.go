@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/pipes/pipestest"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/wire"
@@ -85,7 +86,7 @@ func TestPrivateProtocol(t *testing.T) {
 // A handler of an embedding program relays to a connection of that program's: each end by itself, and a reset.
 func TestPrivateRelay(t *testing.T) {
 	t.Parallel()
-	inside := make(chan relay.Conn, 1)
+	inside := make(chan network.Conn, 1)
 	m := start(t, setup{handlers: map[uint16]relay.Handler{
 		wire.ProtocolPrivate: relay.HandlerFunc(func(_ context.Context, s *relay.Stream) error {
 			conn := <-inside

@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/network"
 )
 
 // keepWorkers may wait for work on a stream, so that a request seldom needs a new goroutine.
@@ -113,7 +115,7 @@ func (q *requests[R]) fail(err error) {
 		case q.stream.Pipe.Caused(err):
 			_ = q.stream.Pipe.Close()
 		default:
-			_ = q.stream.Pipe.Reset(errnoOf(err))
+			_ = q.stream.Pipe.Reset(network.Errno(err))
 		}
 	})
 }

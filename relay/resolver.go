@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -113,7 +114,7 @@ func (r *resolverStream) answer(l *lookup) error {
 		r.stream.server.count.lookupsFailed.Add(1)
 		r.stream.failed("lookup failed", failure)
 	}
-	status := uint32(errnoOf(failure))
+	status := uint32(network.Errno(failure))
 	return r.stream.write(func(b []byte) []byte {
 		if l.name != "" {
 			return wire.AppendAddresses(b, l.request, wire.Addresses{Status: status, Endpoints: entries})
@@ -143,7 +144,7 @@ var networks = map[uint8]string{0: "ip", 4: "ip4", 6: "ip6"}
 
 func (r *resolverStream) addresses(ctx context.Context, name string, family uint8) (entries []byte, err error) {
 	addrs, err := r.stream.Network().LookupNetIP(ctx, networks[family], name)
-	if errno := errnoOf(err); family != 0 && (errno == unix.ENOENT || errno == unix.EADDRNOTAVAIL) {
+	if errno := network.Errno(err); family != 0 && (errno == unix.ENOENT || errno == unix.EADDRNOTAVAIL) {
 		// Package net has one error for a name that doesn't exist and for one without an address of this family.
 		ctx, cancel := context.WithTimeout(ctx, otherFamilyTimeout)
 		defer cancel()

@@ -15,15 +15,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
+	"github.com/fix-project/arcavm/network/networktest"
 	"github.com/fix-project/arcavm/pipes/pipestest"
 	"github.com/fix-project/arcavm/relay"
-	"github.com/fix-project/arcavm/relay/relaytest"
 	"github.com/fix-project/arcavm/wire"
 )
 
 // lookups is a network that answers lookups by functions.
 type lookups struct {
-	relay.Host
+	network.Host
 	addrs func(ctx context.Context, network, host string) ([]netip.Addr, error)
 	names func(ctx context.Context, address string) ([]string, error)
 }
@@ -148,7 +149,7 @@ func TestResolveName(t *testing.T) {
 		"again.test":  {"ip": &net.DNSError{Err: "server misbehaving", IsTemporary: true}},
 		"late.test":   {"ip": &net.DNSError{Err: "i/o timeout", IsTimeout: true}},
 		"later.test":  {"ip4": context.DeadlineExceeded},
-		"denied.test": {"ip": &relay.DeniedError{What: "lookup"}},
+		"denied.test": {"ip": &network.DeniedError{What: "lookup"}},
 	}
 	m := start(t, setup{network: lookups{addrs: func(_ context.Context, network, host string) ([]netip.Addr, error) {
 		switch found := table[host][network].(type) {
@@ -240,16 +241,16 @@ func TestResolveAddress(t *testing.T) {
 // The network in memory, under a policy.
 func TestResolverPolicy(t *testing.T) {
 	t.Parallel()
-	deny, err := relay.ParseRule(false, "*.secret.test")
+	deny, err := network.ParseRule(false, "*.secret.test")
 	if err != nil {
 		t.Fatal(err)
 	}
-	denyAddr, err := relay.ParseRule(false, "192.0.2.0/24")
+	denyAddr, err := network.ParseRule(false, "192.0.2.0/24")
 	if err != nil {
 		t.Fatal(err)
 	}
 	hosts := map[string]netip.Addr{"open.test": netip.MustParseAddr("192.0.2.1"), "x.secret.test": netip.MustParseAddr("192.0.2.2")}
-	m := start(t, setup{network: relay.NewPolicy(&relaytest.Network{Hosts: hosts}, []relay.Rule{deny, denyAddr}, nil)})
+	m := start(t, setup{network: network.NewPolicy(&networktest.Network{Hosts: hosts}, []network.Rule{deny, denyAddr}, nil)})
 	g := m.resolver(wire.ProtocolResolver)
 	g.ask(1, 0, "open.test")
 	g.want(1, "192.0.2.1", nil)
@@ -339,7 +340,7 @@ func (g *gate) LookupNetIP(ctx context.Context, host string) ([]netip.Addr, erro
 	}
 }
 
-func (g *gate) network() relay.Network {
+func (g *gate) network() network.Network {
 	return lookups{addrs: func(ctx context.Context, _, host string) ([]netip.Addr, error) { return g.LookupNetIP(ctx, host) }}
 }
 
@@ -433,7 +434,7 @@ func TestResolverOperations(t *testing.T) {
 	t.Parallel()
 	names := newGate()
 	names.letGo("name")
-	m := start(t, setup{network: names.network(), limits: relay.Limits{Operations: 10}})
+	m := start(t, setup{network: names.network(), limits: network.Limits{Operations: 10}})
 	g := m.resolver(wire.ProtocolResolver)
 	for i := uint64(0); ; i++ {
 		if i == 100_000 {
@@ -517,7 +518,7 @@ func FuzzResolverPipe(f *testing.F) {
 	f.Add(append(slices.Clone(name), address...))
 	f.Add(append(slices.Clone(address), name[:20]...))
 	f.Add(wire.AppendNames(nil, 3, wire.Names{Status: 2}))
-	network := &relaytest.Network{Hosts: map[string]netip.Addr{"a.test": netip.MustParseAddr("192.0.2.1")}}
+	network := &networktest.Network{Hosts: map[string]netip.Addr{"a.test": netip.MustParseAddr("192.0.2.1")}}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m := start(t, setup{network: network, streams: 4, window: 1 << 20, hasty: true})
 		g := m.resolver(wire.ProtocolResolver)

@@ -18,7 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -148,7 +148,7 @@ func addAddress(t *testing.T, link netlink.Link, text string) {
 
 // network are all ways by which a guest, or an embedding program, gets at an
 // address, on one machine. Each returns an error if it is refused.
-func waysOut(m *machine, policy *relay.Policy) map[string]func(e wire.Endpoint) error {
+func waysOut(m *machine, policy *network.Policy) map[string]func(e wire.Endpoint) error {
 	bound := map[bool]*udpSocket{false: m.udpBound(4096, "0.0.0.0:0"), true: m.udpBound(4096, "[::]:0")}
 	stream := func(protocol uint16, payload []byte) error {
 		g := m.pipe()
@@ -254,15 +254,15 @@ func TestHostIsOutOfReach(t *testing.T) {
 	try(t, err)
 	defer udp.Close()
 
-	allow, err := relay.ParseRule(true, "*")
+	allow, err := network.ParseRule(true, "*")
 	try(t, err)
-	deny, err := relay.ParseRule(false, "out:localhost")
+	deny, err := network.ParseRule(false, "out:localhost")
 	try(t, err)
-	policies := map[string]*relay.Policy{
-		"no rules":                           relay.NewPolicy(relay.Host{}, nil, nil),
-		"deny out:localhost":                 relay.NewPolicy(relay.Host{}, []relay.Rule{deny}, nil),
-		"deny out:localhost, then allow all": relay.NewPolicy(relay.Host{}, []relay.Rule{deny, allow}, nil),
-		"allow all":                          relay.NewPolicy(relay.Host{}, []relay.Rule{allow}, nil),
+	policies := map[string]*network.Policy{
+		"no rules":                           network.NewPolicy(network.Host{}, nil, nil),
+		"deny out:localhost":                 network.NewPolicy(network.Host{}, []network.Rule{deny}, nil),
+		"deny out:localhost, then allow all": network.NewPolicy(network.Host{}, []network.Rule{deny, allow}, nil),
+		"allow all":                          network.NewPolicy(network.Host{}, []network.Rule{allow}, nil),
 	}
 	ways := make(map[string]map[string]func(wire.Endpoint) error)
 	for name, p := range policies {
@@ -401,8 +401,8 @@ func TestAddressDuringConnect(t *testing.T) {
 	port := ln.Addr().(*net.TCPAddr).Port
 	address, err := netlink.ParseAddr("10.9.0.60/24")
 	try(t, err)
-	network := beforeDial{do: func() { try(t, netlink.AddrAdd(near, address)) }}
-	c, err := relay.NewPolicy(network, nil, nil).DialContext(t.Context(), "tcp", fmt.Sprint("10.9.0.60:", port))
+	changing := beforeDial{do: func() { try(t, netlink.AddrAdd(near, address)) }}
+	c, err := network.NewPolicy(changing, nil, nil).DialContext(t.Context(), "tcp", fmt.Sprint("10.9.0.60:", port))
 	if !errors.Is(err, unix.EACCES) {
 		t.Errorf("%v, %v; want EACCES", c, err)
 	}
@@ -410,7 +410,7 @@ func TestAddressDuringConnect(t *testing.T) {
 
 // beforeDial does something between the judgement and the connect.
 type beforeDial struct {
-	relay.Host
+	network.Host
 	do func()
 }
 
@@ -455,7 +455,7 @@ func TestRoutesBySource(t *testing.T) {
 		r.rule(rule)
 		try(t, netlink.RuleAdd(rule))
 	}
-	m := start(t, setup{network: relay.NewPolicy(relay.Host{}, nil, nil), connectTimeout: time.Second})
+	m := start(t, setup{network: network.NewPolicy(network.Host{}, nil, nil), connectTimeout: time.Second})
 	link := wire.Endpoint{Addr: netip.MustParseAddr("fe80::70"), Scope: uint32(near.Attrs().Index)}
 	at := func(text string, port uint16) wire.Endpoint {
 		return wire.Endpoint{Addr: netip.MustParseAddr(text), Port: port}
@@ -495,7 +495,7 @@ func TestRoutesBySource(t *testing.T) {
 		try(t, u.Close())
 	}
 	// A connected socket has a source when it has been connected.
-	c, err := relay.NewPolicy(relay.Host{}, nil, nil).DialContext(t.Context(), "udp", fmt.Sprint("10.83.1.1:", port))
+	c, err := network.NewPolicy(network.Host{}, nil, nil).DialContext(t.Context(), "udp", fmt.Sprint("10.83.1.1:", port))
 	if !errors.Is(err, unix.EACCES) {
 		t.Errorf("connected: %v, %v; want EACCES", c, err)
 	}
@@ -512,19 +512,19 @@ func TestScopeIsNoName(t *testing.T) {
 	try(t, netlink.LinkSetName(near, "1"))
 	try(t, netlink.LinkSetUp(near))
 	addAddress(t, near, "fe80::70/64")
-	rule, err := relay.ParseRule(true, fmt.Sprintf("[fe80::70%%%d]", near.Attrs().Index))
+	rule, err := network.ParseRule(true, fmt.Sprintf("[fe80::70%%%d]", near.Attrs().Index))
 	try(t, err)
-	other, err := relay.ParseRule(true, "[fe80::70%1]")
+	other, err := network.ParseRule(true, "[fe80::70%1]")
 	try(t, err)
 	server, err := net.ListenPacket("udp6", "[::]:0")
 	try(t, err)
 	defer server.Close()
 	port := server.LocalAddr().(*net.UDPAddr).Port
-	policy := relay.NewPolicy(relay.Host{}, []relay.Rule{rule}, nil)
+	policy := network.NewPolicy(network.Host{}, []network.Rule{rule}, nil)
 	c, err := policy.DialContext(t.Context(), "udp", fmt.Sprintf("[fe80::70%%%d]:%d", near.Attrs().Index, port))
 	try(t, err)
 	c.Close()
-	for name, policy := range map[string]*relay.Policy{"by name": relay.NewPolicy(relay.Host{}, []relay.Rule{other}, nil), "by number": policy} {
+	for name, policy := range map[string]*network.Policy{"by name": network.NewPolicy(network.Host{}, []network.Rule{other}, nil), "by number": policy} {
 		for _, protocol := range []string{"tcp", "udp"} {
 			if c, err := policy.DialContext(t.Context(), protocol, fmt.Sprintf("[fe80::70%%1]:%d", port)); !errors.Is(err, unix.EACCES) {
 				t.Errorf("%s, %s: %v, %v; want EACCES", name, protocol, c, err)
@@ -547,7 +547,7 @@ func TestAnswerToUnspecified(t *testing.T) {
 	try(t, err)
 	defer unix.Close(link)
 	const from = 6868
-	m := start(t, setup{network: relay.NewPolicy(relay.Host{}, nil, nil)})
+	m := start(t, setup{network: network.NewPolicy(network.Host{}, nil, nil)})
 	for _, on := range []string{"0.0.0.0:0", "[::]:0"} {
 		u := m.udpBound(4096, on)
 		header, etherType := ipv4Header, uint16(unix.ETH_P_IP)

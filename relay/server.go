@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/internal/limit"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/wire"
@@ -36,18 +37,15 @@ type Options struct {
 	// have and what its host couldn't do; as errors panics of handlers. nil discards them.
 	Logger *slog.Logger
 	// Limits are how much the guest gets.
-	Limits Limits
+	Limits network.Limits
 	// OnListen is called with the bound address of each listener that the guest opens, before the guest learns of it.
 	OnListen func(netip.AddrPort)
 	// ConnectTimeout is how long a connection may take to come about, names, TLS handshake and all. Clients of a TLS listener have as long for
-	// their handshakes. 0 is [DefaultConnectTimeout].
+	// their handshakes. 0 is [network.DefaultConnectTimeout].
 	ConnectTimeout time.Duration
-	// Network is where sockets and addresses come from. nil is [Host].
-	Network Network
+	// Network is where sockets and addresses come from. nil is [network.Host].
+	Network network.Network
 }
-
-// DefaultConnectTimeout bounds an attempt to connect; the guest is told ETIMEDOUT.
-const DefaultConnectTimeout = 30 * time.Second
 
 // Server serves the pipes of one virtual machine.
 type Server struct {
@@ -55,12 +53,12 @@ type Server struct {
 	control  *pipes.Pipe
 	handler  Handler
 	onListen func(netip.AddrPort)
-	network  Network
+	network  network.Network
 	patience time.Duration // for connecting
 	log      *slog.Logger
 	logs     *logs
 
-	limits            Limits
+	limits            network.Limits
 	bytes, operations *limit.Rate
 	accepts           atomic.Int64 // that wait
 	disk              *share.Quota
@@ -91,19 +89,19 @@ func New(table *pipes.Table, control *pipes.Pipe, handler Handler, o Options) *S
 		handler:  handler,
 		onListen: o.OnListen,
 		network:  o.Network,
-		patience: cmp.Or(o.ConnectTimeout, DefaultConnectTimeout),
+		patience: cmp.Or(o.ConnectTimeout, network.DefaultConnectTimeout),
 		log:      o.Logger,
 		logs:     newLogs(),
-		limits:   o.Limits.withDefaults(),
+		limits:   o.Limits.WithDefaults(),
 		streams:  make(map[pipes.ID]*Stream),
 	}
-	s.bytes, s.operations = s.limits.bytes(), s.limits.operations()
+	s.bytes, s.operations = limit.NewRate(s.limits.Bytes, wire.MaxDatagram), limit.NewRate(s.limits.Operations, 1)
 	s.disk = share.NewQuota(s.limits.Disk)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	if s.network == nil {
-		s.network = Host{}
+		s.network = network.Host{}
 	}
 	s.lingering.timeout = lingerTimeout
 	s.greetings, s.greeted = newTurns(maxGreetings, maxPeerGreetings), newTurns(maxGreeted, maxPeerGreeted)
@@ -215,7 +213,7 @@ func (s *Server) newStream(m wire.NewStreamRequest) wire.DataStreamInfo {
 	p, err := s.table.New(m.OutgoingSize, m.IncomingSize, int(m.HomeCPU))
 	if err != nil {
 		s.noPipe(err)
-		return wire.DataStreamInfo{Status: uint32(errnoOf(err))}
+		return wire.DataStreamInfo{Status: uint32(network.Errno(err))}
 	}
 	st := &Stream{Pipe: p, server: s}
 	if !s.add(st) {
@@ -381,7 +379,7 @@ func (s *Server) end(p *pipes.Pipe, msg string, err error, st *Stream) {
 	case err == nil, err == io.EOF, p.Caused(err):
 		_ = p.Close()
 	default:
-		_ = p.Reset(errnoOf(err))
+		_ = p.Reset(network.Errno(err))
 	}
 	if !s.log.Enabled(context.Background(), level) {
 		return

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/internal/stalled"
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	shared "github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/wire"
 )
@@ -141,7 +141,7 @@ func TestDiskLimit(t *testing.T) {
 	t.Parallel()
 	const limit = 1 << 20
 	dir := t.TempDir()
-	m := start(t, setup{share: openShare(t, dir, true), sockets: sockets(t, dir, true), limits: relay.Limits{Disk: limit}})
+	m := start(t, setup{share: openShare(t, dir, true), sockets: sockets(t, dir, true), limits: network.Limits{Disk: limit}})
 	a, b := m.fileGuest(4096), m.fileGuest(4096)
 	const appending = wire.OpenWrite | wire.OpenAppend | wire.OpenCreate
 	handles := []uint64{a.mustOpen("f0", appending), b.mustOpen("f1", appending)}

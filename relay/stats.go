@@ -3,6 +3,8 @@ package relay
 import (
 	"maps"
 	"sync/atomic"
+
+	"github.com/fix-project/arcavm/network"
 )
 
 // Stats is a snapshot of what a Server has done so far.
@@ -28,7 +30,7 @@ type Stats struct {
 	ToGuest          uint64            // bytes relayed from sockets and files
 	FromGuest        uint64            // bytes relayed to sockets and files
 	Streams          int               // pipes that the monitor has not closed yet, the control pipe not counted
-	Reached          Reached           // limits
+	Reached          network.Reached   // limits
 }
 
 type counters struct {
@@ -93,7 +95,7 @@ func (s *Server) Stats() Stats {
 		ToGuest:          bytes.toGuest,
 		FromGuest:        bytes.fromGuest,
 		Streams:          len(streams),
-		Reached: Reached{
+		Reached: network.Reached{
 			Streams:    reached(limitStreams),
 			RingMemory: reached(limitRingMemory),
 			Files:      reached(limitFiles),

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/internal/stdio"
+	"github.com/fix-project/arcavm/network"
 )
 
 // Stdio returns the handler of protocol 8: a standard input and output as a stream, one at a time; a second is EBUSY. A nil in is at its end, a nil out discards; without both
@@ -55,7 +56,7 @@ func (c *standardIO) Serve(ctx context.Context, s *Stream) error {
 	cs := &standardStream{stream: s, ended: make(chan struct{})}
 	if err := c.take(ctx, cs); err != nil {
 		s.failed("standard input and output refused", err)
-		return s.Opened(errnoOf(err), nil)
+		return s.Opened(network.Errno(err), nil)
 	}
 	defer c.leave(cs)
 	return c.relay(ctx, cs)
@@ -99,12 +100,12 @@ func (c *standardIO) relay(ctx context.Context, cs *standardStream) error {
 	// The input ends with the guest's reader, too.
 	stopIn, err := stdio.NewStop()
 	if err != nil {
-		return s.Opened(errnoOf(err), nil)
+		return s.Opened(network.Errno(err), nil)
 	}
 	defer stopIn.Close()
 	stopOut, err := stdio.NewStop()
 	if err != nil {
-		return s.Opened(errnoOf(err), nil)
+		return s.Opened(network.Errno(err), nil)
 	}
 	defer stopOut.Close()
 	defer context.AfterFunc(ctx, func() {
@@ -152,7 +153,7 @@ func (c *standardIO) receive(s *Stream, stop *stdio.Stop) error {
 	s.server.count.stdioFailed.Add(1)
 	s.warn(s.server.logs.stdio, "the standard input failed", slog.Any("err", err))
 	// The other direction ends, too.
-	_ = s.Pipe.Reset(errnoOf(err))
+	_ = s.Pipe.Reset(network.Errno(err))
 	return err
 }
 

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/internal/limit"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/wire"
 )
@@ -77,6 +78,9 @@ func (s *Stream) write(encode func([]byte) []byte) error {
 func (s *Stream) Logger() *slog.Logger {
 	return s.server.log.With(slog.Any("stream", s.Pipe.ID()), s.protocol())
 }
+
+// Network is the server's, for handlers.
+func (s *Stream) Network() network.Network { return s.server.network }
 
 // Count adds bytes that a handler has moved by itself to the [Stats]. Relay counts what it moves.
 func (s *Stream) Count(toGuest, fromGuest int) {

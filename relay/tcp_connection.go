@@ -4,10 +4,10 @@ import (
 	"context"
 	"log/slog"
 	"net"
-	"net/netip"
 	"strconv"
 	"time"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -25,7 +25,7 @@ func serveTCPConnection(ctx context.Context, s *Stream) error {
 	if err != nil {
 		s.server.count.connectsFailed.Add(1)
 		s.failed("connect failed", err)
-		return s.Opened(errnoOf(err), nil)
+		return s.Opened(network.Errno(err), nil)
 	}
 	if m.Options != nil {
 		setTCPOptions(conn, *m.Options)
@@ -34,7 +34,7 @@ func serveTCPConnection(ctx context.Context, s *Stream) error {
 	ends := wire.AppendEndpoint(nil, endpoint(conn.LocalAddr()))
 	ends = wire.AppendEndpoint(ends, endpoint(conn.RemoteAddr()))
 	if err := s.Opened(0, ends); err != nil {
-		abandon(conn)
+		network.Abandon(conn)
 		return err
 	}
 	relayConn(s, conn)
@@ -43,8 +43,8 @@ func serveTCPConnection(ctx context.Context, s *Stream) error {
 
 // setTCPOptions changes what differs from Go's defaults, which are this protocol's too: TCP_NODELAY, and keep-alive as net.KeepAliveConfig has it. A
 // socket that can't take it any more fails when it's used.
-func setTCPOptions(conn Conn, o wire.TCPOptions) {
-	tcp := asTCP(conn)
+func setTCPOptions(conn network.Conn, o wire.TCPOptions) {
+	tcp := network.AsTCP(conn)
 	if tcp == nil {
 		return
 	}
@@ -61,7 +61,7 @@ func setTCPOptions(conn Conn, o wire.TCPOptions) {
 	}
 }
 
-func dial(ctx context.Context, s *Stream, m wire.Connect) (Conn, error) {
+func dial(ctx context.Context, s *Stream, m wire.Connect) (network.Conn, error) {
 	target := m.Endpoint.AddrPort().String()
 	if len(m.Name) > 0 {
 		target = net.JoinHostPort(string(m.Name), strconv.Itoa(int(m.Endpoint.Port)))
@@ -70,40 +70,9 @@ func dial(ctx context.Context, s *Stream, m wire.Connect) (Conn, error) {
 }
 
 // dialOn connects. A guest that can't be told the result any more ends the attempt.
-func dialOn(ctx context.Context, s *Stream, network, address string) (Conn, error) {
+func dialOn(ctx context.Context, s *Stream, kind, address string) (network.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.server.patience)
 	defer cancel()
 	s.Pipe.OnWriteError(cancel)
-	return asConn(s.Network().DialContext(ctx, network, address))
-}
-
-// endpoint is a TCP or UDP address as the wire carries it, and family 0 for others.
-func endpoint(a net.Addr) wire.Endpoint {
-	tcp, ok := a.(interface{ AddrPort() netip.AddrPort })
-	if !ok {
-		return wire.Endpoint{}
-	}
-	return endpointAt(tcp.AddrPort())
-}
-
-// unmapped is the address of an endpoint that a guest gave. One with a scope
-// stays mapped, for the policy to refuse.
-func unmapped(e wire.Endpoint) netip.Addr {
-	if e.Scope != 0 {
-		return e.Addr
-	}
-	return e.Addr.Unmap()
-}
-
-// endpointAt is an address and a port as the wire carries them. Its zone becomes an interface index.
-func endpointAt(ap netip.AddrPort) wire.Endpoint {
-	e := wire.Endpoint{Addr: ap.Addr().WithZone("").Unmap(), Port: ap.Port()}
-	if zone := ap.Addr().Zone(); zone != "" {
-		if index, err := strconv.ParseUint(zone, 10, 32); err == nil {
-			e.Scope = uint32(index)
-		} else if i, err := net.InterfaceByName(zone); err == nil {
-			e.Scope = uint32(i.Index)
-		}
-	}
-	return e
+	return network.CheckConn(s.Network().DialContext(ctx, kind, address))
 }

@@ -2,8 +2,10 @@ package relay
 
 import (
 	"context"
+	"io"
 	"net"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -21,19 +23,19 @@ func serveTCPListener(ctx context.Context, s *Stream) error {
 	ln, err := listen(ctx, s.Network(), m)
 	if err != nil {
 		s.bindFailed("listen failed", err)
-		return s.Opened(errnoOf(err), nil)
+		return s.Opened(network.Errno(err), nil)
 	}
 	ln = optionsListener{ln, m.Options}
 	return serveListener(ctx, s, ln, wire.AppendEndpoint(nil, boundEndpoint(s, ln)), wire.ProtocolTCPConnection)
 }
 
 // listen binds and listens. An IPv6 address takes IPv6 connections only, whatever the host's settings.
-func listen(ctx context.Context, from Network, m wire.Listen) (net.Listener, error) {
+func listen(ctx context.Context, from network.Network, m wire.Listen) (net.Listener, error) {
 	at, err := localAddress(m.Endpoint)
 	if err != nil {
 		return nil, err
 	}
-	return listenOn(ctx, from, networkOf("tcp", at), at.String(), m.Backlog)
+	return listenOn(ctx, from, network.Name("tcp", at), at.String(), m.Backlog)
 }
 
 // boundEndpoint tells the embedding program where ln is bound, and returns where the guest believes it is.
@@ -72,10 +74,18 @@ type optionsListener struct {
 func (l optionsListener) NetListener() net.Listener { return l.Listener }
 
 func (l optionsListener) Accept() (net.Conn, error) {
-	conn, err := asConn(l.Listener.Accept())
+	conn, err := network.CheckConn(l.Listener.Accept())
 	if err != nil {
 		return nil, err
 	}
 	setTCPOptions(conn, l.options)
 	return conn, nil
+}
+
+// closeOnPanic is deferred where an embedding program is told of what it then doesn't get to close.
+func closeOnPanic(c io.Closer) {
+	if cause := recover(); cause != nil {
+		_ = c.Close()
+		panic(cause)
+	}
 }

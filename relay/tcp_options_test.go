@@ -8,13 +8,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/wire"
 )
 
 // sighted is the host's network, whose connections the test sees, too.
 type sighted struct {
-	relay.Host
+	network.Host
 	conns chan *net.TCPConn
 }
 

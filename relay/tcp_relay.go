@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/network"
 )
 
 // past is a deadline that wakes who waits in a socket.
@@ -23,7 +25,7 @@ var past = time.Unix(1, 0)
 // hook, sends a little by itself and leaves to the goroutine send what is more or would wait. Of hook and goroutine there is one at a time.
 type link struct {
 	stream *Stream
-	conn   Conn
+	conn   network.Conn
 	to     sending
 	from   receiving
 	eager  *eager // nil if conn is no socket, or its bytes are limited
@@ -44,9 +46,9 @@ type link struct {
 // *[net.TCPConn] below (NetConn), resets go out as RST and come in with their errno; any other one is closed where a reset would be sent.
 //
 // Relay returns at once and owns conn and the stream from then on: the handler leaves both alone and returns; what it returns counts for nothing.
-func (s *Stream) Relay(conn Conn) { relayConn(s, conn) }
+func (s *Stream) Relay(conn network.Conn) { relayConn(s, conn) }
 
-func relayConn(s *Stream, conn Conn) {
+func relayConn(s *Stream, conn network.Conn) {
 	l := &link{stream: s, conn: conn, parts: 2}
 	l.to = sending{socket: socket{conn: conn, moved: &s.fromGuest}}
 	l.from = receiving{socket: socket{conn: conn, moved: &s.toGuest}}
@@ -120,7 +122,7 @@ func (l *link) finishAbort() {
 	l.mu.Lock()
 	cause := l.cause
 	l.mu.Unlock()
-	_ = l.stream.Pipe.Reset(errnoOf(cause))
+	_ = l.stream.Pipe.Reset(network.Errno(cause))
 	resetOnClose(l.conn)
 	interrupt(l.conn)
 	if l.leave() {
@@ -271,7 +273,7 @@ func resetBy(err error) error {
 // socket is what one direction needs of a connection, and nothing else: so nobody finds a detour through a buffer. The kernel tells a reset's
 // errno to one caller only, whichever comes first; the others see an end of file or EPIPE. So each direction keeps what it was told.
 type socket struct {
-	conn  Conn
+	conn  network.Conn
 	moved *atomic.Uint64
 
 	mu  sync.Mutex // held during a system call
@@ -468,7 +470,7 @@ type eager struct {
 }
 
 // rawConn returns nil for what isn't a socket itself, but a layer above one for instance.
-func rawConn(conn Conn) syscall.RawConn {
+func rawConn(conn network.Conn) syscall.RawConn {
 	var raw syscall.RawConn
 	var err error
 	switch c := conn.(type) {
@@ -484,7 +486,7 @@ func rawConn(conn Conn) syscall.RawConn {
 }
 
 // newEager returns nil if conn is no socket.
-func newEager(conn Conn, to *sending) *eager {
+func newEager(conn network.Conn, to *sending) *eager {
 	raw := rawConn(conn)
 	if raw == nil {
 		return nil
@@ -539,8 +541,8 @@ func isErrno(err error) bool {
 }
 
 // isClosed reports whether a TCP connection has ended in both directions, by FINs or by a reset.
-func isClosed(conn Conn) bool {
-	tcp := asTCP(conn)
+func isClosed(conn network.Conn) bool {
+	tcp := network.AsTCP(conn)
 	if tcp == nil {
 		return false
 	}
@@ -554,4 +556,21 @@ func isClosed(conn Conn) bool {
 		closed = err == nil && info.State == unix.BPF_TCP_CLOSE
 	})
 	return err == nil && closed
+}
+
+// interrupt ends what waits in conn, and what would. One that has no deadlines, as connections through another protocol often haven't, is closed for that.
+func interrupt(conn interface {
+	io.Closer
+	SetDeadline(t time.Time) error
+}) {
+	if conn.SetDeadline(past) != nil {
+		_ = conn.Close()
+	}
+}
+
+// resetOnClose makes Close send an RST, where that is possible.
+func resetOnClose(c net.Conn) {
+	if tcp := network.AsTCP(c); tcp != nil {
+		_ = tcp.SetLinger(0)
+	}
 }

@@ -14,9 +14,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/pipes/pipestest"
-	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -53,7 +53,7 @@ func TestConnect(t *testing.T) {
 }
 
 // echo sends a megabyte from one end to the other and back, and closes both in good order.
-func echo(t testing.TB, g *pipestest.GuestConn, peer relay.Conn) {
+func echo(t testing.TB, g *pipestest.GuestConn, peer network.Conn) {
 	t.Helper()
 	const size = 1 << 20
 	there, back := pattern(1, size), pattern(2, size)
@@ -337,7 +337,7 @@ func (l watchedListener) Accept() (net.Conn, error) {
 }
 
 type watchedNetwork struct {
-	relay.Host
+	network.Host
 	watch watchedListener
 }
 

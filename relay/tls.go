@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -34,12 +35,12 @@ func tlsConfig(alpn []byte) *tls.Config {
 // to the peer by CloseWrite, and any other end must not look like one, nor wait.
 type tlsConn struct {
 	*tls.Conn
-	raw   Conn
+	raw   network.Conn
 	below *tlsTransport
 }
 
 // newTLSConn returns one end of a connection: side is [tls.Client] or [tls.Server].
-func newTLSConn(raw Conn, cfg *tls.Config, side func(net.Conn, *tls.Config) *tls.Conn) *tlsConn {
+func newTLSConn(raw network.Conn, cfg *tls.Config, side func(net.Conn, *tls.Config) *tls.Conn) *tlsConn {
 	below := &tlsTransport{Conn: raw, greeting: maxGreeting}
 	return &tlsConn{side(below, cfg), raw, below}
 }
@@ -170,7 +171,7 @@ func (c *tlsConn) CloseWrite() error {
 // two records. Deadlines from above are ignored: crypto/tls gives a close_notify five seconds, even if an abort has given it none, and even if a slow peer
 // needs longer to make room for it.
 type tlsTransport struct {
-	Conn
+	network.Conn
 	greeting int  // bytes that the peer may send yet until the handshake is done
 	greeted  bool // the handshake is done; nothing reads meanwhile
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"log/slog"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -22,7 +23,7 @@ func serveTLSConnection(ctx context.Context, s *Stream, t TLS) error {
 	if err != nil {
 		s.server.count.connectsFailed.Add(1)
 		s.failed("connect failed", err)
-		return s.Opened(errnoOf(err), nil)
+		return s.Opened(network.Errno(err), nil)
 	}
 	session := conn.session()
 	s.log(slog.LevelDebug, "connected", slog.Any("peer", conn.RemoteAddr()), slog.String("tls", tls.VersionName(session.Version)))
@@ -30,7 +31,7 @@ func serveTLSConnection(ctx context.Context, s *Stream, t TLS) error {
 		Local: endpoint(conn.LocalAddr()), Peer: endpoint(conn.RemoteAddr()), TLS: session,
 	}))
 	if err != nil {
-		abandon(conn)
+		network.Abandon(conn)
 		return err
 	}
 	relayConn(s, conn)

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -47,7 +48,7 @@ func serveTLSListener(ctx context.Context, s *Stream, t TLS) error {
 	ln, err := listen(ctx, s.Network(), m.Listen)
 	if err != nil {
 		s.bindFailed("listen failed", err)
-		return s.Opened(errnoOf(err), nil)
+		return s.Opened(network.Errno(err), nil)
 	}
 	cfg := tlsConfig(m.ALPN)
 	cfg.Certificates = t.Certificates
@@ -121,7 +122,7 @@ func (l *tlsListener) Close() error {
 // run begins a handshake for each connection.
 func (l *tlsListener) run() {
 	for l.await() {
-		raw, err := asConn(l.Listener.Accept())
+		raw, err := network.CheckConn(l.Listener.Accept())
 		if err != nil {
 			if !l.deliver(accepted{err: err}) || errors.Is(err, net.ErrClosed) {
 				return
@@ -132,7 +133,7 @@ func (l *tlsListener) run() {
 		h := &handshake{peer: peerOf(raw.RemoteAddr()), cancel: cancel}
 		if !l.admit(h) {
 			cancel(nil)
-			abandon(raw)
+			network.Abandon(raw)
 			return
 		}
 		l.running.Go(func() {
@@ -238,7 +239,7 @@ func (l *tlsListener) done(h *handshake) bool {
 	return true
 }
 
-func (l *tlsListener) handshake(ctx context.Context, h *handshake, raw Conn) {
+func (l *tlsListener) handshake(ctx context.Context, h *handshake, raw network.Conn) {
 	server := l.stream.server
 	limited, cancel := context.WithTimeout(ctx, server.patience)
 	defer cancel()
@@ -259,26 +260,13 @@ func (l *tlsListener) handshake(ctx context.Context, h *handshake, raw Conn) {
 		return
 	}
 	if !l.deliver(accepted{conn: conn}) {
-		abandon(conn)
+		network.Abandon(conn)
 	}
 }
 
 // peerOf is what counts as one peer: an IPv4 address, or the network of 64 bits
 // that an IPv6 address is in, which is what one machine usually has.
-func peerOf(a net.Addr) netip.Prefix { return peerAt(endpoint(a).Addr) }
-
-func peerAt(a netip.Addr) netip.Prefix {
-	a = a.Unmap()
-	bits := a.BitLen()
-	if a.Is6() {
-		bits = 64
-	}
-	peer, err := a.WithZone("").Prefix(bits)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	return peer
-}
+func peerOf(a net.Addr) netip.Prefix { return network.PeerOf(endpoint(a).Addr) }
 
 // deliver hands a to Accept, and waits for that. It reports false when the listener has closed.
 func (l *tlsListener) deliver(a accepted) bool {

@@ -15,9 +15,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
+	"github.com/fix-project/arcavm/network/networktest"
 	"github.com/fix-project/arcavm/pipes/pipestest"
 	"github.com/fix-project/arcavm/relay"
-	"github.com/fix-project/arcavm/relay/relaytest"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -80,7 +81,7 @@ func tlsConnect(to netip.AddrPort, server string, alpn ...string) []byte {
 }
 
 // tlsConnected is a TLS connection that the guest opened to a peer of this version.
-func tlsConnected(t testing.TB, m *machine, a *relaytest.Authority, version uint16) (*pipestest.GuestConn, *tlsPeer) {
+func tlsConnected(t testing.TB, m *machine, a *networktest.Authority, version uint16) (*pipestest.GuestConn, *tlsPeer) {
 	t.Helper()
 	cfg := &tls.Config{Certificates: []tls.Certificate{a.Issue(t, nil)}, MinVersion: version, MaxVersion: version}
 	to, peers := tlsServer(t, "127.0.0.1:0", cfg)
@@ -109,7 +110,7 @@ func bothVersions(t *testing.T, f func(t *testing.T, version uint16)) {
 
 func TestTLSConnect(t *testing.T) {
 	t.Parallel()
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	cert := a.Issue(t, nil)
 	for _, c := range []struct {
 		name, listen string
@@ -167,7 +168,7 @@ func TestTLSConnect(t *testing.T) {
 
 func TestTLSConnectFails(t *testing.T) {
 	t.Parallel()
-	a, other := relaytest.NewAuthority(t), relaytest.NewAuthority(t)
+	a, other := networktest.NewAuthority(t), networktest.NewAuthority(t)
 	with := func(c tls.Certificate) *tls.Config { return &tls.Config{Certificates: []tls.Certificate{c}} }
 	good := a.Issue(t, nil)
 	for _, c := range []struct {
@@ -291,12 +292,12 @@ func TestTLSConnectGivenUp(t *testing.T) {
 func TestTLSHalfClose(t *testing.T) {
 	t.Parallel()
 	const size = 1 << 20
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	bothVersions(t, func(t *testing.T, version uint16) {
 		for _, guestFirst := range []bool{true, false} {
 			m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool}})
 			g, p := tlsConnected(t, m, a, version)
-			first, second := relay.Conn(g), relay.Conn(p)
+			first, second := network.Conn(g), network.Conn(p)
 			if !guestFirst {
 				first, second = second, first
 			}
@@ -330,7 +331,7 @@ func TestTLSHalfClose(t *testing.T) {
 func TestTLSBulk(t *testing.T) {
 	t.Parallel()
 	const size = 8 << 20
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	bothVersions(t, func(t *testing.T, version uint16) {
 		m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool}})
 		g, p := tlsConnected(t, m, a, version)
@@ -355,7 +356,7 @@ func TestTLSBulk(t *testing.T) {
 // A reset goes through wherever the relay waits, and a close_notify to a peer that doesn't read doesn't hold it up.
 func TestTLSReset(t *testing.T) {
 	t.Parallel()
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	for name, prepare := range map[string]func(*testing.T, *pipestest.GuestConn, *tlsPeer){
 		"idle": func(*testing.T, *pipestest.GuestConn, *tlsPeer) {},
 		"guest half closed": func(t *testing.T, g *pipestest.GuestConn, p *tlsPeer) {
@@ -409,7 +410,7 @@ func stuffTLS(t *testing.T, p *tlsPeer) {
 // What ends without a close_notify may be cut off: the guest gets what came, and then an error.
 func TestTLSTruncated(t *testing.T) {
 	t.Parallel()
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	bothVersions(t, func(t *testing.T, version uint16) {
 		for name, cut := range map[string]func(*tlsPeer){
 			"between records": func(*tlsPeer) {},
@@ -442,7 +443,7 @@ func TestTLSTruncated(t *testing.T) {
 // A guest that never reads what came before the end is none of the server's problems when that stops.
 func TestTLSTruncatedUnread(t *testing.T) {
 	t.Parallel()
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool}})
 	g, p := tlsConnected(t, m, a, tls.VersionTLS13)
 	p.Write([]byte("unread"))
@@ -458,7 +459,7 @@ func TestTLSTruncatedUnread(t *testing.T) {
 // An alert after the handshake: with TLS 1.3 a server says only then that it wants a certificate of the client.
 func TestTLSAlert(t *testing.T) {
 	t.Parallel()
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	to, _ := tlsServer(t, "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{a.Issue(t, nil)}, ClientAuth: tls.RequireAnyClientCert})
 	// The certificate of the guest's servers is not shown to others.
 	m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool, Certificates: []tls.Certificate{a.Issue(t, nil)}}})
@@ -476,7 +477,7 @@ func TestTLSAlert(t *testing.T) {
 // A guest that reads no more can go on writing.
 func TestTLSGuestClosesReader(t *testing.T) {
 	t.Parallel()
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool}})
 	g, p := tlsConnected(t, m, a, tls.VersionTLS13)
 	g.CloseRead()
@@ -524,7 +525,7 @@ func (l *listening) answerTLS() (uint64, wire.IncomingTLSConnection) {
 }
 
 // tlsDialed connects to the guest's TLS listener from outside.
-func tlsDialed(t testing.TB, to netip.AddrPort, a *relaytest.Authority, alpn ...string) *tlsPeer {
+func tlsDialed(t testing.TB, to netip.AddrPort, a *networktest.Authority, alpn ...string) *tlsPeer {
 	t.Helper()
 	p := newPeer(dialed(t, to), &tls.Config{RootCAs: a.Pool, ServerName: "server.test", NextProtos: alpn}, tls.Client)
 	if err := p.Handshake(); err != nil {
@@ -535,7 +536,7 @@ func tlsDialed(t testing.TB, to netip.AddrPort, a *relaytest.Authority, alpn ...
 
 func TestTLSAccept(t *testing.T) {
 	t.Parallel()
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	server := relay.TLS{Certificates: []tls.Certificate{a.Issue(t, nil)}}
 	for _, c := range []struct {
 		name, on string
@@ -576,7 +577,7 @@ func TestTLSAccept(t *testing.T) {
 func TestTLSAcceptMany(t *testing.T) {
 	t.Parallel()
 	const n = 20
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	m := start(t, setup{window: 32 << 20, tls: relay.TLS{Certificates: []tls.Certificate{a.Issue(t, nil)}}})
 	l := m.tlsListen("127.0.0.1:0")
 	waiting := make(map[uint64]*pipestest.GuestConn)
@@ -630,7 +631,7 @@ func TestTLSAcceptMany(t *testing.T) {
 // Peers that say nothing, in greater number than the accepts that wait, hold up nobody who does.
 func TestTLSAcceptBesideStalled(t *testing.T) {
 	t.Parallel()
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	m := start(t, setup{tls: relay.TLS{Certificates: []tls.Certificate{a.Issue(t, nil)}}})
 	l := m.tlsListen("127.0.0.1:0")
 	g := m.pipe()
@@ -660,7 +661,7 @@ func TestTLSHandshakesShared(t *testing.T) {
 	for name, from := range map[string]string{"another peer": "127.0.0.3", "the same peer": "127.0.0.2"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			a := relaytest.NewAuthority(t)
+			a := networktest.NewAuthority(t)
 			m := start(t, setup{tls: relay.TLS{Certificates: []tls.Certificate{a.Issue(t, nil)}}})
 			l := m.tlsListen("127.0.0.1:0")
 			g := m.pipe()
@@ -685,7 +686,7 @@ func TestTLSHandshakesShared(t *testing.T) {
 // A server whose handshakes stall, however many, keeps the guest from no other.
 func TestTLSStalledServer(t *testing.T) {
 	t.Parallel()
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	m := start(t, setup{streams: 2 * relay.MaxGreetings, window: 32 << 20, tls: relay.TLS{RootCAs: a.Pool}})
 	l, stalled := hostListener(t, "127.0.0.2:0")
 	for range relay.MaxGreetings + 1 {
@@ -720,7 +721,7 @@ func dialedFrom(t *testing.T, from string, to netip.AddrPort) *net.TCPConn {
 
 func TestTLSHandshakeTimesOut(t *testing.T) {
 	t.Parallel()
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	m := start(t, setup{connectTimeout: 50 * time.Millisecond, tls: relay.TLS{Certificates: []tls.Certificate{a.Issue(t, nil)}}})
 	l := m.tlsListen("127.0.0.1:0")
 	l.ask(1, m.pipe().ID())
@@ -733,7 +734,7 @@ func TestTLSHandshakeTimesOut(t *testing.T) {
 // However many handshakes fail, in whatever way, the accept gets the connection that doesn't.
 func TestTLSHandshakesFail(t *testing.T) {
 	t.Parallel()
-	a, other := relaytest.NewAuthority(t), relaytest.NewAuthority(t)
+	a, other := networktest.NewAuthority(t), networktest.NewAuthority(t)
 	m := start(t, setup{tls: relay.TLS{Certificates: []tls.Certificate{a.Issue(t, nil)}}})
 	l := m.tlsListen("127.0.0.1:0", "h2")
 	g := m.pipe()
@@ -799,26 +800,26 @@ func TestTLSMalformedOpen(t *testing.T) {
 // The policy judges connections by the name that the guest connects to, whatever server name it asks for.
 func TestTLSPolicy(t *testing.T) {
 	t.Parallel()
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	cert := a.Issue(t, nil)
-	var rules []relay.Rule
+	var rules []network.Rule
 	for _, text := range []string{"denied.test", "in:*:444"} {
-		r, err := relay.ParseRule(false, text)
+		r, err := network.ParseRule(false, text)
 		if err != nil {
 			t.Fatal(err)
 		}
 		rules = append(rules, r)
 	}
 	outside := netip.MustParseAddr("198.51.100.1")
-	network := &relaytest.Network{Hosts: map[string]netip.Addr{
+	memory := &networktest.Network{Hosts: map[string]netip.Addr{
 		"server.test": outside, "denied.test": outside, "inside.test": netip.MustParseAddr("127.0.0.1"),
 	}}
 	m := start(t, setup{
-		network: relay.NewPolicy(network, rules, nil),
+		network: network.NewPolicy(memory, rules, nil),
 		tls:     relay.TLS{RootCAs: a.Pool, Certificates: []tls.Certificate{cert}},
 	})
 	for _, on := range []string{"198.51.100.1:443", "127.0.0.1:443"} {
-		ln, err := network.Listen(t.Context(), "tcp", on)
+		ln, err := memory.Listen(t.Context(), "tcp", on)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -883,10 +884,10 @@ func TestTLSPolicy(t *testing.T) {
 // A published port is bound elsewhere, and does TLS there.
 func TestTLSPublished(t *testing.T) {
 	t.Parallel()
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	bound := make(chan netip.AddrPort, 1)
 	m := start(t, setup{
-		network:  relay.NewPolicy(relay.Host{}, nil, []relay.Publish{{Protocol: "tcp", Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 443}}),
+		network:  network.NewPolicy(network.Host{}, nil, []network.Publish{{Protocol: "tcp", Host: netip.MustParseAddrPort("127.0.0.1:0"), Guest: 443}}),
 		tls:      relay.TLS{Certificates: []tls.Certificate{a.Issue(t, nil)}},
 		onListen: func(a netip.AddrPort) { bound <- a },
 	})
@@ -905,7 +906,7 @@ func TestTLSPublished(t *testing.T) {
 
 // A server that stops during handshakes, on both sides, leaves nothing behind. Not parallel: it counts what the process has.
 func TestTLSStop(t *testing.T) {
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	fds := descriptors(t)
 	m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool, Certificates: []tls.Certificate{a.Issue(t, nil)}}})
 	l := m.tlsListen("127.0.0.1:0")

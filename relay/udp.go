@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -39,7 +40,7 @@ func serveUDP(ctx context.Context, s *Stream) error {
 	}
 	if err != nil {
 		s.bindFailed("UDP socket failed", err)
-		return s.Opened(errnoOf(err), nil)
+		return s.Opened(network.Errno(err), nil)
 	}
 	m = wire.UDPSocket{Local: endpoint(conn.LocalAddr()), Peer: u.peer}
 	s.log(slog.LevelDebug, "UDP socket open", slog.Any("local", conn.LocalAddr()))
@@ -149,7 +150,7 @@ func (u *udp) open(ctx context.Context, m wire.UDPSocket) (packetSocket, error) 
 	if u.connected {
 		at := m.Peer
 		at.Addr = unmapped(at)
-		conn, err := given(u.stream.Network().DialContext(ctx, networkOf("udp", at.AddrPort()), at.AddrPort().String()))
+		conn, err := network.Check(u.stream.Network().DialContext(ctx, network.Name("udp", at.AddrPort()), at.AddrPort().String()))
 		if err != nil {
 			return nil, err
 		}
@@ -160,14 +161,14 @@ func (u *udp) open(ctx context.Context, m wire.UDPSocket) (packetSocket, error) 
 	if err != nil {
 		return nil, err
 	}
-	conn, err := given(u.stream.Network().ListenPacket(ctx, networkOf("udp", at), at.String()))
+	conn, err := network.Check(u.stream.Network().ListenPacket(ctx, network.Name("udp", at), at.String()))
 	if err != nil {
 		return nil, err
 	}
 	if err := u.side().useBound(conn); err != nil {
 		return conn, err
 	}
-	if joined, ok := conn.(interface{ SecondPacketConn() PacketConn }); ok {
+	if joined, ok := conn.(interface{ SecondPacketConn() network.PacketConn }); ok {
 		second := u.side()
 		second.second = true
 		return conn, second.useBound(joined.SecondPacketConn())
@@ -268,7 +269,7 @@ func (u *udp) send(ctx context.Context) error {
 		if err != nil {
 			u.stream.failed("datagram not sent", err)
 			// A guest that has closed its reader doesn't want to know.
-			if err := u.report(h.RequestID, errnoOf(err), to); err != nil && !errors.Is(err, unix.EPIPE) {
+			if err := u.report(h.RequestID, network.Errno(err), to); err != nil && !errors.Is(err, unix.EPIPE) {
 				return err
 			}
 		}
@@ -401,25 +402,8 @@ func (u *udp) sendTo(to, from wire.Endpoint, x, y []byte) error {
 	return err
 }
 
-// A packetFilter is a [PacketConn] that does nothing but judge what goes through another one. With these methods it lets datagrams be moved
-// between ring and *[net.UDPConn] without passing through its own.
-type packetFilter interface {
-	// NetPacketConn returns the PacketConn below.
-	NetPacketConn() PacketConn
-	datagramFilter
-}
-
-// datagramFilter judges datagrams of a socket, bound or connected.
-type datagramFilter interface {
-	// MaySend says whether a datagram may go to an address: nil, or why not. It
-	// goes from an address that the guest names, or the zero Addr.
-	MaySend(from netip.Addr, to netip.AddrPort) error
-	// Received is told where each datagram came from.
-	Received(from netip.AddrPort)
-}
-
-func (u *udpSide) useBound(conn PacketConn) (err error) {
-	filter, _ := conn.(packetFilter)
+func (u *udpSide) useBound(conn network.PacketConn) (err error) {
+	filter, _ := conn.(network.PacketFilter)
 	below := conn
 	if filter != nil {
 		below = filter.NetPacketConn()
@@ -441,8 +425,8 @@ func (u *udpSide) useBound(conn PacketConn) (err error) {
 
 func (u *udpSide) useConnected(conn net.Conn) (err error) {
 	u.local = newLocalAddrs(endpoint(conn.LocalAddr()), wire.Endpoint{}, u.addressed)
-	if socket := asUDP(conn); socket != nil {
-		filter, _ := conn.(datagramFilter)
+	if socket := network.AsUDP(conn); socket != nil {
+		filter, _ := conn.(network.DatagramFilter)
 		u.socket, err = newKernelDatagrams(u, socket, filter)
 		return err
 	}
@@ -458,20 +442,6 @@ func (u *udpSide) useConnected(conn net.Conn) (err error) {
 	return nil
 }
 
-// asUDP returns the UDP socket below c, nil if there is none.
-func asUDP(c net.Conn) *net.UDPConn {
-	for {
-		switch x := c.(type) {
-		case *net.UDPConn:
-			return x
-		case interface{ NetConn() net.Conn }:
-			c = x.NetConn()
-		default:
-			return nil
-		}
-	}
-}
-
 // otherDatagrams is a socket of a network that isn't the kernel's: a datagram is copied once.
 type otherDatagrams struct {
 	udp   *udpSide
@@ -483,7 +453,7 @@ type otherDatagrams struct {
 func (d *otherDatagrams) receive() error {
 	n, from, err := d.read(d.in)
 	n, err = counted(n, len(d.in), err)
-	if errno := errnoOf(err); fromNetwork(errno) {
+	if errno := network.Errno(err); fromNetwork(errno) {
 		return d.udp.report(0, errno, d.udp.peer)
 	}
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -79,14 +79,14 @@ func TestUDPAnswersFromWhereAsked(t *testing.T) {
 		for _, published := range []bool{false, true} {
 			t.Run(fmt.Sprint(host, " published ", published), func(t *testing.T) {
 				t.Parallel()
-				var list []relay.Publish
+				var list []network.Publish
 				to := make(chan netip.AddrPort, 1)
 				all := netip.AddrPortFrom(netip.MustParseAddr(host), 0)
 				if published {
-					list = []relay.Publish{{Protocol: "udp", Host: all, Guest: 53}}
+					list = []network.Publish{{Protocol: "udp", Host: all, Guest: 53}}
 				}
-				policy := relay.NewPolicy(relay.Host{}, nil, list)
-				policy.OnPublish = func(_ relay.Publish, host netip.AddrPort) { to <- host }
+				policy := network.NewPolicy(network.Host{}, nil, list)
+				policy.OnPublish = func(_ network.Publish, host netip.AddrPort) { to <- host }
 				m := start(t, setup{network: policy})
 				var u *udpSocket
 				if published {
@@ -238,9 +238,9 @@ func TestUDPAddressedBound(t *testing.T) {
 // Who listens on a published port is told nothing of where that is.
 func TestUDPAddressedPublished(t *testing.T) {
 	t.Parallel()
-	policy := relay.NewPolicy(relay.Host{}, nil, []relay.Publish{{Protocol: "udp", Host: netip.MustParseAddrPort("0.0.0.0:0"), Guest: 53}})
+	policy := network.NewPolicy(network.Host{}, nil, []network.Publish{{Protocol: "udp", Host: netip.MustParseAddrPort("0.0.0.0:0"), Guest: 53}})
 	to := make(chan netip.AddrPort, 1)
-	policy.OnPublish = func(_ relay.Publish, host netip.AddrPort) { to <- host }
+	policy.OnPublish = func(_ network.Publish, host netip.AddrPort) { to <- host }
 	m := start(t, setup{network: policy})
 	u := m.addressed("10.1.2.3:53")
 	port := (<-to).Port()

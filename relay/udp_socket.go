@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -16,7 +17,7 @@ import (
 type kernelDatagrams struct {
 	udp    *udpSide
 	raw    syscall.RawConn
-	filter datagramFilter // nil: none
+	filter network.DatagramFilter // nil: none
 	ipv6   bool
 
 	in         message
@@ -31,14 +32,18 @@ type kernelDatagrams struct {
 // newKernelDatagrams has the kernel count what it drops, keep what the network
 // reports about datagrams that were sent, and tell the local address of those
 // that come, if the socket has several.
-func newKernelDatagrams(u *udpSide, socket *net.UDPConn, filter datagramFilter) (*kernelDatagrams, error) {
+func newKernelDatagrams(u *udpSide, socket *net.UDPConn, filter network.DatagramFilter) (*kernelDatagrams, error) {
 	raw, err := socket.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
 	ipv6 := endpoint(socket.LocalAddr()).Addr.Is6()
-	if err := control(raw, func(fd int) error { return setOptions(fd, ipv6, u.local.any) }); err != nil {
+	var failed error
+	if err := raw.Control(func(fd uintptr) { failed = setOptions(int(fd), ipv6, u.local.any) }); err != nil {
 		return nil, err
+	}
+	if failed != nil {
+		return nil, failed
 	}
 	d := &kernelDatagrams{udp: u, raw: raw, filter: filter, ipv6: ipv6}
 	d.tryReceive = d.receiveNow
@@ -59,6 +64,18 @@ func setOptions(fd int, ipv6, anyLocal bool) error {
 	}
 	if anyLocal {
 		return tellLocal(fd, ipv6)
+	}
+	return nil
+}
+
+// tellLocal has the kernel tell the local address of each datagram.
+func tellLocal(fd int, ipv6 bool) error {
+	level, option := unix.SOL_IP, unix.IP_PKTINFO
+	if ipv6 {
+		level, option = unix.SOL_IPV6, unix.IPV6_RECVPKTINFO
+	}
+	if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
+		return fmt.Errorf("ask for the local address of datagrams: %w", err)
 	}
 	return nil
 }
@@ -175,7 +192,7 @@ func (d *kernelDatagrams) send(to wire.Endpoint, from netip.Addr, x, y []byte) e
 		}
 	}
 	if to.Addr.IsValid() && to.Addr.IsUnspecified() {
-		to.Addr = notUnspecified(to.AddrPort()).Addr()
+		to.Addr = network.Specified(to.AddrPort()).Addr()
 	}
 	d.out.address(to)
 	d.out.source(from)
@@ -186,7 +203,7 @@ func (d *kernelDatagrams) send(to wire.Endpoint, from netip.Addr, x, y []byte) e
 	switch {
 	case d.sendErr == 0:
 		return nil
-	case from.IsValid() && !isLocal(from):
+	case from.IsValid() && !network.Host{}.Local(from):
 		// What kernels say of that differs.
 		return unix.EADDRNOTAVAIL
 	}

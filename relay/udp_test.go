@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/pipes/pipestest"
-	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -489,7 +489,7 @@ func TestUDPProtocolErrors(t *testing.T) {
 // A policy judges each datagram, and is in the way of nothing else.
 func TestUDPPolicy(t *testing.T) {
 	t.Parallel()
-	m := start(t, setup{network: relay.NewPolicy(relay.Host{}, nil, nil)})
+	m := start(t, setup{network: network.NewPolicy(network.Host{}, nil, nil)})
 	host, to := hostUDP(t, "127.0.0.1:0")
 	_, stranger := hostUDP(t, "127.0.0.1:0")
 	u := m.udpBound(4096, "127.0.0.1:0")
@@ -512,13 +512,13 @@ func TestUDPPolicy(t *testing.T) {
 }
 
 // memoryNetwork is a network whose sockets aren't the kernel's to see, for all that the handlers can tell.
-type memoryNetwork struct{ relay.Host }
+type memoryNetwork struct{ network.Host }
 
-type memoryPackets struct{ relay.PacketConn }
+type memoryPackets struct{ network.PacketConn }
 
 type memoryConn struct{ net.Conn }
 
-func (n memoryNetwork) ListenPacket(ctx context.Context, network, address string) (relay.PacketConn, error) {
+func (n memoryNetwork) ListenPacket(ctx context.Context, network, address string) (network.PacketConn, error) {
 	c, err := n.Host.ListenPacket(ctx, network, address)
 	return memoryPackets{c}, err
 }

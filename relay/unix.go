@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/wire"
 )
@@ -65,7 +66,7 @@ func UnixConnection(sockets share.Share) Handler {
 		}
 		s.log(slog.LevelDebug, "connected", slog.String("path", string(m.Path)))
 		if err := s.Opened(0, nil); err != nil {
-			abandon(conn)
+			network.Abandon(conn)
 			return err
 		}
 		relayConn(s, conn)
@@ -76,7 +77,7 @@ func UnixConnection(sockets share.Share) Handler {
 // dialUnix connects. The attempt ends with the guest's interest in it and after
 // the time that every attempt has, whatever the folder does: for connect looks
 // at the socket's file, too.
-func dialUnix(ctx context.Context, s *Stream, sockets share.Share, gates share.Gates, to string) (Conn, error) {
+func dialUnix(ctx context.Context, s *Stream, sockets share.Share, gates share.Gates, to string) (network.Conn, error) {
 	in, rest, err := place(sockets, to)
 	if err != nil {
 		return nil, err
@@ -86,18 +87,18 @@ func dialUnix(ctx context.Context, s *Stream, sockets share.Share, gates share.G
 	}
 	ctx, cancel := s.attempt(ctx)
 	defer cancel()
-	conn, err := share.Do(ctx, gates.Of(in), func() (Conn, error) {
+	conn, err := share.Do(ctx, gates.Of(in), func() (network.Conn, error) {
 		f, err := openSocket(in, rest)
 		if err != nil {
 			return nil, err
 		}
 		defer f.Close()
-		conn, err := asConn(s.Network().DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", f.Fd())))
+		conn, err := network.CheckConn(s.Network().DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", f.Fd())))
 		if errors.Is(err, unix.ECONNREFUSED) {
 			err = fmt.Errorf("the server of the socket %s is gone: %w", hostPath(in, rest), unix.ECONNREFUSED)
 		}
 		return conn, err
-	}, func(c Conn) { abandon(c) })
+	}, func(c network.Conn) { network.Abandon(c) })
 	if err != nil {
 		return nil, fmt.Errorf("connect to %q: %w", to, err)
 	}
@@ -176,7 +177,7 @@ type unixListener struct {
 }
 
 // listen makes the socket.
-func (l *unixListener) listen(ctx context.Context, from Network, in share.Share, parent string, backlog uint32) (err error) {
+func (l *unixListener) listen(ctx context.Context, from network.Network, in share.Share, parent string, backlog uint32) (err error) {
 	if err := l.disk.TakeNode(); err != nil {
 		return err
 	}

@@ -15,8 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/pipes/pipestest"
-	"github.com/fix-project/arcavm/relay"
 	shared "github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/wire"
 )
@@ -522,7 +522,7 @@ func TestUnixGuestResets(t *testing.T) {
 
 // namedNetwork has no sockets, but tells what it is asked for.
 type namedNetwork struct {
-	relay.Host
+	network.Host
 	conn  net.Conn
 	asked chan string
 }

@@ -17,8 +17,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network/networktest"
 	"github.com/fix-project/arcavm/relay"
-	"github.com/fix-project/arcavm/relay/relaytest"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -89,7 +89,7 @@ func (r *recorder) Write(b []byte) (int, error) {
 // connection is aborted.
 func TestTLSRenegotiation(t *testing.T) {
 	t.Parallel()
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool}})
 	l, to := hostListener(t, "127.0.0.1:0")
 	var serving sync.WaitGroup

@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/internal/stalled"
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/rpc"
 	"github.com/fix-project/arcavm/rpc/rpctest"
 )
@@ -309,7 +309,7 @@ func TestCallsThatFail(t *testing.T) {
 func TestCallsFiles(t *testing.T) {
 	t.Parallel()
 	dir, share := shared(t, true)
-	c := newCaller(t, rpc.Options{Share: share, Limits: relay.Limits{Files: 1}})
+	c := newCaller(t, rpc.Options{Share: share, Limits: network.Limits{Files: 1}})
 	open := func(path string, flags ...byte) uint64 {
 		copy(c.ram[buffersAt:], path)
 		return c.do(rpc.FileOpen, c.fileRecord(0, 0, buffersAt, uint64(len(path)), 0, 0, flags...)).get(32)
@@ -496,7 +496,7 @@ func TestCallsManyAccepts(t *testing.T) {
 
 // countedDials counts attempts to connect.
 type countedDials struct {
-	relay.Host
+	network.Host
 	n *atomic.Int64
 }
 
@@ -675,7 +675,7 @@ func TestCallsHostile(t *testing.T) {
 		t.Skip("the race detector takes what a guest may do for a fault of the monitor's")
 	}
 	_, share := shared(t, true)
-	c := newCaller(t, rpc.Options{Share: share, Pipes: 20, Limits: relay.Limits{Files: 5}, Network: loopbackOnly{}})
+	c := newCaller(t, rpc.Options{Share: share, Pipes: 20, Limits: network.Limits{Files: 5}, Network: loopbackOnly{}})
 	var cpus sync.WaitGroup
 	for cpu := range uint64(4) {
 		cpus.Go(func() {
@@ -697,7 +697,7 @@ func TestCallsHostile(t *testing.T) {
 }
 
 // loopbackOnly refuses to connect to other machines than this.
-type loopbackOnly struct{ relay.Host }
+type loopbackOnly struct{ network.Host }
 
 func (n loopbackOnly) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	if a, err := netip.ParseAddrPort(address); err != nil || !a.Addr().IsLoopback() {

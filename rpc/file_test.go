@@ -11,7 +11,7 @@ import (
 
 	"github.com/fix-project/arcavm/internal/leased"
 	"github.com/fix-project/arcavm/internal/stalled"
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/rpc"
 	"github.com/fix-project/arcavm/rpc/message"
 	"github.com/fix-project/arcavm/rpc/rpctest"
@@ -285,7 +285,7 @@ func TestFailedOpenChangesNothing(t *testing.T) {
 	}{
 		"no memory":      {rpc.Options{RAM: rpctest.NewRAM(1 << 20)}, true, message.OutOfMemory},
 		"too many pipes": {rpc.Options{Pipes: 1}, false, message.Other},
-		"too many files": {rpc.Options{Limits: relay.Limits{Files: -1}}, false, message.Other},
+		"too many files": {rpc.Options{Limits: network.Limits{Files: -1}}, false, message.Other},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/internal/limit"
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/share"
 )
 
@@ -37,10 +37,9 @@ func newHost(o Options) (*host, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.Network == nil {
-		o.Network = relay.Host{}
+		o.Network = network.Host{}
 	}
-	o.Limits.Files = cmp.Or(o.Limits.Files, relay.DefaultFiles)
-	o.Limits.Disk = cmp.Or(o.Limits.Disk, relay.DefaultDisk)
+	o.Limits = o.Limits.WithDefaults()
 	o.Pipes = cmp.Or(o.Pipes, DefaultPipes)
 	h := &host{
 		o: o, log: o.Logger, linger: lingerTimeout,

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/rpc"
 	"github.com/fix-project/arcavm/rpc/message"
 )
@@ -15,7 +15,7 @@ import (
 func TestFileLimit(t *testing.T) {
 	t.Parallel()
 	_, share := shared(t, true)
-	m := newMachine(t, rpc.Options{Share: share, Limits: relay.Limits{Files: 2}})
+	m := newMachine(t, rpc.Options{Share: share, Limits: network.Limits{Files: 2}})
 	f, _ := m.Open("f", create)
 	g, _ := m.Open("g", create)
 	if h, kind := m.Open("h", create); h != nil || kind != message.Other {
@@ -45,7 +45,7 @@ func TestByteLimit(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "f"), pattern(total), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	m := newMachine(t, rpc.Options{Share: share, Limits: relay.Limits{Bytes: perSecond}})
+	m := newMachine(t, rpc.Options{Share: share, Limits: network.Limits{Bytes: perSecond}})
 	f, _ := m.Open("f", read)
 	begun := time.Now()
 	n := 0
@@ -72,7 +72,7 @@ func TestDiskLimit(t *testing.T) {
 	t.Parallel()
 	const limit = 1 << 20
 	dir, share := shared(t, true)
-	m := newMachine(t, rpc.Options{Share: share, Limits: relay.Limits{Disk: limit}})
+	m := newMachine(t, rpc.Options{Share: share, Limits: network.Limits{Disk: limit}})
 	f, _ := m.Open("f", message.Mode{Append: true, Create: true})
 	for f.Write(make([]byte, 50_000)) == 50_000 {
 	}

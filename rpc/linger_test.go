@@ -10,13 +10,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/rpc"
 	"github.com/fix-project/arcavm/rpc/message"
 )
 
 // tight is a network whose sockets take little before their peer reads.
-type tight struct{ relay.Host }
+type tight struct{ network.Host }
 
 func (n tight) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	c, err := n.Host.DialContext(ctx, network, address)

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/rpc"
 	"github.com/fix-project/arcavm/rpc/rpctest"
 )
@@ -161,7 +161,7 @@ func TestFailures(t *testing.T) {
 // by the one that allows localhost the same targets are reached.
 func TestPolicy(t *testing.T) {
 	t.Parallel()
-	allow, err := relay.ParseRule(true, "out:localhost")
+	allow, err := network.ParseRule(true, "out:localhost")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,8 +174,8 @@ func TestPolicy(t *testing.T) {
 		t.Fatal(err)
 	}
 	port := uint16(ln.Addr().(*net.TCPAddr).Port)
-	denied := newMachine(t, rpc.Options{Network: relay.NewPolicy(relay.Host{}, nil, nil)})
-	allowed := newMachine(t, rpc.Options{Network: relay.NewPolicy(relay.Host{}, []relay.Rule{allow}, nil)})
+	denied := newMachine(t, rpc.Options{Network: network.NewPolicy(network.Host{}, nil, nil)})
+	allowed := newMachine(t, rpc.Options{Network: network.NewPolicy(network.Host{}, []network.Rule{allow}, nil)})
 	for _, c := range []struct {
 		host    string
 		allowed bool
@@ -392,17 +392,17 @@ func TestChurn(t *testing.T) {
 // port that is published by an address of each family: it is reached at both.
 func TestPublished(t *testing.T) {
 	t.Parallel()
-	var publish []relay.Publish
+	var publish []network.Publish
 	for _, host := range []string{"127.0.0.1:0", "[::1]:0"} {
-		publish = append(publish, relay.Publish{Protocol: "tcp", Host: netip.MustParseAddrPort(host), Guest: 80})
+		publish = append(publish, network.Publish{Protocol: "tcp", Host: netip.MustParseAddrPort(host), Guest: 80})
 	}
-	deny, err := relay.ParseRule(false, "*")
+	deny, err := network.ParseRule(false, "*")
 	if err != nil {
 		t.Fatal(err)
 	}
 	hosts := make(chan netip.AddrPort, 2)
-	policy := relay.NewPolicy(relay.Host{}, []relay.Rule{deny}, publish)
-	policy.OnPublish = func(_ relay.Publish, host netip.AddrPort) { hosts <- host }
+	policy := network.NewPolicy(network.Host{}, []network.Rule{deny}, publish)
+	policy.OnPublish = func(_ network.Publish, host netip.AddrPort) { hosts <- host }
 	m := newMachine(t, rpc.Options{Network: policy})
 	l := m.Listen(loopback, 80)
 	for _, host := range []netip.AddrPort{wait(t, hosts, "the first address"), wait(t, hosts, "the second address")} {

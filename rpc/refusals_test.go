@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/rpc"
 	"github.com/fix-project/arcavm/rpc/message"
 	"github.com/fix-project/arcavm/rpc/rpctest"
@@ -34,7 +34,7 @@ func TestPipeLimit(t *testing.T) {
 
 // stuckNetwork connects to nobody, and doesn't give up by itself.
 type stuckNetwork struct {
-	relay.Host
+	network.Host
 	dialing chan struct{}
 }
 
@@ -61,7 +61,7 @@ func TestCloseWhileConnecting(t *testing.T) {
 	m.stop()
 }
 
-type foreignNetwork struct{ relay.Host }
+type foreignNetwork struct{ network.Host }
 
 type foreignListener struct{ net.Listener }
 
@@ -81,7 +81,7 @@ func TestForeignListener(t *testing.T) {
 }
 
 // emptyNetwork gives nothing, and no error either.
-type emptyNetwork struct{ relay.Host }
+type emptyNetwork struct{ network.Host }
 
 func (emptyNetwork) DialContext(context.Context, string, string) (net.Conn, error) { return nil, nil }
 func (emptyNetwork) Listen(context.Context, string, string) (net.Listener, error)  { return nil, nil }
@@ -101,7 +101,7 @@ func (l emptyListener) Accept() (net.Conn, error) {
 }
 
 type listenerNetwork struct {
-	relay.Host
+	network.Host
 	asked chan struct{}
 }
 

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/rpc/message"
 )
 
@@ -53,7 +53,7 @@ type Options struct {
 
 	// Limits are how much the guest gets: of Files and Disk, and of Bytes,
 	// which wait. The others don't apply.
-	Limits relay.Limits
+	Limits network.Limits
 
 	// Pipes may be open at once, the control pipe included. 0 is [DefaultPipes].
 	Pipes int

@@ -11,12 +11,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/rpc/message"
 )
 
 // connectTimeout is how long a connection may take to come about.
-const connectTimeout = relay.DefaultConnectTimeout
+const connectTimeout = network.DefaultConnectTimeout
 
 // stream is a TCP connection on a pipe of its own. Without a connection, or when it has failed, it looks to the guest as if it had ended: nothing to
 // receive, and what is sent goes nowhere.

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/kvm"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/vmm/image"
@@ -72,7 +73,7 @@ type Config struct {
 	RingLimit uint64
 	// Limits are how much the guest gets of other things. Of these, guests of
 	// the older ABI know Files, Bytes and Disk.
-	Limits relay.Limits
+	Limits network.Limits
 	// LogLimit is how many bytes of log records the guest may write in a second, each counted with its text and 128 bytes more; for a while
 	// 4 MiB at once. What is more is left out, and its number said. Default [DefaultLogLimit].
 	LogLimit uint64
@@ -111,9 +112,9 @@ type Config struct {
 	// has begun to listen, before the guest learns of it. It must not block.
 	OnListen func(netip.AddrPort)
 
-	// Network is where the guest's sockets and addresses come from. Default: the host's with a [relay.Policy] without rules, which
+	// Network is where the guest's sockets and addresses come from. Default: the host's with a [network.Policy] without rules, which
 	// keeps the guest from the host's own addresses. Guests of the older ABI need one that gives *[net.TCPConn].
-	Network relay.Network
+	Network network.Network
 	// TLS is what the monitor trusts and shows where it does TLS for a guest of the stream ABI. The zero value trusts whom the host trusts, and lets the guest
 	// be a client only.
 	TLS relay.TLS
@@ -174,7 +175,7 @@ func (c Config) WithDefaults() Config {
 		c.Console = io.Discard
 	}
 	if c.Network == nil {
-		c.Network = relay.NewPolicy(relay.Host{}, nil, nil)
+		c.Network = network.NewPolicy(network.Host{}, nil, nil)
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

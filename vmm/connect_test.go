@@ -12,14 +12,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
 
 // unsteady is the host's network, with one name. From silent no answer ever comes. Names are looked up by the policy around it.
 type unsteady struct {
-	relay.Host
+	network.Host
 	name    string
 	addrs   []netip.Addr
 	err     error // of a lookup
@@ -43,13 +43,13 @@ func (u *unsteady) DialContext(ctx context.Context, network, address string) (ne
 	return u.Host.DialContext(ctx, network, address)
 }
 
-func (u *unsteady) policy(t *testing.T) *relay.Policy {
+func (u *unsteady) policy(t *testing.T) *network.Policy {
 	t.Helper()
-	allow, err := relay.ParseRule(true, "localhost")
+	allow, err := network.ParseRule(true, "localhost")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return relay.NewPolicy(u, []relay.Rule{allow}, nil)
+	return network.NewPolicy(u, []network.Rule{allow}, nil)
 }
 
 // A guest connects to a name's first address that answers, whatever becomes of the others; it waits for none of them.

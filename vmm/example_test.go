@@ -17,8 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/kvm"
+	"github.com/fix-project/arcavm/network"
+	"github.com/fix-project/arcavm/network/networktest"
 	"github.com/fix-project/arcavm/relay"
-	"github.com/fix-project/arcavm/relay/relaytest"
 	"github.com/fix-project/arcavm/testdata/images"
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/image"
@@ -32,7 +33,7 @@ func ExampleConfig_network() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	network := new(relaytest.Network)
+	network := new(networktest.Network)
 	listening := make(chan netip.AddrPort, 1)
 	vm, err := vmm.New(vmm.Config{
 		Image:    img,
@@ -161,19 +162,19 @@ func ExampleConfig_handlers() {
 
 // A guest that may connect to one network only, and whose port 80 is bound at port 8080 of this machine.
 func ExampleConfig_policy() {
-	allow, err := relay.ParseRule(true, "out:10.1.0.0/16:443")
+	allow, err := network.ParseRule(true, "out:10.1.0.0/16:443")
 	if err != nil {
 		log.Fatal(err)
 	}
-	deny, err := relay.ParseRule(false, "out:*")
+	deny, err := network.ParseRule(false, "out:*")
 	if err != nil {
 		log.Fatal(err)
 	}
-	publish, err := relay.ParsePublish("8080:80")
+	publish, err := network.ParsePublish("8080:80")
 	if err != nil {
 		log.Fatal(err)
 	}
-	cfg := vmm.Config{Network: relay.NewPolicy(relay.Host{}, []relay.Rule{allow, deny}, []relay.Publish{publish})}
+	cfg := vmm.Config{Network: network.NewPolicy(network.Host{}, []network.Rule{allow, deny}, []network.Publish{publish})}
 	_, err = cfg.Network.DialContext(context.Background(), "tcp", "10.2.0.1:443")
 	fmt.Println(err)
 	// Output: out:tcp:10.2.0.1:443 is denied by policy

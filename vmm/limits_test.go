@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
@@ -23,7 +23,7 @@ func TestLimits(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "data"), content(1, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	reached := func(f func(r relay.Reached) uint64) func(s vmm.Stats) uint64 {
+	reached := func(f func(r network.Reached) uint64) func(s vmm.Stats) uint64 {
 		return func(s vmm.Stats) uint64 { return f(s.Relay.Reached) }
 	}
 	for _, c := range []struct {
@@ -34,23 +34,23 @@ func TestLimits(t *testing.T) {
 	}{
 		{
 			"streams", "files", "read data", vmm.Config{StreamLimit: 1}, unix.EMFILE,
-			reached(func(r relay.Reached) uint64 { return r.Streams }),
+			reached(func(r network.Reached) uint64 { return r.Streams }),
 		},
 		{
 			"ring memory", "files", "read data", vmm.Config{RingLimit: 128<<10 + 4<<10}, unix.ENOMEM,
-			reached(func(r relay.Reached) uint64 { return r.RingMemory }),
+			reached(func(r network.Reached) uint64 { return r.RingMemory }),
 		},
 		{
-			"files of a stream", "files", "burst data 100 copy", vmm.Config{Limits: relay.Limits{StreamFiles: 1}}, unix.EMFILE,
-			reached(func(r relay.Reached) uint64 { return r.Files }),
+			"files of a stream", "files", "burst data 100 copy", vmm.Config{Limits: network.Limits{StreamFiles: 1}}, unix.EMFILE,
+			reached(func(r network.Reached) uint64 { return r.Files }),
 		},
 		{
-			"files", "files", "burst data 100 copy", vmm.Config{Limits: relay.Limits{Files: 1}}, unix.ENFILE,
-			reached(func(r relay.Reached) uint64 { return r.Files }),
+			"files", "files", "burst data 100 copy", vmm.Config{Limits: network.Limits{Files: 1}}, unix.ENFILE,
+			reached(func(r network.Reached) uint64 { return r.Files }),
 		},
 		{
-			"operations", "files", "burst data 100 copy", vmm.Config{Limits: relay.Limits{Operations: 10}}, unix.EAGAIN,
-			reached(func(r relay.Reached) uint64 { return r.Operations }),
+			"operations", "files", "burst data 100 copy", vmm.Config{Limits: network.Limits{Operations: 10}}, unix.EAGAIN,
+			reached(func(r network.Reached) uint64 { return r.Operations }),
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -71,7 +71,7 @@ func TestLimits(t *testing.T) {
 func TestAcceptLimit(t *testing.T) {
 	t.Parallel()
 	g := vmmtest.Boot(t, vmm.Config{
-		Image: vmmtest.Image(t, "accept"), Args: []string{"127.0.0.1:0"}, Limits: relay.Limits{Accepts: 2},
+		Image: vmmtest.Image(t, "accept"), Args: []string{"127.0.0.1:0"}, Limits: network.Limits{Accepts: 2},
 	})
 	to := g.Addr().String()
 	g.WaitLog(fmt.Sprintf("accept: error %d", unix.EAGAIN))
@@ -90,7 +90,7 @@ func TestByteLimit(t *testing.T) {
 	t.Parallel()
 	// Of them 65,536 may go at once. Even a slow guest sends the others faster than they may follow.
 	const n = 100_000
-	cfg := vmm.Config{Image: vmmtest.Image(t, "tcp"), Args: []string{"accept", "127.0.0.1:0", fmt.Sprint("fill=", n)}, Limits: relay.Limits{Bytes: 1 << 14}}
+	cfg := vmm.Config{Image: vmmtest.Image(t, "tcp"), Args: []string{"accept", "127.0.0.1:0", fmt.Sprint("fill=", n)}, Limits: network.Limits{Bytes: 1 << 14}}
 	g := vmmtest.Boot(t, cfg)
 	if got, err := io.ReadAll(dial(t, g.Addr().String())); err != nil || !bytes.Equal(got, filled(n)) {
 		t.Errorf("the guest sent %d bytes, %v; want %d", len(got), err, n)
@@ -109,7 +109,7 @@ func TestDatagramByteLimit(t *testing.T) {
 	g := vmmtest.Boot(t, vmm.Config{
 		Image: vmmtest.Image(t, "udp"), Args: []string{"echo", "127.0.0.1:0"},
 		// However slow the guest is, hardly more than the 65,536 bytes that may go at once.
-		Limits: relay.Limits{Bytes: 1},
+		Limits: network.Limits{Bytes: 1},
 	})
 	to := boundTo(t, g)
 	if _, err := udpSocket(t, "127.0.0.1:0").WriteToUDPAddrPort(make([]byte, 60_000), to); err != nil {

@@ -26,8 +26,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/pipes"
-	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/vmmtest"
@@ -341,7 +341,7 @@ func (s *soak) files(random *rand.Rand) error {
 func (s *soak) program(name string, args []string, console string) error {
 	var out, log bytes.Buffer
 	vm, err := vmm.New(vmm.Config{
-		Image: vmmtest.Image(s.t, name), Args: args, Memory: 64 << 20, Share: s.folder, Network: relay.Host{}, Console: &out,
+		Image: vmmtest.Image(s.t, name), Args: args, Memory: 64 << 20, Share: s.folder, Network: network.Host{}, Console: &out,
 		Logger: slog.New(slog.NewTextHandler(&log, nil)),
 	})
 	if err != nil {

@@ -15,13 +15,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
 
 // tcpGuest boots the program tcp and returns the other end of its connection. The guest connects, or accepts.
-func tcpGuest(t *testing.T, accepts bool, addr string, network relay.Network, steps ...string) (*vmmtest.Guest, *net.TCPConn) {
+func tcpGuest(t *testing.T, accepts bool, addr string, network network.Network, steps ...string) (*vmmtest.Guest, *net.TCPConn) {
 	t.Helper()
 	cfg := vmm.Config{Image: vmmtest.Image(t, "tcp"), Network: network}
 	if accepts {
@@ -211,7 +211,7 @@ func TestTCPEndings(t *testing.T) {
 
 // watched is the host's network, whose sockets the test sees, too.
 type watched struct {
-	relay.Host
+	network.Host
 	sockets chan syscall.Conn
 }
 

@@ -18,8 +18,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/network/networktest"
 	"github.com/fix-project/arcavm/relay"
-	"github.com/fix-project/arcavm/relay/relaytest"
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
@@ -45,13 +45,13 @@ func httpsServer(t *testing.T, addr string, cert tls.Certificate) string {
 
 func TestTLSGet(t *testing.T) {
 	t.Parallel()
-	a, other := relaytest.NewAuthority(t), relaytest.NewAuthority(t)
+	a, other := networktest.NewAuthority(t), networktest.NewAuthority(t)
 	for family, addr := range loopbacks(t) {
 		target := httpsServer(t, addr, a.Issue(t, nil))
 		for _, c := range []struct {
 			name   string
 			server []string
-			trust  *relaytest.Authority
+			trust  *networktest.Authority
 			want   unix.Errno
 		}{
 			{"by address", nil, a, 0},
@@ -88,7 +88,7 @@ func TestTLSGet(t *testing.T) {
 
 func TestTLSServe(t *testing.T) {
 	t.Parallel()
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	for family, addr := range loopbacks(t) {
 		t.Run(family, func(t *testing.T) {
 			t.Parallel()
@@ -124,7 +124,7 @@ func TestTLSServe(t *testing.T) {
 // What a guest's connection has of the server's choices, and why there is none.
 func TestTLSHandshakes(t *testing.T) {
 	t.Parallel()
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	for _, c := range []struct {
 		name string
 		cfg  *tls.Config
@@ -185,7 +185,7 @@ func TestTLSServeWithoutCertificate(t *testing.T) {
 // A virtual machine ends at once while its peers are in the middle of a handshake.
 func TestTLSCancel(t *testing.T) {
 	t.Parallel()
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	g := vmmtest.Boot(t, vmm.Config{
 		Image: vmmtest.Image(t, "tls"), Args: []string{"serve", "127.0.0.1:0"}, TLS: relay.TLS{Certificates: []tls.Certificate{a.Issue(t, nil)}},
 	})

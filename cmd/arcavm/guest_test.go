@@ -19,7 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fix-project/arcavm/relay/relaytest"
+	"github.com/fix-project/arcavm/network/networktest"
 	"github.com/fix-project/arcavm/testdata/images"
 )
 
@@ -583,7 +583,7 @@ func TestDemo(t *testing.T) {
 func TestTLSFlags(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	ca := writeFile(t, "ca", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.Cert.Raw}))
 	cert, key := pemFiles(t, a.Issue(t, nil))
 	pair, err := tls.LoadX509KeyPair(cert, key)
@@ -621,7 +621,7 @@ func TestTLSFlags(t *testing.T) {
 func TestTLSCertFlags(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
-	a := relaytest.NewAuthority(t)
+	a := networktest.NewAuthority(t)
 	cert, key := pemFiles(t, a.Issue(t, nil))
 	r := start(t, false, "run", "--tls-cert", cert, "--tls-key", key, imageFile(t, "tls"), "serve", "127.0.0.1:0")
 	c := tls.Client(dialed(t, "tcp", after(t, r.line("listening on "), "listening on ")), &tls.Config{RootCAs: a.Pool, ServerName: "server.test"})

@@ -15,14 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/kvm"
-	"github.com/fix-project/arcavm/relay/relaytest"
+	"github.com/fix-project/arcavm/network/networktest"
 	"github.com/fix-project/arcavm/vmm"
 )
 
 // certificateFiles are a certificate and its key.
 func certificateFiles(t *testing.T) (cert, key string) {
 	t.Helper()
-	return pemFiles(t, relaytest.NewAuthority(t).Issue(t, nil))
+	return pemFiles(t, networktest.NewAuthority(t).Issue(t, nil))
 }
 
 func pemFiles(t *testing.T, c tls.Certificate) (cert, key string) {

@@ -5,7 +5,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/vmm"
 )
 
@@ -22,7 +22,7 @@ func TestLimitFlag(t *testing.T) {
 	l.apply(&got)
 	want := vmm.Config{
 		StreamLimit: 1, RingLimit: 2 << 20, LogLimit: 8,
-		Limits: relay.Limits{StreamFiles: 3, Files: 4 << 10, Accepts: 5, Bytes: 6 << 30, Operations: 7, Disk: 9 << 20},
+		Limits: network.Limits{StreamFiles: 3, Files: 4 << 10, Accepts: 5, Bytes: 6 << 30, Operations: 7, Disk: 9 << 20},
 	}
 	if got.StreamLimit != want.StreamLimit || got.RingLimit != want.RingLimit || got.LogLimit != want.LogLimit || !cmp.Equal(got.Limits, want.Limits) {
 		t.Errorf("got %+v, want %+v", got, want)

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/image"
@@ -33,7 +34,7 @@ type machine struct {
 	timing   choice
 	exitFile string
 	limits   limitFlag
-	policy   *relay.Policy // nil: one without rules
+	policy   *network.Policy // nil: one without rules
 	tls      relay.TLS
 	sockets  vmm.Share
 	onListen func(netip.AddrPort)
@@ -118,7 +119,7 @@ func (m *machine) boot(img *image.Image, args []string, abi image.ABI, share vmm
 	cfg.Console, cfg.Logger, cfg.OnListen = m.streams.out, logger, m.onListen
 	cfg.Input, cfg.Output, cfg.OnStdio = m.streams.input(), m.streams.out, term.use
 	if m.policy != nil {
-		m.policy.OnPublish = func(p relay.Publish, host netip.AddrPort) {
+		m.policy.OnPublish = func(p network.Publish, host netip.AddrPort) {
 			if p.Host.Port() == 0 { // who asked for a port knows it
 				m.published(p.Protocol, p.Guest, host)
 			}

@@ -10,20 +10,20 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 )
 
 // networkFlags say what of the network a guest may reach.
 type networkFlags struct {
 	rules   []ruleText
-	publish []relay.Publish
+	publish []network.Publish
 	nat64   []netip.Prefix
 	own     []netip.Prefix // of the machine outside an emulated one
 }
 
 // ruleText is a rule with its text.
 type ruleText struct {
-	relay.Rule
+	network.Rule
 	text string
 }
 
@@ -44,12 +44,12 @@ func (n *networkFlags) add(f *pflag.FlagSet) {
 	f.Lookup(ownFlag).Hidden = true
 }
 
-func (n *networkFlags) policy() *relay.Policy {
-	rules := make([]relay.Rule, 0, len(n.rules))
+func (n *networkFlags) policy() *network.Policy {
+	rules := make([]network.Rule, 0, len(n.rules))
 	for _, r := range n.rules {
 		rules = append(rules, r.Rule)
 	}
-	p := relay.NewPolicy(relay.Host{}, rules, n.publish)
+	p := network.NewPolicy(network.Host{}, rules, n.publish)
 	p.NAT64, p.Own = n.nat64, n.own
 	return p
 }
@@ -109,7 +109,7 @@ func localIPv4() ([]netip.Prefix, error) {
 type nat64Flag struct{ to *networkFlags }
 
 func (n *nat64Flag) Set(text string) error {
-	p, err := relay.ParseNAT64(text)
+	p, err := network.ParseNAT64(text)
 	if err == nil {
 		n.to.nat64 = append(n.to.nat64, p)
 	}
@@ -117,7 +117,7 @@ func (n *nat64Flag) Set(text string) error {
 }
 
 func (n *nat64Flag) String() string { return "" }
-func (n *nat64Flag) Type() string   { return relay.NAT64Form }
+func (n *nat64Flag) Type() string   { return network.NAT64Form }
 
 // ruleFlag appends a rule to the list that --allow and --deny share, whose order counts.
 type ruleFlag struct {
@@ -126,7 +126,7 @@ type ruleFlag struct {
 }
 
 func (r *ruleFlag) Set(text string) error {
-	rule, err := relay.ParseRule(r.allow, text)
+	rule, err := network.ParseRule(r.allow, text)
 	if err == nil {
 		r.to.rules = append(r.to.rules, ruleText{rule, text})
 	}
@@ -140,7 +140,7 @@ func (r *ruleFlag) Type() string   { return "RULE" }
 type publishFlag struct{ to *networkFlags }
 
 func (p *publishFlag) Set(text string) error {
-	m, err := relay.ParsePublish(text)
+	m, err := network.ParsePublish(text)
 	if err != nil {
 		return err
 	}
@@ -158,5 +158,5 @@ func (p *publishFlag) Set(text string) error {
 
 func (p *publishFlag) String() string { return "" }
 func (p *publishFlag) Type() string {
-	return strings.ReplaceAll(relay.PublishForm, "[/tcp|/udp]", "[/udp]")
+	return strings.ReplaceAll(network.PublishForm, "[/tcp|/udp]", "[/udp]")
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/fix-project/arcavm/bench"
 	"github.com/fix-project/arcavm/emulated"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/rpc"
@@ -166,7 +167,7 @@ func writeStreams(w io.Writer, p pipes.Stats, r relay.Stats) {
 }
 
 // writeReached prints the limits that were reached.
-func writeReached(w io.Writer, r relay.Reached) {
+func writeReached(w io.Writer, r network.Reached) {
 	for _, l := range []struct {
 		name string
 		n    uint64
@@ -194,7 +195,7 @@ func writeOlder(w io.Writer, title string, s rpc.Stats) {
 	count(w, "connections out that failed", s.ConnectsFailed)
 	count(w, "files refused", s.FilesRefused)
 	count(w, "broken by the guest", s.Broken)
-	writeReached(w, relay.Reached{Streams: s.PipesLimited, Files: s.FilesLimited, Bytes: s.BytesLimited, Disk: s.DiskLimited})
+	writeReached(w, network.Reached{Streams: s.PipesLimited, Files: s.FilesLimited, Bytes: s.BytesLimited, Disk: s.DiskLimited})
 	if s.CallsLimited != 0 {
 		count(w, "times too many calls waited", s.CallsLimited)
 	}

@@ -16,8 +16,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fix-project/arcavm/relay"
-	"github.com/fix-project/arcavm/relay/relaytest"
+	"github.com/fix-project/arcavm/network"
+	"github.com/fix-project/arcavm/network/networktest"
 )
 
 // Names that the network knows something of. Others don't exist.
@@ -32,10 +32,10 @@ const Socket = "server"
 
 // World is servers, callers at the guest's servers, a standard input and output, and names.
 type World struct {
-	Authority *relaytest.Authority // of the TLS server, and whom callers trust
-	Echo, TLS netip.AddrPort       // of servers that send back what they get; the first one's port is a UDP server's, too
-	Folder    string               // of UNIX sockets
-	Input     *os.File             // never at its end
+	Authority *networktest.Authority // of the TLS server, and whom callers trust
+	Echo, TLS netip.AddrPort         // of servers that send back what they get; the first one's port is a UDP server's, too
+	Folder    string                 // of UNIX sockets
+	Input     *os.File               // never at its end
 	Output    *os.File
 
 	echo, secure, local net.Listener
@@ -78,7 +78,7 @@ func New(t testing.TB) *World {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	w := &World{Authority: relaytest.NewAuthority(t), Folder: dir}
+	w := &World{Authority: networktest.NewAuthority(t), Folder: dir}
 	w.calling, w.hangUp = context.WithCancel(t.Context())
 	w.echo, w.datagrams = listenTwice(t)
 	w.secure, w.local = listen(t, "tcp", "127.0.0.1:0"), listen(t, "unix", filepath.Join(dir, Socket))
@@ -240,21 +240,21 @@ const (
 )
 
 // Network is the host's for this World, and for what more rules allow.
-func (w *World) Network(t testing.TB, more ...string) *relay.Policy {
+func (w *World) Network(t testing.TB, more ...string) *network.Policy {
 	t.Helper()
-	var rules []relay.Rule
+	var rules []network.Rule
 	for _, text := range append(more, "out:"+w.Echo.String(), "out:"+w.TLS.String(), "out:*.test", "in:127.0.0.1") {
 		rules = append(rules, rule(t, true, text))
 	}
 	free := netip.AddrPortFrom(w.Echo.Addr(), 0)
-	return relay.NewPolicy(names{world: w}, append(rules, rule(t, false, "*")), []relay.Publish{
+	return network.NewPolicy(names{world: w}, append(rules, rule(t, false, "*")), []network.Publish{
 		{Protocol: "tcp", Host: free, Guest: PublishedTCP}, {Protocol: "udp", Host: free, Guest: PublishedUDP},
 	})
 }
 
-func rule(t testing.TB, allow bool, text string) relay.Rule {
+func rule(t testing.TB, allow bool, text string) network.Rule {
 	t.Helper()
-	r, err := relay.ParseRule(allow, text)
+	r, err := network.ParseRule(allow, text)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,7 +263,7 @@ func rule(t testing.TB, allow bool, text string) relay.Rule {
 
 // names is the host's network with names of this package's.
 type names struct {
-	relay.Host
+	network.Host
 	world *World
 }
 

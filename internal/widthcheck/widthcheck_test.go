@@ -27,7 +27,7 @@ var unread = map[string]bool{
 	"internal/outside": true, "internal/stdio": true,
 	"internal/unsafecheck": true, "kvm": true, "network": true, "pipes": true,
 	"pipes/guest": true, "pipes/pipestest": true, "relay": true,
-	"relay/relaytest": true, "rpc": true, "rpc/message": true,
+	"network/networktest": true, "rpc": true, "rpc/message": true,
 	"rpc/rpctest": true, "share": true, "testdata/guest": true,
 	"testdata/guest/kernel": true, "testdata/guest/programs": true,
 	"testdata/guest/proto": true, "testdata/guest/rpc": true,

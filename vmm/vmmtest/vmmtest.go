@@ -25,7 +25,7 @@ import (
 	"github.com/fix-project/arcavm/hypercall"
 	"github.com/fix-project/arcavm/internal/printable"
 	"github.com/fix-project/arcavm/kvm"
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/testdata/images"
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/image"
@@ -118,7 +118,7 @@ func Unavailable(t testing.TB, err error) {
 // What the guest writes to its console and log, and where it listens, is
 // collected for [Guest.Console], [Guest.Log] and [Guest.Addr], beside what
 // cfg's Console, Logger and OnListen get. Cfg's Network, if nil, is
-// [relay.Host]: a guest in a test may connect to this machine. Its
+// [network.Host]: a guest in a test may connect to this machine. Its
 // WatchInterval, if 0, is a tenth of a second.
 func Boot(t testing.TB, cfg vmm.Config) *Guest {
 	t.Helper()
@@ -131,7 +131,7 @@ func Boot(t testing.TB, cfg vmm.Config) *Guest {
 	}
 	cfg.Logger = g.logger(cfg.Logger)
 	if cfg.Network == nil {
-		cfg.Network = relay.Host{}
+		cfg.Network = network.Host{}
 	}
 	tell := cfg.OnListen
 	cfg.OnListen = func(a netip.AddrPort) {

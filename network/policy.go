@@ -1,4 +1,4 @@
-package relay
+package network
 
 import (
 	"context"
@@ -322,22 +322,21 @@ func (p *Policy) connect(ctx context.Context, network string, q request) (net.Co
 			return nil, &DeniedError{fmt.Sprintf("%v, whose scope is another interface's name,", q)}
 		}
 	}
-	conn, err := given(p.network.DialContext(ctx, network, notUnspecified(q.at).String()))
+	conn, err := Check(p.network.DialContext(ctx, network, Specified(q.at).String()))
 	if err != nil {
 		return nil, err
 	}
 	// The address may have become the host's own since it was judged. A
 	// connection within the host most often has the same address at both ends.
-	if asTCP(conn) != nil || asUDP(conn) != nil {
-		local := endpoint(conn.LocalAddr())
-		q.own = local.Addr == endpoint(conn.RemoteAddr()).Addr
+	if AsTCP(conn) != nil || AsUDP(conn) != nil {
+		local := addrPort(conn.LocalAddr()).Addr()
+		q.own = local.WithZone("") == addrPort(conn.RemoteAddr()).Addr().WithZone("")
 		// Rules of the kernel may look at the source. Its port, a new one each
 		// time, would make each answer good for one connection only.
-		local.Port = 0
-		q.from = local.AddrPort()
+		q.from = netip.AddrPortFrom(local, 0)
 	}
 	if err := p.check(q); err != nil {
-		abandon(conn)
+		Abandon(conn)
 		return nil, err
 	}
 	if q.protocol == "udp" {
@@ -400,7 +399,7 @@ func splitNetwork(network string) (protocol, version string, err error) {
 	return "", "", &net.OpError{Op: "policy", Net: network, Err: net.UnknownNetworkError(network)}
 }
 
-func networkOf(protocol string, at netip.AddrPort) string {
+func Name(protocol string, at netip.AddrPort) string {
 	if at.Addr().Is4() {
 		return protocol + "4"
 	}
@@ -499,7 +498,7 @@ func (c *policedPacketConn) remember(peer netip.AddrPort) {
 		c.forgetOne()
 	}
 	c.peers[peer] = struct{}{}
-	c.shares[peerAt(peer.Addr())]++
+	c.shares[PeerOf(peer.Addr())]++
 }
 
 func (c *policedPacketConn) forgetOne() {
@@ -510,7 +509,7 @@ func (c *policedPacketConn) forgetOne() {
 		}
 	}
 	for peer := range c.peers {
-		if peerAt(peer.Addr()) == machine {
+		if PeerOf(peer.Addr()) == machine {
 			delete(c.peers, peer)
 			break
 		}
@@ -524,7 +523,7 @@ func (c *policedPacketConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int
 	if err := c.MaySend(netip.Addr{}, to); err != nil {
 		return 0, err
 	}
-	return c.PacketConn.WriteToUDPAddrPort(b, notUnspecified(to))
+	return c.PacketConn.WriteToUDPAddrPort(b, Specified(to))
 }
 
 func (c *policedPacketConn) WriteTo(b []byte, to net.Addr) (int, error) {

@@ -1,4 +1,4 @@
-package relay
+package network
 
 import (
 	"context"
@@ -45,7 +45,7 @@ func (l *joinedListener) accept(ln net.Listener, asked <-chan struct{}) {
 		case <-l.ctx.Done():
 			return
 		}
-		conn, err := asConn(ln.Accept())
+		conn, err := CheckConn(ln.Accept())
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -53,7 +53,7 @@ func (l *joinedListener) accept(ln net.Listener, asked <-chan struct{}) {
 		case l.ready <- accepted{conn, err}:
 		case <-l.ctx.Done():
 			if err == nil {
-				abandon(conn)
+				Abandon(conn)
 			}
 			return
 		}
@@ -81,4 +81,10 @@ func (l *joinedListener) Close() error {
 	_ = l.second.Close()
 	l.running.Wait()
 	return err
+}
+
+// accepted is what an Accept returned.
+type accepted struct {
+	conn Conn
+	err  error
 }

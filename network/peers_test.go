@@ -1,13 +1,13 @@
-package relay_test
+package network_test
 
 import (
 	"net/netip"
 	"testing"
 
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 )
 
-func TestPeerAt(t *testing.T) {
+func TestPeerOf(t *testing.T) {
 	t.Parallel()
 	for address, want := range map[string]string{
 		"192.0.2.1":              "192.0.2.1/32",
@@ -16,11 +16,11 @@ func TestPeerAt(t *testing.T) {
 		"fe80::1%1":              "fe80::/64",
 		"2001:db8:1:2:ffff::%17": "2001:db8:1:2::/64",
 	} {
-		if got := relay.PeerAt(netip.MustParseAddr(address)).String(); got != want {
+		if got := network.PeerOf(netip.MustParseAddr(address)).String(); got != want {
 			t.Errorf("%s counts as %s, want %s", address, got, want)
 		}
 	}
-	if got := relay.PeerAt(netip.Addr{}); got != (netip.Prefix{}) {
+	if got := network.PeerOf(netip.Addr{}); got != (netip.Prefix{}) {
 		t.Errorf("no address counts as %v", got)
 	}
 }
@@ -28,7 +28,7 @@ func TestPeerAt(t *testing.T) {
 // A machine that sends from many ports doesn't make a socket forget another.
 func TestRememberedPeersShared(t *testing.T) {
 	t.Parallel()
-	conn, err := relay.NewPolicy(relay.Host{}, nil, nil).ListenPacket(t.Context(), "udp4", "127.0.0.1:0")
+	conn, err := network.NewPolicy(network.Host{}, nil, nil).ListenPacket(t.Context(), "udp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package relay
+package network
 
 import (
 	"context"
@@ -11,8 +11,6 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/fix-project/arcavm/wire"
 )
 
 // Listen is [net.ListenConfig.Listen] for UNIX sockets. A TCP address is an
@@ -32,7 +30,7 @@ func (Host) Listen(ctx context.Context, network, address string) (net.Listener, 
 		return nil, err
 	}
 	lc.Control = func(_, _ string, raw syscall.RawConn) error { return control(raw, keepAlive) }
-	ln, err := lc.Listen(ctx, networkOf("tcp", at), at.String())
+	ln, err := lc.Listen(ctx, Name("tcp", at), at.String())
 	if err != nil {
 		return nil, err
 	}
@@ -144,16 +142,6 @@ func bindAddress(address string) (netip.AddrPort, error) {
 	return at, nil
 }
 
-// localAddress is what a guest wants to bind to. IPv4 inside IPv6 is IPv4, and
-// has no scope.
-func localAddress(e wire.Endpoint) (netip.AddrPort, error) {
-	if e.Scope != 0 && e.Addr.Is4In6() {
-		return netip.AddrPort{}, fmt.Errorf("bind %v: a scope on an address that has none: %w", e.Addr, unix.EINVAL)
-	}
-	e.Addr = e.Addr.Unmap()
-	return e.AddrPort(), nil
-}
-
 // isBroadcast reports whether an IPv4 address is one of a network's for all of
 // its machines. The kernel, which lets sockets bind there, refuses to connect
 // to such an address, as the socket isn't made for broadcasts.
@@ -170,9 +158,9 @@ func isBroadcast(at netip.AddrPort) bool {
 	return unix.Connect(fd, &unix.SockaddrInet4{Port: 9, Addr: at.Addr().As4()}) == unix.EACCES
 }
 
-// isLocal reports whether a is an address of this machine, by binding there.
-// A link-local one counts, on whichever link it is.
-func isLocal(a netip.Addr) bool {
+// Local reports whether a is an address of this machine, by binding there. A
+// link-local one counts, on whichever link it is.
+func (Host) Local(a netip.Addr) bool {
 	if a.IsLinkLocalUnicast() && a.Is6() {
 		return true
 	}
@@ -216,6 +204,19 @@ func scopeOf(zone string) (uint32, error) {
 	return uint32(i.Index), nil
 }
 
+// addrPortOf is the address that the kernel has for a socket, with the number
+// of an interface as its scope.
+func addrPortOf(a unix.Sockaddr) netip.AddrPort {
+	switch a := a.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(scoped(netip.AddrFrom16(a.Addr), a.ZoneId), uint16(a.Port))
+	default:
+		return netip.AddrPort{}
+	}
+}
+
 // checkSocket asks the kernel where a socket is bound, and refuses it with
 // EADDRNOTAVAIL if that isn't where it was meant to be. Port 0 is any.
 func checkSocket(socket syscall.Conn, at netip.AddrPort) error {
@@ -232,12 +233,12 @@ func checkSocket(socket syscall.Conn, at netip.AddrPort) error {
 		if err != nil {
 			return os.NewSyscallError("getsockname", err)
 		}
-		is, meant := destination(got), destination(want)
+		is, meant := addrPortOf(got), addrPortOf(want)
 		if at.Port() == 0 {
-			is.Port = 0
+			is = netip.AddrPortFrom(is.Addr(), 0)
 		}
 		if is != meant {
-			return fmt.Errorf("bound to %v: %w", is.AddrPort(), unix.EADDRNOTAVAIL)
+			return fmt.Errorf("bound to %v: %w", is, unix.EADDRNOTAVAIL)
 		}
 		return nil
 	})

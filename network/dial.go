@@ -1,4 +1,4 @@
-package relay
+package network
 
 import (
 	"cmp"
@@ -104,7 +104,7 @@ func (d *dialer) connect(ctx context.Context, version string) (net.Conn, error) 
 		cancel()
 		for ; running > 0; running-- {
 			if r := <-results; r.err == nil {
-				abandon(r.conn)
+				Abandon(r.conn)
 			}
 		}
 		for ; asking > 0; asking-- {
@@ -198,7 +198,7 @@ func (e *dialErrors) lookedUp(err error) {
 
 func saysMore(err error) int {
 	var denied *DeniedError
-	switch errno := errnoOf(err); {
+	switch errno := Errno(err); {
 	case errors.As(err, &denied):
 		return 2
 	case errno == unix.ENOENT, errno == unix.EADDRNOTAVAIL:
@@ -217,7 +217,7 @@ func (e *dialErrors) attempted(r attempted) {
 // noWay reports whether this machine has no route to an address, as it has none
 // to the other family's where it has but one.
 func noWay(err error) bool {
-	switch errnoOf(err) {
+	switch Errno(err) {
 	case unix.ENETUNREACH, unix.EADDRNOTAVAIL, unix.EAFNOSUPPORT:
 		return true
 	}

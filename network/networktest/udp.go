@@ -1,4 +1,4 @@
-package relaytest
+package networktest
 
 import (
 	"context"
@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 )
 
 // maxDatagram is the most data that UDP over IPv4 carries.
@@ -27,16 +27,16 @@ type packetSocket struct {
 }
 
 var _ interface {
-	relay.PacketConn
+	network.PacketConn
 	net.Conn
 } = (*packetSocket)(nil)
 
 // ListenPacket binds. ctx isn't looked at.
-func (n *Network) ListenPacket(_ context.Context, network, address string) (relay.PacketConn, error) {
-	fail := func(err error) (relay.PacketConn, error) {
-		return nil, &net.OpError{Op: "listen", Net: network, Err: err}
+func (n *Network) ListenPacket(_ context.Context, kind, address string) (network.PacketConn, error) {
+	fail := func(err error) (network.PacketConn, error) {
+		return nil, &net.OpError{Op: "listen", Net: kind, Err: err}
 	}
-	switch network {
+	switch kind {
 	case "udp", "udp4", "udp6":
 	default:
 		return fail(unix.EOPNOTSUPP)

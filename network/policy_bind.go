@@ -1,4 +1,4 @@
-package relay
+package network
 
 import (
 	"context"
@@ -132,7 +132,7 @@ func (p *Policy) Listen(ctx context.Context, network, address string) (net.Liste
 	}
 	var ln net.Listener
 	if err := p.bind(b, func(network, address string) (_ io.Closer, _ net.Addr, err error) {
-		if ln, err = given(p.network.Listen(ctx, network, address)); err != nil {
+		if ln, err = Check(p.network.Listen(ctx, network, address)); err != nil {
 			return nil, nil, err
 		}
 		return ln, ln.Addr(), nil
@@ -163,7 +163,7 @@ func (p *Policy) listenSpare(ctx context.Context, ln publishedListener, b *bindi
 	}
 	var second net.Listener
 	if err := p.bind(other, func(network, address string) (_ io.Closer, _ net.Addr, err error) {
-		if second, err = given(p.network.Listen(ctx, network, address)); err != nil {
+		if second, err = Check(p.network.Listen(ctx, network, address)); err != nil {
 			return nil, nil, err
 		}
 		return second, second.Addr(), nil
@@ -210,7 +210,7 @@ func (p *Policy) ListenPacket(ctx context.Context, network, address string) (Pac
 func (p *Policy) openPacket(ctx context.Context, b *binding) (*policedPacketConn, error) {
 	var c PacketConn
 	if err := p.bind(b, func(network, address string) (_ io.Closer, _ net.Addr, err error) {
-		if c, err = given(p.network.ListenPacket(ctx, network, address)); err != nil {
+		if c, err = Check(p.network.ListenPacket(ctx, network, address)); err != nil {
 			return nil, nil, err
 		}
 		return c, c.LocalAddr(), nil
@@ -218,7 +218,7 @@ func (p *Policy) openPacket(ctx context.Context, b *binding) (*policedPacketConn
 		return nil, err
 	}
 	policed := &policedPacketConn{
-		PacketConn: c, policy: p, bound: c.LocalAddr(), host: endpoint(c.LocalAddr()).AddrPort(),
+		PacketConn: c, policy: p, bound: c.LocalAddr(), host: addrPort(c.LocalAddr()),
 		release: sync.OnceFunc(func() { p.release(b) }),
 	}
 	if b.port != nil {
@@ -255,7 +255,7 @@ func (p *Policy) tellPublished(b *binding, host net.Addr, socket io.Closer) {
 	if p.OnPublish != nil && b.slot >= 0 {
 		defer closeOnPanic(socket)
 		asked := Publish{Protocol: b.protocol, Host: b.port.hosts[b.slot], Guest: b.guest.Port()}
-		p.OnPublish(asked, endpoint(host).AddrPort())
+		p.OnPublish(asked, addrPort(host))
 	}
 }
 
@@ -389,7 +389,7 @@ func (p *Policy) bindOnce(b *binding, try func(network, address string) (io.Clos
 		p.bound.binding.Lock()
 		defer p.bound.binding.Unlock()
 	}
-	socket, addr, err := try(networkOf(b.protocol, b.host), b.host.String())
+	socket, addr, err := try(Name(b.protocol, b.host), b.host.String())
 	if err != nil {
 		return err
 	}
@@ -414,13 +414,13 @@ func (p *Policy) bindOnce(b *binding, try func(network, address string) (io.Clos
 // published must be where it is published; other addresses than the one that
 // the guest asked for are for the rules. A network that can't tell is believed.
 func (p *Policy) judge(b *binding, addr net.Addr) (netip.AddrPort, error) {
-	at := endpoint(addr).AddrPort()
+	at := addrPort(addr)
 	if !at.IsValid() {
 		return b.host, nil
 	}
 	if b.port != nil {
 		if at.Addr().WithZone("") != b.host.Addr().WithZone("") || b.host.Port() != 0 && at.Port() != b.host.Port() {
-			return at, bindError(networkOf(b.protocol, b.host), b.host, fmt.Errorf("bound to %v: %w", at, unix.EADDRNOTAVAIL))
+			return at, bindError(Name(b.protocol, b.host), b.host, fmt.Errorf("bound to %v: %w", at, unix.EADDRNOTAVAIL))
 		}
 		return at, nil
 	}
@@ -456,7 +456,7 @@ func (p *Policy) checkLocalhost(b *binding, at netip.AddrPort, inUse func(string
 	if p.bound.localhost[arrives] > 0 {
 		return nil
 	}
-	return bindError(networkOf(b.protocol, at), at, fmt.Errorf("%v: %w: %w", other, errTaken, unix.EADDRINUSE))
+	return bindError(Name(b.protocol, at), at, fmt.Errorf("%v: %w: %w", other, errTaken, unix.EADDRINUSE))
 }
 
 // grants reports whether a rule allows q.

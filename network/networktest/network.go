@@ -1,5 +1,5 @@
-// Package relaytest gives a guest in a test a network that exists in memory only.
-package relaytest
+// Package networktest gives a guest in a test a network that exists in memory only.
+package networktest
 
 import (
 	"context"
@@ -12,10 +12,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fix-project/arcavm/relay"
+	"github.com/fix-project/arcavm/network"
 )
 
-// Network is a network on which only those meet who were given it: the guest, as its [relay.Network], and the test. It has TCP, UDP, UNIX stream
+// Network is a network on which only those meet who were given it: the guest, as its [network.Network], and the test. It has TCP, UDP, UNIX stream
 // sockets whose paths are names and no files, and host names. Anybody may listen on any address. The zero value is ready; its methods may be
 // called concurrently.
 type Network struct {
@@ -28,7 +28,7 @@ type Network struct {
 	next      uint16
 }
 
-var _ relay.Network = (*Network)(nil)
+var _ network.Network = (*Network)(nil)
 
 // backlog is how many connections may wait at a listener.
 const backlog = 128

@@ -1,14 +1,18 @@
-package relay
+// Package network is what a guest may reach of the network, for every ABI:
+// names and addresses go in, and sockets come out. [Network] is the interface,
+// [Host] is this machine's network, and [Policy] lets a guest have a part of
+// another Network. [Limits] are how much a guest may use of its host.
+//
+// What moves bytes is elsewhere: a handler of package relay or rpc asks a
+// Network once for each connection, listener or socket, and uses what it was
+// given by itself.
+package network
 
 import (
 	"context"
-	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"net/netip"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +22,7 @@ import (
 // that fits best, or else EIO.
 //
 // Methods return soon after their context ends, and what waits in a socket soon after its Close or a deadline that has passed: a server waits for
-// them before [Server.Serve] returns. Close doesn't wait. Deadlines may be an error, where a connection can't have any.
+// them before it ends. Close doesn't wait. Deadlines may be an error, where a connection can't have any.
 type Network interface {
 	// DialContext connects. The network is "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6" or "unix". A connection to relay
 	// a byte stream on is a [Conn]. *[net.TCPConn] is relayed without a copy, and with the errno of each end. The address of a UNIX socket is
@@ -49,8 +53,25 @@ type PacketConn interface {
 	WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error)
 }
 
-// asConn refuses what can't be half-closed: a network of an embedding program that breaks its contract.
-func asConn(conn net.Conn, err error) (Conn, error) {
+// PacketFilter is a [PacketConn] that does nothing but judge what goes through another one. With these methods it lets datagrams be moved
+// between ring and *[net.UDPConn] without passing through its own.
+type PacketFilter interface {
+	// NetPacketConn returns the PacketConn below.
+	NetPacketConn() PacketConn
+	DatagramFilter
+}
+
+// DatagramFilter judges datagrams of a socket, bound or connected.
+type DatagramFilter interface {
+	// MaySend says whether a datagram may go to an address: nil, or why not. It
+	// goes from an address that the guest names, or the zero Addr.
+	MaySend(from netip.Addr, to netip.AddrPort) error
+	// Received is told where each datagram came from.
+	Received(from netip.AddrPort)
+}
+
+// CheckConn refuses what can't be half-closed: a network of an embedding program that breaks its contract.
+func CheckConn(conn net.Conn, err error) (Conn, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -64,22 +85,12 @@ func asConn(conn net.Conn, err error) (Conn, error) {
 	return c, nil
 }
 
-// given refuses nothing without an error: a network of an embedding program that breaks its contract.
-func given[T io.Closer](x T, err error) (T, error) {
+// Check refuses nothing without an error: a network of an embedding program that breaks its contract.
+func Check[T io.Closer](x T, err error) (T, error) {
 	if err == nil && any(x) == nil {
 		err = unix.EOPNOTSUPP
 	}
 	return x, err
-}
-
-// interrupt ends what waits in conn, and what would. One that has no deadlines, as connections through another protocol often haven't, is closed for that.
-func interrupt(conn interface {
-	io.Closer
-	SetDeadline(t time.Time) error
-}) {
-	if conn.SetDeadline(past) != nil {
-		_ = conn.Close()
-	}
 }
 
 // closeOnPanic is deferred where an embedding program is told of what it then doesn't get to close.
@@ -90,8 +101,8 @@ func closeOnPanic(c io.Closer) {
 	}
 }
 
-// asTCP returns the TCP connection below c, nil if there is none.
-func asTCP(c net.Conn) *net.TCPConn {
+// AsTCP returns the TCP connection below c, nil if there is none.
+func AsTCP(c net.Conn) *net.TCPConn {
 	for {
 		switch x := c.(type) {
 		case *net.TCPConn:
@@ -104,31 +115,41 @@ func asTCP(c net.Conn) *net.TCPConn {
 	}
 }
 
-// asSocket returns the socket below ln, nil if there is none.
-func asSocket(ln net.Listener) syscall.Conn {
+// AsUDP returns the UDP socket below c, nil if there is none.
+func AsUDP(c net.Conn) *net.UDPConn {
 	for {
-		switch x := ln.(type) {
-		case syscall.Conn:
+		switch x := c.(type) {
+		case *net.UDPConn:
 			return x
-		case interface{ NetListener() net.Listener }:
-			ln = x.NetListener()
+		case interface{ NetConn() net.Conn }:
+			c = x.NetConn()
 		default:
 			return nil
 		}
 	}
 }
 
-// resetOnClose makes Close send an RST, where that is possible.
-func resetOnClose(c net.Conn) {
-	if tcp := asTCP(c); tcp != nil {
+// Abandon closes a connection that nobody takes with a reset, as the kernel does with those left in a backlog.
+func Abandon(conn net.Conn) {
+	if tcp := AsTCP(conn); tcp != nil {
 		_ = tcp.SetLinger(0)
 	}
+	_ = conn.Close()
 }
 
-// abandon closes a connection that nobody takes with a reset, as the kernel does with those left in a backlog.
-func abandon(conn net.Conn) {
-	resetOnClose(conn)
-	_ = conn.Close()
+// PeerOf returns what counts as one peer: an IPv4 address, or the network of 64
+// bits that an IPv6 address is in, which is what one machine usually has.
+func PeerOf(a netip.Addr) netip.Prefix {
+	a = a.Unmap()
+	bits := a.BitLen()
+	if a.Is6() {
+		bits = 64
+	}
+	peer, err := a.WithZone("").Prefix(bits)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return peer
 }
 
 // DeniedError is what a guest asked for and may not have. It is an EACCES.
@@ -140,39 +161,3 @@ func (e *DeniedError) Error() string { return e.What + " is denied by policy" }
 
 // Unwrap makes it the errno.
 func (e *DeniedError) Unwrap() error { return unix.EACCES }
-
-// Network is the server's, for handlers.
-func (s *Stream) Network() Network { return s.server.network }
-
-// failed logs what the guest couldn't have. What happens every day is shown
-// once for each errno, and then at debug level.
-func (s *Stream) failed(msg string, err error, attrs ...slog.Attr) {
-	if s.denied(msg, err) {
-		return
-	}
-	attrs = append(attrs, slog.Any("err", err))
-	level := s.server.logs.levelOf(failure{msg, s.Protocol, errnoOf(err)})
-	if level == slog.LevelInfo {
-		attrs = append(attrs, slog.String("more", "at level debug"))
-	}
-	s.log(level, msg, attrs...)
-}
-
-// bindFailed logs that a socket couldn't be made, which the guest's user may have to see to.
-func (s *Stream) bindFailed(msg string, err error) {
-	if !s.denied(msg, err) {
-		s.server.count.bindsFailed.Add(1)
-		s.warn(s.server.logs.bindFailed, msg, slog.Any("err", err))
-	}
-}
-
-// denied logs and counts what the guest may not have. It reports whether err is about that.
-func (s *Stream) denied(msg string, err error) bool {
-	var denied *DeniedError
-	if !errors.As(err, &denied) {
-		return false
-	}
-	s.server.count.denied.Add(1)
-	s.warn(s.server.logs.denied, msg, slog.Any("err", err))
-	return true
-}

@@ -1,4 +1,4 @@
-package relay
+package network
 
 import (
 	"context"
@@ -758,7 +758,7 @@ func BenchmarkPolicyConnect(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				abandon(conn)
+				Abandon(conn)
 			}
 		})
 	}

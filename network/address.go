@@ -1,4 +1,4 @@
-package relay
+package network
 
 import (
 	"errors"
@@ -33,6 +33,30 @@ func canonical(a netip.Addr) (netip.Addr, error) {
 		return a, &DeniedError{fmt.Sprintf("the scope of %v, which is no interface,", a)}
 	}
 	return a.WithZone(strconv.FormatUint(index, 10)), nil
+}
+
+// addrPort is an address of package net in the canonical form, and the zero
+// AddrPort for what isn't one of TCP or UDP. A scope that is no interface is
+// left out.
+func addrPort(a net.Addr) netip.AddrPort {
+	with, ok := a.(interface{ AddrPort() netip.AddrPort })
+	if !ok {
+		return netip.AddrPort{}
+	}
+	at := with.AddrPort()
+	scope, err := scopeOf(at.Addr().Zone())
+	if err != nil {
+		scope = 0
+	}
+	return netip.AddrPortFrom(scoped(at.Addr().WithZone("").Unmap(), scope), at.Port())
+}
+
+// scoped is an address with an interface's number as its scope; 0 is none.
+func scoped(a netip.Addr, scope uint32) netip.Addr {
+	if scope == 0 {
+		return a
+	}
+	return a.WithZone(strconv.FormatUint(uint64(scope), 10))
 }
 
 // hasScope reports whether the kernel looks at an address's scope.
@@ -184,9 +208,9 @@ func reachedBy(a netip.Addr, prefixes []netip.Prefix) (r reached) {
 	return r
 }
 
-// notUnspecified returns where a connect to an address goes: of the unspecified
+// Specified returns where a connect to an address goes: of the unspecified
 // one the kernel makes the loopback one, and others make other things.
-func notUnspecified(at netip.AddrPort) netip.AddrPort {
+func Specified(at netip.AddrPort) netip.AddrPort {
 	switch at.Addr() {
 	case netip.IPv4Unspecified():
 		return netip.AddrPortFrom(loopbackOf[0], at.Port())
