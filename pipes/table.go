@@ -301,7 +301,7 @@ func (t *Table) releasePages(blocks []block) {
 		}
 		if err := t.o.Release(int64(t.ring)+off, n); err != nil {
 			t.logs.kept.Log(t.o.Logger, slog.LevelWarn, "freed ring pages stay in memory",
-				slog.Int64("offset", int64(t.ring)+off), slog.Int64("bytes", n), slog.Any("error", err))
+				slog.Int64("offset", int64(t.ring)+off), slog.Int64("bytes", n), slog.Any("err", err))
 		}
 	}
 }
@@ -355,7 +355,7 @@ func (t *Table) NotifyWrite(id ID) error {
 
 func (t *Table) reportBroken(p *Pipe) {
 	t.broken.Add(1)
-	t.logs.broken.Log(t.o.Logger, slog.LevelWarn, "guest broke a ring; its pipe is reset", slog.Any("stream", p.descriptor.ID), slog.Any("error", unix.EPROTO))
+	t.logs.broken.Log(t.o.Logger, slog.LevelWarn, "guest broke a ring; its pipe is reset", slog.Any("stream", p.descriptor.ID), slog.Any("err", unix.EPROTO))
 }
 
 // Close resets all pipes with ECONNRESET in both directions and wakes whoever waits: operations at the monitor's ends fail with net.ErrClosed

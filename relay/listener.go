@@ -159,7 +159,7 @@ func (l *listener) claim(id pipes.ID) (*Stream, unix.Errno) {
 	st, status := server.claim(id)
 	if status != 0 {
 		server.count.acceptsRefused.Add(1)
-		l.stream.warn(server.logs.acceptRefuse, "guest can't accept on this pipe", slog.Any("on", id), slog.Any("err", status))
+		l.stream.warn(server.logs.acceptRefuse, "guest can't accept on this pipe", slog.Any("pipe", id), slog.Any("err", status))
 		return nil, status
 	}
 	if server.accepts.Add(1) > int64(server.limits.Accepts) {
@@ -301,7 +301,7 @@ func (l *listener) accept() {
 func (l *listener) serve(a *accept, conn network.Conn) {
 	server := l.stream.server
 	server.count.accepted.Add(1)
-	l.stream.log(slog.LevelDebug, "accepted", slog.Any("peer", conn.RemoteAddr()), slog.Any("on", a.stream.Pipe.ID()))
+	l.stream.log(slog.LevelDebug, "accepted", slog.Any("peer", conn.RemoteAddr()), slog.Any("pipe", a.stream.Pipe.ID()))
 	m := wire.IncomingConnection{
 		Pipe: uint64(a.stream.Pipe.ID()),
 		Peer: endpoint(conn.RemoteAddr()), Local: guestEndpoint(l.ln, conn.LocalAddr()),

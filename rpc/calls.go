@@ -391,14 +391,14 @@ func (c *Calls) listen(r record) {
 	l.wanted, l.cancel = context.WithCancel(c.ctx)
 	ln, bound, err := c.bind(c.ctx, address)
 	if err != nil {
-		c.warn("listen failed; nobody will arrive at this listener", "address", address, "error", err)
+		c.warn("listen failed; nobody will arrive at this listener", "address", address, "err", err)
 	}
 	l.ln = ln
 	id, ok := c.add(func() object { return l })
 	if !ok {
 		l.abandon()
 	} else if err == nil {
-		c.log.Debug("listening", "address", bound)
+		c.log.Debug("listening", "local", bound)
 		if c.o.OnListen != nil {
 			c.o.OnListen(bound)
 		}
@@ -524,7 +524,7 @@ func (c *Calls) drop(id uint64) {
 func (c *Calls) sent(st *callStream, n int, err error) {
 	c.fromGuest.Add(uint64(n))
 	if err != nil && st.conn != nil {
-		c.log.Debug("send failed", "peer", st.conn.RemoteAddr(), "error", err)
+		c.log.Debug("send failed", "peer", st.conn.RemoteAddr(), "err", err)
 	}
 }
 
@@ -653,7 +653,7 @@ func (c *Calls) useFile(n Call, r record) {
 		done, err := f.write(c.ram.span(r.buf, r.len), nil)
 		if err != nil {
 			c.overQuota(err)
-			c.warn("write failed; the guest is told a shorter length", "path", f.path, "error", err)
+			c.warn("write failed; the guest is told a shorter length", "path", f.path, "err", err)
 		}
 		c.fromGuest.Add(uint64(done))
 		r.answerLen(c.ram, uint64(done))

@@ -163,7 +163,7 @@ func (h *host) noteRefused(op, path string, err error) {
 	case errors.Is(err, unix.EROFS):
 		h.warn(op+" refused: what is shared with the guest is read-only", "path", path)
 	default:
-		h.log.Debug(op+" refused", "path", cut(path), "error", err)
+		h.log.Debug(op+" refused", "path", cut(path), "err", err)
 	}
 }
 
@@ -186,16 +186,16 @@ func (s *Server) listen(ctx context.Context, control *controlPipe, m message.Lis
 	address := netip.AddrPortFrom(netip.AddrFrom4(m.IP), m.Port)
 	p, err := s.newPipe(pageSize, pageSize, 1)
 	if err != nil {
-		s.warn("no memory for a listener", "address", address, "error", err)
+		s.warn("no memory for a listener", "address", address, "err", err)
 		s.answer(control, message.Err{Kind: errKind(err)})
 		return
 	}
 	l := &listener{server: s}
 	var bound netip.AddrPort
 	if l.ln, bound, err = s.bind(ctx, address); err != nil {
-		s.warn("listen failed; nobody will arrive at this listener", "address", address, "error", err)
+		s.warn("listen failed; nobody will arrive at this listener", "address", address, "err", err)
 	} else {
-		s.log.Debug("listening", "address", bound)
+		s.log.Debug("listening", "local", bound)
 		if s.o.OnListen != nil {
 			s.o.OnListen(bound)
 		}
@@ -225,7 +225,7 @@ func (s *Server) connect(ctx context.Context, control *controlPipe, m message.Co
 	address := net.JoinHostPort(m.Host, strconv.Itoa(int(m.Port)))
 	p, err := s.newPipe(streamBlock, streamBlock, streamShare)
 	if err != nil {
-		s.warn("no memory for a connection", "address", address, "error", err)
+		s.warn("no memory for a connection", "address", address, "err", err)
 		s.answer(control, message.Err{Kind: errKind(err)})
 		return
 	}

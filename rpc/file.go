@@ -50,7 +50,7 @@ func (f *file) serve(ctx context.Context, p *pipe) error {
 			}
 			if serr != nil {
 				p.server.overQuota(serr)
-				p.server.warn("write failed; the guest is told a shorter length", "path", f.path, "error", serr)
+				p.server.warn("write failed; the guest is told a shorter length", "path", f.path, "err", serr)
 			}
 			p.respond(message.AppendFileLength(p.buf[:0], done))
 		case message.FileSeek:
@@ -67,7 +67,7 @@ func (f *file) serve(ctx context.Context, p *pipe) error {
 func (f *file) read(a, b []byte) int {
 	n, err := f.readNow(a, b)
 	if err != nil && err != io.EOF && f.ctx.Err() == nil {
-		f.server.warn("read failed; to the guest the file ends", "path", f.path, "error", err)
+		f.server.warn("read failed; to the guest the file ends", "path", f.path, "err", err)
 	}
 	f.server.spend(f.ctx.Done(), n)
 	return n
@@ -105,7 +105,7 @@ func (f *file) seek(m message.FileRequest) uint64 {
 	if err == nil {
 		return uint64(offset)
 	}
-	f.server.warn("seek failed; the offset stays", "path", f.path, "offset", m.Offset, "error", err)
+	f.server.warn("seek failed; the offset stays", "path", f.path, "offset", m.Offset, "err", err)
 	if offset, err = f.f.Seek(f.ctx, 0, io.SeekCurrent); err != nil {
 		return 0
 	}

@@ -57,7 +57,7 @@ func newHost(o Options) (*host, error) {
 func (h *host) Alloc(size uint64) (uint64, error) { return h.alloc.alloc(size) }
 
 func (h *host) allocatorBroken(err error) {
-	h.log.Error("the allocator in guest memory can't be used any more", "error", err)
+	h.log.Error("the allocator in guest memory can't be used any more", "err", err)
 	h.guestBroken(err)
 }
 

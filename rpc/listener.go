@@ -75,7 +75,7 @@ func (h *host) accept(wanted context.Context, ln net.Listener, hand func(*net.TC
 		if errors.Is(err, net.ErrClosed) {
 			return errStopped
 		}
-		h.warn("accept failed", "address", ln.Addr(), "error", err)
+		h.warn("accept failed", "local", ln.Addr(), "err", err)
 		if err := pause(wanted, backoff); err != nil {
 			return err
 		}

@@ -247,13 +247,13 @@ func (s *Server) end(kind string, p *pipe, err error) {
 		s.log.Debug("pipe closed", "kind", kind)
 	default:
 		s.broken.Add(1)
-		s.warn("pipe ended", "kind", kind, "error", err)
+		s.warn("pipe ended", "kind", kind, "err", err)
 		cerr = nil
 	}
 	// The virtual machine is going away, or has been torn down already: its memory is nobody's.
 	if cerr != nil && !errors.Is(err, errStopped) {
 		s.broken.Add(1)
-		s.warn("a closed pipe's memory is lost to the guest", "kind", kind, "error", cerr)
+		s.warn("a closed pipe's memory is lost to the guest", "kind", kind, "err", cerr)
 	}
 }
 

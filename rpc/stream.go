@@ -86,7 +86,7 @@ func (st *stream) dial(ctx context.Context, address string) {
 	if err != nil {
 		st.server.connectsFailed.Add(1)
 		if !errors.Is(ctx.Err(), context.Canceled) {
-			st.server.warn("connect failed; the stream has ended for the guest", "address", address, "error", err)
+			st.server.warn("connect failed; the stream has ended for the guest", "address", address, "err", err)
 		}
 		return
 	}
@@ -103,7 +103,7 @@ func (st *stream) send(p *pipe, n uint64) error {
 		return err
 	}
 	if serr != nil && st.connection() != nil {
-		st.server.log.Debug("send failed", "peer", st.conn.RemoteAddr(), "error", serr)
+		st.server.log.Debug("send failed", "peer", st.conn.RemoteAddr(), "err", serr)
 	}
 	p.respond(message.AppendStreamLength(p.buf[:0], n))
 	return nil
@@ -185,7 +185,7 @@ func (st *stream) read(a, b []byte) int {
 	n, err := st.conn.Read(a)
 	if err != nil {
 		if err != io.EOF && !errors.Is(err, net.ErrClosed) {
-			st.server.log.Debug("receive failed", "peer", st.conn.RemoteAddr(), "error", err)
+			st.server.log.Debug("receive failed", "peer", st.conn.RemoteAddr(), "err", err)
 		}
 		return 0
 	}

@@ -155,7 +155,7 @@ func (c *cpu) setTSC(khz int) error {
 		return c.vcpu.SetTSCKHz(khz)
 	}
 	if c.index == 0 {
-		c.vm.cfg.Logger.Debug("the guest's time stamp counter has the host's frequency, not the one that it takes for granted", "kHz", khz)
+		c.vm.cfg.Logger.Debug("the guest's time stamp counter has the host's frequency, not the one that it takes for granted", "khz", khz)
 	}
 	return nil
 }
