@@ -99,12 +99,12 @@ hostile:
 # How long make soak runs.
 SOAK ?= 30m
 
-## soak: mixed traffic through guests for SOAK, each byte checked, memory, descriptors and goroutines flat
+## soak: mixed traffic for SOAK, each byte checked, memory and threads flat
 .PHONY: soak
 soak:
 	ARCAVM_SOAK=$(SOAK) go test -count=1 -v -timeout 0 -run '^TestSoak$$' ./vmm
 
-## lint: gofmt, go vet and golangci-lint with staticcheck, pinned in tools/go.mod
+## lint: gofmt, go vet, golangci-lint with staticcheck, pinned in tools/go.mod
 .PHONY: lint
 lint:
 	go vet $(PACKAGES)

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Compares freshly built images (folder $1) with the committed ones (folder $2). With the tools that the manifest names they must be equal byte by
-# byte; with others the entry and what is loaded must be.
+# Compares freshly built images (folder $1) with the committed ones (folder $2).
+# With the tools that the manifest names they must be equal byte by byte; with
+# others the entry and what is loaded must be.
 set -eu
 tools() { { gcc --version | head -n 1; ld --version | head -n 1; } | sed 's/^/tool /'; }
 loaded() { objcopy -O binary "$1" /dev/stdout; readelf -h "$1" | grep 'Entry point'; }

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Prints what the images in the folder $1 were built from, for ../images/MANIFEST. CFLAGS and LDFLAGS come from the Makefile.
+# Prints what the images in the folder $1 were built from, for
+# ../images/MANIFEST. CFLAGS and LDFLAGS come from the Makefile.
 set -eu
 export LC_ALL=C
 echo "tool $(gcc --version | head -n 1)"

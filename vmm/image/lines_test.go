@@ -150,7 +150,7 @@ func TestLine(t *testing.T) {
 func TestInlined(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]image.Inlined{
-		"trace":             {Function: "inlined", File: "programs/trace.c", Line: 84},
+		"trace":             {Function: "inlined", File: "programs/trace.c", Line: 90},
 		"lines-dwarf4":      {Function: "core::hint::black_box", File: "lines.rs", Line: 17},
 		"lines-dwarf5":      {Function: "core::hint::black_box", File: "lines.rs", Line: 17},
 		"lines-dwarf5-zlib": {Function: "core::hint::black_box", File: "lines.rs", Line: 17},

@@ -1,8 +1,13 @@
-/* What both guest kernels of this folder stand on: types, memory as bytes, text. */
+/*
+ * What both guest kernels of this folder stand on: types, memory as bytes,
+ * text.
+ */
 #ifndef BASE_H
 #define BASE_H
 
-/* All symbols belong to one image, so every reference can be relative to RIP. */
+/*
+ * All symbols belong to one image, so every reference can be relative to RIP.
+ */
 #pragma GCC visibility push(hidden)
 
 typedef unsigned char u8;
@@ -55,8 +60,9 @@ static inline void *virtual(u64 address) { return (void *)(address + DIRECT_MAP)
 /* --- text (format.c) --- */
 
 /*
- * Writes at most cap bytes, returns how many. %s text up to NUL, %t struct text *, %c, %d i64, %u u64, %x u64;
- * all numbers are 64 bits wide, so cast narrower arguments.
+ * Writes at most cap bytes, returns how many. %s text up to NUL, %t struct
+ * text *, %c, %d i64, %u u64, %x u64; all numbers are 64 bits wide, so cast
+ * narrower arguments.
  */
 u64 format(char *to, u64 cap, const char *pattern, ...);
 /* Parses the whole of s as a decimal number; 0, or -EINVAL. */
@@ -67,7 +73,10 @@ int text_equal(struct text a, const char *b);
 
 /* --- exceptions (exception.S, names.c) --- */
 
-/* What the processor pushed and the registers, in the layout of the panic record's frame (PROTOCOL.md, section 6). */
+/*
+ * What the processor pushed and the registers, in the layout of the panic
+ * record's frame (PROTOCOL.md, section 6).
+ */
 struct frame {
 	u64 rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15;
 	u64 rip, rflags, vector, error_code, cr2;

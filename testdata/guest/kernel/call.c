@@ -1,5 +1,6 @@
 /*
- * Requests and answers of many threads over one stream. The request id is the address of the call that waits; a dispatcher thread deals the answers.
+ * Requests and answers of many threads over one stream. The request id is the
+ * address of the call that waits; a dispatcher thread deals the answers.
  */
 #include "internal.h"
 
@@ -82,7 +83,10 @@ int channel_request(struct channel *c, struct frame_header *request, u32 first, 
 	spin_unlock(&c->lock);
 
 	mutex_lock(&c->send);
-	/* After an error the dispatcher ends too, and fails this call with the others. */
+	/*
+	 * After an error the dispatcher ends too, and fails this call with the
+	 * others.
+	 */
 	int error = stream_write(c->stream, request, sizeof *request + first);
 	for (u32 i = 0; i < count && !error; i++)
 		error = stream_write(c->stream, parts[i].data, parts[i].length);

@@ -78,8 +78,9 @@ static void run_program(void *unused) {
 }
 
 /*
- * Every CPU comes here at once, on its boot stack, and waits for nobody: a CPU needs only what the boot block says, and work for it comes through
- * its remote list.
+ * Every CPU comes here at once, on its boot stack, and doesn't wait for the
+ * others: a CPU needs only what the boot block says, and work for it comes
+ * through its remote list.
  */
 _Noreturn void cpu_start(u64 boot_address, u32 index, u64 tsc) {
 	const struct boot_block *b = virtual(boot_address);

@@ -5,7 +5,10 @@
 #include "kernel.h"
 
 void memory_init(void);
-/* Turns the boot context into this CPU's idle context; starts first (if not NULL) on the stack given. */
+/*
+ * Turns the boot context into this CPU's idle context; starts first (if not
+ * NULL) on the stack given.
+ */
 _Noreturn void threads_run(void (*first)(void *), void *stack, u64 stack_size);
 void stop_wake(void);
 

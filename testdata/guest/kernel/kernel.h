@@ -1,6 +1,7 @@
 /*
- * The guest kernel's whole interface. A program includes this file and defines program_main.
- * Numbers and layouts are those of PROTOCOL.md. Functions that can fail return a negative errno.
+ * The guest kernel's whole interface. A program includes this file and defines
+ * program_main. Numbers and layouts are those of PROTOCOL.md. Functions that
+ * can fail return a negative errno.
  */
 #ifndef KERNEL_H
 #define KERNEL_H
@@ -18,7 +19,10 @@ void memory_free(void *p, u64 size);
 
 enum { LOG_ERROR = 1, LOG_WARNING, LOG_INFO, LOG_DEBUG, LOG_TRACE };
 
-/* One log record; the text is cut at 512 bytes. The target is the program's name. */
+/*
+ * One log record; the text is cut at 512 bytes. The target is the program's
+ * name.
+ */
 #define log(level, ...) log_record(level, __FILE__, __LINE__, __VA_ARGS__)
 void log_record(int level, const char *file, u32 line, const char *pattern, ...);
 
@@ -29,15 +33,19 @@ _Noreturn void program_exit(u8 code);
 #define panic(...) panic_at(NULL, __VA_ARGS__)
 _Noreturn void panic_at(const struct frame *frame, const char *pattern, ...);
 
-/* Zeroes memory by the monitor. The pages of what is large go back to the host until they are touched again. */
+/*
+ * Zeroes memory by the monitor. The pages of what is large go back to the host
+ * until they are touched again.
+ */
 void memory_clear(void *p, u64 n);
 
 enum { CLOCK_WALL, CLOCK_ELAPSED };
 enum { FEATURE_CLOCK = 1 << 7 }; /* of the boot block */
 
 /*
- * Nanoseconds, as the host has them now: since 1970 (CLOCK_WALL; the host may set it), or since before the start (CLOCK_ELAPSED; it never goes
- * back, and a suspended host's time counts). -ENOSYS from a monitor without FEATURE_CLOCK.
+ * Nanoseconds, as the host has them now: since 1970 (CLOCK_WALL; the host may
+ * set it), or since before the start (CLOCK_ELAPSED; it never goes back, and a
+ * suspended host's time counts). -ENOSYS from a monitor without FEATURE_CLOCK.
  */
 i64 clock_read(u64 clock);
 
@@ -97,7 +105,10 @@ struct cpu {
 	struct pending *pending;
 	/* Threads that other CPUs woke, newest first; atomic. */
 	struct thread *remote;
-	/* 1 while this CPU halts or is about to: whoever pushes to remote then sends an interrupt. */
+	/*
+	 * 1 while this CPU halts or is about to: a CPU that pushes to remote then
+	 * sends an interrupt.
+	 */
 	u32 idle;
 	u64 gdt[5];
 	u32 tss[26];
@@ -120,7 +131,10 @@ void cpu_halt(void);
 
 /* 1 once the monitor has asked the guest to stop. */
 extern u32 stop_requested;
-/* The calling thread sleeps until the monitor asks the guest to stop; one thread on CPU 0 only. */
+/*
+ * The calling thread sleeps until the monitor asks the guest to stop; one
+ * thread on CPU 0 only.
+ */
 void wait_for_stop(void);
 
 /* --- threads (thread.c): cooperative, each bound to one CPU --- */
@@ -131,7 +145,10 @@ enum { STACK_SIZE = 16384 };
 int thread_start(u32 cpu, void (*function)(void *), void *argument);
 /* Lets the CPU's other threads run. */
 void thread_yield(void);
-/* Sleeps until thread_wake; returns at once if it came since the last thread_sleep. May return for no reason. */
+/*
+ * Sleeps until thread_wake; returns at once if it came since the last
+ * thread_sleep. May return for no reason.
+ */
 void thread_sleep(void);
 /* From any CPU. */
 void thread_wake(struct thread *t);
@@ -177,7 +194,9 @@ struct stream {
 	struct thread *reader, *writer; /* who sleeps, or slept last */
 };
 
-/* Asks for a pipe with these ring sizes, whose signals come to the calling CPU. */
+/*
+ * Asks for a pipe with these ring sizes, whose signals come to the calling CPU.
+ */
 int stream_open(struct stream **s, u32 outgoing_size, u32 incoming_size);
 
 /* Reads 1 to n bytes; waits for the first. 0 at the end. */
@@ -190,15 +209,19 @@ int stream_skip(struct stream *s, u64 n);
 int stream_write(struct stream *s, const void *from, u64 n);
 
 /*
- * Zero copy. stream_peek waits until something is readable and gives the part that lies in one piece: its length, or 0 at the end.
- * stream_consume gives the first n bytes of it back. stream_reserve waits until something is writable and gives the part in one piece; stream_commit
- * sends the first n bytes of it.
+ * Zero copy. stream_peek waits until something is readable and gives the part
+ * that lies in one piece: its length, or 0 at the end. stream_consume gives the
+ * first n bytes of it back. stream_reserve waits until something is writable
+ * and gives the part in one piece; stream_commit sends the first n bytes of it.
  */
 i64 stream_peek(struct stream *s, u8 **data);
 void stream_consume(struct stream *s, u64 n);
 i64 stream_reserve(struct stream *s, u8 **data);
 void stream_commit(struct stream *s, u64 n);
-/* As stream_reserve, but what is writable in all: also beyond the ring's end, and so for moving the cursor over data that is there already. */
+/*
+ * As stream_reserve, but what is writable in all: also beyond the ring's end,
+ * and so for moving the cursor over data that is there already.
+ */
 i64 stream_wait_writable(struct stream *s);
 /* How much is readable right now, without waiting. */
 u64 stream_readable_len(struct stream *s);
@@ -207,7 +230,10 @@ u64 stream_readable_len(struct stream *s);
 void stream_close_write(struct stream *s);
 /* No more bytes wanted. */
 void stream_close_read(struct stream *s);
-/* Both ends fail with this errno, what is under way is dropped. The stream is gone after it. */
+/*
+ * Both ends fail with this errno, what is under way is dropped. The stream is
+ * gone after it.
+ */
 void stream_reset(struct stream *s, u32 error);
 /* Closes what is open. The stream is gone after it. */
 void stream_close(struct stream *s);
@@ -225,7 +251,10 @@ struct frame_header {
 };
 enum { FRAME_MORE = 1 };
 
-/* A stream that speaks frames, whose answers are dealt to the threads that asked. Any number of threads may call. */
+/*
+ * A stream that speaks frames, whose answers are dealt to the threads that
+ * asked. Any number of threads may call.
+ */
 struct channel {
 	struct stream *stream;
 	struct mutex send;
@@ -235,23 +264,32 @@ struct channel {
 };
 
 /*
- * Takes one frame of an answer: reads its whole payload, header->length bytes, from s. It runs in the dispatcher's thread, which deals no other answer
+ * Takes one frame of an answer: reads its whole payload, header->length bytes,
+ * from s. It runs in the dispatcher's thread, which deals no other answer
  * meanwhile. Of what it returns, an errno ends the channel.
  */
 typedef int answer_taker(void *argument, struct stream *s, const struct frame_header *header);
 
-/* Starts the dispatcher; the channel must stay where it is until the VM ends. */
+/*
+ * Starts the dispatcher; the channel must stay where it is until the VM ends.
+ */
 int channel_start(struct channel *c, struct stream *s);
 /*
- * Sends a request and sleeps until take has had its answer, the last frame of which has no FRAME_MORE; sets the request id. The payload of request->length
- * bytes is the first ones right after the header, and then the parts. 0, or -ECONNRESET.
+ * Sends a request and sleeps until take has had its answer, the last frame of
+ * which has no FRAME_MORE; sets the request id. The payload of request->length
+ * bytes is the first ones right after the header, and then the parts. 0, or
+ * -ECONNRESET.
  */
 int channel_request(struct channel *c, struct frame_header *request, u32 first, const struct text *parts, u32 count, answer_taker *take, void *argument);
 /*
- * The same for a request whose whole payload lies right after its header, and an answer of one frame of this kind. The length of its payload, cut at cap.
+ * The same for a request whose whole payload lies right after its header, and
+ * an answer of one frame of this kind. The length of its payload, cut at cap.
  */
 i64 channel_call(struct channel *c, struct frame_header *request, u16 answer_kind, void *answer, u64 cap);
-/* Sends no more. When the monitor closes its end in turn, calls under way fail with -ECONNRESET. */
+/*
+ * Sends no more. When the monitor closes its end in turn, calls under way fail
+ * with -ECONNRESET.
+ */
 void channel_close(struct channel *c);
 
 /* --- the program --- */

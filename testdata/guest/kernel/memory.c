@@ -18,7 +18,9 @@ static u32 class_of(u64 size) {
 	return size <= 1 << SMALLEST ? SMALLEST : 64 - __builtin_clzl(size - 1);
 }
 
-/* RAM is zero at the start, so only blocks that were in use before are cleared. */
+/*
+ * RAM is zero at the start, so only blocks that were in use before are cleared.
+ */
 void *memory_alloc(u64 size) {
 	u32 class = class_of(size);
 	u64 block = 1ul << class;

@@ -16,7 +16,10 @@ main_stack_end:
 	.section .text.start, "ax"
 	.global _start
 	.type _start, @function
-/* RDI: boot block, RSI: CPU index, RSP: this CPU's stack. cpu_start gets the time in RDX. The zeros end a backtrace. */
+/*
+ * RDI: boot block, RSI: CPU index, RSP: this CPU's stack. cpu_start gets the
+ * time in RDX. The zeros end a backtrace.
+ */
 _start:
 	rdtsc
 	shlq $32, %rdx
@@ -28,7 +31,10 @@ _start:
 
 	.text
 
-/* void switch_context(u64 *save, u64 load): keeps what the ABI asks a function to keep, on the stack. */
+/*
+ * void switch_context(u64 *save, u64 load): keeps what the ABI asks a function
+ * to keep, on the stack.
+ */
 	.global switch_context
 	.type switch_context, @function
 switch_context:
@@ -49,7 +55,10 @@ switch_context:
 	ret
 	.size switch_context, . - switch_context
 
-/* Interrupts are on between sti and cli only, and sti takes effect after the next instruction: none is lost. */
+/*
+ * Interrupts are on between sti and cli only, and sti takes effect after the
+ * next instruction: none is lost.
+ */
 	.global cpu_halt
 	.type cpu_halt, @function
 cpu_halt:
@@ -61,8 +70,9 @@ halt_done:
 	.size cpu_halt, . - cpu_halt
 
 /*
- * Interrupts interrupt cpu_halt only, whose caller expects no scratch register to survive. So they save none.
- * What there is to do, the scheduler finds in memory.
+ * Interrupts interrupt cpu_halt only, whose caller expects no scratch register
+ * to survive. So they save none. What there is to do, the scheduler finds in
+ * memory.
  */
 	.global wake_stub, stop_stub
 	.type stop_stub, @function
@@ -75,7 +85,10 @@ wake_stub:
 	xorl %eax, %eax
 	xorl %edx, %edx
 	wrmsr
-	/* Never back to the hlt: emulated KVM may forget, over an exit between the two, that sti holds interrupts off. */
+	/*
+	 * Never back to the hlt: emulated KVM may forget, over an exit between the
+	 * two, that sti holds interrupts off.
+	 */
 	leaq halt_done(%rip), %rax
 	movq %rax, (%rsp)
 	iretq

@@ -1,15 +1,20 @@
 /*
  * Streams: the guest's end of pipes. PROTOCOL.md, sections 7, 8 and 12.
  *
- * A stream's own cursors live here and are never read back from the window. The read cursor is told to the monitor late: when a quarter of
- * the ring has been consumed, or before the thread sleeps, so that a monitor that waits for room is woken once for many bytes.
+ * A stream's own cursors live here and are never read back from the window. The
+ * read cursor is told to the monitor late: when a quarter of the ring has been
+ * consumed, or before the thread sleeps, so that a monitor that waits for room
+ * is woken once for many bytes.
  */
 #include "internal.h"
 
 enum { OPEN, CLOSED, RESET };
 enum { NEW_STREAM_REQUEST = 1, DATA_STREAM_INFO = 2 };
 
-/* By slot. A stream's memory stays with its slot for ever, so that a late pending bit finds a stream, if not its own. */
+/*
+ * By slot. A stream's memory stays with its slot for ever, so that a late
+ * pending bit finds a stream, if not its own.
+ */
 static struct stream **streams;
 static struct channel control;
 
@@ -112,7 +117,10 @@ static int state_error(u32 state) {
 	return state >> 16 ? -(int)(state >> 16) : -ECONNRESET;
 }
 
-/* What is readable now. The state is read before the cursor: a writer moves its cursor last before it closes. */
+/*
+ * What is readable now. The state is read before the cursor: a writer moves its
+ * cursor last before it closes.
+ */
 static i64 readable(struct stream *s, int *ended) {
 	u32 state = __atomic_load_n(&s->in->writer_state, __ATOMIC_ACQUIRE);
 	u64 n = __atomic_load_n(&s->in->write_cursor, __ATOMIC_ACQUIRE) - s->in_cursor;
@@ -265,8 +273,9 @@ int stream_write(struct stream *s, const void *from, u64 n) {
 }
 
 /*
- * A change of state is always signalled. After the later of the two the pipe is free, and its slot may already serve another
- * stream: so the id is taken before.
+ * A change of state is always signalled. After the later of the two the pipe is
+ * free, and its slot may already serve another stream: so the id is taken
+ * before.
  */
 static void end_write(struct stream *s, u32 state) {
 	u64 id = s->id;

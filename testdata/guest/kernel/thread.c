@@ -1,16 +1,20 @@
 /*
- * Cooperative threads, each bound to a CPU. Interrupts are off while a thread runs: the scheduler looks into memory for what
- * they have to say, and halts with them on when there is nothing to run.
+ * Cooperative threads, each bound to a CPU. Interrupts are off while a thread
+ * runs: the scheduler looks into memory for what they have to say, and halts
+ * with them on when there is nothing to run.
  */
 #include "internal.h"
 
 enum { RUNNING, NOTIFIED, SLEEPING };
 enum { CANARY = 0x57ACC0DE };
 
-/* Lies at the bottom of its stack; the canary is the last word that the stack may reach. */
+/*
+ * Lies at the bottom of its stack; the canary is the last word that the stack
+ * may reach.
+ */
 struct thread {
 	u64 rsp;
-	struct thread *next; /* in a run queue, a remote list or a free list: a thread is in one at most */
+	struct thread *next; /* in a run queue, a remote list or a free list: one at most */
 	struct cpu *cpu;
 	void (*function)(void *);
 	void *argument;
@@ -57,7 +61,10 @@ static int something_arrived(struct cpu *c) {
 	       (c->index == 0 && __atomic_load_n(&stop_requested, __ATOMIC_RELAXED) == 1);
 }
 
-/* Runs what is next; comes back when it's the caller's turn. Halts on the caller's stack while nothing is ready. */
+/*
+ * Runs what is next; comes back when it's the caller's turn. Halts on the
+ * caller's stack while nothing is ready.
+ */
 static void schedule(void) {
 	struct cpu *c = this_cpu();
 	struct thread *self = c->current, *t;
@@ -76,7 +83,9 @@ static void schedule(void) {
 		t = pop(c);
 		if (t)
 			break;
-		/* Either the waker sees idle and kicks, or this CPU sees what arrived. */
+		/*
+		 * Either the waker sees idle and kicks, or this CPU sees what arrived.
+		 */
 		__atomic_exchange_n(&c->idle, 1, __ATOMIC_SEQ_CST);
 		if (!something_arrived(c))
 			cpu_halt();
@@ -129,7 +138,10 @@ static void thread_begin(void) {
 	struct cpu *c = t->cpu;
 
 	t->function(t->argument);
-	/* The stack stays in use until another thread runs; only such a thread can take it from the list. */
+	/*
+	 * The stack stays in use until another thread runs; only such a thread can
+	 * take it from the list.
+	 */
 	t->next = c->free_threads;
 	c->free_threads = t;
 	schedule();

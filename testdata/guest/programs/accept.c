@@ -1,7 +1,8 @@
 /*
  * accept ADDR:PORT
  *
- * Sends each connection one byte and closes it. Logs "listening on ADDR:PORT". Exits with 0 when asked to stop.
+ * Sends each connection one byte and closes it. Logs "listening on ADDR:PORT".
+ * Exits with 0 when asked to stop.
  */
 #include "../proto/tcp.h"
 

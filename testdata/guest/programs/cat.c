@@ -1,7 +1,8 @@
 /*
  * cat PATH…
  *
- * Prints files of the shared folder to the console. Exit code 1 and a log record for each that can't be read.
+ * Prints files of the shared folder to the console. Exit code 1 and a log
+ * record for each that can't be read.
  */
 #include "../proto/file.h"
 

@@ -1,8 +1,10 @@
 /*
  * clock
  *
- * Says what time it is on the host, in a log record, now and once for each byte of the standard input: the wall clock, in nanoseconds since 1970,
- * and the time that has passed since before the start. Ends with the input. Exit code 0, or 1 without a clock.
+ * Says what time it is on the host, in a log record, now and once for each byte
+ * of the standard input: the wall clock, in nanoseconds since 1970, and the
+ * time that has passed since before the start. Ends with the input. Exit code
+ * 0, or 1 without a clock.
  */
 #include "../proto/console.h"
 

@@ -1,8 +1,9 @@
 /*
  * connect HOST:PORT [TEXT…]
  *
- * Connects to a host by name or address (IPv6 in brackets), sends the texts with a space between them, half-closes, and prints what comes
- * back to the console. Exit code 0, or 1 and a log record if something fails.
+ * Connects to a host by name or address (IPv6 in brackets), sends the texts
+ * with a space between them, half-closes, and prints what comes back to the
+ * console. Exit code 0, or 1 and a log record if something fails.
  */
 #include "../proto/tcp.h"
 

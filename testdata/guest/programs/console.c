@@ -1,9 +1,12 @@
 /*
  * console [wait | second | crash]
  *
- * Sends the standard input back to the standard output in capital letters, as it comes, until its end, or until a byte 4: Ctrl-D of a terminal in raw mode. Then
- * says how many bytes there were. Exit code 0, or 1 and a log record if something fails. With wait it stays until it is asked to stop, with second it opens the console twice and
- * logs what happened, with crash it crashes at the end.
+ * Sends the standard input back to the standard output in capital letters, as
+ * it comes, until its end, or until a byte 4: Ctrl-D of a terminal in raw mode.
+ * Then says how many bytes there were. Exit code 0, or 1 and a log record if
+ * something fails. With wait it stays until it is asked to stop, with second it
+ * opens the console twice and logs what happened, with crash it crashes at the
+ * end.
  */
 #include "../proto/console.h"
 

@@ -1,7 +1,8 @@
 /*
  * cpuid
  *
- * Prints what CPUID shows on the console, a line for each leaf that isn't all 0: its number, its index, EAX, EBX, ECX, EDX, in hexadecimal.
+ * Prints what CPUID shows on the console, a line for each leaf that isn't all
+ * 0: its number, its index, EAX, EBX, ECX, EDX, in hexadecimal.
  */
 #include "../kernel/format.h"
 #include "../kernel/kernel.h"

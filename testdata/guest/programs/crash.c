@@ -5,16 +5,22 @@
  *   panic     the PANIC call, without a frame
  *   ud2       an invalid opcode
  *   wild      a read from an address that nothing is mapped at
- *   overflow  a recursion without end, which runs off the lowest stack in RAM: a double fault
+ *   overflow  a recursion without end, which runs off the lowest stack in RAM:
+ *             a double fault
  *   triple    a triple fault: an exception without an IDT
- *   port, in  a write to, or a read from, an I/O port that doesn't exist (0x1234)
- *   mmio      a read where neither RAM nor window is (0xD000_1000), through a page table of its own
+ *   port, in  a write to, or a read from, an I/O port that doesn't exist
+ *             (0x1234)
+ *   mmio      a read where neither RAM nor window is (0xD000_1000), through a
+ *             page table of its own
  * PORT and ADDRESS are decimal.
  */
 #include "../kernel/kernel.h"
 
 #define NOINLINE __attribute__((noinline, noclone))
-/* gcc gives a function that doesn't use its stack no frame, and its caller would be missing in the backtrace. */
+/*
+ * gcc gives a function that doesn't use its stack no frame, and its caller
+ * would be missing in the backtrace.
+ */
 #define NEED_FRAME() asm volatile("" ::"r"(__builtin_frame_address(0)))
 
 static NOINLINE u64 recurse(u64 depth, volatile u64 *before) {

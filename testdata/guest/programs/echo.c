@@ -1,8 +1,10 @@
 /*
  * echo ADDR:PORT [RING]
  *
- * A TCP echo server: sends every connection what it receives from it, also after the peer's half-close. Its rings have RING bytes, 64 KiB without it.
- * Logs "listening on ADDR:PORT". Stops listening and exits with 0 when asked to stop.
+ * A TCP echo server: sends every connection what it receives from it, also
+ * after the peer's half-close. Its rings have RING bytes, 64 KiB without it.
+ * Logs "listening on ADDR:PORT". Stops listening and exits with 0 when asked to
+ * stop.
  */
 #include "../proto/tcp.h"
 

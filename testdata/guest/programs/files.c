@@ -2,12 +2,19 @@
  * files OPERATION ARGUMENT… [, OPERATION ARGUMENT…]…
  *
  * Works on the folders that the user shares, one operation after the other:
- *   read PATH            write PATH TEXT              append PATH TEXT             create PATH TEXT (it must not exist)
- *   part PATH OFFSET LENGTH (without opening)         read-at PATH OFFSET LENGTH   write-at PATH OFFSET TEXT
- *   truncate PATH SIZE   stat PATH                    stat-open PATH (by handle)   list PATH
- *   mkdir PATH           remove PATH                  rename PATH PATH
- *   burst PATH N COPY (reads in N requests at once, all but the end in the first one, the end in small pieces; writes what came into another file)
- * Output goes to the console. Exit code 0, or at the first operation that fails 1 and a log record with its errno.
+ *   read PATH                      write PATH TEXT
+ *   append PATH TEXT               truncate PATH SIZE
+ *   create PATH TEXT               PATH must not exist
+ *   part PATH OFFSET LENGTH        reads without an open
+ *   read-at PATH OFFSET LENGTH     write-at PATH OFFSET TEXT
+ *   stat PATH                      stat-open PATH: by a handle
+ *   list PATH                      mkdir PATH
+ *   remove PATH                    rename PATH PATH
+ *   burst PATH N COPY              reads in N requests at once, all but the end
+ *                                  in the first one, the end in small pieces;
+ *                                  writes what came to COPY
+ * Output goes to the console. Exit code 0, or at the first operation that fails
+ * 1 and a log record with its errno.
  */
 #include "../proto/file.h"
 

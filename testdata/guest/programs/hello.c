@@ -1,8 +1,9 @@
 /*
  * hello [NAME…] [--exit N] [--started]
  *
- * Greets each name (the world without one) by a log record, and exits with N, or 0. With --started it says in a record when its first instruction
- * ran, in nanoseconds since 1970.
+ * Greets each name (the world without one) by a log record, and exits with N,
+ * or 0. With --started it says in a record when its first instruction ran, in
+ * nanoseconds since 1970.
  */
 #include "../kernel/kernel.h"
 

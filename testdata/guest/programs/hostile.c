@@ -1,10 +1,15 @@
 /*
  * hostile SEED OPERATIONS ADDR:PORT TLS-ADDR:PORT
  *
- * Attacks the monitor. One thread on each CPU but the first, or on the only one, makes pipes of every protocol, writes random and crafted values over
- * their headers, rings and the pending bitmaps, sends frames of every kind that are right or nearly so, and makes hypercalls with wild arguments: so many operations
- * each. TLS-ADDR:PORT is a TLS server's. CPU 0 meanwhile keeps an echo stream to ADDR:PORT going and checks every byte; at the end it breaks the control pipe, in a way that SEED chooses, and goes on a
- * little. Exit code 0, or 1 with a log record if the good stream suffered or a hypercall gave what no hypercall may give.
+ * Attacks the monitor. One thread on each CPU but the first, or on the only
+ * one, makes pipes of every protocol, writes random and crafted values over
+ * their headers, rings and the pending bitmaps, sends frames of every kind that
+ * are right or nearly so, and makes hypercalls with wild arguments: so many
+ * operations each. TLS-ADDR:PORT is a TLS server's. CPU 0 meanwhile keeps an
+ * echo stream to ADDR:PORT going and checks every byte; at the end it breaks
+ * the control pipe, in a way that SEED chooses, and goes on a little. Exit code
+ * 0, or 1 with a log record if the good stream suffered or a hypercall gave
+ * what no hypercall may give.
  */
 #include "../proto/file.h"
 #include "../proto/open.h"
@@ -18,7 +23,7 @@ enum { KIND_OPEN = 3, KIND_READ_FILE = 0x10, KIND_OPEN_FILE = 0x15, KIND_CLOSE_F
 static u64 seed, operations;
 static struct endpoint peer, tls_peer;
 static u32 attackers, done, failed;
-/* What hypercalls may read and write: nobody else uses it. */
+/* Memory that only hypercalls read and write. */
 static u8 scratch[MAX_CPUS][4096] __attribute__((aligned(4096)));
 static struct stream *targets[MAX_CPUS][TARGETS];
 
@@ -60,7 +65,10 @@ static void call(u64 number, u64 a, u64 b, u64 c) {
 	}
 }
 
-/* An address where hypercalls must not write more than the scratch page, whatever the length. */
+/*
+ * An address where hypercalls must not write more than the scratch page,
+ * whatever the length.
+ */
 static u64 address(struct dice *d, u8 *page) {
 	u64 r = roll(d);
 
@@ -133,8 +141,10 @@ static void wild_call(struct dice *d, u8 *page) {
 }
 
 /*
- * In the bitmap of any CPU. Only bits of events that exist: what lies behind the bitmap belongs to others. CPU 0's are the good stream's: a bit there is set as
- * the monitor would, on all levels and with an interrupt, or the monitor would rightly believe that one is on its way.
+ * In the bitmap of any CPU. Only bits of events that exist: what lies behind
+ * the bitmap belongs to others. CPU 0's are the good stream's: a bit there is
+ * set as the monitor would, on all levels and with an interrupt, or the monitor
+ * would rightly believe that one is on its way.
  */
 static void wild_bits(struct dice *d) {
 	u64 event = roll(d) % (2 * boot->stream_limit), leaf = event / 64, mid = leaf / 64;
@@ -192,7 +202,10 @@ static void put_path(struct draft *f, struct dice *d) {
 	put(f, path, strlen(path));
 }
 
-/* An address to which nobody minds that something is sent: the peer's, mostly, or one with a wild port or family. */
+/*
+ * An address to which a datagram does no harm: the peer's, mostly,
+ * or one with a wild port or family.
+ */
 static struct endpoint somewhere(struct dice *d) {
 	struct endpoint e = peer;
 	u64 r = roll(d);
@@ -223,7 +236,9 @@ static void put_socket(struct draft *f, struct attacker *a) {
 	put_text(f, paths[a->mild ? 0 : roll(&a->dice) % (sizeof paths / sizeof *paths)]);
 }
 
-/* A list of ALPN names, or nearly: the length of its text says how long it is. */
+/*
+ * A list of ALPN names, or nearly: the length of its text says how long it is.
+ */
 static const char *alpn(struct attacker *a) {
 	static const char lists[][16] = {"", "\x02h2", "\x08http/1.1\x02h2", "\x05h2", "\x02h2\x01"};
 
@@ -416,7 +431,10 @@ static int send_draft(struct stream *s, struct draft *f, struct attacker *a) {
 	return stream_write(s, f, sizeof f->header + length);
 }
 
-/* Asks for pipes that there can't be. Those requests are in order, and the control pipe lives on. */
+/*
+ * Asks for pipes that there can't be. Those requests are in order, and the
+ * control pipe lives on.
+ */
 static void absurd_pipe(struct dice *d) {
 	struct stream *s;
 
@@ -425,8 +443,10 @@ static void absurd_pipe(struct dice *d) {
 }
 
 /*
- * The protocols of an attacker's first pipes, on which all is right until it lets go of them: so the attack begins with something at work in every handler. SILENT is
- * no protocol but a pipe that is given a connection by the listener after it.
+ * The protocols of an attacker's first pipes, on which all is right until it
+ * lets go of them: so the attack begins with something at work in every
+ * handler. SILENT is no protocol but a pipe that is given a connection by the
+ * listener after it.
  */
 enum { SILENT = 0xFFFF };
 static const u16 mild_pipes[] = {
@@ -435,7 +455,10 @@ static const u16 mild_pipes[] = {
 };
 enum { MILD_PIPES = sizeof mild_pipes / sizeof *mild_pipes };
 
-/* Gives the monitor and those outside some time to answer with more than so many bytes. */
+/*
+ * Gives the monitor and those outside some time to answer with more than so
+ * many bytes.
+ */
 static void await_answer(struct stream *s, u64 beyond) {
 	u64 begin = rdtsc(), patience = boot->tsc_hz ? boot->tsc_hz : 1ul << 31;
 
@@ -446,19 +469,22 @@ static void await_answer(struct stream *s, u64 beyond) {
 
 static u16 choose_protocol(struct attacker *a) {
 	u64 r = roll(&a->dice);
-	u16 protocol = (r & 15) < PROTOCOLS ? r & 15 : (r & 15) < 14 ? r >> 4 & 3 : (r & 15) == 14 ? SILENT : r >> 16; /* the lower ones more often */
+	/* The lower numbers more often than the higher ones. */
+	u16 protocol = (r & 15) < PROTOCOLS ? r & 15 : (r & 15) < 14 ? r >> 4 & 3 : (r & 15) == 14 ? SILENT : r >> 16;
 
 	a->mild = a->renewed < MILD_PIPES;
 	if (a->mild)
 		return mild_pipes[a->renewed];
-	if ((protocol == PROTOCOL_TCP_CONNECTION || protocol == PROTOCOL_TLS_CONNECTION) && r & 0x3000000) /* few: a connection takes a port of the host */
+	/* Few connections: each takes a port of the host. */
+	if ((protocol == PROTOCOL_TCP_CONNECTION || protocol == PROTOCOL_TLS_CONNECTION) && r & 0x3000000)
 		return PROTOCOL_FILE_SYSTEM;
 	return protocol;
 }
 
 /*
- * Opens a new pipe with a protocol and sends some requests, right or nearly. What is sent fits into the ring, so nothing waits. The first two answers to a listener
- * are Opened and IncomingConnection.
+ * Opens a new pipe with a protocol and sends some requests, right or nearly.
+ * What is sent fits into the ring, so nothing waits. The first two answers to a
+ * listener are Opened and IncomingConnection.
  */
 static struct stream *renew(struct attacker *a) {
 	struct dice *d = &a->dice;

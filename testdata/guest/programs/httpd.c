@@ -1,15 +1,19 @@
 /*
  * httpd [ADDR:PORT]
  *
- * An HTTP/1.1 server, at 127.0.0.1:0 unless told otherwise; IPv6 addresses in brackets. Logs "listening on http://ADDR:PORT/". Stops listening and
- * exits with 0 when asked to stop.
+ * An HTTP/1.1 server, at 127.0.0.1:0 unless told otherwise; IPv6 addresses in
+ * brackets. Logs "listening on http://ADDR:PORT/". Stops listening and exits
+ * with 0 when asked to stop.
  *
  *   GET /          a page that says what it runs on
- *   GET /bytes/N   N bytes; byte i is (j + 7 * (j / 256)) mod 256, where j = i mod 4096
+ *   GET /bytes/N   N bytes; byte i is (j + 7 * (j / 256)) mod 256, where j is
+ *                  i mod 4096
  *   POST /echo     the body, as it comes
- *   POST /sha256   the SHA-256 of the body in hexadecimal and a newline; bodies of up to 16 MiB
+ *   POST /sha256   the SHA-256 of the body in hexadecimal and a newline;
+ *                  bodies of up to 16 MiB
  *
- * HEAD goes where GET goes. A body needs a Content-Length. A connection is a thread, so thousands at once cost stacks and rings.
+ * HEAD goes where GET goes. A body needs a Content-Length. A connection is a
+ * thread, so thousands at once cost stacks and rings.
  */
 #include "../proto/tcp.h"
 #include "sha256.h"
@@ -35,7 +39,10 @@ struct request {
 
 struct connection {
 	struct stream *stream;
-	/* A piece of the ring: lines up to at have been read, what lies from at to end hasn't. */
+	/*
+	 * A piece of the ring: lines up to at have been read, what lies from at to
+	 * end hasn't.
+	 */
 	u8 *start, *at, *end;
 	char line[LINE_MAX];
 };
@@ -87,8 +94,9 @@ static int read_broken_line(struct connection *c, struct text *line) {
 }
 
 /*
- * Reads a line, in place where the ring holds it in one piece; it is valid until the next one is read. 1, or 0 at the end of the
- * stream, -E2BIG for a line longer than LINE_MAX.
+ * Reads a line, in place where the ring holds it in one piece; it is valid
+ * until the next one is read. 1, or 0 at the end of the stream, -E2BIG for a
+ * line longer than LINE_MAX.
  */
 static int read_line(struct connection *c, struct text *line) {
 	if (c->at == c->end) {
@@ -105,7 +113,10 @@ static int read_line(struct connection *c, struct text *line) {
 	return 1;
 }
 
-/* Cuts s after the first such byte and gives the part before it: all of s if there is none. */
+/*
+ * Cuts s after the first such byte and gives the part before it: all of s if
+ * there is none.
+ */
 static struct text cut(struct text *s, u8 byte) {
 	const char *at = memory_find(s->data, s->length, byte);
 	struct text before = *s;
@@ -213,7 +224,10 @@ static int parse_header(struct request *r, struct text line) {
 	return 0;
 }
 
-/* 0 for a request, -1 at the end of the stream, or the status to answer before the connection is closed. */
+/*
+ * 0 for a request, -1 at the end of the stream, or the status to answer before
+ * the connection is closed.
+ */
 static int read_request(struct connection *c, struct request *r) {
 	struct text line;
 	int n, status;
@@ -379,8 +393,9 @@ static void fill(u8 *to, u64 phase, u64 n) {
 }
 
 /*
- * The period divides every ring's size: after one lap the ring already holds what comes next, and only the cursor moves. The first lap goes in
- * quarters of the ring, so that the monitor isn't signalled for each page.
+ * The period divides every ring's size: after one lap the ring already holds
+ * what comes next, and only the cursor moves. The first lap goes in quarters of
+ * the ring, so that the monitor isn't signalled for each page.
  */
 static int answer_bytes(struct connection *c, const struct request *r) {
 	struct stream *s = c->stream;
@@ -485,7 +500,10 @@ static int serve_request(struct connection *c) {
 	}
 	status = refusal(&r);
 	if (status) {
-		/* A client that waits for 100 may send the body or not; one whose body is too long should stop. */
+		/*
+		 * A client that waits for 100 may send the body or not; one whose body
+		 * is too long should stop.
+		 */
 		if ((r.expects_continue && r.body) || status == 413)
 			r.keep_alive = 0;
 		error = respond_error(c, &r, status);
@@ -521,7 +539,10 @@ static int serve(struct stream *s, const struct endpoint *peer) {
 		if (stream_readable_len(s))
 			thread_yield();
 	if (!more) {
-		/* The peer reads the whole answer before it sees a reset for what it sent after it. */
+		/*
+		 * The peer reads the whole answer before it sees a reset for what it
+		 * sent after it.
+		 */
 		release_lines(&c);
 		stream_close_write(s);
 		stream_skip(s, ~0ul);
@@ -530,7 +551,10 @@ static int serve(struct stream *s, const struct endpoint *peer) {
 	return more;
 }
 
-/* The larger the ring, the fewer signals; but some 1,800 connections should find room in the window. */
+/*
+ * The larger the ring, the fewer signals; but some 1,800 connections should
+ * find room in the window.
+ */
 static u64 default_ring(void) {
 	u64 size = TCP_RING_SIZE;
 	while (size < 16 << 20 && size < boot->window_size / 2048)

@@ -1,7 +1,8 @@
 /*
  * idle [--streams N]
  *
- * Opens N pipes (0 without it) that nobody uses, says that it idles, and halts until it's asked to stop; exit code 0.
+ * Opens N pipes (0 without it) that it never uses, says that it idles, and
+ * halts until it's asked to stop; exit code 0.
  */
 #include "../kernel/kernel.h"
 

@@ -1,8 +1,10 @@
 /*
  * memclr BYTES
  *
- * Writes to each page of so many bytes, clears them by the monitor when it is asked to stop, looks whether they are zero, and says each in a log
- * record. The second request to stop, or the host, ends it. Exit code 0, or 1 if something isn't zero.
+ * Writes to each page of so many bytes, clears them by the monitor when it is
+ * asked to stop, looks whether they are zero, and says each in a log record.
+ * The second request to stop, or the host, ends it. Exit code 0, or 1 if
+ * something isn't zero.
  */
 #include "../kernel/kernel.h"
 

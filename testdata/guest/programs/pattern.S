@@ -1,4 +1,7 @@
-/* The body of httpd's /bytes: byte i is (j + 7 * (j / 256)) mod 256, where j = i mod 4096. */
+/*
+ * The body of httpd's /bytes: byte i is (j + 7 * (j / 256)) mod 256, where j =
+ * i mod 4096.
+ */
 	.section .rodata.pattern, "a"
 	.global pattern
 	.type pattern, @object

@@ -1,8 +1,10 @@
 /*
  * private PROTOCOL PAYLOAD TEXT…
  *
- * Opens a stream of a protocol that the embedding program has added, with this payload, sends the texts one after the other, half-closes, and prints what Opened
- * brings and what comes back to the console. Exit code 0, or 1 and a log record if something fails.
+ * Opens a stream of a protocol that the embedding program has added, with this
+ * payload, sends the texts one after the other, half-closes, and prints what
+ * Opened brings and what comes back to the console. Exit code 0, or 1 and a log
+ * record if something fails.
  */
 #include "../proto/open.h"
 

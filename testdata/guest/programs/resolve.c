@@ -1,7 +1,8 @@
 /*
  * resolve [-4|-6] NAME…
  *
- * Prints the addresses of each name to the console, a line each; with -4 and -6 those of this family.
+ * Prints the addresses of each name to the console, a line each; with -4 and -6
+ * those of this family.
  *
  * resolve -x ADDR…
  *

@@ -1,8 +1,10 @@
 /*
  * sink ADDR:PORT [RING]
  *
- * Reads 8 bytes, a number with the lowest byte first, drops so many bytes by moving the cursor only, and sends one byte back; and again. The incoming ring
- * has RING bytes, 64 KiB without it. Logs "listening on ADDR:PORT". Exits with 0 when asked to stop.
+ * Reads 8 bytes, a number with the lowest byte first, drops so many bytes by
+ * moving the cursor only, and sends one byte back; and again. The incoming ring
+ * has RING bytes, 64 KiB without it. Logs "listening on ADDR:PORT". Exits with
+ * 0 when asked to stop.
  */
 #include "../proto/tcp.h"
 

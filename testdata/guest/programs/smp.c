@@ -1,8 +1,9 @@
 /*
  * smp
  *
- * Every CPU reports in by a log record. Then all of them work on shared state, under a spinlock, by atomics and under a mutex whose
- * owners change CPUs. CPU 0 checks the sums: exit code 0, or 1.
+ * Every CPU reports in by a log record. Then all of them work on shared state,
+ * under a spinlock, by atomics and under a mutex whose owners change CPUs. CPU
+ * 0 checks the sums: exit code 0, or 1.
  */
 #include "../kernel/kernel.h"
 

@@ -1,8 +1,10 @@
 /*
  * source ADDR:PORT [RING]
  *
- * For each 8 bytes that a connection brings, a number with the lowest byte first, it sends so many bytes: whatever the ring of RING bytes (64 KiB
- * without it) holds, by moving the cursor only, so that what is measured is not this guest. Logs "listening on ADDR:PORT". Exits with 0 when asked to stop.
+ * For each 8 bytes that a connection brings, a number with the lowest byte
+ * first, it sends so many bytes: whatever the ring of RING bytes (64 KiB
+ * without it) holds, by moving the cursor only, so that what is measured is not
+ * this guest. Logs "listening on ADDR:PORT". Exits with 0 when asked to stop.
  */
 #include "../proto/tcp.h"
 

@@ -2,22 +2,30 @@
  * tcp connect HOST:PORT STEP…
  * tcp accept ADDR:PORT STEP…
  *
- * Connects, or listens and takes one connection, and takes the steps on it, one after the other. Logs "listening on ADDR:PORT", and of the connection
- * "local ADDR:PORT peer ADDR:PORT". Steps:
- *   delay, keep-alive=SECONDS (65535: off), backlog=N    what it connects or listens with, wherever it stands
- *   send=TEXT                 fill=N (byte i is i, modulo 256)
- *   take=N (bytes)            read (to the end)            both print to the console
- *   count (to the end, logs "read N bytes")                flood (writes until that fails)
- *   close-write               close-read                   reset (ends the steps)
- * What fails is logged with its errno, and the next step is taken. At the end the connection is closed. Exit code 1 if there was none.
+ * Connects, or listens and takes one connection, and takes the steps on it, one
+ * after the other. Logs "listening on ADDR:PORT", and of the connection "local
+ * ADDR:PORT peer ADDR:PORT". Steps:
+ *   delay, keep-alive=SECONDS, backlog=N
+ *                       what it connects or listens with, wherever it stands;
+ *                       65535 seconds: no keep-alive
+ *   send=TEXT           fill=N: byte i is i, modulo 256
+ *   take=N, read        prints N bytes, or all up to the end, to the console
+ *   count               reads to the end, logs "read N bytes"
+ *   flood               writes until that fails
+ *   close-write         close-read
+ *   reset               ends the steps
+ * What fails is logged with its errno, and the next step is taken. At the end
+ * the connection is closed. Exit code 1 if there was none.
  *
  * tcp cancel ADDR:PORT
  *
- * Listens, takes a waiting accept back, and then takes a connection, which it sends a text.
+ * Listens, takes a waiting accept back, and then takes a connection, which it
+ * sends a text.
  *
  * tcp again ADDR:PORT
  *
- * Listens, takes a connection and ends it first, stops listening while accepts wait, and does the same once more on the same port.
+ * Listens, takes a connection and ends it first, stops listening while accepts
+ * wait, and does the same once more on the same port.
  */
 #include "../proto/tcp.h"
 
@@ -194,7 +202,10 @@ static int wait_for(struct waiting *w) {
 	return w->error;
 }
 
-/* Takes a connection, sends a text, ends it, and waits until the peer has ended it, too. */
+/*
+ * Takes a connection, sends a text, ends it, and waits until the peer has ended
+ * it, too.
+ */
 static int greet(struct tcp_listener *l) {
 	struct tcp_ends ends;
 	int error = tcp_accept(l, &s, &ends);

@@ -1,12 +1,15 @@
 /*
  * tls get HOST:PORT [SERVERNAME]
  *
- * Connects to a host by name or address (IPv6 in brackets), whose certificate must be for SERVERNAME or else for the host, sends an HTTP request for /,
- * half-closes, and prints the answer to the console. Logs the version of TLS. Exit code 0, or 1 and a log record if something fails.
+ * Connects to a host by name or address (IPv6 in brackets), whose certificate
+ * must be for SERVERNAME or else for the host, sends an HTTP request for /,
+ * half-closes, and prints the answer to the console. Logs the version of TLS.
+ * Exit code 0, or 1 and a log record if something fails.
  *
  * tls serve ADDR:PORT
  *
- * A TLS echo server. Logs "listening on ADDR:PORT". Exits with 0 when asked to stop.
+ * A TLS echo server. Logs "listening on ADDR:PORT". Exits with 0 when asked to
+ * stop.
  */
 #include "../proto/tls.h"
 

@@ -15,10 +15,16 @@
 #include "../kernel/kernel.h"
 
 #define NOINLINE __attribute__((noinline, noclone))
-/* gcc gives a function that doesn't use its stack no frame, and its caller would be missing in the backtrace. */
+/*
+ * gcc gives a function that doesn't use its stack no frame, and its caller
+ * would be missing in the backtrace.
+ */
 #define NEED_FRAME() asm volatile("" ::"r"(__builtin_frame_address(0)))
 
-/* These are written out: a compiler would make a frame, or put something behind the last instruction. */
+/*
+ * These are written out: a compiler would make a frame, or put something behind
+ * the last instruction.
+ */
 asm(".text\n"
     ".type call_panic, @function\n"
     "call_panic:\n"

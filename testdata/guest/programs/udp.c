@@ -1,17 +1,21 @@
 /*
  * udp echo ADDR:PORT
  *
- * Sends every datagram back to where it came from, from the address that it came to. Logs "bound to ADDR:PORT", and each error of a datagram that it sent. Exits with 0 when asked to stop.
+ * Sends every datagram back to where it came from, from the address that it
+ * came to. Logs "bound to ADDR:PORT", and each error of a datagram that it
+ * sent. Exits with 0 when asked to stop.
  *
  * udp late ADDR:PORT RING
  *
- * Binds with rings of this size, and logs "bound to ADDR:PORT". Doesn't receive before it is asked to stop; then it does, up to the first empty
- * datagram, and logs "received N, N of SIZE bytes cut to LENGTH, N dropped".
+ * Binds with rings of this size, and logs "bound to ADDR:PORT". Doesn't receive
+ * before it is asked to stop; then it does, up to the first empty datagram, and
+ * logs "received N, N of SIZE bytes cut to LENGTH, N dropped".
  *
  * udp send ADDR:PORT TEXT…
  *
- * Sends each text as a datagram to this peer, one after the answer to the other, and prints the answers to the console, a line each. Exit code 0, or 1 and
- * a log record if something fails.
+ * Sends each text as a datagram to this peer, one after the answer to the
+ * other, and prints the answers to the console, a line each. Exit code 0, or 1
+ * and a log record if something fails.
  */
 #include "../proto/udp.h"
 

@@ -2,8 +2,10 @@
  * unix listen PATH
  * unix connect PATH [TEXT…]
  *
- * listen: an echo server on a UNIX socket: sends every connection what it receives from it. Logs "listening at PATH". Stops listening and exits with 0
- * when asked to stop. connect: sends the texts with a space between them, half-closes, and prints what comes back to the console. Exit code 0, or 1 and
+ * listen: an echo server on a UNIX socket: sends every connection what it
+ * receives from it. Logs "listening at PATH". Stops listening and exits with 0
+ * when asked to stop. connect: sends the texts with a space between them,
+ * half-closes, and prints what comes back to the console. Exit code 0, or 1 and
  * a log record if something fails.
  */
 #include "../proto/unix.h"

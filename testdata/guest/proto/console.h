@@ -4,7 +4,10 @@
 
 #include "../kernel/kernel.h"
 
-/* Reads are what the user types or pipes in, 0 at its end; writes go to the monitor's standard output. -EBUSY while another stream has it. */
+/*
+ * Reads are what the user types or pipes in, 0 at its end; writes go to the
+ * monitor's standard output. -EBUSY while another stream has it.
+ */
 int console_open(struct stream **s);
 
 #endif

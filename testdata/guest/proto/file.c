@@ -42,11 +42,17 @@ void file_system_close(struct file_system *f) {
 	channel_close(&f->channel);
 }
 
-/* What takes the answer to a request: status is what its last frame said, 0 or a negative errno. */
+/*
+ * What takes the answer to a request: status is what its last frame said, 0 or
+ * a negative errno.
+ */
 struct answer {
 	i64 status;
 	u16 kind;
-	/* Takes what follows the status, n bytes; status is 0. Its errors are the stream's. */
+	/*
+	 * Takes what follows the status, n bytes; status is 0. Its errors are the
+	 * stream's.
+	 */
 	int (*take)(struct answer *a, struct stream *s, u64 n);
 	void *to; /* for take */
 	u64 length;
@@ -73,7 +79,10 @@ static int take_bytes(struct answer *a, struct stream *s, u64 n) {
 	return n == a->length ? stream_read_full(s, a->to, n) : -EPROTO;
 }
 
-/* Sends a request, count words and then up to two texts, and has its answer taken. The stream's error, or what the answer said. */
+/*
+ * Sends a request, count words and then up to two texts, and has its answer
+ * taken. The stream's error, or what the answer said.
+ */
 static i64 send(struct file_system *f, u16 kind, const u64 *words, u32 count, struct text text, struct text other, struct answer *a) {
 	struct {
 		struct frame_header header;

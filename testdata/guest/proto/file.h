@@ -16,7 +16,10 @@ struct file_info {
 
 typedef void file_sink(void *argument, const u8 *data, u64 n);
 
-/* A stream that speaks the file system protocol. Any number of threads may use it at once: each answer goes to the thread that asked. */
+/*
+ * A stream that speaks the file system protocol. Any number of threads may use
+ * it at once: each answer goes to the thread that asked.
+ */
 struct file_system {
 	struct channel channel;
 };
@@ -26,15 +29,19 @@ int file_system_open(struct file_system *f);
 void file_system_close(struct file_system *f);
 
 /*
- * Reads length bytes from offset on, or up to the end of the file; gives them to sink piece by piece, in order.
- * How many they were. A sink runs in another thread than the caller's, which sleeps, and holds up all answers.
+ * Reads length bytes from offset on, or up to the end of the file; gives them
+ * to sink piece by piece, in order. How many they were. A sink runs in another
+ * thread than the caller's, which sleeps, and holds up all answers.
  */
 i64 file_read(struct file_system *f, struct text path, u64 offset, u64 length, file_sink *sink, void *argument);
 
 /* The handle is good until file_close, or until the file system is closed. */
 int file_open(struct file_system *f, struct text path, u32 flags, u64 *handle);
 i64 file_read_at(struct file_system *f, u64 handle, u64 offset, u64 length, file_sink *sink, void *argument);
-/* How many bytes were written, all of them unless there is an error. With FILE_APPEND the offset doesn't count. */
+/*
+ * How many bytes were written, all of them unless there is an error. With
+ * FILE_APPEND the offset doesn't count.
+ */
 i64 file_write_at(struct file_system *f, u64 handle, u64 offset, const void *data, u64 n);
 int file_truncate(struct file_system *f, u64 handle, u64 size);
 int file_sync(struct file_system *f, u64 handle);

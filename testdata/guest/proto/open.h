@@ -19,12 +19,17 @@ enum {
 enum { OPEN_PAYLOAD_MAX = 1024 };
 
 /*
- * Sends Open with this payload, at most OPEN_PAYLOAD_MAX bytes, and waits for Opened. 0 and Opened's own payload in answer (cap bytes, all of
- * them), or the status that it carries as a negative errno. The stream stays the caller's to close.
+ * Sends Open with this payload, at most OPEN_PAYLOAD_MAX bytes, and waits for
+ * Opened. 0 and Opened's own payload in answer (cap bytes, all of them), or the
+ * status that it carries as a negative errno. The stream stays the caller's to
+ * close.
  */
 int protocol_open(struct stream *s, u16 protocol, const void *payload, u32 length, void *answer, u32 cap);
 
-/* The same for a payload of an Opened that may have any length up to cap: returns how long it is. */
+/*
+ * The same for a payload of an Opened that may have any length up to cap:
+ * returns how long it is.
+ */
 i64 protocol_open_up_to(struct stream *s, u16 protocol, const void *payload, u32 length, void *answer, u32 cap);
 
 #endif

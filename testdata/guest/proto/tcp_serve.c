@@ -1,6 +1,7 @@
 /*
- * A thread per connection. Each CPU keeps some threads waiting in tcp_accept: one that gets a connection starts its successor first, and a
- * thread whose connection has ended waits again only if too few others do.
+ * A thread per connection. Each CPU keeps some threads waiting in tcp_accept:
+ * one that gets a connection starts its successor first, and a thread whose
+ * connection has ended waits again only if too few others do.
  */
 #include "tcp.h"
 

@@ -3,7 +3,10 @@
 
 enum { KIND_SEND_DATAGRAM = 0x30, KIND_DATAGRAM_ERROR = 0x32, KIND_SEND_DATAGRAM_FROM, KIND_RECEIVED_DATAGRAM_AT };
 
-/* In the reserved byte of the local endpoint: the guest wants KIND_RECEIVED_DATAGRAM_AT. */
+/*
+ * In the reserved byte of the local endpoint: the guest wants
+ * KIND_RECEIVED_DATAGRAM_AT.
+ */
 enum { ADDRESSED = 1 };
 
 static int udp_open(struct udp_socket *s, struct endpoint ends[2], u32 ring_size) {

@@ -1,4 +1,7 @@
-/* The hypercalls of the oldest kernels, and what is left of the control pipe: arguments and exit. */
+/*
+ * The hypercalls of the oldest kernels, and what is left of the control pipe:
+ * arguments and exit.
+ */
 #include "host.h"
 
 u64 number_count;
@@ -6,13 +9,19 @@ static const u64 *numbers;
 
 u64 number(u64 n) { return n < number_count ? numbers[n] : 0; }
 
-/* Named as the real kernels' is, mangled: by such a symbol and none of a module pipe the monitor tells what this image speaks. */
+/*
+ * Named as the real kernels' is, mangled: by such a symbol and none of a module
+ * pipe the monitor tells what this image speaks.
+ */
 i64 host_call(u64 call, u64 offset) {
 	asm volatile("outb %%al, %%dx" : "+a"(call) : "d"(0), "D"(offset) : "memory");
 	return call;
 }
 
-/* An interrupt between the look and the halt is made up for by the next one of the timer. */
+/*
+ * An interrupt between the look and the halt is made up for by the next one of
+ * the timer.
+ */
 static void wait_for(const u8 *done) {
 	while (!__atomic_load_n(done, __ATOMIC_ACQUIRE))
 		halt_with_interrupts();

@@ -1,6 +1,7 @@
 /*
- * Sockets and files by hypercalls: what the oldest kernels do instead of pipes. Records lie on the caller's stack, as theirs do. A call that isn't done at once
- * is waited for as they wait: by halting until the next timer interrupt.
+ * Sockets and files by hypercalls: what the oldest kernels do instead of pipes.
+ * Records lie on the caller's stack, as theirs do. A call that isn't done at
+ * once is waited for as they wait: by halting until the next timer interrupt.
  */
 #ifndef HOST_H
 #define HOST_H

@@ -1,4 +1,7 @@
-/* Start of every CPU: page tables, descriptor tables, interrupt controllers, exceptions. */
+/*
+ * Start of every CPU: page tables, descriptor tables, interrupt controllers,
+ * exceptions.
+ */
 #include "rpc.h"
 
 struct percpu *cpus[MAX_CPUS];
@@ -54,7 +57,10 @@ static void wrmsr(u32 msr, u64 value) {
 void relax(void) { asm volatile("pause" ::: "memory"); }
 void interrupts_off(void) { asm volatile("cli" ::: "memory"); }
 void interrupts_on(void) { asm volatile("sti" ::: "memory"); }
-/* An interrupt right before the halt is made up for by the next timer interrupt. */
+/*
+ * An interrupt right before the halt is made up for by the next timer
+ * interrupt.
+ */
 void halt_with_interrupts(void) { asm volatile("sti; hlt" ::: "memory"); }
 
 int spin_try(struct spinlock *l) {
@@ -188,7 +194,10 @@ static _Noreturn void work_forever(void) {
 	}
 }
 
-/* All CPUs come here at once, with the same arguments. Which one this is, is the local APIC's number. */
+/*
+ * All CPUs come here at once, with the same arguments. Which one this is, is
+ * the local APIC's number.
+ */
 static u32 started;
 _Noreturn void cpu_start(const struct entry *e) {
 	if (__atomic_fetch_add(&started, 1, __ATOMIC_RELAXED) == 0) {

@@ -1,4 +1,7 @@
-/* The requests of files, listeners and streams. Note that files and streams number theirs differently. */
+/*
+ * The requests of files, listeners and streams. Note that files and streams
+ * number theirs differently.
+ */
 #include "rpc.h"
 
 enum { FILE_READ, FILE_WRITE, FILE_SEEK, FILE_CLOSE };

@@ -1,4 +1,7 @@
-/* Messages in the postcard encoding; each lies in a block of the shared allocator, as the real kernels' vectors do. */
+/*
+ * Messages in the postcard encoding; each lies in a block of the shared
+ * allocator, as the real kernels' vectors do.
+ */
 #include "rpc.h"
 
 void message_new(struct message *m, u64 room) {

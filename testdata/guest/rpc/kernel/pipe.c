@@ -1,4 +1,7 @@
-/* Rings and their reference counts. Like the real ones they take a set flag for the end even when there is something left to read. */
+/*
+ * Rings and their reference counts. Like the real ones they take a set flag for
+ * the end even when there is something left to read.
+ */
 #include "rpc.h"
 
 /* In the block before the ring. */

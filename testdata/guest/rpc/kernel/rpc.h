@@ -1,8 +1,11 @@
 /*
- * A guest kernel of Arca's older request/response ABI: its whole interface. A program includes this file and defines program_main.
+ * A guest kernel of Arca's older request/response ABI: its whole interface. A
+ * program includes this file and defines program_main.
  *
- * It does what the real kernels do, also where that is not what one would wish: it trusts what the monitor answers and panics at anything else, waits
- * by spinning, never signals unless it was started with --notify, takes memory for every message from the allocator that it shares with the monitor.
+ * It does what the real kernels do, also where that is not what one would wish:
+ * it trusts what the monitor answers and panics at anything else, waits by
+ * spinning, never signals unless it was started with --notify, takes memory for
+ * every message from the allocator that it shares with the monitor.
  */
 #ifndef RPC_H
 #define RPC_H
@@ -15,13 +18,19 @@ enum { LOG_ERROR = 1, LOG_WARNING, LOG_INFO, LOG_DEBUG, LOG_TRACE };
 
 /* One log record; the text is cut at 512 bytes. */
 #define log(level, ...) log_record(level, __FILE__, __LINE__, __VA_ARGS__)
-/* file == NULL: a record with none of the things it can do without, and garbage in their place. */
+/*
+ * file == NULL: a record with none of the things it can do without, and garbage
+ * in their place.
+ */
 void log_record(int level, const char *file, u32 line, const char *pattern, ...);
 _Noreturn void panic(const char *pattern, ...);
 _Noreturn void hypercall_exit(u8 code);
 void hypercall_memset(void *to, u8 byte, u64 n);
 void hypercall_memclr(void *to, u64 n);
-/* Formats an address by the image's symbols, as name+offset or ?; returns the length. */
+/*
+ * Formats an address by the image's symbols, as name+offset or ?; returns the
+ * length.
+ */
 u64 symbol(char *to, u64 cap, u64 address);
 void notify_read(u64 ring);
 void notify_write(u64 ring);
@@ -64,12 +73,15 @@ static inline struct percpu *this_cpu(void) {
 	return c;
 }
 
-/* Runs f on every CPU at once, this one included, and waits until all have returned. */
+/*
+ * Runs f on every CPU at once, this one included, and waits until all have
+ * returned.
+ */
 void run_everywhere(void (*f)(void));
 
 /*
- * Whether the kernel announces by hypercalls what it does to rings, which it does
- * from --notify on. Then it knows vector 0x30, and waits by halting.
+ * Whether the kernel announces by hypercalls what it does to rings, which it
+ * does from --notify on. Then it knows vector 0x30, and waits by halting.
  */
 extern u32 notifying;
 /* How many interrupts of this vector came. */
@@ -80,7 +92,10 @@ void interrupts_off(void);
 void halt_with_interrupts(void);
 void interrupts_on(void);
 
-/* What has come true is not looked at again: a condition may take something, a lock for instance. */
+/*
+ * What has come true is not looked at again: a condition may take something, a
+ * lock for instance.
+ */
 #define wait_until(condition)                   \
 	for (int met = 0; !met && !(condition);) { \
 		if (!notifying) {               \
@@ -111,18 +126,30 @@ static inline u64 offset_of(const void *p) { return physical(p) - MEM_BASE; }
 
 void allocator_init(u64 raw_offset);
 u64 ram_size(void);
-/* A block for size bytes, a power of two of at least 4096. Panics when there is none. */
+/*
+ * A block for size bytes, a power of two of at least 4096. Panics when there is
+ * none.
+ */
 void *block_alloc(u64 size);
 /* size must be of the block's level. */
 void block_free(void *block, u64 size);
 
-/* Which blocks are free: equal if and only if used and hash are, but for hash collisions. */
+/*
+ * Which blocks are free: equal if and only if used and hash are, but for hash
+ * collisions.
+ */
 struct allocator_state {
 	u64 used, blocks, hash;
 };
-/* Walks all lists under the lock and checks them against the bitmap; panics if they don't fit. */
+/*
+ * Walks all lists under the lock and checks them against the bitmap; panics if
+ * they don't fit.
+ */
 struct allocator_state allocator_state(void);
-/* Waits until the monitor, too, has given up what it still holds, and compares; at most some seconds. 1: as before. */
+/*
+ * Waits until the monitor, too, has given up what it still holds, and compares;
+ * at most some seconds. 1: as before.
+ */
 int allocator_is_again(const struct allocator_state *before);
 
 /* --- pipes (pipe.c) --- */
@@ -142,7 +169,7 @@ struct pipe {
 void pipe_attach(struct pipe *p, u64 rx, u64 rx_length, u64 tx, u64 tx_length);
 void pipe_write(struct pipe *p, const void *data, u64 n);
 void pipe_read(struct pipe *p, void *data, u64 n);
-/* Drops both ends; whoever drops an end last frees its ring. */
+/* Drops both ends; the side that drops an end last frees its ring. */
 void pipe_drop(struct pipe *p);
 
 /* --- messages (message.c): postcard, in a block of their own --- */
@@ -176,7 +203,9 @@ extern u64 arg_count;
 struct text arg(u64 n);
 
 enum { READ = 1, WRITE = 2, CREATE = 4, APPEND = 8, TRUNCATE = 16 };
-/* The kind of error, or -1. A kernel of --dialect-b is never told of an error. */
+/*
+ * The kind of error, or -1. A kernel of --dialect-b is never told of an error.
+ */
 int file_open(struct pipe *p, struct text path, u32 mode);
 int make_folder(struct text path);
 void tcp_listen(struct pipe *p, const u8 ip[4], u16 port);
@@ -206,8 +235,9 @@ void stream_close(struct pipe *p);
 /* --- servers (serve.c) --- */
 
 /*
- * The whole of a server's program_main: ADDRESS PORT [CONNECTIONS]. Every CPU accepts and serves one connection after the other. With
- * CONNECTIONS it ends after that many and checks that everything was freed: 0, or 1.
+ * The whole of a server's program_main: ADDRESS PORT [CONNECTIONS]. Every CPU
+ * accepts and serves one connection after the other. With CONNECTIONS it ends
+ * after that many and checks that everything was freed: 0, or 1.
  */
 int serve(void (*connection)(struct pipe *stream));
 int parse_address(struct text s, u8 ip[4]);

@@ -1,12 +1,17 @@
 /*
- * rpc-calls MODE ...    a kernel that asks for sockets and files by hypercalls; all of its arguments are numbers
+ * rpc-calls MODE …
  *
- *   0                     logs its arguments
- *   1 IP PORT COUNT       every CPU accepts and answers a request by HTTP, COUNT in all (0: for ever)
- *   2 IP PORT             connects, sends a request, logs what comes
- *   3                     reads old; writes, reads and seeks in new
- *   4 IP PORT             records as a hostile guest would make them; a listener at IP and PORT
- *   5 SIZE COUNT          writes COUNT pieces of SIZE bytes, 1 MiB at most, to big; reads them
+ * A kernel that asks for sockets and files by hypercalls. All of its arguments
+ * are numbers. The modes:
+ *   0                  logs its arguments
+ *   1 IP PORT COUNT    every CPU accepts a connection and answers a request by
+ *                      HTTP, COUNT in all (0: for ever)
+ *   2 IP PORT          connects, sends a request, logs what comes
+ *   3                  reads old; writes, reads and seeks in new
+ *   4 IP PORT          records as a hostile guest would make them; a listener
+ *                      at IP and PORT
+ *   5 SIZE COUNT       writes COUNT pieces of SIZE bytes, 1 MiB at most, to
+ *                      big; reads them
  *
  * IP is the address's four bytes as one number, the first byte the lowest.
  */
@@ -176,7 +181,10 @@ static void hostile_cpu(void) {
 	for (u64 i = 0; i < 25; i++) {
 		u64 call = TCP_CONNECT + i % 11, id = listener + 1 + i;
 
-		/* Two CPUs with one record, which changes while the monitor is at work, with done set by the guest. */
+		/*
+		 * Two CPUs with one record, which changes while the monitor is at work,
+		 * with done set by the guest.
+		 */
 		shared = (struct tcp_info){.id = id, .buf = offset_of(overlapping), .len = sizeof overlapping, .ip = {127, 0, 0, 1}, .port = 1, .done = 1};
 		host_call(call, offset_of(&shared));
 		__atomic_store_n(&shared.buf, end, __ATOMIC_RELAXED);

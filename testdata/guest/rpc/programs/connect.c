@@ -1,7 +1,8 @@
 /*
  * rpc-connect HOST PORT TEXT
  *
- * Connects, sends TEXT, logs what comes until the end. A connection that can't be made has nothing to receive.
+ * Connects, sends TEXT, logs what comes until the end. A connection that can't
+ * be made has nothing to receive.
  */
 #include "../kernel/rpc.h"
 

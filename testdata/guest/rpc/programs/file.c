@@ -5,12 +5,14 @@
  *
  *   mkdir:PATH
  *   request:NUMBER       a request that no kernel makes, on the control pipe
- *   open:MODE:PATH       MODE of the letters r w c a t: read, write, create, append, truncate
+ *   open:MODE:PATH       MODE of the letters r w c a t: read, write, create,
+ *                        append, truncate
  *   read:N               logs what was read, N up to 256
  *   write:TEXT
- *   piece:N              of how many bytes the following steps read and write at a time, 64 KiB without it, 1 MiB at most
+ *   piece:N              how many bytes the following steps read and write at a
+ *                        time, 1 MiB at most; 64 KiB without it
  *   fill:N check:N       writes N bytes of a pattern; reads them and compares
- *   push:N pull:N        writes N bytes, of no matter what; reads them, without a look
+ *   push:N pull:N        writes N bytes of any value; reads N bytes unchecked
  *   start:N by:N end:N   seeks; the number may be negative
  *   close
  */

@@ -1,7 +1,8 @@
 /*
  * rpc-hello [NAME] [CODE]
  *
- * Greets by records with and without their optional parts, shows its arguments, exits with CODE (may be negative) by the control pipe.
+ * Greets by records with and without their optional parts, shows its arguments,
+ * exits with CODE (may be negative) by the control pipe.
  */
 #include "../kernel/rpc.h"
 

@@ -5,7 +5,10 @@
  */
 #include "../kernel/rpc.h"
 
-/* One request to the monitor for each piece, as a real one's formatter makes them. */
+/*
+ * One request to the monitor for each piece, as a real one's formatter makes
+ * them.
+ */
 static const char *const pieces[] = {"HTTP/1.1 200 OK\r\n", "Content-Type: text/plain\r\n", "Content-Length: ", "12", "\r\nConnection: close\r\n", "\r\n", "hello, world"};
 
 static void answer(struct pipe *stream) {

@@ -1,7 +1,8 @@
 /*
  * rpc-panic [last|ud2|wild|out]
  *
- * Panics: by itself, by a call at the very end of a function, by an invalid opcode, by a wild read, by an allocation that is too large.
+ * Panics: by itself, by a call at the very end of a function, by an invalid
+ * opcode, by a wild read, by an allocation that is too large.
  */
 #include "../kernel/rpc.h"
 

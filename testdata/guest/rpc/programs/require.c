@@ -1,8 +1,9 @@
 /*
  * rpc-require
  *
- * Asserts what the real kernels take for granted of the processor, and of the state in which every CPU starts. Exit code 0, or 1 and a record for
- * each thing that is missing.
+ * Asserts what the real kernels take for granted of the processor, and of the
+ * state in which every CPU starts. Exit code 0, or 1 and a record for each
+ * thing that is missing.
  */
 #include "../kernel/rpc.h"
 

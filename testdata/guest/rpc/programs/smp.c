@@ -1,8 +1,10 @@
 /*
  * rpc-smp ROUNDS [PORT]
  *
- * All CPUs at once take and free blocks of many sizes, ask on the control pipe, and open connections to a port of the local machine at which
- * nobody listens (1 by default). In the end the allocator must be as it was: exit code 0, or 1.
+ * All CPUs at once take and free blocks of many sizes, ask on the control pipe,
+ * and open connections to a port of the local machine at which nobody listens
+ * (1 by default). In the end the allocator must be as it was: exit code 0, or
+ * 1.
  */
 #include "../kernel/rpc.h"
 
