@@ -2,6 +2,7 @@ package wire
 
 import (
 	"encoding/binary"
+	"iter"
 	"math"
 )
 
@@ -220,6 +221,9 @@ func DecodeFileList(p []byte) (FileList, error) {
 	}
 	return FileList{Status: status, Entries: rest}, nil
 }
+
+// All returns the entries, of a message that DecodeFileList has checked.
+func (m FileList) All() iter.Seq[FileEntry] { return entries(m.Entries, CutFileEntry) }
 
 // AppendFileEntry appends an entry of a FileList.
 func AppendFileEntry(b []byte, e FileEntry) []byte {

@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"encoding/binary"
+	"iter"
 )
 
 const (
@@ -114,6 +115,9 @@ func CutAddress(endpoints []byte) (e Endpoint, rest []byte, err error) {
 	return e, endpoints[EndpointSize:], nil
 }
 
+// All returns the endpoints, of a message that DecodeAddresses has checked.
+func (m Addresses) All() iter.Seq[Endpoint] { return entries(m.Endpoints, CutAddress) }
+
 // Names answers a ResolveAddress: with status 0 at least one name. Entries holds them as they are on the wire; see AppendHostName and CutHostName.
 type Names struct {
 	Status  uint32
@@ -137,6 +141,22 @@ func DecodeNames(p []byte) (Names, error) {
 		}
 	}
 	return Names{Status: status, Entries: rest}, nil
+}
+
+// All returns the names, of a message that DecodeNames has checked.
+func (m Names) All() iter.Seq[[]byte] { return entries(m.Entries, CutHostName) }
+
+// entries returns what cut takes from the beginning of a list, one by one.
+func entries[E any](list []byte, cut func([]byte) (E, []byte, error)) iter.Seq[E] {
+	return func(yield func(E) bool) {
+		for rest := list; len(rest) > 0; {
+			var e E
+			var err error
+			if e, rest, err = cut(rest); err != nil || !yield(e) {
+				return
+			}
+		}
+	}
 }
 
 // AppendHostName appends an entry of a Names: a name of 1 to MaxName bytes, none of them NUL.
