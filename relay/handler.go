@@ -17,6 +17,9 @@ import (
 // started, nor between a Reserve of the pipe and its Commit: the pipe then stays taken, and the server doesn't end.
 //
 // A Handler answers the Open with [Stream.Opened] before anything else. After a status other than 0 it returns.
+//
+// The example of package pipes/guest/client tests one without a virtual
+// machine.
 type Handler interface {
 	Serve(ctx context.Context, s *Stream) error
 }

@@ -54,11 +54,11 @@ func (c *Client) Pipe(ctx context.Context) (*guest.Conn, error) {
 	return p, nil
 }
 
-// Open makes a stream of any protocol, an embedding program's for instance, with
-// that protocol's payload of at most wire.MaxProtocolPayload bytes. It returns
-// the stream and the payload of the answer. A refusal is the errno of the
-// monitor's answer; EPROTONOSUPPORT is that of a protocol that has no handler.
-// When ctx ends before the answer is there, the attempt does, too.
+// Open makes a stream of any protocol, an embedding program's for instance,
+// with that protocol's payload of at most wire.MaxProtocolPayload bytes. It
+// returns the stream and the payload of the answer. A refusal is the errno of
+// the monitor's answer; EPROTONOSUPPORT is that of a protocol that has no
+// handler. When ctx ends before the answer is there, the attempt does, too.
 func (c *Client) Open(ctx context.Context, protocol uint16, payload []byte) (*Conn, []byte, error) {
 	p, answer, err := c.open(ctx, protocol, payload)
 	if err != nil {

@@ -12,10 +12,10 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// Conn is a stream of bytes: the guest's end of a connection, of standard input and output, or
-// of a protocol of an embedding program. Its methods are those of the pipe, with
-// CloseWrite, CloseRead and Reset (PROTOCOL.md section 7), but for the
-// addresses.
+// Conn is a stream of bytes: the guest's end of a connection, of standard input
+// and output, or of a protocol of an embedding program. Its methods are those
+// of the pipe, with CloseWrite, CloseRead and Reset (PROTOCOL.md section 7),
+// but for the addresses.
 type Conn struct {
 	*guest.Conn
 	network     string // "" if it is none of package net's
@@ -26,8 +26,8 @@ type Conn struct {
 
 var _ net.Conn = (*Conn)(nil)
 
-// LocalAddr returns the local address of a TCP or TLS connection, as the monitor
-// says it, and of another stream the pipe's.
+// LocalAddr returns the local address of a TCP or TLS connection, as the
+// monitor says it, and of another stream the pipe's.
 func (c *Conn) LocalAddr() net.Addr { return c.addr(c.local, c.Conn.LocalAddr()) }
 
 // RemoteAddr is LocalAddr for the peer. A connection to a UNIX socket has the
@@ -74,8 +74,8 @@ func (c *Client) Dial(ctx context.Context, network, address string) (*Conn, erro
 	return c.DialTCP(ctx, m)
 }
 
-// DialTCP is [Client.Dial] with all that a TCP connection's Open can say: socket
-// options, for instance.
+// DialTCP is [Client.Dial] with all that a TCP connection's Open can say:
+// socket options, for instance.
 func (c *Client) DialTCP(ctx context.Context, m wire.Connect) (*Conn, error) {
 	if err := checkName(m.Name); err != nil {
 		return nil, dialError("tcp", m, err)

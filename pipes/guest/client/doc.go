@@ -4,8 +4,8 @@
 // serves tests of what stands at the monitor's end, benchmarks, and embedding
 // programs that test a handler of their own.
 //
-// [Start] runs a monitor's half and a client of it in one process. The ends that
-// a [Client] returns are net.Conn, net.Listener and net.PacketConn with
+// [Start] runs a monitor's half and a client of it in one process. The ends
+// that a [Client] returns are net.Conn, net.Listener and net.PacketConn with
 // deadlines and half-close. An error that the monitor answers with keeps its
 // errno: errors.Is(err, syscall.ECONNREFUSED) works. A context bounds what
 // waits until a stream is there; afterwards the deadlines of the stream do.

@@ -21,8 +21,8 @@ var greet = relay.HandlerFunc(func(_ context.Context, s *relay.Stream) error {
 	return err
 })
 
-// A handler is tested without a virtual machine: the guest is in Go, in the same
-// process.
+// A handler is tested without a virtual machine: the guest is in Go, in the
+// same process.
 func Example() {
 	var mux relay.Mux
 	mux.Handle(wire.ProtocolPrivate, greet)

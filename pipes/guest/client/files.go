@@ -17,8 +17,9 @@ import (
 
 // Files is a stream of requests about the files that the user shares. Its
 // methods may be called by several goroutines at once; they take turns. Errors
-// are [*fs.PathError] with the errno of the answer. They wait for the answer, at
-// most until the deadline; a request that is cut off by it resets the stream.
+// are [*fs.PathError] with the errno of the answer. They wait for the answer,
+// at most until the deadline; a request that is cut off by it resets the
+// stream.
 type Files struct {
 	pipe *guest.Conn
 
@@ -37,8 +38,8 @@ func (c *Client) Files(ctx context.Context) (*Files, error) {
 	return NewFiles(conn.Conn), nil
 }
 
-// NewFiles returns what [Client.Files] does, on a pipe on which the protocol was
-// opened already.
+// NewFiles returns what [Client.Files] does, on a pipe on which the protocol
+// was opened already.
 func NewFiles(p *guest.Conn) *Files { return &Files{pipe: p} }
 
 // ReadFile reads a file on a stream of its own. It gives up when ctx ends.
@@ -188,8 +189,8 @@ func (f *Files) File(handle uint64) *File {
 // Handle returns the number by which requests name the file.
 func (f *File) Handle() uint64 { return f.handle }
 
-// ReadAt reads at an offset, and returns [io.EOF] with fewer bytes at the end of
-// the file.
+// ReadAt reads at an offset, and returns [io.EOF] with fewer bytes at the end
+// of the file.
 func (f *File) ReadAt(b []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, pathError("read", f.path, syscall.EINVAL)
@@ -316,9 +317,9 @@ func (f *Files) done(op, path string, encode encoder) (uint64, error) {
 	return m.Value, pathError(op, path, err)
 }
 
-// read sends a request that FileData answer, from an offset on, and copies their
-// data to where room says: to n bytes, or nil if that is more than was asked
-// for.
+// read sends a request that FileData answer, from an offset on, and copies
+// their data to where room says: to n bytes, or nil if that is more than was
+// asked for.
 func (f *Files) read(path string, offset uint64, room func(n int) []byte, encode encoder) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -352,8 +353,8 @@ func (f *Files) read(path string, offset uint64, room func(n int) []byte, encode
 	return nil
 }
 
-// dataFrame reads a FileData frame up to its data. The rest of one with a status
-// is read, too.
+// dataFrame reads a FileData frame up to its data. The rest of one with a
+// status is read, too.
 func (f *Files) dataFrame() (h wire.Header, m wire.FileData, err error) {
 	header := f.head[:wire.HeaderSize]
 	if _, err = io.ReadFull(f.pipe, header); err != nil {

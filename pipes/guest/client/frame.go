@@ -26,10 +26,10 @@ func ReadFrame(r io.Reader) (wire.Header, []byte, error) {
 	return h, p, err
 }
 
-// peekFrame waits for a frame that the incoming ring has room for as a whole. It
-// returns the header and the payload, which wraps where the ring does: ring
-// memory, for which CommitRead must follow, as after ReserveRead. After an error
-// nothing has been taken, and nothing is reserved.
+// peekFrame waits for a frame that the incoming ring has room for as a whole.
+// It returns the header and the payload, which wraps where the ring does: ring
+// memory, for which CommitRead must follow, as after ReserveRead. After an
+// error nothing has been taken, and nothing is reserved.
 func peekFrame(p *guest.Conn) (h wire.Header, a, b []byte, err error) {
 	if a, b, err = p.ReserveRead(wire.HeaderSize); err != nil {
 		return h, nil, nil, err

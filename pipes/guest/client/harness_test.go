@@ -12,12 +12,12 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/fix-project/arcavm/network/networktest"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/pipes/guest"
 	"github.com/fix-project/arcavm/pipes/guest/client"
 	"github.com/fix-project/arcavm/pipes/pipestest"
 	"github.com/fix-project/arcavm/relay"
-	"github.com/fix-project/arcavm/relay/relaytest"
 	"github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/wire"
 )
@@ -39,7 +39,7 @@ type fixture struct {
 	*client.Machine
 	server    *relay.Server
 	dir       string // shared for files and sockets, to write
-	authority *relaytest.Authority
+	authority *networktest.Authority
 	typed     io.Writer     // standard input
 	printed   io.Reader     // standard output
 	muted     chan struct{} // one for each Open of muteProtocol
@@ -56,7 +56,7 @@ func start(t *testing.T, o pipes.Options) *fixture {
 	t.Cleanup(func() { _ = folder.Close() })
 	try(t, os.WriteFile(filepath.Join(dir, "file"), []byte("content"), 0o600))
 
-	f := &fixture{dir: dir, authority: relaytest.NewAuthority(t), muted: make(chan struct{}, 100)}
+	f := &fixture{dir: dir, authority: networktest.NewAuthority(t), muted: make(chan struct{}, 100)}
 	input, typed := io.Pipe()
 	printed, output := io.Pipe()
 	f.typed, f.printed = typed, printed

@@ -37,8 +37,8 @@ type Listener struct {
 
 var _ net.Listener = (*Listener)(nil)
 
-// Listen listens by a network of "tcp", "tls" or "unix". A TCP or TLS address is
-// ADDRESS:PORT, port 0 for any; a UNIX address is the path of the socket to
+// Listen listens by a network of "tcp", "tls" or "unix". A TCP or TLS address
+// is ADDRESS:PORT, port 0 for any; a UNIX address is the path of the socket to
 // make. The monitor does TLS, with the user's certificate. Connections have the
 // client's rings. A refusal keeps its errno: EADDRINUSE, EADDRNOTAVAIL, EACCES
 // for what policy forbids, ENOKEY without a certificate, and others of
@@ -73,8 +73,8 @@ func (c *Client) ListenTLS(ctx context.Context, m wire.TLSListen) (*Listener, er
 	return c.listen(ctx, wire.ProtocolTLSListener, "tls", m.Endpoint, wire.AppendTLSListen(nil, m))
 }
 
-// ListenUnix is [Client.Listen] with all that a UNIX listener's Open can say: the
-// backlog.
+// ListenUnix is [Client.Listen] with all that a UNIX listener's Open can say:
+// the backlog.
 func (c *Client) ListenUnix(ctx context.Context, m wire.UnixListen) (*Listener, error) {
 	addr := &net.UnixAddr{Net: "unix", Name: string(m.Path)}
 	p, _, err := c.open(ctx, wire.ProtocolUnixListener, wire.AppendUnixListen(nil, m))
@@ -135,8 +135,8 @@ func (l *Listener) AcceptConn() (*Conn, error) {
 	return nil, &net.OpError{Op: "accept", Net: l.network, Addr: l.addr, Err: err}
 }
 
-// ask sees to it that the monitor has a pipe for this call, and those ahead. Any
-// call may take any answer, since connections are all alike to the caller.
+// ask sees to it that the monitor has a pipe for this call, and those ahead.
+// Any call may take any answer, since connections are all alike to the caller.
 func (l *Listener) ask() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

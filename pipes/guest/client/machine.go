@@ -56,10 +56,10 @@ func (m *Machine) Stop() error {
 }
 
 // Close stops the machine and closes the guest. Afterwards nothing uses the
-// guest's window any more but the guest's own ends, if the caller still does. It
-// returns the error of Serve, or one that says how many wake-ups were lost, for
-// which it looks once more: see [guest.Guest.Close]. Further calls return what
-// the first did.
+// guest's window any more but the guest's own ends, if the caller still does.
+// It returns the error of Serve, or one that says how many wake-ups were lost,
+// for which it looks once more: see [guest.Guest.Close]. Further calls return
+// what the first did.
 func (m *Machine) Close() error { return m.close(m.Guest.Close) }
 
 // CloseAtOnce is Close without the last look for lost wake-ups.

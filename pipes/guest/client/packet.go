@@ -56,8 +56,8 @@ func packetEndpoint(network, address string) (wire.Endpoint, error) {
 	return parseEndpoint(address)
 }
 
-// OpenUDP opens a UDP socket with all that its Open can say: that datagrams tell
-// their local address, for instance.
+// OpenUDP opens a UDP socket with all that its Open can say: that datagrams
+// tell their local address, for instance.
 func (c *Client) OpenUDP(ctx context.Context, m wire.UDPSocket) (*PacketConn, error) {
 	p, answer, err := c.open(ctx, wire.ProtocolUDP, wire.AppendUDPSocket(nil, m))
 	var opened wire.UDPSocket
