@@ -8,43 +8,48 @@ import (
 	"github.com/fix-project/arcavm/vmm/image"
 )
 
-// abi is what differs between the guest ABIs: what lies in memory at the
-// start, with which registers a CPU enters, and who serves the guest. It is
-// chosen once, by the image. Its methods are called in the order given here;
-// those from serve to stop concurrently.
-type abi interface {
-	// check refuses a machine that lacks what the guest needs.
-	check() error
-	// windowSize is how much memory above RAM guest and monitor share; it may be 0.
-	windowSize() uint64
-	// load puts the image and what belongs to it into mapped memory.
-	load() error
-	// connect makes the interrupt controllers, and ties interrupts and streams
-	// together. The CPUs don't exist yet.
-	connect() error
-	// hostCalls are hypercalls that only this ABI has; nil: none.
-	hostCalls() *hypercall.HostCalls
-	// kvmClock reports whether CPUID shows KVM's clock, and so KVM.
-	kvmClock() bool
-	// entry is the state in which CPU i starts.
-	entry(i int) entryState
-	// finish writes what can only be known when all CPUs are there.
-	finish() error
+// What differs between the guest ABIs comes in two parts, of which the first
+// makes the second: no guest can be served before its machine is complete.
+//
+//	New ──features──▶ builder.needs ──▶ memory of that size
+//	                  builder.build ──▶ image, interrupts, CPUs ──▶ runner
+//	Run ──▶ runner.serve … runner.drain ──▶ runner.free
 
-	// serve serves the guest's requests until ctx is done and leaves nothing behind.
+// builder makes a machine that guests of one ABI run in.
+type builder interface {
+	// needs says what a guest needs of a machine with these features, or
+	// refuses it.
+	needs(f kvm.Features) (needs, error)
+	// build completes a machine that has its memory: it loads the image, makes
+	// interrupt controllers and streams, and last the virtual CPUs. After an
+	// error nothing that it made outlives it but what v.machine holds.
+	build(v *VM) (runner, error)
+}
+
+// needs is what a guest needs of its machine.
+type needs struct {
+	window       uint64 // bytes of memory above RAM that it shares with the monitor; 0: none
+	kvmClock     bool   // CPUID shows KVM's clock, and so KVM
+	invariantTSC bool   // CPUID says so of the time stamp counter, whatever KVM knows
+}
+
+// runner serves a guest whose machine is complete. Its methods may be called
+// concurrently, but for free, which is last.
+type runner interface {
+	// handle adds the hypercalls that the ABI itself does. They don't block.
+	handle(h *hypercall.Handlers)
+	// serve serves the guest's requests until ctx is done and leaves nothing
+	// behind.
 	serve(ctx context.Context) error
-	// notifyRead and notifyWrite are the hypercalls. They don't block.
-	notifyRead(id uint64) error
-	notifyWrite(id uint64) error
 	// stop asks the guest to end. It reports whether the request arrived.
 	stop() (bool, error)
-
-	// drain lets what a guest that has exited still had to say go out, until ctx is done.
+	// drain waits until what a guest that has exited still had to say has gone
+	// out, or ctx is done.
 	drain(ctx context.Context)
-	// stats fills in what the ABI counts. It may be called at any time before free.
+	// stats fills in what the ABI counts.
 	stats(s *Stats)
-	// free gives back what load and connect made, however far they came. No CPU
-	// runs any more and serve has returned.
+	// free gives back what build made, but for v.machine. No CPU runs any more
+	// and serve has returned, or was never called.
 	free() error
 }
 
@@ -59,16 +64,14 @@ type entryState struct {
 	tscKHz      int  // of the time stamp counter, if the guest takes it for granted; else 0
 }
 
-// newABI returns the ABI that the configuration of v asks for.
-func newABI(v *VM) (abi, error) {
-	older := olderABI{vm: v, signal: -1, quit: -1}
-	switch v.cfg.ABI {
+// newBuilder returns the builder for the ABI that cfg, which is valid, names.
+func newBuilder(cfg *Config) builder {
+	switch cfg.ABI {
 	case image.ABIRPC:
-		return &rpcABI{olderABI: older}, nil
+		return rpcBuilder{}
 	case image.ABIHypercall:
-		args, err := parseNumbers(v.cfg.Args)
-		return &hypercallABI{olderABI: older, args: args}, err
+		return hypercallBuilder{}
 	default:
-		return &streamABI{vm: v}, nil
+		return streamBuilder{cfg}
 	}
 }

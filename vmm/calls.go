@@ -52,17 +52,16 @@ func (c *cpu) refused(call hypercall.Call, errno unix.Errno) {
 
 // newCalls ties the hypercalls to what they act on.
 func (v *VM) newCalls() *hypercall.Table {
-	return hypercall.NewTable(v.memory, hypercall.Handlers{
-		Exit:        func(_, code int) { v.end(outcome{code: code}) },
-		Log:         v.log.add,
-		Symbol:      v.symbol,
-		Panic:       v.panicked,
-		NotifyRead:  v.guest.notifyRead,
-		NotifyWrite: v.guest.notifyWrite,
-		Clock:       func(c hypercall.Clock) (int64, error) { return v.clock.now(c) },
-		Stopping:    v.ending.Load,
-		HostCalls:   v.guest.hostCalls(),
-	})
+	h := hypercall.Handlers{
+		Exit:     func(_, code int) { v.end(outcome{code: code}) },
+		Log:      v.log.add,
+		Symbol:   v.symbol,
+		Panic:    v.panicked,
+		Clock:    func(c hypercall.Clock) (int64, error) { return v.clock.now(c) },
+		Stopping: v.ending.Load,
+	}
+	v.guest.handle(&h)
+	return hypercall.NewTable(v.memory, h)
 }
 
 // symbol answers SYMNAME. Kernels of the older ABIs ask for return addresses as

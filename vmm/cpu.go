@@ -36,19 +36,19 @@ const (
 )
 
 // newCPU makes virtual CPU i in its entry state.
-func newCPU(v *VM, i int, cpuid []kvm.CPUIDEntry2) (*cpu, error) {
-	vcpu, err := v.vm.CreateVCPU(i)
+func newCPU(v *VM, i int, cpuid []kvm.CPUIDEntry2, entry entryState) (*cpu, error) {
+	vcpu, err := v.kvm.CreateVCPU(i)
 	if err != nil {
 		return nil, fmt.Errorf("virtual CPU %d: %w", i, err)
 	}
 	c := &cpu{vm: v, index: i, vcpu: vcpu}
-	if err := c.setUp(cpuid); err != nil {
+	if err := c.setUp(cpuid, entry); err != nil {
 		return nil, errors.Join(fmt.Errorf("virtual CPU %d: %w", i, err), vcpu.Close())
 	}
 	return c, nil
 }
 
-func (c *cpu) setUp(cpuid []kvm.CPUIDEntry2) error {
+func (c *cpu) setUp(cpuid []kvm.CPUIDEntry2, entry entryState) error {
 	f := c.vm.features
 	if err := c.vcpu.EnforceParavirtual(); err != nil {
 		return err
@@ -60,7 +60,6 @@ func (c *cpu) setUp(cpuid []kvm.CPUIDEntry2) error {
 	if err != nil {
 		return err
 	}
-	entry := c.vm.guest.entry(c.index)
 	enterLongMode(&s, f, entry, c.index == 0)
 	if err := c.vcpu.SetSregs(s); err != nil {
 		return err

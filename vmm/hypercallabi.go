@@ -12,24 +12,30 @@ import (
 	"github.com/fix-project/arcavm/rpc"
 )
 
-// hypercallABI is the oldest of Arca's ABIs, whose guests ask for sockets and
-// files by hypercalls.
-type hypercallABI struct {
-	olderABI
-	args  []uint64
-	calls *rpc.Calls
-}
+// hypercallBuilder makes machines of the oldest of Arca's ABIs, whose guests ask
+// for sockets and files by hypercalls.
+type hypercallBuilder struct{}
 
-func (a *hypercallABI) load() (err error) {
-	v := a.vm
-	if err := v.cfg.Image.Load(ramBase, v.memory.ram.mem); err != nil {
-		return err
+func (hypercallBuilder) needs(f kvm.Features) (needs, error) { return olderNeeds(f) }
+
+func (hypercallBuilder) build(v *VM) (_ runner, err error) {
+	args, err := parseNumbers(v.cfg.Args)
+	if err != nil {
+		return nil, err
 	}
-	if a.calls, err = rpc.NewCalls(a.options(), a.args); err != nil {
-		return &ConfigError{"memory", err.Error()}
+	if err := v.loadImage(v.memory.ram.end()); err != nil {
+		return nil, err
 	}
-	a.olderABI.guest = a.calls
-	return a.layOut()
+	r := &hypercallRunner{olderRunner: olderRunner{signal: -1, quit: -1}}
+	if r.calls, err = rpc.NewCalls(olderOptions(v), args); err != nil {
+		return nil, &ConfigError{"memory", err.Error()}
+	}
+	e := r.calls.Entry()
+	regs := kvm.Regs{RSI: e.Allocator, RDX: uint64(len(args)), RCX: e.ArgsAt}
+	if err := r.build(v, r.calls, regs); err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 // parseNumbers reads the arguments of a guest that takes nothing but numbers.
@@ -45,28 +51,24 @@ func parseNumbers(args []string) ([]uint64, error) {
 	return numbers, nil
 }
 
-func (a *hypercallABI) entry(i int) entryState {
-	e := a.calls.Entry()
-	return a.entryWith(i, kvm.Regs{RSI: e.Allocator, RDX: uint64(len(a.args)), RCX: e.ArgsAt})
+// hypercallRunner serves a guest of the oldest ABI.
+type hypercallRunner struct {
+	olderRunner
+	calls *rpc.Calls
 }
 
-func (a *hypercallABI) hostCalls() *hypercall.HostCalls {
-	return &hypercall.HostCalls{
+// handle leaves notifications without a meaning: guests of this ABI have no
+// pipes.
+func (r *hypercallRunner) handle(h *hypercall.Handlers) {
+	h.NotifyRead = func(uint64) error { return unix.ENOSYS }
+	h.NotifyWrite = h.NotifyRead
+	h.HostCalls = &hypercall.HostCalls{
 		First: hypercall.Number(rpc.TCPConnect), Last: hypercall.Number(rpc.FileSeek),
-		Do:   func(n hypercall.Number, offset uint64) error { return a.calls.Do(rpc.Call(n), offset) },
+		Do:   func(n hypercall.Number, offset uint64) error { return r.calls.Do(rpc.Call(n), offset) },
 		Name: func(n hypercall.Number) string { return rpc.Call(n).String() },
 	}
 }
 
-func (a *hypercallABI) serve(ctx context.Context) error { return a.calls.Serve(ctx) }
+func (r *hypercallRunner) serve(ctx context.Context) error { return r.calls.Serve(ctx) }
 
-// Guests of this ABI have no pipes.
-func (a *hypercallABI) notifyRead(uint64) error { return unix.ENOSYS }
-
-func (a *hypercallABI) notifyWrite(uint64) error { return unix.ENOSYS }
-
-func (a *hypercallABI) stats(s *Stats) {
-	if a.calls != nil {
-		s.RPC = a.calls.Stats()
-	}
-}
+func (r *hypercallRunner) stats(s *Stats) { s.RPC = r.calls.Stats() }

@@ -8,16 +8,16 @@ import (
 	"time"
 )
 
-// loudABI is of a VM without a guest, and logs whatever is asked of it.
-type loudABI struct {
-	abi
+// loudRunner serves a VM without a guest, and logs whatever is asked of it.
+type loudRunner struct {
+	runner
 	logger *slog.Logger
 }
 
-func (loudABI) stats(*Stats)        {}
-func (loudABI) stop() (bool, error) { return false, errors.New("out of luck") }
+func (loudRunner) stats(*Stats)        {}
+func (loudRunner) stop() (bool, error) { return false, errors.New("out of luck") }
 
-func (a loudABI) free() error {
+func (a loudRunner) free() error {
 	a.logger.Warn("a pipe is left")
 	return nil
 }
@@ -36,14 +36,14 @@ func TestLoggerThatAsks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			v := &VM{ended: make(chan struct{}), done: make(chan struct{})}
+			v := &VM{life: newLife()}
 			var said bytes.Buffer
 			v.cfg.Logger = slog.New(slog.NewTextHandler(writerFunc(func(p []byte) (int, error) {
 				v.Stats()
 				v.Timing()
 				return said.Write(p)
 			}), nil))
-			v.guest = loudABI{logger: v.cfg.Logger}
+			v.guest = loudRunner{logger: v.cfg.Logger}
 			done := make(chan error, 1)
 			go func() { done <- end(v) }()
 			select {

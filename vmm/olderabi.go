@@ -3,6 +3,7 @@ package vmm
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -26,20 +27,6 @@ const (
 	ioapicPins   = 24
 )
 
-// olderABI is how the virtual machines of Arca's older ABIs look, in all their
-// dialects: memory and its allocator, page tables, interrupts. What a guest
-// asks for, and how, is for the types that embed it.
-type olderABI struct {
-	vm    *VM
-	guest interface {
-		Alloc(size uint64) (uint64, error)
-	} // the allocator in RAM
-	tables uint64
-	stacks []uint64
-
-	signal, quit int // eventfds of the pins; -1 before connect
-}
-
 // MissingError says that KVM lacks what guests of the older ABIs can't do
 // without.
 type MissingError struct {
@@ -50,10 +37,9 @@ func (e *MissingError) Error() string {
 	return "this machine's KVM lacks " + strings.Join(e.Features, ", ") + ", which images of Arca's older ABIs need"
 }
 
-// check comes before anything of the guest is built: its kernel would die of
-// what is missing.
-func (a *olderABI) check() error {
-	f := &a.vm.features
+// olderNeeds refuses a machine on which a kernel of the older ABIs would die of
+// what is missing. There is no window: these guests' rings lie in their RAM.
+func olderNeeds(f kvm.Features) (needs, error) {
 	var missing []string
 	for _, need := range []struct {
 		has  bool
@@ -71,19 +57,15 @@ func (a *olderABI) check() error {
 		}
 	}
 	if len(missing) > 0 {
-		return &MissingError{missing}
+		return needs{}, &MissingError{missing}
 	}
-	// The guest asserts the bit. KVM leaves it out where it doesn't know the
-	// host's counter to be invariant, such as in emulated hardware.
-	f.InvariantTSC = true
-	return nil
+	// The guest asserts that its counter is invariant. KVM leaves the bit out
+	// where it doesn't know that of the host's, such as in emulated hardware.
+	return needs{kvmClock: true, invariantTSC: true}, nil
 }
 
-func (a *olderABI) windowSize() uint64 { return 0 }
-
-// options are what package rpc serves a guest of any dialect with.
-func (a *olderABI) options() rpc.Options {
-	v := a.vm
+// olderOptions are what package rpc serves a guest of any dialect with.
+func olderOptions(v *VM) rpc.Options {
 	var reserved []rpc.Range
 	for _, s := range v.cfg.Image.Segments {
 		reserved = append(reserved, rpc.Range{Offset: s.Physical - ramBase, Size: s.MemSize})
@@ -103,91 +85,123 @@ func (a *olderABI) options() rpc.Options {
 	}
 }
 
-// layOut takes what the CPUs start with from the guest's allocator.
-func (a *olderABI) layOut() (err error) {
-	if a.tables, err = a.alloc(2 * pageSize); err != nil {
-		return err
-	}
-	for range a.vm.cfg.CPUs {
-		stack, err := a.alloc(rpcStackSize)
-		if err != nil {
-			return err
+// allocator is the guest's own, in its RAM.
+type allocator interface {
+	// Alloc takes size bytes and returns their offset in RAM.
+	Alloc(size uint64) (uint64, error)
+}
+
+// olderLayout is where in RAM the CPUs' things lie, by physical addresses.
+type olderLayout struct {
+	tables uint64
+	stacks []uint64 // by CPU
+}
+
+// layOutOlder takes what the CPUs start with from the guest's allocator.
+func layOutOlder(v *VM, guest allocator) (l olderLayout, err error) {
+	alloc := func(n uint64) uint64 {
+		var off uint64
+		if err == nil {
+			off, err = guest.Alloc(n)
 		}
-		a.stacks = append(a.stacks, stack)
+		return ramBase + off
 	}
-	return a.writeTables()
-}
-
-// entryWith is the state in which CPU i starts, with these registers beside
-// those that are alike in all dialects.
-func (a *olderABI) entryWith(i int, regs kvm.Regs) entryState {
-	regs.RSP = directMap + a.stacks[i] + rpcStackSize
-	regs.RDI = uint64(a.vm.cfg.CPUs)
-	return entryState{tables: a.tables, globalPages: true, extended: true, tscKHz: rpcTSCKHz, regs: regs}
-}
-
-func (a *olderABI) finish() error { return nil }
-
-// alloc takes memory from the guest's own allocator and returns its physical
-// address.
-func (a *olderABI) alloc(n uint64) (uint64, error) {
-	off, err := a.guest.Alloc(n)
+	l.tables = alloc(2 * pageSize)
+	for range v.cfg.CPUs {
+		l.stacks = append(l.stacks, alloc(rpcStackSize))
+	}
 	if err != nil {
-		return 0, &ConfigError{"memory", fmt.Sprintf("%s is too little for the image, page tables and %d stacks", size(a.vm.cfg.Memory), a.vm.cfg.CPUs)}
+		return l, &ConfigError{"memory", fmt.Sprintf("%s is too little for the image, page tables and %d stacks", size(v.cfg.Memory), v.cfg.CPUs)}
 	}
-	return ramBase + off, nil
+	return l, writeOlderTables(v.memory, l.tables)
 }
 
-// writeTables maps the first 512 GiB at the direct map by pages of 1 GiB.
-func (a *olderABI) writeTables() error {
+// writeOlderTables maps all that the direct map can hold, by pages of 1 GiB, at
+// physical address at.
+func writeOlderTables(m *memory, at uint64) error {
 	const page = ptePresent | pteWritable | pteLarge | pteGlobal
-	t, err := a.vm.memory.Bytes(a.tables, 2*pageSize)
+	t, err := m.Bytes(at, 2*pageSize)
 	if err != nil {
 		return fmt.Errorf("writing page tables: %w", err)
 	}
-	binary.LittleEndian.PutUint64(t[256*8:], (a.tables+pageSize)|ptePresent|pteWritable)
-	for i := range uint64(512) {
+	binary.LittleEndian.PutUint64(t[256*8:], (at+pageSize)|ptePresent|pteWritable)
+	for i := range uint64(addressLimit / gib) {
 		binary.LittleEndian.PutUint64(t[pageSize+i*8:], i*gib|page)
 	}
 	return nil
 }
 
+// olderRunner is what is alike in the machines of Arca's older ABIs, in all
+// their dialects: page tables, stacks and interrupts. What a guest asks for, and
+// how, is for the types that embed it.
+type olderRunner struct {
+	signal, quit int // eventfds of the pins; -1 before connect
+}
+
+// build completes a machine with its image loaded. The CPUs start with regs,
+// beside what is alike in all dialects.
+func (r *olderRunner) build(v *VM, guest allocator, regs kvm.Regs) (err error) {
+	layout, err := layOutOlder(v, guest)
+	if err != nil {
+		return err
+	}
+	v.timing.mark("image loaded")
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.free())
+		}
+	}()
+	if err := r.connect(v.kvm); err != nil {
+		return err
+	}
+	v.timing.mark("interrupts and streams ready")
+	err = v.makeCPUs(func(i int) entryState {
+		regs := regs
+		regs.RSP = directMap + layout.stacks[i] + rpcStackSize
+		regs.RDI = uint64(v.cfg.CPUs)
+		return entryState{tables: layout.tables, globalPages: true, extended: true, tscKHz: rpcTSCKHz, regs: regs}
+	})
+	if err != nil {
+		return err
+	}
+	v.timing.mark("virtual CPUs ready")
+	return nil
+}
+
 // connect ties the interrupts to the pins of the I/O APIC, which the guest
-// programs. KVM has that one only together with two PICs, whose ports answer;
-// they have no route from anywhere.
-func (a *olderABI) connect() (err error) {
-	if err := a.vm.vm.CreateIRQChip(); err != nil {
+// programs. KVM has an I/O APIC only together with two PICs, whose ports
+// answer; no GSI is routed to them.
+func (r *olderRunner) connect(vm *kvm.VM) (err error) {
+	if err := vm.CreateIRQChip(); err != nil {
 		return err
 	}
 	var routes []kvm.IRQRoute
 	for pin := range uint32(ioapicPins) {
 		routes = append(routes, kvm.IRQRoute{GSI: pin, IOAPIC: true, Pin: pin})
 	}
-	if err := a.vm.vm.SetGSIRouting(routes); err != nil {
+	if err := vm.SetGSIRouting(routes); err != nil {
 		return err
 	}
-	if a.signal, err = newIRQFD(a.vm.vm, rpcSignalPin); err != nil {
+	if r.signal, err = newIRQFD(vm, rpcSignalPin); err != nil {
 		return err
 	}
-	a.quit, err = newIRQFD(a.vm.vm, rpcStopPin)
+	r.quit, err = newIRQFD(vm, rpcStopPin)
 	return err
 }
 
-func (a *olderABI) kvmClock() bool { return true }
-
 // stop always counts as arrived: what becomes of it is up to the guest's I/O
 // APIC.
-func (a *olderABI) stop() (bool, error) {
-	_, _ = unix.Write(a.quit, eventfdOne)
+func (r *olderRunner) stop() (bool, error) {
+	_, _ = unix.Write(r.quit, eventfdOne)
 	return true, nil
 }
 
-// drain has nothing to wait for: what a guest of this ABI was told to be sent
+// drain has nothing to wait for: what a guest of these ABIs was told to be sent
 // is with the kernel.
-func (a *olderABI) drain(context.Context) {}
+func (r *olderRunner) drain(context.Context) {}
 
-func (a *olderABI) free() error {
-	for _, fd := range []*int{&a.signal, &a.quit} {
+func (r *olderRunner) free() error {
+	for _, fd := range []*int{&r.signal, &r.quit} {
 		if *fd >= 0 {
 			unix.Close(*fd)
 			*fd = -1

@@ -10,44 +10,44 @@ import (
 	"github.com/fix-project/arcavm/rpc"
 )
 
-// rpcABI is Arca's older request/response ABI, whose guests ask by messages.
-type rpcABI struct {
-	olderABI
+// rpcBuilder makes machines of Arca's older request/response ABI, whose guests
+// ask by messages.
+type rpcBuilder struct{}
+
+func (rpcBuilder) needs(f kvm.Features) (needs, error) { return olderNeeds(f) }
+
+func (rpcBuilder) build(v *VM) (_ runner, err error) {
+	if err := v.loadImage(v.memory.ram.end()); err != nil {
+		return nil, err
+	}
+	r := &rpcRunner{olderRunner: olderRunner{signal: -1, quit: -1}}
+	o := olderOptions(v)
+	o.Args, o.Signal = v.args(), r.raise
+	o.OnExit = func(code int32) { v.end(outcome{code: int(code & 0xFF)}) }
+	if r.server, err = rpc.New(o); err != nil {
+		return nil, &ConfigError{"memory", err.Error()}
+	}
+	e := r.server.Entry()
+	regs := kvm.Regs{RSI: e.Allocator, RDX: e.RxOffset, RCX: e.RxLength, R8: e.TxOffset, R9: e.TxLength}
+	if err := r.build(v, r.server, regs); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// rpcRunner serves a guest of the request/response ABI.
+type rpcRunner struct {
+	olderRunner
 	server *rpc.Server
 }
 
-func (a *rpcABI) load() (err error) {
-	v := a.vm
-	if err := v.cfg.Image.Load(ramBase, v.memory.ram.mem); err != nil {
-		return err
-	}
-	o := a.options()
-	o.Args, o.Signal = v.args(), a.raise
-	o.OnExit = func(code int32) { v.end(outcome{code: int(code & 0xFF)}) }
-	if a.server, err = rpc.New(o); err != nil {
-		return &ConfigError{"memory", err.Error()}
-	}
-	a.olderABI.guest = a.server
-	return a.layOut()
+// raise tells the guest that there is an answer.
+func (r *rpcRunner) raise() { _, _ = unix.Write(r.signal, eventfdOne) }
+
+func (r *rpcRunner) handle(h *hypercall.Handlers) {
+	h.NotifyRead, h.NotifyWrite = r.server.NotifyRead, r.server.NotifyWrite
 }
 
-func (a *rpcABI) raise() { _, _ = unix.Write(a.signal, eventfdOne) }
+func (r *rpcRunner) serve(ctx context.Context) error { return r.server.Serve(ctx) }
 
-func (a *rpcABI) entry(i int) entryState {
-	e := a.server.Entry()
-	return a.entryWith(i, kvm.Regs{RSI: e.Allocator, RDX: e.RxOffset, RCX: e.RxLength, R8: e.TxOffset, R9: e.TxLength})
-}
-
-func (a *rpcABI) hostCalls() *hypercall.HostCalls { return nil }
-
-func (a *rpcABI) serve(ctx context.Context) error { return a.server.Serve(ctx) }
-
-func (a *rpcABI) notifyRead(id uint64) error { return a.server.NotifyRead(id) }
-
-func (a *rpcABI) notifyWrite(id uint64) error { return a.server.NotifyWrite(id) }
-
-func (a *rpcABI) stats(s *Stats) {
-	if a.server != nil {
-		s.RPC = a.server.Stats()
-	}
-}
+func (r *rpcRunner) stats(s *Stats) { s.RPC = r.server.Stats() }

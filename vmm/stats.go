@@ -34,6 +34,12 @@ type Step struct {
 	At   time.Time
 }
 
+// counters are a VM's counts that don't lie with what is counted.
+type counters struct {
+	timing timing
+	last   Stats // as they were when the VM was freed; life.mu guards it
+}
+
 // timing collects steps.
 type timing struct {
 	start time.Time
@@ -62,11 +68,15 @@ func (v *VM) Stats() Stats {
 	if v.freed {
 		return v.last
 	}
-	return v.stats()
+	return v.count()
 }
 
-func (v *VM) stats() Stats {
+// count collects the counters. life.mu is held, and the VM isn't freed.
+func (v *VM) count() Stats {
 	s := Stats{Exits: map[string]uint64{}, Hypercalls: map[string]uint64{}}
+	if v.guest == nil { // New failed
+		return s
+	}
 	for _, c := range v.cpus {
 		for reason := range c.exits {
 			if n := c.exits[reason].Load(); n != 0 {

@@ -17,86 +17,105 @@ import (
 // a thousand requests.
 const controlRingSize = 64 << 10
 
-// streamABI is the ABI of PROTOCOL.md.
-type streamABI struct {
-	vm         *VM
-	layout     bootLayout
+// streamBuilder makes machines of the ABI of PROTOCOL.md.
+type streamBuilder struct {
+	cfg *Config
+}
+
+// needs refuses sockets where they can't be: a socket is named by its
+// descriptor's path, for no path, link or rename may lead to another one.
+func (b streamBuilder) needs(kvm.Features) (needs, error) {
+	if !b.cfg.Sockets.None() {
+		if _, err := os.Stat("/proc/self/fd"); err != nil {
+			return needs{}, &ConfigError{"sockets", "UNIX sockets need /proc, which isn't mounted here"}
+		}
+	}
+	return needs{window: b.cfg.Window}, nil
+}
+
+func (b streamBuilder) build(v *VM) (_ runner, err error) {
+	layout, err := layOut(v.memory, v.features.GiBPages, v.cfg.CPUs, v.args())
+	if err != nil {
+		return nil, err
+	}
+	if err := v.loadImage(layout.tables); err != nil {
+		return nil, err
+	}
+	if err := writeTables(v.memory, v.features.GiBPages, layout.tables); err != nil {
+		return nil, err
+	}
+	v.timing.mark("image loaded")
+
+	r := &streamRunner{kvm: v.kvm}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.free())
+		}
+	}()
+	if err := r.connect(v); err != nil {
+		return nil, err
+	}
+	v.timing.mark("interrupts and streams ready")
+
+	err = v.makeCPUs(func(i int) entryState {
+		return entryState{
+			tables:    layout.tables,
+			regs:      kvm.Regs{RSP: layout.stackTop(i), RDI: layout.block, RSI: uint64(i)},
+			noExecute: true,
+			x2APIC:    true,
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := r.writeBlock(v, layout); err != nil {
+		return nil, err
+	}
+	v.timing.mark("virtual CPUs ready")
+	return r, nil
+}
+
+// streamRunner serves a guest of the ABI of PROTOCOL.md.
+type streamRunner struct {
+	kvm        *kvm.VM
 	interrupts *interrupts
 	table      *pipes.Table
 	control    *pipes.Pipe
 	server     *relay.Server
 }
 
-// check refuses sockets where they can't be: a socket is named by its
-// descriptor's path, for no path, link or rename may lead to another one.
-func (a *streamABI) check() error {
-	if a.vm.cfg.Sockets.None() {
-		return nil
-	}
-	if _, err := os.Stat("/proc/self/fd"); err != nil {
-		return &ConfigError{"sockets", "UNIX sockets need /proc, which isn't mounted here"}
-	}
-	return nil
-}
-
-func (a *streamABI) windowSize() uint64 { return a.vm.cfg.Window }
-
-func (a *streamABI) load() (err error) {
-	v := a.vm
-	if a.layout, err = layOut(v.memory, v.features.GiBPages, v.cfg.CPUs, v.args()); err != nil {
-		return err
-	}
-	if err := v.cfg.Image.Load(ramBase, v.memory.ram.mem[:a.layout.tables-ramBase]); err != nil {
-		return err
-	}
-	return writeTables(v.memory, v.features.GiBPages, a.layout.tables)
-}
-
-func (a *streamABI) connect() (err error) {
-	v := a.vm
-	if err := v.vm.CreateLocalAPICs(); err != nil {
+// connect makes the interrupt controllers, and ties interrupts and streams
+// together.
+func (r *streamRunner) connect(v *VM) (err error) {
+	if err := v.kvm.CreateLocalAPICs(); err != nil {
 		return err
 	}
 	// What PROTOCOL.md doesn't name doesn't answer.
-	if err := v.vm.DisableQuirks(kvm.QuirkLocalAPICHole | kvm.QuirkHypercall | kvm.QuirkMWAIT); err != nil {
+	if err := v.kvm.DisableQuirks(kvm.QuirkLocalAPICHole | kvm.QuirkHypercall | kvm.QuirkMWAIT); err != nil {
 		return err
 	}
-	if a.interrupts, err = newInterrupts(v.vm, v.cfg.CPUs); err != nil {
+	if r.interrupts, err = newInterrupts(v.kvm, v.cfg.CPUs); err != nil {
 		return err
 	}
-	a.table, err = pipes.NewTable(v.memory.window.mem, pipes.Options{
+	r.table, err = pipes.NewTable(v.memory.window.mem, pipes.Options{
 		CPUs:        v.cfg.CPUs,
 		StreamLimit: v.cfg.StreamLimit,
 		RingLimit:   int64(v.cfg.RingLimit),
-		Doorbell:    a.interrupts.raiseStream,
+		Doorbell:    r.interrupts.raiseStream,
 		Release:     v.memory.window.release,
 		Logger:      v.cfg.Logger,
 
 		WatchInterval: v.cfg.WatchInterval,
-		// Nobody is owed anything before the guest runs, and has all of its CPUs.
+		// The table doesn't ask before the guest runs, and has all of its CPUs.
 		Halted: func(cpu int) bool { return v.cpus[cpu].vcpu.Halted() },
 	})
 	if err != nil {
 		return &ConfigError{"window", err.Error()}
 	}
-	if a.control, err = a.table.New(controlRingSize, controlRingSize, 0); err != nil {
+	if r.control, err = r.table.New(controlRingSize, controlRingSize, 0); err != nil {
 		return &ConfigError{"window", err.Error()}
 	}
-	mux := new(relay.Mux)
-	mux.Handle(wire.ProtocolFileSystem, relay.FileSystem(v.cfg.Share))
-	mux.Handle(wire.ProtocolTCPListener, relay.TCPListener())
-	mux.Handle(wire.ProtocolTCPConnection, relay.TCPConnection())
-	mux.Handle(wire.ProtocolUDP, relay.UDP())
-	mux.Handle(wire.ProtocolResolver, relay.Resolver())
-	mux.Handle(wire.ProtocolTLSConnection, relay.TLSConnection(v.cfg.TLS))
-	mux.Handle(wire.ProtocolTLSListener, relay.TLSListener(v.cfg.TLS))
-	mux.Handle(wire.ProtocolUnixListener, relay.UnixListener(v.cfg.Sockets))
-	mux.Handle(wire.ProtocolUnixConnection, relay.UnixConnection(v.cfg.Sockets))
-	mux.Handle(wire.ProtocolStdio, relay.Stdio(v.cfg.Input, v.cfg.Output, v.cfg.OnStdio))
-	for protocol, h := range v.cfg.Handlers {
-		mux.Handle(protocol, h)
-	}
-	a.server = relay.New(a.table, a.control, mux, relay.Options{
+	r.server = relay.New(r.table, r.control, protocols(&v.cfg), relay.Options{
 		Logger:   v.cfg.Logger,
 		OnListen: v.cfg.OnListen,
 		Network:  v.cfg.Network,
@@ -105,22 +124,28 @@ func (a *streamABI) connect() (err error) {
 	return nil
 }
 
-func (a *streamABI) hostCalls() *hypercall.HostCalls { return nil }
-
-func (a *streamABI) kvmClock() bool { return false }
-
-func (a *streamABI) entry(i int) entryState {
-	return entryState{
-		tables:    a.layout.tables,
-		regs:      kvm.Regs{RSP: a.layout.stackTop(i), RDI: a.layout.block, RSI: uint64(i)},
-		noExecute: true,
-		x2APIC:    true,
+// protocols returns what a guest's streams can be.
+func protocols(cfg *Config) *relay.Mux {
+	mux := new(relay.Mux)
+	mux.Handle(wire.ProtocolFileSystem, relay.FileSystem(cfg.Share))
+	mux.Handle(wire.ProtocolTCPListener, relay.TCPListener())
+	mux.Handle(wire.ProtocolTCPConnection, relay.TCPConnection())
+	mux.Handle(wire.ProtocolUDP, relay.UDP())
+	mux.Handle(wire.ProtocolResolver, relay.Resolver())
+	mux.Handle(wire.ProtocolTLSConnection, relay.TLSConnection(cfg.TLS))
+	mux.Handle(wire.ProtocolTLSListener, relay.TLSListener(cfg.TLS))
+	mux.Handle(wire.ProtocolUnixListener, relay.UnixListener(cfg.Sockets))
+	mux.Handle(wire.ProtocolUnixConnection, relay.UnixConnection(cfg.Sockets))
+	mux.Handle(wire.ProtocolStdio, relay.Stdio(cfg.Input, cfg.Output, cfg.OnStdio))
+	for protocol, h := range cfg.Handlers {
+		mux.Handle(protocol, h)
 	}
+	return mux
 }
 
-// finish writes the boot block, which holds CPU 0's time.
-func (a *streamABI) finish() error {
-	v := a.vm
+// writeBlock writes the boot block. It has CPU 0's time in it, so it comes after
+// the CPUs.
+func (r *streamRunner) writeBlock(v *VM, l bootLayout) error {
 	hz, err := v.cpus[0].tscHz()
 	if err != nil {
 		return err
@@ -130,14 +155,14 @@ func (a *streamABI) finish() error {
 		return err
 	}
 	free := alignUp(v.cfg.Image.End(), pageSize)
-	return writeBlock(v.memory, a.layout.block, bootInfo{
+	return writeBlock(v.memory, l.block, bootInfo{
 		cpus:     v.cfg.CPUs,
 		limit:    v.cfg.StreamLimit,
 		freeBase: free,
-		freeSize: a.layout.tables - free,
-		control:  a.control.Descriptor(),
-		pending:  a.table.PendingOffset(),
-		stride:   a.table.PendingStride(),
+		freeSize: l.tables - free,
+		control:  r.control.Descriptor(),
+		pending:  r.table.PendingOffset(),
+		stride:   r.table.PendingStride(),
 		args:     v.args(),
 		wall:     time.Now(),
 		wallTSC:  tsc,
@@ -146,41 +171,40 @@ func (a *streamABI) finish() error {
 	})
 }
 
-func (a *streamABI) serve(ctx context.Context) error { return a.server.Serve(ctx) }
+func (r *streamRunner) handle(h *hypercall.Handlers) {
+	h.NotifyRead = func(id uint64) error { return r.table.NotifyRead(pipes.ID(id)) }
+	h.NotifyWrite = func(id uint64) error { return r.table.NotifyWrite(pipes.ID(id)) }
+}
 
-func (a *streamABI) notifyRead(id uint64) error { return a.table.NotifyRead(pipes.ID(id)) }
+func (r *streamRunner) serve(ctx context.Context) error { return r.server.Serve(ctx) }
 
-func (a *streamABI) notifyWrite(id uint64) error { return a.table.NotifyWrite(pipes.ID(id)) }
-
-// stop fails to reach a guest whose local APIC isn't enabled yet: it drops the message.
-func (a *streamABI) stop() (bool, error) {
-	return a.vm.vm.SignalMSI(kvm.FixedMSI(0, stopVector))
+// stop fails to reach a guest whose local APIC isn't enabled yet: the message
+// is dropped.
+func (r *streamRunner) stop() (bool, error) {
+	return r.kvm.SignalMSI(kvm.FixedMSI(0, stopVector))
 }
 
 // drain ends the guest's streams as the end of a process does.
-func (a *streamABI) drain(ctx context.Context) {
-	a.table.EndGuest()
-	a.server.Drain(ctx)
+func (r *streamRunner) drain(ctx context.Context) {
+	r.table.EndGuest()
+	r.server.Drain(ctx)
 }
 
-func (a *streamABI) stats(s *Stats) {
-	if a.table != nil {
-		s.Pipes = a.table.Stats()
-	}
-	if a.server != nil {
-		s.Relay = a.server.Stats()
-	}
+func (r *streamRunner) stats(s *Stats) {
+	s.Pipes = r.table.Stats()
+	s.Relay = r.server.Stats()
 }
 
-func (a *streamABI) free() error {
+func (r *streamRunner) free() error {
 	var errs []error
-	// The table first: from then on nobody touches the window or rings a doorbell.
-	if a.table != nil {
-		errs = append(errs, a.table.Close())
-		a.table.Wait()
+	// The table first: from then on nothing touches the window or rings a
+	// doorbell.
+	if r.table != nil {
+		errs = append(errs, r.table.Close())
+		r.table.Wait()
 	}
-	if a.interrupts != nil {
-		errs = append(errs, a.interrupts.close())
+	if r.interrupts != nil {
+		errs = append(errs, r.interrupts.close())
 	}
 	return errors.Join(errs...)
 }

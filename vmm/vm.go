@@ -8,9 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/fix-project/arcavm/hypercall"
 	"github.com/fix-project/arcavm/internal/limit"
-	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/vmm/image"
 )
 
@@ -20,39 +18,47 @@ var ErrClosed = errors.New("vmm: the VM is closed")
 // VM is one virtual machine. [New] builds it, [VM.Run] runs it once and frees
 // it. All methods may be called concurrently.
 type VM struct {
-	cfg      Config
-	guest    abi
-	features kvm.Features
-	system   *kvm.System
-	vm       *kvm.VM
-	memory   *memory
-	calls    *hypercall.Table
-	clock    *hostClock
-	log      guestLog
-	refused  *limit.Log // hypercalls
-	console  console
-	cpus     []*cpu
-	timing   timing
+	machine  // what it is made of: build.go
+	life     // how far it is
+	counters // what it has done: stats.go
 
+	guest   runner // nil if New failed
+	clock   *hostClock
+	log     guestLog
+	refused *limit.Log // hypercalls
+	console console
+
+	// inspecting is held while a report is made, and before anything that it
+	// looks at is freed. It comes before life.mu.
+	inspecting sync.Mutex
+}
+
+// life is how far a VM is. Each state is entered once, from those above it:
+//
+//	state     entered by                    Run         Stop      Stats, Report
+//	built     New                           starts      is tried  as it is
+//	running   Run: started                  ErrClosed   is tried  as it is
+//	ending    end: exit, crash, Close, ctx  ErrClosed   is tried  as it is
+//	freed     free: freed, then done        ErrClosed   nothing   the last counts; ErrClosed
+type life struct {
 	// ending is set once, before the CPUs are kicked; each CPU looks at it
 	// before it enters the guest.
 	ending  atomic.Bool
 	endOnce sync.Once
-	ended   chan struct{}
+	ended   chan struct{} // closed when outcome is set
 	outcome outcome
 
 	done     chan struct{} // closed when freed
 	stopOnce sync.Once
 
-	// inspecting is held while a report is made, and before anything that it
-	// looks at is freed. It comes before mu.
-	inspecting sync.Mutex
-
 	// mu orders Run, Stop, Stats and Close against the freeing of what they use.
 	mu      sync.Mutex
 	started bool
 	freed   bool
-	last    Stats // as it was when the VM was freed
+}
+
+func newLife() life {
+	return life{ended: make(chan struct{}), done: make(chan struct{})}
 }
 
 // outcome is how a run ended: an exit code, or an error.
@@ -90,134 +96,8 @@ func (v *VM) timeIsUp(ctx context.Context) error {
 	return &HangError{Report: Report{Log: v.log.tail()}, cause: context.Cause(ctx)}
 }
 
-// New builds a VM and loads its image; nothing of the guest runs yet. The
-// caller must call [VM.Run] or [VM.Close]. Errors are *ConfigError for a bad
-// value in cfg, *image.LoadError for an image that doesn't fit,
-// *kvm.UnavailableError and *MissingError for a machine that can't run it, or wrap an errno.
-func New(cfg Config) (_ *VM, err error) {
-	v := &VM{ended: make(chan struct{}), done: make(chan struct{})}
-	v.timing.start = time.Now()
-	if v.clock, err = newHostClock(readHostClock); err != nil {
-		return nil, err
-	}
-	if err := cfg.Validate(); err != nil {
-		return nil, err
-	}
-	v.cfg = cfg.WithDefaults()
-	if v.guest, err = newABI(v); err != nil {
-		return nil, err
-	}
-	v.log.logger, v.log.first = v.cfg.Logger, func() { v.timing.mark("first log record of the guest") }
-	v.log.bytes = limit.NewRate(v.cfg.LogLimit, logBurst)
-	v.refused = limit.NewLog(time.Second, 10)
-	v.console.logger, v.console.w = v.cfg.Logger, v.cfg.Console
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, v.Close())
-		}
-	}()
-	if err := v.openKVM(); err != nil {
-		return nil, err
-	}
-	if err := v.buildMemory(); err != nil {
-		return nil, err
-	}
-	if err := v.buildInterrupts(); err != nil {
-		return nil, err
-	}
-	if err := v.buildCPUs(); err != nil {
-		return nil, err
-	}
-	return v, nil
-}
-
-func (v *VM) openKVM() (err error) {
-	if v.system, err = kvm.Open(v.cfg.Device); err != nil {
-		return err
-	}
-	if v.features, err = v.system.Features(); err != nil {
-		return err
-	}
-	if err := v.guest.check(); err != nil {
-		return err
-	}
-	if n := v.features.MaxVCPUs; v.cfg.CPUs > n {
-		return &ConfigError{"cpus", fmt.Sprintf("%d are more than the %d that this machine's KVM allows", v.cfg.CPUs, n)}
-	}
-	if v.vm, err = v.system.CreateVM(); err != nil {
-		return err
-	}
-	v.timing.mark("KVM opened, VM created")
-	return nil
-}
-
-func (v *VM) buildMemory() (err error) {
-	if v.memory, err = newMemory(v.cfg.Memory, v.guest.windowSize()); err != nil {
-		return err
-	}
-	if end, limit := v.memory.end(), uint64(1)<<v.features.PhysBits; end > limit {
-		return &ConfigError{"memory", fmt.Sprintf("%s and a window of %s end above the %s that this processor can address",
-			size(v.cfg.Memory), size(v.guest.windowSize()), size(limit))}
-	}
-	for slot, r := range v.memory.regions() {
-		if err := v.vm.SetUserMemoryRegion(uint32(slot), 0, r.base, r.mem); err != nil {
-			return err
-		}
-	}
-	v.timing.mark("memory mapped")
-	if err := v.guest.load(); err != nil {
-		return err
-	}
-	v.timing.mark("image loaded")
-	return nil
-}
-
-// buildInterrupts comes after buildMemory: a change of memory slots waits for
-// all readers of KVM's interrupt routes, which takes milliseconds once there are any.
-func (v *VM) buildInterrupts() error {
-	// Intel processors without unrestricted guest mode want three pages and
-	// one page of address space for real mode, which no guest of ours enters.
-	// They must not overlap a memory slot; nothing else lies below 4 GiB.
-	if err := v.vm.SetTSSAddr(0xFFFB_D000); err != nil {
-		return err
-	}
-	if err := v.vm.DisablePMU(); err != nil {
-		return err
-	}
-	if err := v.guest.connect(); err != nil {
-		return err
-	}
-	v.calls = v.newCalls()
-	v.timing.mark("interrupts and streams ready")
-	return nil
-}
-
-func (v *VM) buildCPUs() error {
-	supported, err := v.system.SupportedCPUID()
-	if err != nil {
-		return err
-	}
-	cpuid := guestCPUID(supported, v.guest.kvmClock())
-	for i := range v.cfg.CPUs {
-		c, err := newCPU(v, i, cpuid)
-		if err != nil {
-			return err
-		}
-		v.cpus = append(v.cpus, c)
-	}
-	if err := v.guest.finish(); err != nil {
-		return err
-	}
-	v.timing.mark("virtual CPUs ready")
-	return nil
-}
-
 // ABI returns what the guest is served by, never [image.ABIAuto].
 func (v *VM) ABI() image.ABI { return v.cfg.ABI }
-
-func (v *VM) args() []string {
-	return append([]string{v.cfg.Image.Name}, v.cfg.Args...)
-}
 
 // Run starts the guest and waits for its end. It returns the guest's exit code
 // (0 to 255), or an error: a *CrashError if the guest died, a *HangError if
@@ -225,14 +105,9 @@ func (v *VM) args() []string {
 // went wrong on the host. When it returns, everything that the VM used is
 // freed. Run can be called once.
 func (v *VM) Run(ctx context.Context) (int, error) {
-	v.mu.Lock()
-	if v.started {
-		v.mu.Unlock()
+	if !v.begin() {
 		return 0, ErrClosed
 	}
-	v.started = true
-	v.mu.Unlock()
-
 	unhook := context.AfterFunc(ctx, func() { v.end(outcome{err: v.timeIsUp(ctx)}) })
 	defer unhook()
 
@@ -251,12 +126,7 @@ func (v *VM) Run(ctx context.Context) (int, error) {
 
 	<-v.ended
 	v.await(&running)
-	if crash := (*CrashError)(nil); errors.As(v.outcome.err, &crash) {
-		crash.Others = without(v.lasts(), crash.CPU)
-	}
-	if hang := (*HangError)(nil); errors.As(v.outcome.err, &hang) {
-		hang.CPUs = v.lasts()
-	}
+	v.completeReport()
 	if v.outcome.err == nil {
 		lingerCtx, cancel := context.WithTimeout(ctx, lingerTime)
 		v.guest.drain(lingerCtx)
@@ -269,6 +139,27 @@ func (v *VM) Run(ctx context.Context) (int, error) {
 		return 0, v.outcome.err
 	}
 	return v.outcome.code, err
+}
+
+// begin reports whether Run is called for the first time, of a VM that isn't
+// closed.
+func (v *VM) begin() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	first := !v.started
+	v.started = true
+	return first
+}
+
+// completeReport adds what the CPUs were doing to an error that shows it. All
+// CPUs have left the guest.
+func (v *VM) completeReport() {
+	if crash := (*CrashError)(nil); errors.As(v.outcome.err, &crash) {
+		crash.Others = without(v.lasts(), crash.CPU)
+	}
+	if hang := (*HangError)(nil); errors.As(v.outcome.err, &hang) {
+		hang.CPUs = v.lasts()
+	}
 }
 
 // lingerTime bounds how long what the guest wrote before its EXIT may take to go out.
@@ -340,15 +231,11 @@ func (v *VM) tryStop() (bool, error) {
 // a function, a handler or a writer of its [Config].
 func (v *VM) Close() error {
 	v.end(outcome{err: ErrClosed})
-	v.mu.Lock()
-	running := v.started
-	v.started = true // a later Run finds the VM closed
-	v.mu.Unlock()
-	if running {
-		<-v.done // Run frees, or an earlier Close
-		return nil
+	if v.begin() { // a later Run finds the VM closed
+		return v.free()
 	}
-	return v.free()
+	<-v.done // Run frees, or an earlier Close
+	return nil
 }
 
 // free gives everything back. No CPU and no stream may be running.
@@ -359,25 +246,16 @@ func (v *VM) free() error {
 		return nil
 	}
 	v.freed = true
-	v.last = v.stats()
+	v.last = v.count()
 	v.mu.Unlock()
 	// A report that is being made ends first; the next one sees freed.
 	v.inspecting.Lock()
 	v.inspecting.Unlock() //nolint:staticcheck // waits only
 	// From here on nobody else looks at what is freed. What logs meanwhile may be a Logger that asks for the counters.
 	defer close(v.done)
-	errs := []error{v.guest.free()}
-	for _, c := range v.cpus {
-		errs = append(errs, c.vcpu.Close())
+	var err error
+	if v.guest != nil {
+		err = v.guest.free()
 	}
-	if v.vm != nil {
-		errs = append(errs, v.vm.Close())
-	}
-	if v.memory != nil {
-		errs = append(errs, v.memory.close())
-	}
-	if v.system != nil {
-		errs = append(errs, v.system.Close())
-	}
-	return errors.Join(errs...)
+	return errors.Join(err, v.machine.close())
 }
