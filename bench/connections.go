@@ -93,8 +93,14 @@ func (c connections) run(s *scope, r *runner, ours *net.TCPAddr) error {
 	if err != nil {
 		return err
 	}
+	c.report(r, n, rows[0], rows[1])
+	return nil
+}
+
+// report reports rounds of n connections each.
+func (c connections) report(r *runner, n int, ours, plain []usage) {
 	figure := func(what, unit string, f func(usage) float64) Figure {
-		is, was := pick(rows[0], f), pick(rows[1], f)
+		is, was := pick(ours, f), pick(plain, f)
 		return Figure{Group: "connections", Name: "accept, a byte, close; " + c.name + what, Unit: unit, Ours: spreadOf(is)}.beside("Go listener", is, was)
 	}
 	speed := figure("", "/s", func(u usage) float64 { return float64(n) / u.elapsed.Seconds() })
@@ -102,7 +108,6 @@ func (c connections) run(s *scope, r *runner, ours *net.TCPAddr) error {
 	r.add(speed.wantRatioAtLeast(0.8))
 	r.add(figure(": processor time, both ends", "µs", func(u usage) float64 { return float64(u.cpu.Nanoseconds()) / 1e3 / float64(n) }))
 	r.add(figure(": allocations, both ends", "", func(u usage) float64 { return float64(u.mallocs) / float64(n) }))
-	return nil
 }
 
 func connectionsGo(s *scope, r *runner) error {

@@ -113,6 +113,17 @@ func fairPlain(s *scope) (fair, error) {
 	return f, nil
 }
 
+// fairRounds are the round trips of one side, round by round.
+type fairRounds struct {
+	name          string
+	alone, beside []trips // without the heavy stream, and with it
+}
+
+// slowdowns are by how much the heavy stream makes a percentile longer.
+func (f fairRounds) slowdowns(q quantile) []float64 {
+	return ratios(pick(f.beside, q.micros), pick(f.alone, q.micros))
+}
+
 func fairness(s *scope, r *runner) error {
 	ours, err := fairGo(s)
 	if err != nil {
@@ -136,19 +147,28 @@ func fairness(s *scope, r *runner) error {
 	if err != nil {
 		return err
 	}
+	reportFairness(r, fairRounds{"guest end in Go", rows[0], rows[1]}, fairRounds{"plain sockets", rows[2], rows[3]})
+	return nil
+}
+
+// mostUnfair is what our slowdown at p99 may be of that of plain sockets. How
+// long a light stream waits for a processor is the machine's doing; plain
+// sockets wait for it as well.
+const mostUnfair = 1.25
+
+func reportFairness(r *runner, ours, plain fairRounds) {
 	group := fmt.Sprintf("fairness: %d light streams beside one at full speed", fairStreams-1)
-	for i, name := range []string{"guest end in Go", "plain sockets"} {
+	for _, f := range []fairRounds{ours, plain} {
 		for _, q := range percentiles[:2] {
-			micros := func(t trips) float64 { return t.micros(q.p) }
-			alone, beside := pick(rows[2*i], micros), pick(rows[2*i+1], micros)
-			f := Figure{
-				Group: group, Name: fmt.Sprintf("%s: round trip of 64 bytes, %s", name, q.name), Unit: "µs", Ours: spreadOf(beside),
-			}.beside("without the one", beside, alone)
-			if i == 0 && q.name == "p99" {
-				f = f.wantRatioAtMost(3)
-			}
-			r.add(f)
+			alone, beside := pick(f.alone, q.micros), pick(f.beside, q.micros)
+			r.add(Figure{
+				Group: group, Name: fmt.Sprintf("%s: round trip of 64 bytes, %s", f.name, q.name), Unit: "µs", Ours: spreadOf(beside),
+			}.beside("without the one", beside, alone))
 		}
 	}
-	return nil
+	p99 := percentiles[1]
+	slower, plainSlower := ours.slowdowns(p99), plain.slowdowns(p99)
+	r.add(Figure{
+		Group: group, Name: ours.name + ": p99 by that without the one", Unit: "times", Ours: spreadOf(slower),
+	}.beside("plain sockets", slower, plainSlower).wantRatioAtMost(mostUnfair))
 }

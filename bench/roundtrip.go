@@ -82,12 +82,19 @@ type quantile struct {
 	p    float64
 }
 
+// micros is what this share of round trips doesn't exceed, in µs.
+func (q quantile) micros(t trips) float64 { return t.micros(q.p) }
+
 var percentiles = []quantile{{"p50", 0.5}, {"p99", 0.99}, {"p99.9", 0.999}}
 
 const roundTrips = "round trip of 64 bytes"
 
-// roundTripGo is the echo by guest ends in Go beside plain ones: by a goroutine that waits, and in the interrupt handler. The former is woken by
-// another goroutine, so it stands beside a plain echo where that happens as well.
+// goTrips are the round trips to guest ends in Go and to plain echoes.
+type goTrips struct{ waits, handler, plain, byTwo []trips }
+
+// roundTripGo is the echo by guest ends in Go beside plain ones: by a goroutine
+// that waits, and in the interrupt handler. The former is woken by another
+// goroutine, so it stands beside a plain echo where that happens as well.
 func roundTripGo(s *scope, r *runner) error {
 	l, err := s.listen()
 	if err != nil {
@@ -128,27 +135,35 @@ func roundTripGo(s *scope, r *runner) error {
 	if err != nil {
 		return err
 	}
-	waits, handler, plain, byTwo := rows[0], rows[1], rows[2], rows[3]
+	reportGoTrips(r, goTrips{waits: rows[0], handler: rows[1], plain: rows[2], byTwo: rows[3]})
+	return nil
+}
+
+func reportGoTrips(r *runner, t goTrips) {
 	for _, q := range percentiles {
-		f := tripFigure("guest end in Go, ", q, waits, "plain echo", plain)
-		h := tripFigure("guest end in Go, in its interrupt handler, ", q, handler, "plain echo", plain)
+		f := tripFigure("guest end in Go, ", q, t.waits, "plain echo", t.plain)
+		h := tripFigure("guest end in Go, in its interrupt handler, ", q, t.handler, "plain echo", t.plain)
 		if q.name == "p50" {
 			f, h = f.wantRatioAtMost(1.3), h.wantRatioAtMost(1.3)
 		}
 		r.add(f)
-		r.add(tripFigure("guest end in Go and an echo by two goroutines, ", q, waits, "plain echo by two goroutines", byTwo))
+		r.add(tripFigure("guest end in Go and an echo by two goroutines, ", q, t.waits, "plain echo by two goroutines", t.byTwo))
 		r.add(h)
 	}
-	return nil
 }
 
 func tripFigure(label string, q quantile, ours []trips, neighbour string, theirs []trips) Figure {
-	micros := func(t trips) float64 { return t.micros(q.p) }
-	is := pick(ours, micros)
-	return Figure{Group: roundTrips, Name: label + q.name, Unit: "µs", Ours: spreadOf(is)}.beside(neighbour, is, pick(theirs, micros))
+	is := pick(ours, q.micros)
+	return Figure{Group: roundTrips, Name: label + q.name, Unit: "µs", Ours: spreadOf(is)}.beside(neighbour, is, pick(theirs, q.micros))
 }
 
-// roundTripBooted is the echo by a booted guest beside a plain one, and beside what a hypercall and an interrupt cost at least.
+// bootedTrips are the round trips to a booted guest and to a plain echo, and
+// the floors: a bare port exit, and an interrupt whose handler makes one. Those
+// have no rounds where they can't be measured.
+type bootedTrips struct{ guest, plain, exit, interruptAndExit []trips }
+
+// roundTripBooted is the echo by a booted guest beside a plain one, and beside
+// what a hypercall and an interrupt cost at least.
 func roundTripBooted(s *scope, r *runner) error {
 	g, err := s.boot("echo", vmm.Config{})
 	if err != nil {
@@ -186,26 +201,39 @@ func roundTripBooted(s *scope, r *runner) error {
 	if err != nil {
 		return err
 	}
-	median := func(t trips) float64 { return t.micros(0.5) }
-	var limit float64
+	t := bootedTrips{guest: rows[0], plain: rows[1]}
 	if floor != nil {
-		exit, both := pick(rows[2], median), pick(rows[3], median)
-		interrupt, limits := make([]float64, len(exit)), make([]float64, len(exit))
-		plain := pick(rows[1], median)
-		for i := range exit {
-			interrupt[i] = both[i] - exit[i]
-			limits[i] = plain[i] + 1.5*(exit[i]+interrupt[i])
-		}
-		r.add(Figure{Group: roundTrips, Name: "floor of a hypercall: a bare port exit", Unit: "µs", Ours: spreadOf(exit)})
-		r.add(Figure{Group: roundTrips, Name: "floor of an interrupt: eventfd to handler, less the handler's port exit", Unit: "µs", Ours: spreadOf(interrupt)})
-		limit = spreadOf(limits).Median
+		t.exit, t.interruptAndExit = rows[2], rows[3]
+	}
+	reportBootedTrips(r, t)
+	return nil
+}
+
+func reportBootedTrips(r *runner, t bootedTrips) {
+	limit := 0.0 // µs; 0: there are no floors
+	if len(t.exit) > 0 {
+		limit = reportFloors(r, t)
 	}
 	for _, q := range percentiles {
-		f := tripFigure("booted guest, ", q, rows[0], "plain echo", rows[1])
+		f := tripFigure("booted guest, ", q, t.guest, "plain echo", t.plain)
 		if q.name == "p50" && limit > 0 {
 			f = f.wantAtMost(limit)
 		}
 		r.add(f)
 	}
-	return nil
+}
+
+// reportFloors returns what a round trip to a booted guest should take at most,
+// in µs: a plain one and half as much again as an exit and an interrupt.
+func reportFloors(r *runner, t bootedTrips) (limit float64) {
+	median := percentiles[0].micros
+	plain, exit, both := pick(t.plain, median), pick(t.exit, median), pick(t.interruptAndExit, median)
+	interrupt, limits := make([]float64, len(exit)), make([]float64, len(exit))
+	for i := range exit {
+		interrupt[i] = both[i] - exit[i]
+		limits[i] = plain[i] + 1.5*(exit[i]+interrupt[i])
+	}
+	r.add(Figure{Group: roundTrips, Name: "floor of a hypercall: a bare port exit", Unit: "µs", Ours: spreadOf(exit)})
+	r.add(Figure{Group: roundTrips, Name: "floor of an interrupt: eventfd to handler, less the handler's port exit", Unit: "µs", Ours: spreadOf(interrupt)})
+	return spreadOf(limits).Median
 }
