@@ -80,7 +80,7 @@ func reportBoots(r *runner, sizes []int, rows [][]booting) {
 		figure := func(what string, f func(booting) float64) Figure {
 			return Figure{Group: group, Name: fmt.Sprintf("%d MiB of guest memory: %s", mib, what), Unit: "ms", Ours: spreadOf(pick(rows[i], f))}
 		}
-		r.add(figure("first instruction of the guest", first).wantBelow(15))
+		r.add(figure("first instruction of the guest", first).wantBelow(15).heads(lineBoot, i, "boot to first instruction"))
 		r.add(figure("first log record", func(b booting) float64 { return b.firstLog }))
 		r.add(figure("end of the process", func(b booting) float64 { return b.ended }))
 	}
@@ -90,7 +90,7 @@ func reportBoots(r *runner, sizes []int, rows [][]booting) {
 	small, large := pick(rows[0], first), pick(rows[len(rows)-1], first)
 	r.add(Figure{
 		Group: group, Name: "flat: first instruction with 64 GiB by that with 128 MiB", Unit: "ms", Ours: spreadOf(large),
-	}.beside("128 MiB", large, small).wantRatioAtMost(1.2))
+	}.beside("128 MiB", large, small).wantRatioAtMost(1.2).heads(lineBootFlat, 0, "boot, 64 GiB by 128 MiB"))
 }
 
 // bootOnce boots hello, which says by its own clock when its first instruction ran; that clock is set by the monitor's.

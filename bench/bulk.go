@@ -189,11 +189,54 @@ func (b bulk) way() string {
 	return "guest → TCP"
 }
 
-func (b bulk) name() string {
-	if b.streams == 1 {
-		return fmt.Sprintf("bulk %s, 1 stream", b.way())
+func (b bulk) name() string { return fmt.Sprintf("bulk %s, %s", b.way(), b.many()) }
+
+// short is name for the summary: out is from the guest, in is to it.
+func (b bulk) short() string {
+	if b.toGuest {
+		return b.many() + " in"
 	}
-	return fmt.Sprintf("bulk %s, %d streams", b.way(), b.streams)
+	return b.many() + " out"
+}
+
+func (b bulk) many() string {
+	if b.streams == 1 {
+		return "1 stream"
+	}
+	return fmt.Sprintf("%d streams", b.streams)
+}
+
+// line is where the throughput stands in the summary.
+func (b bulk) line(o ringSide) line {
+	switch {
+	case o.name == bootedEnd:
+		return lineBulkBooted
+	case b.streams == 1 && b.toGuest:
+		return lineOneIn
+	case b.streams == 1:
+		return lineOneOut
+	case b.toGuest:
+		return lineManyIn
+	}
+	return lineManyOut
+}
+
+// heads puts a figure on a line of the summary, which shows the one with a ring
+// of 1 MiB, a guest's end that doesn't add a copy of its own, and one stream
+// out, where those were measured.
+func (b bulk) heads(f Figure, l line, what string, o ringSide) Figure {
+	rank := 0
+	for _, preference := range []bool{o.ring == mebibyte, o.name == movingEnd, o.name == bootedEnd, b.streams == 1, b.streams == 64, !b.toGuest} {
+		rank *= 2
+		if !preference {
+			rank++
+		}
+	}
+	label := what + ", " + b.short()
+	if o.name == bootedEnd {
+		label += ", booted"
+	}
+	return f.heads(l, rank, label)
 }
 
 // The guest's ends that are measured.
@@ -404,18 +447,19 @@ func (b bulk) report(r *runner, o ringSide, ours, plain, spliced moved) {
 	if b.streams == 1 || b.streams == 64 {
 		rate = rate.wantRatioAtLeast(0.95)
 	}
+	rate = b.heads(rate, b.line(o), "bulk", o)
 	proxy := figure("throughput and a proxy's", "MiB/s", usage.mibPerSecond, "io.Copy proxy", spliced)
 	proxy.Higher = true
 	r.add(rate)
 	r.add(proxy)
 	r.add(figure("processor time", "s/GiB", usage.cpuPerGiB, "plain", plain))
 	r.add(figure("processor time and a proxy's", "s/GiB", usage.cpuPerGiB, "io.Copy proxy", spliced))
-	b.count(r, label, o.name == bootedEnd, ours, plain)
+	b.count(r, o, ours, plain)
 }
 
 // count reports what is counted and not timed.
-func (b bulk) count(r *runner, label string, booted bool, ours, plain moved) {
-	group := b.name() + ": counted per MiB"
+func (b bulk) count(r *runner, o ringSide, ours, plain moved) {
+	group, label := b.name()+": counted per MiB", o.label()
 	if len(ours.calls) > 0 {
 		figure := func(name string, f func(calls) float64) Figure {
 			values := pick(ours.calls, f)
@@ -423,9 +467,10 @@ func (b bulk) count(r *runner, label string, booted bool, ours, plain moved) {
 		}
 		moving := figure("system calls of both ends that move bytes or ring doorbells", func(c calls) float64 { return c.moving })
 		if r.calls.tracepoint == 0 {
-			moving = moving.wantRatioAtMost(1)
+			moving = b.heads(moving.wantRatioAtMost(1), lineSystemCalls, "system calls", o)
 		} else {
-			r.add(figure("system calls of both ends", func(c calls) float64 { return c.all }).wantRatioAtMost(1))
+			all := figure("system calls of both ends", func(c calls) float64 { return c.all })
+			r.add(b.heads(all.wantRatioAtMost(1), lineSystemCalls, "system calls", o))
 		}
 		r.add(moving)
 	}
@@ -438,7 +483,8 @@ func (b bulk) count(r *runner, label string, booted bool, ours, plain moved) {
 	}
 	wakes := direction(func(d pipes.DirectionStats) uint64 { return d.Wakes })
 	doorbells := func(c counts) float64 { return float64(c.pipes.Doorbells) }
-	r.add(perMiB("signals: notifications and interrupts", func(c counts) float64 { return wakes(c) + doorbells(c) }).wantBelow(4))
+	signals := perMiB("signals: notifications and interrupts", func(c counts) float64 { return wakes(c) + doorbells(c) })
+	r.add(b.heads(signals.wantBelow(4), lineSignals, "signals", o))
 	r.add(perMiB("notifications by the guest", wakes))
 	r.add(perMiB("of these spurious", direction(func(d pipes.DirectionStats) uint64 { return d.SpuriousWakes })))
 	r.add(perMiB("interrupts", doorbells))
@@ -446,8 +492,9 @@ func (b bulk) count(r *runner, label string, booted bool, ours, plain moved) {
 	suppressed := perMiB("wake-ups of the guest, suppressed", direction(func(d pipes.DirectionStats) uint64 { return d.Suppressed }))
 	suppressed.Neutral = true
 	r.add(suppressed)
-	r.add(perMiB("wake-ups rescued", func(c counts) float64 { return float64(lost(c.pipes)) }).wantAtMost(0))
-	if booted {
+	rescued := perMiB("wake-ups rescued", func(c counts) float64 { return float64(lost(c.pipes)) })
+	r.add(b.heads(rescued.wantAtMost(0), lineLost, "lost wake-ups", o))
+	if o.name == bootedEnd {
 		r.add(perMiB("exits to the monitor", func(c counts) float64 { return float64(c.exits) }))
 		r.add(perMiB("hypercalls", func(c counts) float64 { return float64(c.hypercalls) }))
 	}
@@ -462,5 +509,6 @@ func (b bulk) count(r *runner, label string, booted bool, ours, plain moved) {
 	for i, u := range ours.usage {
 		perChunk[i] = max(0, float64(u.mallocs)-float64(plain.usage[i].mallocs)) / max(1, u.counts.chunks())
 	}
-	r.add(Figure{Group: group, Name: label + "allocations per chunk beyond plain's", Ours: spreadOf(perChunk)}.wantBelow(0.1))
+	beyond := Figure{Group: group, Name: label + "allocations per chunk beyond plain's", Unit: "/chunk", Ours: spreadOf(perChunk)}
+	r.add(b.heads(beyond.wantBelow(0.1), lineAllocations, "allocations", o))
 }

@@ -1,9 +1,12 @@
 package bench
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"math"
+	"slices"
+	"strings"
 	"text/tabwriter"
 )
 
@@ -39,20 +42,20 @@ func Compare(older, newer *Report) []Change {
 	for _, f := range newer.Figures {
 		o, ok := was[f.key()]
 		if !ok {
-			out = append(out, Change{Figure: f.key(), Unit: f.Unit, What: "value", New: f.Ours, Verdict: "new"})
+			out = append(out, Change{Figure: f.key(), Unit: f.Unit, What: "value", New: f.Ours, Verdict: isNew})
 			continue
 		}
 		delete(was, f.key())
 		c := compare(o, f)
-		if loaded && (c.Verdict == "better" || c.Verdict == "worse") {
+		if loaded && (c.Verdict == better || c.Verdict == worse) {
 			// It may be the other work that has changed.
-			c.Verdict = "changed"
+			c.Verdict = changed
 		}
 		out = append(out, c)
 	}
 	for _, f := range older.Figures {
 		if _, left := was[f.key()]; left {
-			out = append(out, Change{Figure: f.key(), Unit: f.Unit, What: "value", Old: f.Ours, Verdict: "gone"})
+			out = append(out, Change{Figure: f.key(), Unit: f.Unit, What: "value", Old: f.Ours, Verdict: isGone})
 		}
 	}
 	return out
@@ -69,9 +72,9 @@ func compare(o, n Figure) Change {
 		least = max(least, 100*countNoise/math.Abs(o.Ours.Median))
 	}
 	if c.Old.Median == 0 {
-		c.Verdict = "within the noise"
+		c.Verdict = within
 		if c.New.Median != 0 {
-			c.Verdict = "changed from 0"
+			c.Verdict = fromZero
 		}
 		return c
 	}
@@ -80,49 +83,44 @@ func compare(o, n Figure) Change {
 	c.Noise = max(least, (c.Old.Max-c.Old.Min+c.New.Max-c.New.Min)/2*percent)
 	switch {
 	case c.Percent <= c.Noise && c.Percent >= -c.Noise:
-		c.Verdict = "within the noise"
+		c.Verdict = within
 	case n.Neutral:
-		c.Verdict = "changed"
+		c.Verdict = changed
 	case c.Percent > 0 == n.Higher:
-		c.Verdict = "better"
+		c.Verdict = better
 	default:
-		c.Verdict = "worse"
+		c.Verdict = worse
 	}
 	return c
 }
 
-// WriteComparison writes what changed, and how many figures did not. What is gone counts only if everything was measured.
+// The verdicts on a change.
+const (
+	within   = "within the noise"
+	better   = "better"
+	worse    = "worse"
+	changed  = "changed"
+	fromZero = "changed from 0"
+	isNew    = "new"
+	isGone   = "gone"
+)
+
+// WriteComparison writes all that changed, and how many figures did not. What
+// is gone counts only if everything was measured.
 func WriteComparison(w io.Writer, older, newer *Report) error {
-	fmt.Fprintf(w, "\nCompared with the run of %s\n", older.Started.Format("2006-01-02 15:04 UTC"))
-	if older.Machine.Processor != newer.Machine.Processor || older.Machine.Kernel != newer.Machine.Kernel || older.Machine.KVM != newer.Machine.KVM {
-		fmt.Fprintf(w, "  That was another machine: %s, Linux %s, KVM: %s\n", older.Machine.Processor, older.Machine.Kernel, older.Machine.KVM)
-	}
-	if o, n := older.Machine, newer.Machine; o.Procs != n.Procs || o.Images != n.Images {
-		fmt.Fprintf(w, "  That was with GOMAXPROCS %d and guest images %s, now it is %d and %s\n", o.Procs, o.Images, n.Procs, n.Images)
-	}
-	for _, of := range []struct {
-		run     string
-		machine *Machine
-	}{{"That run's", &older.Machine}, {"This run's", &newer.Machine}} {
-		if of.machine.loaded() {
-			fmt.Fprintf(w, "  %s machine was busy with other work: nothing is called better or worse\n", of.run)
-		}
-	}
-	if older.Quick != newer.Quick {
-		fmt.Fprintln(w, "  One of the runs was quick, the other wasn't: what starts and ends a round weighs more in a quick one")
+	fmt.Fprintf(w, "\nCompared with the run of %s\n", older.Started.Format(timeFormat))
+	for _, text := range differences(older, newer) {
+		fmt.Fprintf(w, "  %s\n", text)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	still := 0
-	for _, c := range Compare(older, newer) {
+	for _, c := range compareChosen(older, newer) {
 		switch c.Verdict {
-		case "within the noise":
+		case within:
 			still++
-		case "new":
+		case isNew:
 			fmt.Fprintf(t, "  new\t%s\t%s %s\t\t\n", c.Figure, number(c.New.Median), c.Unit)
-		case "gone":
-			if newer.Only != "" || newer.Interrupted {
-				continue
-			}
+		case isGone:
 			fmt.Fprintf(t, "  gone\t%s\t%s %s\t\t\n", c.Figure, number(c.Old.Median), c.Unit)
 		default:
 			fmt.Fprintf(t, "  %s\t%s\t%s %s → %s %s\t%+.0f %%\tnoise ±%.0f %%\n", c.Verdict, c.Figure,
@@ -135,3 +133,118 @@ func WriteComparison(w io.Writer, older, newer *Report) error {
 	_, err := fmt.Fprintf(w, "  %d figures within the noise\n", still)
 	return err
 }
+
+// differences are those between two runs that aren't what was measured.
+func differences(older, newer *Report) (out []string) {
+	o, n := older.Machine, newer.Machine
+	if o.Processor != n.Processor || o.Kernel != n.Kernel || o.KVM != n.KVM {
+		out = append(out, fmt.Sprintf("That was another machine: %s, Linux %s, KVM: %s", o.Processor, o.Kernel, o.KVM))
+	}
+	if o.Procs != n.Procs || o.Images != n.Images {
+		out = append(out, fmt.Sprintf("That was with GOMAXPROCS %d and guest images %s, now it is %d and %s", o.Procs, o.Images, n.Procs, n.Images))
+	}
+	for _, of := range []struct {
+		run     string
+		machine *Machine
+	}{{"That run's", &o}, {"This run's", &n}} {
+		if of.machine.loaded() {
+			out = append(out, of.run+" machine was busy with other work: nothing is called better or worse")
+		}
+	}
+	if older.Quick != newer.Quick {
+		out = append(out, "One of the runs was quick, the other wasn't: what starts and ends a round weighs more in a quick one")
+	}
+	return out
+}
+
+// compareChosen is [Compare] without what is gone because the newer run didn't
+// measure it.
+func compareChosen(older, newer *Report) []Change {
+	all := Compare(older, newer)
+	if newer.Only == "" && !newer.Interrupted {
+		return all
+	}
+	return slices.DeleteFunc(all, func(c Change) bool { return c.Verdict == isGone })
+}
+
+// mostChanges is how many changes one screen shows.
+const mostChanges = 18
+
+// WriteChanges writes what changed most beyond the noise, on one screen, and
+// how many figures changed in which way.
+func WriteChanges(w io.Writer, older, newer *Report) error {
+	count := map[string]int{}
+	var beyond []Change
+	for _, c := range compareChosen(older, newer) {
+		count[c.Verdict]++
+		switch c.Verdict {
+		case better, worse, changed, fromZero:
+			beyond = append(beyond, c)
+		}
+	}
+	slices.SortStableFunc(beyond, func(a, b Change) int { return cmp.Compare(b.size(), a.size()) })
+	var b strings.Builder
+	fmt.Fprintf(&b, "\nCompared with the run of %s\n", older.Started.Format(timeFormat))
+	for _, text := range differences(older, newer) {
+		wrap(&b, text+".")
+	}
+	var rows [][]string
+	for _, c := range beyond[:min(len(beyond), mostChanges)] {
+		rows = append(rows, c.cells())
+	}
+	writeColumns(&b, "lrll", rows)
+	wrap(&b, countText(count, len(beyond))+" -v prints every change.")
+	if _, err := io.WriteString(w, b.String()); err != nil {
+		return fmt.Errorf("write changes: %w", err)
+	}
+	return nil
+}
+
+// countText says how many figures have which verdict.
+func countText(count map[string]int, beyond int) string {
+	var parts []string
+	for _, verdict := range []string{worse, better, changed, fromZero, isNew, isGone, within} {
+		if n := count[verdict]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, verdict))
+		}
+	}
+	text := fmt.Sprintf("Of all figures: %s.", strings.Join(parts, ", "))
+	if beyond > mostChanges {
+		text += fmt.Sprintf(" Above are the %d that changed most for their noise.", mostChanges)
+	}
+	return text
+}
+
+// size is how much the figure changed, in its noise.
+func (c Change) size() float64 {
+	if c.Noise == 0 {
+		return 0
+	}
+	return math.Abs(c.Percent) / c.Noise
+}
+
+// cells are the change's row on the screen: verdict, percent, old and new
+// median, of the ratio if no unit is behind them, and name.
+func (c Change) cells() []string {
+	percent := ""
+	if c.Verdict != fromZero {
+		percent = fmt.Sprintf("%+.0f %%", c.Percent)
+	}
+	values := fmt.Sprintf("%s → %s %s", number(c.Old.Median), number(c.New.Median), c.Unit)
+	return []string{c.Verdict, percent, strings.TrimSpace(values), shortNames.Replace(c.Figure)}
+}
+
+// shortNames makes the key of a figure short enough for a line on the screen.
+var shortNames = strings.NewReplacer(
+	"guest → TCP", "out", "TCP → guest", "in",
+	", 1 stream: ", " ×1: ", ", 8 streams: ", " ×8: ", ", 64 streams: ", " ×64: ",
+	"counted per MiB: ", "", "ring ", "",
+	movingEnd, "moves", copyingEnd, "copies", bootedEnd, "booted", "guest end in Go", "Go end",
+	" and a proxy's", " by proxy's", "processor time", "CPU time",
+	"system calls of both ends that move bytes or ring doorbells", "calls that move",
+	"system calls of both ends", "system calls", "signals: notifications and interrupts", "signals",
+	"host memory per idle stream, rings and guest apart", "memory", "streams at once", "streams",
+	" and an echo by two goroutines", " by echo of two", ", in its interrupt handler", " in handler", "of them active", "active",
+	"accept, a byte, close; ", "", "round trip of 64 bytes", "round trip",
+	": 63 light streams beside one at full speed", "", ", since the start of its process", "", " of guest memory", "",
+)

@@ -74,7 +74,10 @@ func servePlain(l *net.TCPListener) {
 }
 
 // connections measures how many connections a second are accepted, get a byte and are closed.
-type connections struct{ name string }
+type connections struct {
+	name, label string // of the guest's end; the label is for the summary
+	line        line
+}
 
 func (c connections) run(s *scope, r *runner, ours *net.TCPAddr) error {
 	l, err := s.listen()
@@ -105,7 +108,7 @@ func (c connections) report(r *runner, n int, ours, plain []usage) {
 	}
 	speed := figure("", "/s", func(u usage) float64 { return float64(n) / u.elapsed.Seconds() })
 	speed.Higher = true
-	r.add(speed.wantRatioAtLeast(0.8))
+	r.add(speed.wantRatioAtLeast(0.8).heads(c.line, 0, "connections, "+c.label))
 	r.add(figure(": processor time, both ends", "µs", func(u usage) float64 { return float64(u.cpu.Nanoseconds()) / 1e3 / float64(n) }))
 	r.add(figure(": allocations, both ends", "", func(u usage) float64 { return float64(u.mallocs) / float64(n) }))
 }
@@ -129,7 +132,7 @@ func connectionsGo(s *scope, r *runner) error {
 			_ = c.Close()
 		})
 	})
-	return connections{"guest end in Go"}.run(s, r, at)
+	return connections{"guest end in Go", "Go end", lineConnectionsGo}.run(s, r, at)
 }
 
 func connectionsBooted(s *scope, r *runner) error {
@@ -137,5 +140,5 @@ func connectionsBooted(s *scope, r *runner) error {
 	if err != nil {
 		return err
 	}
-	return connections{"booted guest"}.run(s, r, net.TCPAddrFromAddrPort(g.at))
+	return connections{"booted guest", "booted guest", lineConnectionsBooted}.run(s, r, net.TCPAddrFromAddrPort(g.at))
 }

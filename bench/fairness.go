@@ -170,5 +170,5 @@ func reportFairness(r *runner, ours, plain fairRounds) {
 	slower, plainSlower := ours.slowdowns(p99), plain.slowdowns(p99)
 	r.add(Figure{
 		Group: group, Name: ours.name + ": p99 by that without the one", Unit: "times", Ours: spreadOf(slower),
-	}.beside("plain sockets", slower, plainSlower).wantRatioAtMost(mostUnfair))
+	}.beside("plain sockets", slower, plainSlower).wantRatioAtMost(mostUnfair).heads(lineFairness, 0, "fairness: p99 beside bulk"))
 }

@@ -28,14 +28,15 @@ type pageRow struct {
 func (r *Report) WriteHTML(w io.Writer) error {
 	var data struct {
 		Head    []string
+		Summary []summaryLine
+		End     string // the verdict on all of them
+		Key     string // what the summary's words mean
 		Curves  []template.HTML
 		Groups  []pageGroup
 		Lists   []list
-		Met     int
-		Targets int
 	}
 	data.Head, data.Lists = r.head(), r.lists()
-	data.Met, data.Targets = r.score()
+	data.Summary, data.End, data.Key = r.summary(), r.summaryEnd(), summaryKey
 	data.Curves = plotCurves(r.Figures)
 	for _, g := range r.groups() {
 		pg := pageGroup{Name: g.name}

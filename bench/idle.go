@@ -177,6 +177,7 @@ func (i idle) round(ctx context.Context, sides []*still, n int, window, active t
 func (i idle) report(r *runner, sides []*still, n int, rows [][]measured) {
 	group := fmt.Sprintf("%d streams at once", n)
 	active := fmt.Sprintf("%d of them active", (n+activeShare-1)/activeShare)
+	rank := func(k int) int { return k - 2*n } // most streams, and the guest end in Go
 	for k, side := range sides[1:] {
 		figure := func(name, unit string, f func(measured) float64) Figure {
 			ours, theirs := pick(rows[k+1], f), pick(rows[0], f)
@@ -191,9 +192,9 @@ func (i idle) report(r *runner, sides []*still, n int, rows [][]measured) {
 		if n == 10000 {
 			load = load.wantBelow(0.5)
 		}
-		r.add(memory)
+		r.add(memory.heads(lineMemory, rank(k), fmt.Sprintf("memory per stream of %d", n)))
 		r.add(figure("of that, stacks of goroutines", "KiB", func(m measured) float64 { return m.stacks }))
-		r.add(load)
+		r.add(load.heads(lineIdle, rank(k), fmt.Sprintf("idle with %d streams", n)))
 		r.add(figure(active+", round trip p50", "µs", func(m measured) float64 { return m.p50 }))
 		r.add(figure(active+", round trip p99", "µs", func(m measured) float64 { return m.p99 }))
 		r.add(figure(active+", processor time", "% of a core", func(m measured) float64 { return m.activeTrips }))

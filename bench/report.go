@@ -46,6 +46,8 @@ type Figure struct {
 	Target    *Target    `json:"target,omitempty"`
 	// Point is where the figure stands in the plots over ring size and streams. nil: in none.
 	Point *Point `json:"point,omitempty"`
+	// Headline is the figure's place in the summary. nil: it has none.
+	Headline *Headline `json:"-"`
 }
 
 // Point is what a throughput was measured with.
@@ -84,13 +86,16 @@ func (f Figure) beside(name string, ours, theirs []float64) Figure {
 	return f
 }
 
+// ofRatio begins the text of a target of the ratio.
+const ofRatio = "ratio "
+
 func (f Figure) wantRatioAtLeast(limit float64) Figure {
-	f.Target = &Target{Text: fmt.Sprintf("ratio ≥ %g", limit), Met: f.Ratio.Median >= limit}
+	f.Target = &Target{Text: fmt.Sprintf(ofRatio+"≥ %g", limit), Met: f.Ratio.Median >= limit}
 	return f
 }
 
 func (f Figure) wantRatioAtMost(limit float64) Figure {
-	f.Target = &Target{Text: fmt.Sprintf("ratio ≤ %g", limit), Met: f.Ratio.Median <= limit}
+	f.Target = &Target{Text: fmt.Sprintf(ofRatio+"≤ %g", limit), Met: f.Ratio.Median <= limit}
 	return f
 }
 
@@ -179,7 +184,7 @@ func (r *Report) WriteText(w io.Writer) error {
 			fmt.Fprintf(w, "  %s: %s\n", strings.Join(list.Names[reason], "; "), reason)
 		}
 	}
-	met, targets := r.score()
+	met, targets := score(r.Figures)
 	_, err := fmt.Fprintf(w, "\n%d of %d targets met in this run\n", met, targets)
 	return err
 }
@@ -211,15 +216,23 @@ func (r *Report) lists() (out []list) {
 	return out
 }
 
-func (r *Report) head() []string {
-	m := r.Machine
-	run := fmt.Sprintf("%s, rounds: %d, %.0f s", r.Started.Format("2006-01-02 15:04 UTC"), r.Rounds, r.Seconds)
+// timeFormat is for times in UTC.
+const timeFormat = "2006-01-02 15:04 UTC"
+
+// made says when and how the report was made.
+func (r *Report) made() string {
+	run := fmt.Sprintf("%s, rounds: %d, %.0f s", r.Started.Format(timeFormat), r.Rounds, r.Seconds)
 	if r.Quick {
 		run += ", quick"
 	}
 	if r.Interrupted {
 		run += ", interrupted"
 	}
+	return run
+}
+
+func (r *Report) head() []string {
+	m := r.Machine
 	load := "load when it began: " + m.Load
 	if m.Others != nil {
 		load += fmt.Sprintf("; other work while it ran: %s of %d CPUs", number(*m.Others), m.CPUs)
@@ -228,7 +241,7 @@ func (r *Report) head() []string {
 		load += ", so take no figure here for this machine's"
 	}
 	return []string{
-		fmt.Sprintf("arcavm bench: %s", run),
+		"arcavm bench: " + r.made(),
 		fmt.Sprintf("%s, %d CPUs, Linux %s", m.Processor, m.CPUs, m.Kernel),
 		fmt.Sprintf("KVM: %s; lane: %s", m.KVM, m.Lane),
 		fmt.Sprintf("arcavm %s, GOMAXPROCS %d, guest images %s", m.Version, m.Procs, m.Images),
@@ -258,8 +271,9 @@ func (r *Report) groups() []group {
 	return out
 }
 
-func (r *Report) score() (met, targets int) {
-	for _, f := range r.Figures {
+// score counts the targets.
+func score(figures []Figure) (met, targets int) {
+	for _, f := range figures {
 		if f.Target != nil {
 			targets++
 			if f.Target.Met {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -24,14 +25,46 @@ func TestBench(t *testing.T) {
 	page, data := filepath.Join(dir, "bench.html"), filepath.Join(dir, "bench.json")
 	args := []string{"bench", "--quick", "--rounds", "1", "--run", "round trip, guest end in Go"}
 	got := asProcess(t, append(args, "--html", page, "--json", data)...)
-	if got.code != 0 || !strings.Contains(got.out, "plain echo") {
+	if got.code != 0 || !strings.Contains(got.out, "\nround trip, Go end ") {
 		t.Fatalf("code %d\n%s\n%s", got.code, got.out, got.err)
 	}
+	wantScreen(t, got.out)
 	if b, err := os.ReadFile(page); err != nil || !strings.Contains(string(b), "<svg") {
 		t.Errorf("page: %v, %d bytes", err, len(b))
 	}
 	got = asProcess(t, append(args, "--compare", data)...)
-	if got.code != 0 || !strings.Contains(got.out, "Compared with the run of") {
+	summary, changes, ok := strings.Cut(got.out, "\nCompared with the run of")
+	if got.code != 0 || !ok || !strings.Contains(changes, "-v prints every change") {
+		t.Errorf("code %d\n%s\n%s", got.code, got.out, got.err)
+	}
+	wantScreen(t, summary)
+	wantScreen(t, changes)
+}
+
+// wantScreen fails if a text has more than 25 lines or 80 columns.
+func wantScreen(t *testing.T, text string) {
+	t.Helper()
+	if n := strings.Count(text, "\n"); n > 25 {
+		t.Errorf("%d lines:\n%s", n, text)
+	}
+	for line := range strings.Lines(text) {
+		if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 80 {
+			t.Errorf("%d columns: %s", n, line)
+		}
+	}
+}
+
+// With -v each figure is there, and each change.
+func TestBenchVerbose(t *testing.T) {
+	t.Parallel()
+	data := filepath.Join(t.TempDir(), "bench.json")
+	args := []string{"bench", "--quick", "--rounds", "1", "--run", "round trip, guest end in Go", "--verbose"}
+	got := asProcess(t, append(args, "--json", data)...)
+	if got.code != 0 || strings.Count(got.out, "plain echo") != 9 {
+		t.Fatalf("code %d\n%s\n%s", got.code, got.out, got.err)
+	}
+	got = asProcess(t, append(args, "--compare", data)...)
+	if got.code != 0 || !strings.Contains(got.out, " figures within the noise\n") {
 		t.Errorf("code %d\n%s\n%s", got.code, got.out, got.err)
 	}
 }
@@ -40,7 +73,7 @@ func TestBench(t *testing.T) {
 func TestBenchBoot(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
-	got := asProcess(t, "bench", "--quick", "--rounds", "1", "--run", "boot")
+	got := asProcess(t, "bench", "-v", "--quick", "--rounds", "1", "--run", "boot")
 	for _, want := range []string{"128 MiB of guest memory: first instruction of the guest", "1024 MiB of guest memory: first log record"} {
 		if got.code != 0 || !strings.Contains(got.out, want) {
 			t.Errorf("code %d; %q is not in\n%s\n%s", got.code, want, got.out, got.err)
@@ -173,7 +206,7 @@ func TestBenchKeepsWhatWasMeasured(t *testing.T) {
 	for lines.Scan() {
 	}
 	_ = cmd.Wait() // the code says it
-	if got := cmd.ProcessState.ExitCode(); got != 130 || !strings.Contains(out.String(), "plain echo") || !strings.Contains(out.String(), ", interrupted") {
+	if got := cmd.ProcessState.ExitCode(); got != 130 || !strings.Contains(out.String(), "round trip, Go end") || !strings.Contains(out.String(), ", interrupted") {
 		t.Errorf("code %d\n%s", got, out.String())
 	}
 	if b, err := os.ReadFile(page); err != nil || !strings.Contains(string(b), "<svg") {
@@ -197,7 +230,7 @@ func TestBenchFullDisk(t *testing.T) {
 	t.Parallel()
 	page := writeFile(t, "bench.html", make([]byte, 1<<20))
 	got := asProcess(t, "bench", "--quick", "--rounds", "1", "--run", "round trip, guest end in Go", "--json", "/dev/full", "--html", page)
-	if got.code != exitIO || !strings.Contains(got.out, "plain echo") || !strings.Contains(got.err, "arcavm: --json: ") {
+	if got.code != exitIO || !strings.Contains(got.out, "round trip, Go end") || !strings.Contains(got.err, "arcavm: --json: ") {
 		t.Errorf("code %d\n%s\n%s", got.code, got.out, got.err)
 	}
 	if b, err := os.ReadFile(page); err != nil || !strings.Contains(string(b), "<svg") || len(b) >= 1<<20 {

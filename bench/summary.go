@@ -1,0 +1,162 @@
+package bench
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Headline says which line of the summary a figure belongs to. The line shows
+// one of its figures, and of all of them how many have met their target.
+type Headline struct {
+	line  line
+	label string // of the line, if it shows this figure
+	rank  int    // the line shows the figure with the least
+}
+
+// line is a line of the summary, each the answer to a question; lines come in
+// this order.
+type line int
+
+const (
+	lineTripGo line = iota
+	lineTripHandler
+	lineTripBooted
+	lineOneOut // throughput of one stream to a Go guest end; out: guest → TCP
+	lineOneIn
+	lineManyOut
+	lineManyIn
+	lineBulkBooted
+	lineSystemCalls
+	lineSignals
+	lineLost
+	lineAllocations
+	lineConnectionsGo
+	lineConnectionsBooted
+	lineMemory
+	lineIdle
+	lineFairness
+	lineBoot
+	lineBootFlat
+)
+
+// heads puts the figure on a line of the summary.
+func (f Figure) heads(l line, rank int, label string) Figure {
+	f.Headline = &Headline{line: l, label: label, rank: rank}
+	return f
+}
+
+// summaryLine is what the summary says about one question, as text.
+type summaryLine struct {
+	Label   string
+	Ours    string // with its unit
+	Plain   string // the neighbour, in the same unit
+	Ratio   string
+	Target  string // of the ratio if it ends with ×
+	Verdict string
+	All     string // targets met of all that belong to the question
+}
+
+var summaryHead = summaryLine{Ours: "ours", Plain: "plain", Ratio: "ratio", Target: "target", All: "all"}
+
+// summary returns the lines of all questions that were measured. A loaded
+// machine has no verdicts.
+func (r *Report) summary() []summaryLine {
+	figures := map[line][]Figure{}
+	for _, f := range r.Figures {
+		if f.Headline != nil {
+			figures[f.Headline.line] = append(figures[f.Headline.line], f)
+		}
+	}
+	var out []summaryLine
+	for _, l := range slices.Sorted(maps.Keys(figures)) {
+		best := slices.MinFunc(figures[l], func(a, b Figure) int { return cmp.Compare(a.Headline.rank, b.Headline.rank) })
+		s := best.summaryLine()
+		if met, targets := score(figures[l]); targets > 0 {
+			s.All = fmt.Sprintf("%d/%d", met, targets)
+		}
+		if r.Machine.loaded() {
+			s.Verdict, s.All = "", ""
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func (f *Figure) summaryLine() summaryLine {
+	unit := strings.Replace(f.Unit, "% of a core", "% CPU", 1)
+	s := summaryLine{Label: f.Headline.label, Ours: strings.TrimSpace(number(f.Ours.Median) + " " + unit)}
+	if f.Neighbour != nil {
+		s.Plain, s.Ratio = number(f.Neighbour.Value.Median), number(f.Ratio.Median)
+	}
+	if f.Target != nil {
+		s.Target, s.Verdict = f.Target.Text, f.Target.verdict()
+		if text, ok := strings.CutPrefix(s.Target, ofRatio); ok {
+			s.Target = text + "×"
+		}
+	}
+	return s
+}
+
+func (s summaryLine) cells() []string {
+	return []string{s.Label, s.Ours, s.Plain, s.Ratio, s.Target, s.Verdict, s.All}
+}
+
+// WriteSummary writes what matters for each question that was measured, on one
+// screen.
+func (r *Report) WriteSummary(w io.Writer) error {
+	var b strings.Builder
+	for _, text := range r.summaryTop() {
+		wrap(&b, text)
+	}
+	rows := [][]string{summaryHead.cells()}
+	for _, l := range r.summary() {
+		rows = append(rows, l.cells())
+	}
+	writeColumns(&b, "lrrrllr", rows)
+	r.writeLists(&b)
+	wrap(&b, r.summaryEnd()+" -v prints every figure.")
+	wrap(&b, summaryKey)
+	if _, err := io.WriteString(w, b.String()); err != nil {
+		return fmt.Errorf("write summary: %w", err)
+	}
+	return nil
+}
+
+// summaryKey explains the summary's words.
+const summaryKey = "out: to TCP, rings of 1 MiB; ×: of the ratio; all: targets met of that kind"
+
+// summaryTop says when and where the report was made.
+func (r *Report) summaryTop() []string {
+	m := r.Machine
+	others := ""
+	if m.Others != nil {
+		others = fmt.Sprintf("; other work: %s of %d CPUs", number(*m.Others), m.CPUs)
+	}
+	return []string{
+		r.made() + others,
+		fmt.Sprintf("%s, %d CPUs, Linux %s", m.Processor, m.CPUs, m.Kernel),
+		"KVM: " + m.KVM,
+	}
+}
+
+// summaryEnd is the verdict on the whole run.
+func (r *Report) summaryEnd() string {
+	if r.Machine.loaded() {
+		return "No verdict: the machine was busy with other work."
+	}
+	met, targets := score(r.Figures)
+	return fmt.Sprintf("%d of %d targets met.", met, targets)
+}
+
+// writeLists writes what has failed or could not be measured.
+func (r *Report) writeLists(b *strings.Builder) {
+	for _, l := range r.lists() {
+		for _, reason := range l.Reasons {
+			wrap(b, fmt.Sprintf("%s: %s: %s", l.Title, strings.Join(l.Names[reason], "; "), reason))
+		}
+	}
+}
