@@ -23,11 +23,6 @@ func (s *System) SupportedCPUID() ([]CPUIDEntry2, error) {
 	return getCPUID(&s.handle, reqGetSupportedCPUID)
 }
 
-// CPUID returns the vCPU's leaves (section 4.98).
-func (v *VCPU) CPUID() ([]CPUIDEntry2, error) {
-	return getCPUID(&v.handle, reqGetCPUID2)
-}
-
 // SetCPUID sets the vCPU's leaves (section 4.20), once, before its first Run.
 func (v *VCPU) SetCPUID(entries []CPUIDEntry2) error {
 	buf := make([]byte, cpuidHeaderSize, cpuidHeaderSize+len(entries)*cpuidEntrySize)

@@ -27,48 +27,15 @@ type Features struct {
 	PhysBits     int  // bits of a guest-physical address
 
 	// Of KVM.
-	Module         string // the kernel module behind it: kvm_intel, kvm_amd, kvm_pvm; "" if it can't be told
-	SyncRegs       RegSet // register classes in the run page; 0: none
-	IOEventFD      bool
-	VCPUEvents     bool
-	ReadonlyMemory bool
-	MaxVCPUs       int
-	MaxMemorySlots int
+	Module     string // the kernel module behind it: kvm_intel, kvm_amd, kvm_pvm; "" if it can't be told
+	SyncRegs   bool   // the run page can carry general purpose registers
+	VCPUEvents bool   // [VCPU.GetVCPUEvents] and its like
+	MaxVCPUs   int
 }
 
 // Software reports whether this KVM interprets guest kernel code instead of running it on the processor. It is right only
 // where Module is known.
 func (f Features) Software() bool { return f.Module == softwareModule }
-
-// Missing names the optional features, of those that a guest kernel or its monitor can gain from, that KVM doesn't offer.
-func (f Features) Missing() []string {
-	var missing []string
-	for _, o := range []struct {
-		name    string
-		offered bool
-	}{
-		{"1-GiB-pages", f.GiBPages},
-		{"no-execute", f.NX},
-		{"FSGSBASE", f.FSGSBASE},
-		{"SMEP", f.SMEP},
-		{"SMAP", f.SMAP},
-		{"RDTSCP", f.RDTSCP},
-		{"XSAVE", f.XSAVE},
-		{"AVX", f.AVX},
-		{"kvmclock", f.KVMClock},
-		{"x2APIC", f.X2APIC},
-		{"TSC-deadline-timer", f.TSCDeadline},
-		{"invariant-TSC", f.InvariantTSC},
-		{"TSC-scaling", f.TSCScaling},
-		{"synchronised-registers", f.SyncRegs&SyncRegs != 0},
-		{"ioeventfd", f.IOEventFD},
-	} {
-		if !o.offered {
-			missing = append(missing, o.name)
-		}
-	}
-	return missing
-}
 
 const softwareModule = "kvm_pvm"
 
@@ -80,27 +47,24 @@ func (s *System) Features() (Features, error) {
 	}
 	f := featuresFromCPUID(entries)
 	f.Module = loadedModule("/sys/module")
-	if f.SyncRegs, err = s.SyncRegSets(); err != nil {
+	sets, err := s.checkExtension(gokvm.CapSyncRegs)
+	if err != nil {
 		return Features{}, err
 	}
-	if f.MaxVCPUs, err = s.MaxVCPUs(); err != nil {
-		return Features{}, err
-	}
-	if f.MaxMemorySlots, err = s.CheckExtension(gokvm.CapNRMemSlots); err != nil {
+	f.SyncRegs = sets&syncRegs != 0
+	if f.MaxVCPUs, err = s.maxVCPUs(); err != nil {
 		return Features{}, err
 	}
 	for _, b := range []struct {
 		to  *bool
-		cap Capability
+		cap gokvm.Capability
 	}{
 		// The bit in CPUID follows the local APIC's place, in kernel or not, so KVM reports it as a capability.
 		{&f.TSCDeadline, gokvm.CapTSCDeadlineTimer},
 		{&f.TSCScaling, gokvm.CapTSCControl},
-		{&f.IOEventFD, gokvm.CapIOEventFD},
 		{&f.VCPUEvents, gokvm.CapVCPUEvents},
-		{&f.ReadonlyMemory, gokvm.CapReadOnlyMEM},
 	} {
-		n, err := s.CheckExtension(b.cap)
+		n, err := s.checkExtension(b.cap)
 		if err != nil {
 			return Features{}, err
 		}

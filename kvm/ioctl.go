@@ -18,7 +18,6 @@ var (
 	reqSetIdentityMapAddr  = request{"KVM_SET_IDENTITY_MAP_ADDR", gokvm.IIOW(0x48, sizeOf[uint64]())}
 	reqSetGSIRouting       = request{"KVM_SET_GSI_ROUTING", gokvm.IIOW(0x6a, irqRoutingHeaderSize)}
 	reqIRQFD               = request{"KVM_IRQFD", gokvm.IIOW(0x76, sizeOf[irqfd]())}
-	reqIOEventFD           = request{"KVM_IOEVENTFD", gokvm.IIOW(0x79, sizeOf[ioeventfd]())}
 	reqSignalMSI           = request{"KVM_SIGNAL_MSI", gokvm.IIOW(0xa5, sizeOf[msi]())}
 	reqEnableCap           = request{"KVM_ENABLE_CAP", gokvm.IIOW(0xa3, sizeOf[enableCap]())}
 	reqRun                 = request{"KVM_RUN", gokvm.IIO(0x80)}
@@ -29,7 +28,6 @@ var (
 	reqGetMSRs             = request{"KVM_GET_MSRS", gokvm.IIOWR(0x88, msrsHeaderSize)}
 	reqSetMSRs             = request{"KVM_SET_MSRS", gokvm.IIOW(0x89, msrsHeaderSize)}
 	reqSetCPUID2           = request{"KVM_SET_CPUID2", gokvm.IIOW(0x90, cpuidHeaderSize)}
-	reqGetCPUID2           = request{"KVM_GET_CPUID2", gokvm.IIOWR(0x91, cpuidHeaderSize)}
 	reqGetMPState          = request{"KVM_GET_MP_STATE", gokvm.IIOR(0x98, sizeOf[uint32]())}
 	reqSetMPState          = request{"KVM_SET_MP_STATE", gokvm.IIOW(0x99, sizeOf[uint32]())}
 	reqGetVCPUEvents       = request{"KVM_GET_VCPU_EVENTS", gokvm.IIOR(0x9f, sizeOf[VCPUEvents]())}

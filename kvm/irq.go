@@ -9,12 +9,6 @@ const (
 	irqRoutingMSI     = 2 // KVM_IRQ_ROUTING_MSI
 
 	irqChipIOAPIC = 2 // KVM_IRQCHIP_IOAPIC
-
-	irqfdDeassign = 1 << 0 // KVM_IRQFD_FLAG_DEASSIGN
-
-	ioeventfdDatamatch = 1 << 0 // KVM_IOEVENTFD_FLAG_DATAMATCH
-	ioeventfdPIO       = 1 << 1 // KVM_IOEVENTFD_FLAG_PIO
-	ioeventfdDeassign  = 1 << 2 // KVM_IOEVENTFD_FLAG_DEASSIGN
 )
 
 // MSI is a message signalled interrupt: a write of Data to Address.
@@ -58,16 +52,6 @@ type irqfd struct {
 	_          [16]byte
 }
 
-// ioeventfd is struct kvm_ioeventfd.
-type ioeventfd struct {
-	datamatch uint64
-	addr      uint64
-	len       uint32
-	fd        int32
-	flags     uint32
-	_         [36]byte
-}
-
 // msi is struct kvm_msi.
 type msi struct {
 	addressLo uint32
@@ -103,43 +87,6 @@ func (vm *VM) SetGSIRouting(routes []IRQRoute) error {
 // reference to the eventfd. EBUSY: the eventfd has a GSI already.
 func (vm *VM) AssignIRQFD(fd int, gsi uint32) error {
 	return check(ioctl(&vm.handle, reqIRQFD, &irqfd{fd: uint32(fd), gsi: gsi}))
-}
-
-// DeassignIRQFD undoes [VM.AssignIRQFD].
-func (vm *VM) DeassignIRQFD(fd int, gsi uint32) error {
-	return check(ioctl(&vm.handle, reqIRQFD, &irqfd{fd: uint32(fd), gsi: gsi, flags: irqfdDeassign}))
-}
-
-// IOEvent is a guest's write that signals an eventfd instead of leaving KVM_RUN.
-type IOEvent struct {
-	Address uint64 // a port if PIO, else a guest-physical address
-	Length  uint32 // of the write: 1, 2, 4 or 8; 0 for any, with KVM_CAP_IOEVENTFD_ANY_LENGTH
-	PIO     bool
-	Match   bool // signal only when the value written is Value
-	Value   uint64
-}
-
-func (e IOEvent) argument(fd int, flags uint32) *ioeventfd {
-	arg := &ioeventfd{addr: e.Address, len: e.Length, fd: int32(fd), flags: flags}
-	if e.PIO {
-		arg.flags |= ioeventfdPIO
-	}
-	if e.Match {
-		arg.flags |= ioeventfdDatamatch
-		arg.datamatch = e.Value
-	}
-	return arg
-}
-
-// AssignIOEventFD writes 1 to the eventfd at each such write by the guest (section 4.59, KVM_CAP_IOEVENTFD). EEXIST: the
-// address is taken.
-func (vm *VM) AssignIOEventFD(fd int, e IOEvent) error {
-	return check(ioctl(&vm.handle, reqIOEventFD, e.argument(fd, 0)))
-}
-
-// DeassignIOEventFD undoes [VM.AssignIOEventFD].
-func (vm *VM) DeassignIOEventFD(fd int, e IOEvent) error {
-	return check(ioctl(&vm.handle, reqIOEventFD, e.argument(fd, ioeventfdDeassign)))
 }
 
 // SignalMSI sends the message now (section 4.70) and says whether a local APIC took it, rather than the guest having it

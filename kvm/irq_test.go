@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 	"testing"
 
-	gokvm "github.com/bobuhiro11/gokvm/kvm"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,18 +28,6 @@ func signalFD(t testing.TB, fd int) {
 	if _, err := unix.Write(fd, binary.NativeEndian.AppendUint64(nil, 1)); err != nil {
 		t.Error(err)
 	}
-}
-
-// count takes an eventfd's count away; 0 if it wasn't written.
-func count(t testing.TB, fd int) uint64 {
-	t.Helper()
-	var b [8]byte
-	_, err := unix.Read(fd, b[:])
-	if errors.Is(err, unix.EAGAIN) {
-		return 0
-	}
-	must(t, err)
-	return binary.NativeEndian.Uint64(b[:])
 }
 
 // setHandler makes code what testVector runs.
@@ -91,37 +78,29 @@ func TestIRQFD(t *testing.T) {
 	if n := g.get64(guestData); n != 2 {
 		t.Errorf("%d interrupts, want 2", n)
 	}
-
-	must(t, g.vm.DeassignIRQFD(fd, gsi))
-	signalFD(t, fd)
-	if n := count(t, fd); n == 0 {
-		t.Error("KVM still takes the count after the irqfd is gone")
-	}
 }
 
 // An interrupt wakes a vCPU that sleeps in hlt.
 func TestIRQFDWakes(t *testing.T) {
 	g := newGuest(t)
 	g.needX2APIC(t)
-	g.needStats(t)
 	g.setHandler(codeEOI, codeIncrement, codeReturn)
 	v := g.vcpu(t, 0, codeEnableAPI, codeHalt, codeOutByte)
 	const gsi = 24
 	must(t, g.vm.SetGSIRouting([]IRQRoute{{GSI: gsi, MSI: FixedMSI(0, testVector)}}))
 	fd := eventFD(t)
 	must(t, g.vm.AssignIRQFD(fd, gsi))
-	stats, err := v.OpenStats()
-	must(t, err)
-	t.Cleanup(func() { closeOrFail(t, stats) })
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
+		v.BindThread()
+		defer v.UnbindThread()
 		for errors.Is(v.Run(), ErrInterrupted) {
 		}
 	}()
-	awaitHalt(t, stats)
+	awaitHalt(v)
 	signalFD(t, fd)
 	<-done
 	if r, n := v.ExitReason(), g.get64(guestData); r != ExitIO || n != 1 {
@@ -129,73 +108,12 @@ func TestIRQFDWakes(t *testing.T) {
 	}
 }
 
-// needStats skips a test that looks at whether a vCPU sleeps.
-func (g *guest) needStats(t testing.TB) {
-	t.Helper()
-	if n, err := g.vm.CheckExtension(gokvm.CapBinaryStatsFD); err != nil || n == 0 {
-		t.Skip("this KVM has no statistics: Linux 5.14 and later do")
-	}
-}
-
-// awaitHalt returns when the vCPU sleeps. The test's own deadline ends a wait in vain.
-func awaitHalt(t testing.TB, s *Stats) {
-	t.Helper()
-	for {
-		counters, err := s.Read()
-		must(t, err)
-		if counters["blocking"] == 1 {
-			return
-		}
+// awaitHalt returns when the vCPU sleeps. The test's own deadline ends a wait in
+// vain.
+func awaitHalt(v *VCPU) {
+	for !v.Halted() {
 		runtime.Gosched()
 	}
-}
-
-func TestIOEventFD(t *testing.T) {
-	onThread(t)
-	g := newGuest(t)
-	if !g.features.IOEventFD {
-		t.Skip("this KVM has no ioeventfd: Linux 2.6.32 and later do")
-	}
-	for _, test := range []struct {
-		name  string
-		event IOEvent
-		code  []byte
-		want  uint64
-	}{
-		{"port", IOEvent{Address: 0xe9, Length: 1, PIO: true}, codeOutByte, 1},
-		{"port with a value", IOEvent{Address: 0xe9, Length: 1, PIO: true, Match: true, Value: 0x5a}, codeOutByte, 1},
-		{"memory", IOEvent{Address: guestMMIO + 8, Length: 4}, codeWriteMMIO, 1},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			onThread(t)
-			g := newGuest(t)
-			v := g.vcpu(t, 0, test.code, codeInLong)
-			fd := eventFD(t)
-			must(t, g.vm.AssignIOEventFD(fd, test.event))
-			if err := g.vm.AssignIOEventFD(fd, test.event); !errors.Is(err, unix.EEXIST) {
-				t.Errorf("assigned twice: %v", err)
-			}
-			// The write makes no exit: the next one is the IN.
-			run(t, v, ExitIO)
-			if io := v.IO(); !io.In {
-				t.Errorf("exit %+v", io)
-			}
-			if n := count(t, fd); n != test.want {
-				t.Errorf("the eventfd counts %d, want %d", n, test.want)
-			}
-			must(t, g.vm.DeassignIOEventFD(fd, test.event))
-		})
-	}
-	t.Run("another value", func(t *testing.T) {
-		onThread(t)
-		v := g.vcpu(t, 0, codeOutByte)
-		fd := eventFD(t)
-		must(t, g.vm.AssignIOEventFD(fd, IOEvent{Address: 0xe9, Length: 1, PIO: true, Match: true, Value: 0x77}))
-		run(t, v, ExitIO)
-		if n := count(t, fd); n != 0 {
-			t.Errorf("the eventfd counts %d", n)
-		}
-	})
 }
 
 func TestGSIRouting(t *testing.T) {
@@ -217,22 +135,18 @@ func TestKick(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		code []byte
-		wait func(t *testing.T, g *guest, s *Stats)
+		wait func(g *guest, v *VCPU)
 	}{
-		{"computing", codeCount, func(_ *testing.T, g *guest, _ *Stats) {
+		{"computing", codeCount, func(g *guest, _ *VCPU) {
 			for before := atomic.LoadUint64(g.counter()); atomic.LoadUint64(g.counter()) == before; {
 				runtime.Gosched()
 			}
 		}},
-		{"halted", codeHaltLoop, func(t *testing.T, _ *guest, s *Stats) { awaitHalt(t, s) }},
+		{"halted", codeHaltLoop, func(_ *guest, v *VCPU) { awaitHalt(v) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			g := newGuest(t)
-			g.needStats(t)
 			v := g.vcpu(t, 0, test.code)
-			stats, err := v.OpenStats()
-			must(t, err)
-			t.Cleanup(func() { closeOrFail(t, stats) })
 			result := make(chan error)
 			again := make(chan struct{})
 			go func() {
@@ -247,7 +161,7 @@ func TestKick(t *testing.T) {
 				}
 			}()
 			for range 2 {
-				test.wait(t, g, stats)
+				test.wait(g, v)
 				must(t, v.Kick())
 				if err := <-result; !errors.Is(err, ErrInterrupted) {
 					t.Errorf("Run: %v", err)

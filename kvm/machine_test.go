@@ -97,7 +97,7 @@ func TestNoAddressAnswers(t *testing.T) {
 		0xFFFB_C000, 0xFFFB_D000, 0xFFFB_F000, // KVM's own, on old processors
 		0xFFFF_0000, 0xFFFF_FFF0, // firmware
 	}
-	if n, err := g.vm.CheckExtension(gokvm.CapDisableQuirks2); err == nil && Quirk(n)&QuirkLocalAPICHole != 0 {
+	if n, err := g.vm.checkExtension(gokvm.CapDisableQuirks2); err == nil && Quirk(n)&QuirkLocalAPICHole != 0 {
 		addresses = append(addresses, 0xFEE0_0000, 0xFEE0_0020, 0xFEE0_0030, 0xFEE0_0380)
 	}
 	for a := uint64(guestMemory); a < 4<<30; a += 2 << 20 {
@@ -145,7 +145,7 @@ func TestHiddenFaults(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			onThread(t)
 			g := newBareGuest(t)
-			if n, err := g.vm.CheckExtension(gokvm.CapDisableQuirks2); test.name == "MONITOR" && (err != nil || Quirk(n)&QuirkMWAIT == 0) {
+			if n, err := g.vm.checkExtension(gokvm.CapDisableQuirks2); test.name == "MONITOR" && (err != nil || Quirk(n)&QuirkMWAIT == 0) {
 				t.Skip("this KVM takes MONITOR always: Linux 5.18 and later don't have to")
 			}
 			g.cpuid = slices.DeleteFunc(g.cpuid, func(e CPUIDEntry2) bool {

@@ -11,63 +11,47 @@ import (
 // ExitReason says why Run returned; its String is the name in <linux/kvm.h>.
 type ExitReason uint32
 
-// The exits of x86.
+// The exits of x86 that a monitor handles.
 const (
-	ExitUnknown       = ExitReason(gokvm.EXITUNKNOWN)
-	ExitException     = ExitReason(gokvm.EXITEXCEPTION)
 	ExitIO            = ExitReason(gokvm.EXITIO)
-	ExitHypercall     = ExitReason(gokvm.EXITHYPERCALL)
 	ExitDebug         = ExitReason(gokvm.EXITDEBUG)
-	ExitHLT           = ExitReason(gokvm.EXITHLT)
 	ExitMMIO          = ExitReason(gokvm.EXITMMIO)
 	ExitIRQWindowOpen = ExitReason(gokvm.EXITIRQWINDOWOPEN)
 	ExitShutdown      = ExitReason(gokvm.EXITSHUTDOWN)
 	ExitFailEntry     = ExitReason(gokvm.EXITFAILENTRY)
 	ExitIntr          = ExitReason(gokvm.EXITINTR)
-	ExitSetTPR        = ExitReason(gokvm.EXITSETTPR)
-	ExitTPRAccess     = ExitReason(gokvm.EXITTPRACCESS)
-	ExitNMI           = ExitReason(gokvm.EXITNMI)
 	ExitInternalError = ExitReason(gokvm.EXITINTERNALERROR)
-	ExitWatchdog      = ExitReason(21)
 	ExitSystemEvent   = ExitReason(24)
-	ExitIOAPICEOI     = ExitReason(26)
-	ExitHyperV        = ExitReason(27)
-	ExitX86RDMSR      = ExitReason(29)
-	ExitX86WRMSR      = ExitReason(30)
-	ExitDirtyRingFull = ExitReason(31)
-	ExitX86BusLock    = ExitReason(33)
-	ExitXen           = ExitReason(34)
-	ExitNotify        = ExitReason(37)
-	ExitMemoryFault   = ExitReason(39)
 )
 
+// exitNames are the names of all that x86 has.
 var exitNames = map[ExitReason]string{
-	ExitUnknown:       "KVM_EXIT_UNKNOWN",
-	ExitException:     "KVM_EXIT_EXCEPTION",
+	0:                 "KVM_EXIT_UNKNOWN",
+	1:                 "KVM_EXIT_EXCEPTION",
 	ExitIO:            "KVM_EXIT_IO",
-	ExitHypercall:     "KVM_EXIT_HYPERCALL",
+	3:                 "KVM_EXIT_HYPERCALL",
 	ExitDebug:         "KVM_EXIT_DEBUG",
-	ExitHLT:           "KVM_EXIT_HLT",
+	5:                 "KVM_EXIT_HLT",
 	ExitMMIO:          "KVM_EXIT_MMIO",
 	ExitIRQWindowOpen: "KVM_EXIT_IRQ_WINDOW_OPEN",
 	ExitShutdown:      "KVM_EXIT_SHUTDOWN",
 	ExitFailEntry:     "KVM_EXIT_FAIL_ENTRY",
 	ExitIntr:          "KVM_EXIT_INTR",
-	ExitSetTPR:        "KVM_EXIT_SET_TPR",
-	ExitTPRAccess:     "KVM_EXIT_TPR_ACCESS",
-	ExitNMI:           "KVM_EXIT_NMI",
+	11:                "KVM_EXIT_SET_TPR",
+	12:                "KVM_EXIT_TPR_ACCESS",
+	16:                "KVM_EXIT_NMI",
 	ExitInternalError: "KVM_EXIT_INTERNAL_ERROR",
-	ExitWatchdog:      "KVM_EXIT_WATCHDOG",
+	21:                "KVM_EXIT_WATCHDOG",
 	ExitSystemEvent:   "KVM_EXIT_SYSTEM_EVENT",
-	ExitIOAPICEOI:     "KVM_EXIT_IOAPIC_EOI",
-	ExitHyperV:        "KVM_EXIT_HYPERV",
-	ExitX86RDMSR:      "KVM_EXIT_X86_RDMSR",
-	ExitX86WRMSR:      "KVM_EXIT_X86_WRMSR",
-	ExitDirtyRingFull: "KVM_EXIT_DIRTY_RING_FULL",
-	ExitX86BusLock:    "KVM_EXIT_X86_BUS_LOCK",
-	ExitXen:           "KVM_EXIT_XEN",
-	ExitNotify:        "KVM_EXIT_NOTIFY",
-	ExitMemoryFault:   "KVM_EXIT_MEMORY_FAULT",
+	26:                "KVM_EXIT_IOAPIC_EOI",
+	27:                "KVM_EXIT_HYPERV",
+	29:                "KVM_EXIT_X86_RDMSR",
+	30:                "KVM_EXIT_X86_WRMSR",
+	31:                "KVM_EXIT_DIRTY_RING_FULL",
+	33:                "KVM_EXIT_X86_BUS_LOCK",
+	34:                "KVM_EXIT_XEN",
+	37:                "KVM_EXIT_NOTIFY",
+	39:                "KVM_EXIT_MEMORY_FAULT",
 }
 
 func (r ExitReason) String() string {
@@ -226,9 +210,6 @@ func (v *VCPU) FailEntry() FailEntryExit {
 	e := v.page.exit[:]
 	return FailEntryExit{Reason: binary.LittleEndian.Uint64(e), CPU: binary.LittleEndian.Uint32(e[8:])}
 }
-
-// UnknownReason returns the processor's own exit code ([ExitUnknown]).
-func (v *VCPU) UnknownReason() uint64 { return binary.LittleEndian.Uint64(v.page.exit[:]) }
 
 // words copies n words, at most 16: what the kernel's struct holds.
 func words(b []byte, n uint32) []uint64 {

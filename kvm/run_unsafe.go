@@ -21,8 +21,6 @@ type runPage struct {
 	validRegs  uint64
 	dirtyRegs  uint64
 	regs       Regs
-	sregs      Sregs
-	events     VCPUEvents
 }
 
 const (

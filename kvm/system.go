@@ -14,12 +14,9 @@ const DefaultPath = "/dev/kvm"
 
 const apiVersion = 12
 
-// Capability is a KVM extension's number; its String is the name that gokvm gives it.
-type Capability = gokvm.Capability
-
 // requirement is a capability without which this package can't run a VM.
 type requirement struct {
-	cap  Capability
+	cap  gokvm.Capability
 	name string
 }
 
@@ -117,7 +114,7 @@ func (s *System) probe() error {
 	}
 	var missing []string
 	for _, r := range requirements {
-		n, err := s.CheckExtension(r.cap)
+		n, err := s.checkExtension(r.cap)
 		if err != nil {
 			return err
 		}
@@ -146,22 +143,22 @@ func (s *System) probe() error {
 	return nil
 }
 
-// CheckExtension returns 0 if the capability is missing and its value, often 1, if it is there (section 4.4).
-func (s *System) CheckExtension(c Capability) (int, error) {
+// checkExtension returns 0 if the capability is missing and its value, often 1, if it is there (section 4.4).
+func (s *System) checkExtension(c gokvm.Capability) (int, error) {
 	return checkExtension(&s.handle, c)
 }
 
-func checkExtension(h *handle, c Capability) (int, error) {
+func checkExtension(h *handle, c gokvm.Capability) (int, error) {
 	return call(h, "KVM_CHECK_EXTENSION", func(fd uintptr) (uintptr, error) { return gokvm.CheckExtension(fd, c) })
 }
 
-// MaxVCPUs returns how many vCPUs a VM may have (section 4.7).
-func (s *System) MaxVCPUs() (int, error) {
-	n, err := s.CheckExtension(gokvm.CapMAXVCPUS)
+// maxVCPUs returns how many vCPUs a VM may have (section 4.7).
+func (s *System) maxVCPUs() (int, error) {
+	n, err := s.checkExtension(gokvm.CapMAXVCPUS)
 	if err != nil || n > 0 {
 		return n, err
 	}
-	n, err = s.CheckExtension(gokvm.CapNRVCPUS)
+	n, err = s.checkExtension(gokvm.CapNRVCPUS)
 	if err != nil || n > 0 {
 		return n, err
 	}

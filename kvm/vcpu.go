@@ -62,9 +62,6 @@ func newVCPU(fd, id, runSize int) (*VCPU, error) {
 	return v, nil
 }
 
-// ID returns the number that the vCPU was created with.
-func (v *VCPU) ID() int { return v.id }
-
 // EnforceParavirtual makes KVM's paravirtual registers and calls answer only
 // as far as CPUID's leaf 0x4000_0001 offers them (section 7.25,
 // KVM_CAP_ENFORCE_PV_FEATURE_CPUID, Linux 5.10). An older KVM leaves them as

@@ -5,11 +5,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Flags of a memory slot, for [VM.SetUserMemoryRegion].
-const (
-	MemLogDirtyPages uint32 = 1 << 0 // KVM_MEM_LOG_DIRTY_PAGES
-	MemReadonly      uint32 = 1 << 1 // KVM_MEM_READONLY; needs KVM_CAP_READONLY_MEM
-)
+// MemLogDirtyPages is a flag of a memory slot, for [VM.SetUserMemoryRegion]: KVM
+// keeps a log of the pages that are written (KVM_MEM_LOG_DIRTY_PAGES).
+const MemLogDirtyPages uint32 = 1 << 0
 
 // VM is one virtual machine.
 type VM struct {
@@ -25,17 +23,17 @@ type enableCap struct {
 	_     [64]byte
 }
 
-// CheckExtension is [System.CheckExtension] as it applies to this VM.
-func (vm *VM) CheckExtension(c Capability) (int, error) {
+// checkExtension is System.checkExtension as it applies to this VM.
+func (vm *VM) checkExtension(c gokvm.Capability) (int, error) {
 	return checkExtension(&vm.handle, c)
 }
 
-// EnableCap turns on a capability that is off at first (section 4.37), with up to four arguments. More give E2BIG.
-func (vm *VM) EnableCap(c Capability, args ...uint64) error {
+// enableCap turns on a capability that is off at first (section 4.37), with up to four arguments. More give E2BIG.
+func (vm *VM) enableCap(c gokvm.Capability, args ...uint64) error {
 	return enable(&vm.handle, c, args)
 }
 
-func enable(h *handle, c Capability, args []uint64) error {
+func enable(h *handle, c gokvm.Capability, args []uint64) error {
 	arg := &enableCap{cap: uint32(c)}
 	if len(args) > len(arg.args) {
 		return &IoctlError{Ioctl: reqEnableCap.name, Err: unix.E2BIG}
@@ -58,7 +56,7 @@ func (vm *VM) CreateIRQChip() error {
 // It stands in for [VM.CreateIRQChip], and comes before the first vCPU.
 func (vm *VM) CreateLocalAPICs() error {
 	const pinsOfIOAPIC = 0
-	return vm.EnableCap(gokvm.CapSplitIRQChip, pinsOfIOAPIC)
+	return vm.enableCap(gokvm.CapSplitIRQChip, pinsOfIOAPIC)
 }
 
 // Quirk is something that KVM does otherwise than a processor, unless told not
@@ -80,14 +78,14 @@ const (
 // DisableQuirks turns off those of the quirks that this KVM can do without.
 // Call it before the first vCPU is created.
 func (vm *VM) DisableQuirks(quirks Quirk) error {
-	can, err := vm.CheckExtension(gokvm.CapDisableQuirks2)
+	can, err := vm.checkExtension(gokvm.CapDisableQuirks2)
 	if err != nil {
 		return err
 	}
 	if quirks &= Quirk(can); quirks == 0 {
 		return nil
 	}
-	return vm.EnableCap(gokvm.CapDisableQuirks2, uint64(quirks))
+	return vm.enableCap(gokvm.CapDisableQuirks2, uint64(quirks))
 }
 
 // DisablePMU takes the performance counters away from the vCPUs that are
@@ -96,11 +94,11 @@ func (vm *VM) DisableQuirks(quirks Quirk) error {
 // they go by CPUID, and nothing happens.
 func (vm *VM) DisablePMU() error {
 	const disable = 1 << 0 // KVM_PMU_CAP_DISABLE
-	can, err := vm.CheckExtension(gokvm.CapPMUCapability)
+	can, err := vm.checkExtension(gokvm.CapPMUCapability)
 	if err != nil || can&disable == 0 {
 		return err
 	}
-	return vm.EnableCap(gokvm.CapPMUCapability, disable)
+	return vm.enableCap(gokvm.CapPMUCapability, disable)
 }
 
 // SetTSSAddr says where in guest-physical memory, below 4 GiB and away from every memory slot, KVM may use three pages

@@ -12,9 +12,9 @@ import (
 
 // hypercall does the call that the registers name and puts the result into RAX.
 func (c *cpu) hypercall() {
-	if c.vm.features.SyncRegs&kvm.SyncRegs != 0 {
+	if c.vm.features.SyncRegs {
 		if c.dispatch(c.vcpu.SyncedRegs()) {
-			c.vcpu.SyncDirty(kvm.SyncRegs)
+			c.vcpu.SyncDirty()
 		}
 		return
 	}

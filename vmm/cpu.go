@@ -84,10 +84,8 @@ func (c *cpu) setUp(cpuid []kvm.CPUIDEntry2, entry entryState) error {
 			return err
 		}
 	}
-	if f.SyncRegs&kvm.SyncRegs != 0 {
-		if err := c.vcpu.SyncOnExit(kvm.SyncRegs); err != nil {
-			return err
-		}
+	if f.SyncRegs {
+		c.vcpu.SyncOnExit()
 	}
 	// With in-kernel interrupt controllers every CPU but the first would wait for an INIT.
 	return c.vcpu.SetMPState(kvm.MPRunnable)

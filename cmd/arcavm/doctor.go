@@ -150,7 +150,7 @@ func describeFeatures(f kvm.Features) []finding {
 		{"x2APIC", f.X2APIC, "guests with interrupts can't run"},
 		{"TSC-deadline timer", f.TSCDeadline, "guests use the local APIC's older timer"},
 		{"invariant TSC", f.InvariantTSC, "a guest's clock may drift"},
-		{"registers in the run page", f.SyncRegs != 0, "each hypercall costs two more system calls"},
+		{"registers in the run page", f.SyncRegs, "each hypercall costs two more system calls"},
 	}
 	for _, o := range optional {
 		if o.has {
