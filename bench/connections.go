@@ -122,17 +122,17 @@ func connectionsGo(s *scope, r *runner) error {
 	if err != nil {
 		return err
 	}
-	listener, at, err := g.listener(l)
+	listener, err := g.listener(l)
 	if err != nil {
 		return err
 	}
 	g.users.Go(func() {
-		g.serve(listener, func(c *guest.Conn) {
+		serve(listener, func(c *guest.Conn) {
 			_, _ = c.Write([]byte{1})
 			_ = c.Close()
 		})
 	})
-	return connections{"guest end in Go", "Go end", lineConnectionsGo}.run(s, r, at)
+	return connections{"guest end in Go", "Go end", lineConnectionsGo}.run(s, r, listener.Addr().(*net.TCPAddr))
 }
 
 func connectionsBooted(s *scope, r *runner) error {

@@ -267,12 +267,12 @@ func startServer(s *scope, name string, streams int) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	listener, at, err := g.listener(l)
+	listener, err := g.listener(l)
 	if err != nil {
 		return "", err
 	}
-	g.users.Go(func() { g.serve(listener, func(c *guest.Conn) { g.attend(c) }) })
-	return at.String(), nil
+	g.users.Go(func() { serve(listener, func(c *guest.Conn) { g.attend(c) }) })
+	return listener.Addr().String(), nil
 }
 
 // even rounds up to what a VM's memory must be a multiple of.
@@ -309,7 +309,7 @@ func (r *rig) attend(c *guest.Conn) {
 			return
 		}
 		if n == 1 && b[0] == willRest {
-			r.guest.Forget(c.ID())
+			r.Guest.Forget(c.ID())
 			return
 		}
 		c.OnReadable(turn)

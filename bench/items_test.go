@@ -196,8 +196,8 @@ func TestLostWakeup(t *testing.T) {
 	untilWaiting(g, p, guest.Outgoing)
 	// The guest moves its cursor and takes the flag, but doesn't notify.
 	at := p.Descriptor().Header
-	g.guest.Store(at+uint64(guest.Outgoing)+64+8, 0)
-	g.guest.Store(at+uint64(guest.Outgoing), g.guest.Load(at+uint64(guest.Outgoing))+8)
+	g.Guest.Store(at+uint64(guest.Outgoing)+64+8, 0)
+	g.Guest.Store(at+uint64(guest.Outgoing), g.Guest.Load(at+uint64(guest.Outgoing))+8)
 	if err := peer.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +232,7 @@ func connected(t *testing.T) (*scope, *rig, *guest.Conn, *net.TCPConn) {
 // untilWaiting returns when the consumer of a ring waits.
 func untilWaiting(g *rig, p *guest.Conn, ring guest.Ring) {
 	waiting := p.Descriptor().Header + uint64(ring) + 72 // the consumer's state, and its flag
-	for g.guest.Load(waiting)>>32 == 0 {
+	for g.Guest.Load(waiting)>>32 == 0 {
 		runtime.Gosched()
 	}
 }
@@ -246,7 +246,7 @@ func TestLostInterrupt(t *testing.T) {
 	s, g, p, peer := connected(t)
 	g.users.Go(func() { echo(p) })
 	untilWaiting(g, p, guest.Incoming)
-	g.guest.LoseInterrupts(1)
+	g.Guest.LoseInterrupts(1)
 	before := g.counts().pipes.Doorbells
 	if _, err := peer.Write([]byte{1}); err != nil {
 		t.Fatal(err)

@@ -63,7 +63,7 @@ func (s *scope) close() error {
 	// As long as everything is open: an end wakes whoever was forgotten.
 	if s.ctx.Err() == nil {
 		for _, r := range s.rigs {
-			r.guest.Table.Audit()
+			r.Guest.Table.Audit()
 		}
 	}
 	var errs []error

@@ -42,7 +42,7 @@ func (s *scope) slirped(toGuest bool, streams int) (*side, error) {
 	}
 	var ends []net.Conn
 	for range streams {
-		address := net.JoinHostPort(hostInSlirp, fmt.Sprint(addrOf(l).Port()))
+		address := net.JoinHostPort(hostInSlirp, fmt.Sprint(l.Addr().(*net.TCPAddr).Port))
 		if _, err := guest.do(request{Op: "connect", Address: address}); err != nil {
 			return nil, err
 		}
