@@ -57,6 +57,9 @@ func (Host) Routes() (Routes, error) {
 // A message is taken out in this order: see that it is there, raise version,
 // take it. So a caller that finds the socket empty finds the new version, too,
 // and an answer under the new version is one from after the change.
+//
+// Whether a source matters is remembered in the same way, under a version of
+// its own, which few changes raise.
 type kernelRoutes struct {
 	changes *nl.NetlinkSocket
 	reading sync.Mutex // held while messages are taken out of changes
@@ -64,11 +67,14 @@ type kernelRoutes struct {
 
 	asking   sync.Mutex // held while asked is in use
 	asked    *nl.NetlinkSocket
-	sequence uint32
-	answer   [4096]byte
+	sequence uint32 // of the last request
+	answer   [8192]byte
 
 	seed  maphash.Seed
 	known [routesKnown]atomic.Pointer[knownRoute]
+
+	sourceVersion atomic.Uint64
+	sources       [2]atomic.Pointer[sourceMatters] // by family
 }
 
 // routesKnown is how many answers are remembered at most.
@@ -97,6 +103,9 @@ func (r *kernelRoutes) Own(protocol string, from, to netip.AddrPort) (bool, erro
 		return true, err
 	}
 	steady := r.look()
+	if (d.source != [16]byte{} || d.sourcePort != 0) && steady && !r.bySource(family(to.Addr())) {
+		d.source, d.sourcePort = [16]byte{}, 0
+	}
 	version := r.version.Load()
 	place := &r.known[maphash.Comparable(r.seed, d)%routesKnown]
 	if k := place.Load(); steady && k != nil && k.version == version && k.routeKey == d {
@@ -137,8 +146,8 @@ func keyOfRoute(protocol string, from, to netip.AddrPort) (routeKey, error) {
 	return d, nil
 }
 
-// look reports whether nothing has changed since version was raised last. If
-// something has, it raises version.
+// look takes the news of changes and raises version for each. It reports false
+// if there is more, so that what is remembered may be out of date.
 func (r *kernelRoutes) look() bool {
 	defer runtime.KeepAlive(r)
 	fd := r.changes.GetFd()
@@ -148,14 +157,20 @@ func (r *kernelRoutes) look() bool {
 	r.reading.Lock()
 	defer r.reading.Unlock()
 	// After many the rest stays for the next look: it finds something, too.
-	for n := 0; n < 256 && !quiet(fd); n++ {
+	for range 256 {
+		if quiet(fd) {
+			return true
+		}
 		r.version.Add(1)
-		// What it says doesn't matter, nor that it doesn't fit; nor does an
-		// error, which is that messages were lost.
-		var scrap [16]byte
-		_, _, _ = unix.Recvfrom(fd, scrap[:], unix.MSG_DONTWAIT)
+		// The beginning says enough. An error is that messages were lost.
+		var head [unix.SizeofNlMsghdr + unix.SizeofRtMsg]byte
+		n, _, err := unix.Recvfrom(fd, head[:], unix.MSG_DONTWAIT|unix.MSG_PEEK)
+		if err != nil || changesSources(head[:n]) {
+			r.sourceVersion.Add(1)
+		}
+		_, _, _ = unix.Recvfrom(fd, head[:], unix.MSG_DONTWAIT)
 	}
-	return false
+	return quiet(fd)
 }
 
 // quiet reports whether there is nothing to read, and no message was lost.
@@ -167,6 +182,16 @@ func quiet(fd int) bool {
 
 // ask asks the kernel. After an error own is false.
 func (r *kernelRoutes) ask(request *nl.NetlinkRequest) (own bool, err error) {
+	err = r.exchange(request, func(m syscall.NetlinkMessage) (last bool, err error) {
+		own, err = isOwn(m)
+		return true, err
+	})
+	return own, err
+}
+
+// exchange makes a request, and hands the messages of the answer to take until
+// that reports the last one, or fails.
+func (r *kernelRoutes) exchange(request *nl.NetlinkRequest, take func(syscall.NetlinkMessage) (last bool, err error)) error {
 	r.asking.Lock()
 	defer r.asking.Unlock()
 	r.sequence++
@@ -174,28 +199,32 @@ func (r *kernelRoutes) ask(request *nl.NetlinkRequest) (own bool, err error) {
 	fd := r.asked.GetFd()
 	defer runtime.KeepAlive(r)
 	if err := unix.Sendto(fd, request.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return false, err
+		return err
 	}
-	// The kernel has answered when the request has been sent. What is there of
-	// earlier requests, which a signal may have left, is passed over.
+	// The kernel has answered when the request has been sent, and goes on with a
+	// long answer while it is read. What is there of earlier requests, which a
+	// signal may have left, is passed over.
 	for {
 		n, from, err := unix.Recvfrom(fd, r.answer[:], unix.MSG_DONTWAIT)
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {
-			return false, err
+			return err
 		}
 		if from, ok := from.(*unix.SockaddrNetlink); !ok || from.Pid != 0 {
 			continue
 		}
 		messages, err := syscall.ParseNetlinkMessage(r.answer[:n])
 		if err != nil {
-			return false, err
+			return err
 		}
 		for _, m := range messages {
-			if m.Header.Seq == r.sequence {
-				return isOwn(m)
+			if m.Header.Seq != r.sequence {
+				continue
+			}
+			if last, err := take(m); last || err != nil {
+				return err
 			}
 		}
 	}
@@ -248,13 +277,13 @@ func isOwn(m syscall.NetlinkMessage) (bool, error) {
 			return false, nil
 		}
 		return true, nil
-	case m.Header.Type == unix.NLMSG_ERROR && len(m.Data) >= 4:
-		switch errno := unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data))); errno {
+	case m.Header.Type == unix.NLMSG_ERROR:
+		switch err := answerError(m); err {
 		case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.ENODEV:
 			return false, nil
-		case 0:
+		case nil:
 		default:
-			return false, errno
+			return false, err
 		}
 	}
 	return false, errors.New("an answer of another kind")

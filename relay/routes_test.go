@@ -7,143 +7,24 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/internal/netns"
 	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/wire"
 )
-
-// inNamespace runs the test that calls it in a process of its own, all of whose
-// threads are in a new network namespace, and returns true there. A thread
-// alone wouldn't do: the server's goroutines run on others.
-func inNamespace(t *testing.T) bool {
-	t.Helper()
-	const inside = "ARCAVM_TEST_NAMESPACE"
-	if os.Getenv(inside) == t.Name() {
-		return true
-	}
-	t.Parallel()
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=2m")
-	cmd.Env = append(os.Environ(), inside+"="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
-	if os.Getuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
-	}
-	out, err := cmd.CombinedOutput()
-	switch {
-	case errors.Is(err, unix.EPERM):
-		t.Skipf("making a network namespace: %v; run as root", err)
-	case strings.Contains(string(out), "--- SKIP: "+t.Name()+" "):
-		t.Skipf("in a network namespace:\n%s", out)
-	case err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()+" "):
-		t.Errorf("in a network namespace: %v\n%s", err, out)
-	}
-	return false
-}
 
 func try(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-func parseNet(text string) *net.IPNet {
-	_, n, err := net.ParseCIDR(text)
-	if err != nil {
-		panic(err)
-	}
-	return n
-}
-
-// hostWithRoutes gives this namespace a loopback, an interface with addresses,
-// and routes of every kind. It returns the interface.
-func hostWithRoutes(t *testing.T) netlink.Link {
-	t.Helper()
-	lo, err := netlink.LinkByName("lo")
-	try(t, err)
-	try(t, netlink.LinkSetUp(lo))
-	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "near"}, PeerName: "far"}); err != nil {
-		t.Skip("making a pair of interfaces:", err)
-	}
-	far, err := netlink.LinkByName("far")
-	try(t, err)
-	try(t, netlink.LinkSetUp(far))
-	near, err := netlink.LinkByName("near")
-	try(t, err)
-	// A router has an anycast address in each of its networks.
-	forwarding, err := os.OpenFile("/proc/sys/net/ipv6/conf/all/forwarding", os.O_WRONLY, 0)
-	try(t, err)
-	_, err = forwarding.WriteString("1")
-	try(t, errors.Join(err, forwarding.Close()))
-	try(t, netlink.LinkSetUp(near))
-	addAddress(t, near, "10.9.0.1/24")
-	addAddress(t, near, "2001:db8:9::1/64")
-	index := lo.Attrs().Index
-	for _, r := range []netlink.Route{
-		{LinkIndex: index, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST, Dst: parseNet("10.77.0.0/16")},
-		{LinkIndex: index, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST, Dst: parseNet("10.78.0.0/16"), Src: net.IPv4(10, 9, 0, 1)},
-		{LinkIndex: index, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Dst: parseNet("2001:db8:77::/48")},
-		{LinkIndex: index, Type: unix.RTN_LOCAL, Table: 100, Scope: netlink.SCOPE_HOST, Dst: parseNet("10.80.0.0/16"), Src: net.IPv4(10, 9, 0, 1)},
-		{Type: unix.RTN_BLACKHOLE, Dst: parseNet("10.66.0.0/16")},
-		{Type: unix.RTN_UNREACHABLE, Dst: parseNet("10.67.0.0/16")},
-		{LinkIndex: near.Attrs().Index, Dst: parseNet("10.80.0.0/16"), Gw: net.IPv4(10, 9, 0, 2)},
-	} {
-		try(t, netlink.RouteAdd(&r))
-	}
-	rule := netlink.NewRule()
-	rule.Table, rule.IPProto, rule.Dport, rule.Priority = 100, unix.IPPROTO_TCP, netlink.NewRulePortRange(routedPort, routedPort), 99
-	try(t, netlink.RuleAdd(rule))
-	return near
-}
-
-// waitUp waits until these links carry packets: what is sent on a link before,
-// though it has been set up, is lost.
-func waitUp(t *testing.T, names ...string) {
-	t.Helper()
-	updates, done := make(chan netlink.LinkUpdate), make(chan struct{})
-	try(t, netlink.LinkSubscribeWithOptions(updates, done, netlink.LinkSubscribeOptions{ListExisting: true}))
-	defer func() {
-		close(done)
-		for range updates {
-		}
-	}()
-	down := map[string]bool{}
-	for _, name := range names {
-		down[name] = true
-	}
-	for limit := time.After(time.Minute); len(down) > 0; {
-		select {
-		case u := <-updates:
-			if u.Link.Attrs().OperState == netlink.OperUp {
-				delete(down, u.Link.Attrs().Name)
-			}
-		case <-limit:
-			t.Fatal("links stay down: ", down)
-		}
-	}
-}
-
-// routedPort is one whose packets a rule sends elsewhere.
-const routedPort = 8099
-
-func addAddress(t *testing.T, link netlink.Link, text string) {
-	t.Helper()
-	a, err := netlink.ParseAddr(text)
-	try(t, err)
-	a.Flags = unix.IFA_F_NODAD
-	try(t, netlink.AddrAdd(link, a))
 }
 
 // network are all ways by which a guest, or an embedding program, gets at an
@@ -230,10 +111,10 @@ func waysOut(m *machine, policy *network.Policy) map[string]func(e wire.Endpoint
 // it doesn't isn't. With a rule that allows all, the same targets are reached:
 // so they are what they are said to be.
 func TestHostIsOutOfReach(t *testing.T) {
-	if !inNamespace(t) {
+	if !netns.Inside(t) {
 		return
 	}
-	near := hostWithRoutes(t)
+	near := netns.NewHost(t)
 	tcp, err := net.Listen("tcp", ":0")
 	try(t, err)
 	defer tcp.Close()
@@ -247,7 +128,7 @@ func TestHostIsOutOfReach(t *testing.T) {
 		}
 	}()
 	port := uint16(tcp.Addr().(*net.TCPAddr).Port)
-	routed, err := net.Listen("tcp", fmt.Sprint(":", routedPort))
+	routed, err := net.Listen("tcp", fmt.Sprint(":", netns.RoutedPort))
 	try(t, err)
 	defer routed.Close()
 	udp, err := net.ListenPacket("udp", fmt.Sprint(":", port))
@@ -306,7 +187,7 @@ func TestHostIsOutOfReach(t *testing.T) {
 			for way, reach := range byWay {
 				isTCP := !slices.Contains([]string{"UDP socket, connected", "UDP socket, bound", "dial udp", "packet"}, way)
 				if c.kind == tcpOnly {
-					if at.Port = routedPort; !isTCP {
+					if at.Port = netns.RoutedPort; !isTCP {
 						continue
 					}
 				}
@@ -389,61 +270,31 @@ func TestHostIsOutOfReach(t *testing.T) {
 	}
 }
 
-// A host's address that comes while a connect to it is under way isn't reached.
-func TestAddressDuringConnect(t *testing.T) {
-	if !inNamespace(t) {
-		return
-	}
-	near := hostWithRoutes(t)
-	ln, err := net.Listen("tcp", ":0")
-	try(t, err)
-	defer ln.Close()
-	port := ln.Addr().(*net.TCPAddr).Port
-	address, err := netlink.ParseAddr("10.9.0.60/24")
-	try(t, err)
-	changing := beforeDial{do: func() { try(t, netlink.AddrAdd(near, address)) }}
-	c, err := network.NewPolicy(changing, nil, nil).DialContext(t.Context(), "tcp", fmt.Sprint("10.9.0.60:", port))
-	if !errors.Is(err, unix.EACCES) {
-		t.Errorf("%v, %v; want EACCES", c, err)
-	}
-}
-
-// beforeDial does something between the judgement and the connect.
-type beforeDial struct {
-	network.Host
-	do func()
-}
-
-func (n beforeDial) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	n.do()
-	return n.Host.DialContext(ctx, network, address)
-}
-
 // Routes depend on where packets come from, too: on the source address, its
 // port, and the link of a socket that is bound to a link-local address.
 func TestRoutesBySource(t *testing.T) {
-	if !inNamespace(t) {
+	if !netns.Inside(t) {
 		return
 	}
-	near := hostWithRoutes(t)
+	near := netns.NewHost(t)
 	lo, err := netlink.LinkByName("lo")
 	try(t, err)
-	addAddress(t, near, "10.9.0.70/24")
-	addAddress(t, near, "2001:db8:9::70/64")
+	netns.AddAddress(t, near, "10.9.0.70/24")
+	netns.AddAddress(t, near, "2001:db8:9::70/64")
 	const port, sourcePort = 8070, 7070
-	addAddress(t, near, "fe80::70/64")
+	netns.AddAddress(t, near, "fe80::70/64")
 	for i, r := range []struct {
 		target string // to this machine for what the rule says, to another one else
 		rule   func(*netlink.Rule)
 	}{
-		{"10.81.0.0/16", func(r *netlink.Rule) { r.Src = parseNet("10.9.0.70/32") }},
+		{"10.81.0.0/16", func(r *netlink.Rule) { r.Src = netns.Net("10.9.0.70/32") }},
 		{"10.82.0.0/16", func(r *netlink.Rule) { r.Sport = netlink.NewRulePortRange(sourcePort, sourcePort) }},
-		{"10.83.0.0/16", func(r *netlink.Rule) { r.Src = parseNet("10.9.0.1/32") }},
-		{"2001:db8:81::/48", func(r *netlink.Rule) { r.Src = parseNet("2001:db8:9::70/128") }},
+		{"10.83.0.0/16", func(r *netlink.Rule) { r.Src = netns.Net("10.9.0.1/32") }},
+		{"2001:db8:81::/48", func(r *netlink.Rule) { r.Src = netns.Net("2001:db8:9::70/128") }},
 		{"2001:db8:82::/48", func(r *netlink.Rule) { r.Sport = netlink.NewRulePortRange(sourcePort, sourcePort) }},
 		{"2001:db8:84::/48", func(r *netlink.Rule) { r.OifName = "near" }},
 	} {
-		target, via, family, scope := parseNet(r.target), net.IPv4(10, 9, 0, 2), unix.AF_INET, netlink.SCOPE_HOST
+		target, via, family, scope := netns.Net(r.target), net.IPv4(10, 9, 0, 2), unix.AF_INET, netlink.SCOPE_HOST
 		if target.IP.To4() == nil {
 			via, family, scope = net.ParseIP("2001:db8:9::2"), unix.AF_INET6, netlink.SCOPE_UNIVERSE
 		}
@@ -501,46 +352,14 @@ func TestRoutesBySource(t *testing.T) {
 	}
 }
 
-// A scope is a number for the rules, and for package net the name of an
-// interface first: one whose name is another's number isn't reached by that.
-func TestScopeIsNoName(t *testing.T) {
-	if !inNamespace(t) {
-		return
-	}
-	near := hostWithRoutes(t)
-	try(t, netlink.LinkSetDown(near))
-	try(t, netlink.LinkSetName(near, "1"))
-	try(t, netlink.LinkSetUp(near))
-	addAddress(t, near, "fe80::70/64")
-	rule, err := network.ParseRule(true, fmt.Sprintf("[fe80::70%%%d]", near.Attrs().Index))
-	try(t, err)
-	other, err := network.ParseRule(true, "[fe80::70%1]")
-	try(t, err)
-	server, err := net.ListenPacket("udp6", "[::]:0")
-	try(t, err)
-	defer server.Close()
-	port := server.LocalAddr().(*net.UDPAddr).Port
-	policy := network.NewPolicy(network.Host{}, []network.Rule{rule}, nil)
-	c, err := policy.DialContext(t.Context(), "udp", fmt.Sprintf("[fe80::70%%%d]:%d", near.Attrs().Index, port))
-	try(t, err)
-	c.Close()
-	for name, policy := range map[string]*network.Policy{"by name": network.NewPolicy(network.Host{}, []network.Rule{other}, nil), "by number": policy} {
-		for _, protocol := range []string{"tcp", "udp"} {
-			if c, err := policy.DialContext(t.Context(), protocol, fmt.Sprintf("[fe80::70%%1]:%d", port)); !errors.Is(err, unix.EACCES) {
-				t.Errorf("%s, %s: %v, %v; want EACCES", name, protocol, c, err)
-			}
-		}
-	}
-}
-
 // A datagram whose source is the unspecified address, which a neighbour can
 // send, opens no way to the host's localhost.
 func TestAnswerToUnspecified(t *testing.T) {
-	if !inNamespace(t) {
+	if !netns.Inside(t) {
 		return
 	}
-	near := hostWithRoutes(t)
-	waitUp(t, "near", "far")
+	near := netns.NewHost(t)
+	netns.WaitUp(t, "near", "far")
 	far, err := netlink.LinkByName("far")
 	try(t, err)
 	link, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM, 0)
