@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/internal/eventfd"
 	"github.com/fix-project/arcavm/kvm"
 )
 
@@ -86,8 +87,8 @@ func newFloorGuest(code []byte) (g *floorGuest, err error) {
 	if g.vm, err = g.system.CreateVM(); err != nil {
 		return g, err
 	}
-	if g.event, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		return g, fmt.Errorf("eventfd: %w", err)
+	if g.event, err = eventfd.New(); err != nil {
+		return g, err
 	}
 	for _, step := range []func() error{
 		func() error { return g.vm.SetTSSAddr(0xfffb_d000) },
@@ -266,12 +267,9 @@ func (f *floors) exit(ctx context.Context) (trips, error) {
 
 // interruptAndExit measures an interrupt by eventfd whose handler makes a port exit.
 func (f *floors) interruptAndExit(ctx context.Context) (trips, error) {
-	one := binary.NativeEndian.AppendUint64(nil, 1)
 	return f.on(ctx, func() (trips, error) {
 		return times(floorTrips, func() error {
-			if _, err := unix.Write(f.sleeper.event, one); err != nil {
-				return fmt.Errorf("write eventfd: %w", err)
-			}
+			eventfd.Signal(f.sleeper.event)
 			return f.sleeper.toExit()
 		})
 	})

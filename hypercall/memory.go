@@ -2,10 +2,9 @@ package hypercall
 
 import (
 	"golang.org/x/sys/unix"
-)
 
-// maxLength is the size of all the memory that a guest can map: 512 GiB. A longer range can't exist anywhere.
-const maxLength = 512 << 30
+	"github.com/fix-project/arcavm/internal/guestmap"
+)
 
 // Memory is guest-physical memory. Its methods are called concurrently, and the
 // guest may change it at any time.
@@ -28,7 +27,7 @@ func bytes(m Memory, addr, n uint64) ([]byte, error) {
 	switch {
 	case n == 0:
 		return nil, nil
-	case n > maxLength:
+	case n > guestmap.MaxPhysical:
 		return nil, unix.EINVAL
 	}
 	b, err := m.Bytes(addr, n)

@@ -1,13 +1,14 @@
 package kvm
 
 import (
-	"encoding/binary"
 	"errors"
 	"runtime"
 	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/internal/eventfd"
 )
 
 const (
@@ -18,16 +19,10 @@ const (
 // eventFD makes an eventfd that doesn't block.
 func eventFD(t testing.TB) int {
 	t.Helper()
-	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	fd, err := eventfd.New()
 	must(t, err)
 	t.Cleanup(func() { must(t, unix.Close(fd)) })
 	return fd
-}
-
-func signalFD(t testing.TB, fd int) {
-	if _, err := unix.Write(fd, binary.NativeEndian.AppendUint64(nil, 1)); err != nil {
-		t.Error(err)
-	}
 }
 
 // setHandler makes code what testVector runs.
@@ -62,7 +57,7 @@ func TestIRQFD(t *testing.T) {
 	}
 
 	run(t, v, ExitIO)
-	signalFD(t, fd)
+	eventfd.Signal(fd)
 	if n := g.get64(guestData); n != 0 {
 		t.Fatalf("%d interrupts while the guest doesn't run", n)
 	}
@@ -101,7 +96,7 @@ func TestIRQFDWakes(t *testing.T) {
 		}
 	}()
 	awaitHalt(v)
-	signalFD(t, fd)
+	eventfd.Signal(fd)
 	<-done
 	if r, n := v.ExitReason(), g.get64(guestData); r != ExitIO || n != 1 {
 		t.Errorf("exit %v after %d interrupts", r, n)

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/internal/eventfd"
 )
 
 const (
@@ -163,8 +165,7 @@ func (s *watcher) spinFor(w *watch) bool {
 func (s *watcher) rouse() {
 	s.until = 0
 	if s.event != nil {
-		one := [8]byte{1}
-		_, _ = s.event.Write(one[:]) // It neither waits nor fails: an eventfd is full after 2^64 of them.
+		eventfd.SignalFile(s.event)
 	}
 }
 
@@ -178,7 +179,7 @@ func (s *watcher) notify() {
 
 // run looks until stop is called. It returns an error if it could not begin.
 func (s *watcher) run() error {
-	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	fd, err := eventfd.New()
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/fix-project/arcavm/internal/guestmap"
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/testdata/images"
 	"github.com/fix-project/arcavm/vmm/image"
@@ -67,10 +68,10 @@ func TestDeepBacktrace(t *testing.T) {
 	for _, depth := range []int{10, maxBacktrace - 1, maxBacktrace, 1000} {
 		clear(m.ram.mem[:16*1001])
 		for i := range uint64(depth) {
-			binary.LittleEndian.PutUint64(m.ram.mem[16*i:], directMap+ramBase+16*(i+1))
+			binary.LittleEndian.PutUint64(m.ram.mem[16*i:], guestmap.DirectMap+guestmap.RAMBase+16*(i+1))
 			binary.LittleEndian.PutUint64(m.ram.mem[16*i+8:], i+1) // where it returns to
 		}
-		frames := backtrace(m, img, &Registers{Regs: kvm.Regs{RIP: 7, RBP: directMap + ramBase}, CR3: l.tables}, false)
+		frames := backtrace(m, img, &Registers{Regs: kvm.Regs{RIP: 7, RBP: guestmap.DirectMap + guestmap.RAMBase}, CR3: l.tables}, false)
 		all := len(frames)
 		for _, f := range frames {
 			all += f.Skipped

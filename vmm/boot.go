@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/fix-project/arcavm/internal/guestmap"
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/pipes"
 )
@@ -68,7 +69,7 @@ type bootLayout struct {
 
 // stackTop is the virtual address at which CPU i's stack starts.
 func (l bootLayout) stackTop(i int) uint64 {
-	return directMap + l.stacks + uint64(i+1)*stackSize
+	return guestmap.DirectMap + l.stacks + uint64(i+1)*stackSize
 }
 
 // layOut places what the monitor puts into RAM. Its lowest address is the end

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/internal/guestmap"
 	"github.com/fix-project/arcavm/pipes"
 )
 
@@ -41,15 +42,15 @@ func TestDirectMap(t *testing.T) {
 			}
 			for _, r := range []*region{m.ram, m.window} {
 				for _, physical := range []uint64{r.base, r.base + 8, r.base + hugePage - 8, r.base + 5<<20, r.end() - 8} {
-					got, ok := translate(m, l.tables, directMap+physical)
+					got, ok := translate(m, l.tables, guestmap.DirectMap+physical)
 					if !ok || got != physical {
-						t.Errorf("%#x is mapped to %#x, %v", directMap+physical, got, ok)
+						t.Errorf("%#x is mapped to %#x, %v", guestmap.DirectMap+physical, got, ok)
 					}
 				}
 			}
-			unmapped := []uint64{0, 0x1000, directMap, directMap + 0xFEE0_0000, directMap + m.window.base + gib, directMap + addressLimit - 8, ^uint64(7)}
+			unmapped := []uint64{0, 0x1000, guestmap.DirectMap, guestmap.DirectMap + 0xFEE0_0000, guestmap.DirectMap + m.window.base + gib, guestmap.DirectMap + guestmap.MaxPhysical - 8, ^uint64(7)}
 			if !gibPages {
-				unmapped = append(unmapped, directMap+m.ram.end(), directMap+m.window.end())
+				unmapped = append(unmapped, guestmap.DirectMap+m.ram.end(), guestmap.DirectMap+m.window.end())
 			}
 			for _, v := range unmapped {
 				if got, ok := translate(m, l.tables, v); ok {
@@ -69,21 +70,21 @@ func TestMemoryBytes(t *testing.T) {
 		addr, n uint64
 		ok      bool
 	}{
-		{"start of RAM", ramBase, 1, true},
-		{"all of RAM", ramBase, MinMemory, true},
-		{"end of RAM", ramBase + MinMemory - 1, 1, true},
-		{"nothing at the end of RAM", ramBase + MinMemory, 0, true},
-		{"below RAM", ramBase - 1, 1, false},
-		{"across the start of RAM", ramBase - 1, 2, false},
-		{"across the end of RAM", ramBase + MinMemory - 1, 2, false},
-		{"after RAM", ramBase + MinMemory, 1, false},
-		{"from RAM to window", ramBase, window + 1 - ramBase, false},
+		{"start of RAM", guestmap.RAMBase, 1, true},
+		{"all of RAM", guestmap.RAMBase, MinMemory, true},
+		{"end of RAM", guestmap.RAMBase + MinMemory - 1, 1, true},
+		{"nothing at the end of RAM", guestmap.RAMBase + MinMemory, 0, true},
+		{"below RAM", guestmap.RAMBase - 1, 1, false},
+		{"across the start of RAM", guestmap.RAMBase - 1, 2, false},
+		{"across the end of RAM", guestmap.RAMBase + MinMemory - 1, 2, false},
+		{"after RAM", guestmap.RAMBase + MinMemory, 1, false},
+		{"from RAM to window", guestmap.RAMBase, window + 1 - guestmap.RAMBase, false},
 		{"window", window, MinWindow, true},
 		{"across the end of the window", window + MinWindow - 4, 8, false},
 		{"address zero", 0, 8, false},
-		{"length wraps round", ramBase + 16, ^uint64(0), false},
+		{"length wraps round", guestmap.RAMBase + 16, ^uint64(0), false},
 		{"end wraps round", ^uint64(0), 2, false},
-		{"length wraps to the start", ramBase + 1, ^uint64(0) - ramBase + 1, false},
+		{"length wraps to the start", guestmap.RAMBase + 1, ^uint64(0) - guestmap.RAMBase + 1, false},
 	} {
 		b, err := m.Bytes(c.addr, c.n)
 		if (err == nil) != c.ok {
@@ -134,10 +135,10 @@ func blocks(t *testing.T, fd int) int64 {
 func TestBootBlock(t *testing.T) {
 	t.Parallel()
 	m := newTestMemory(t, MinMemory, MinWindow)
-	const at = ramBase + 1<<20
+	const at = guestmap.RAMBase + 1<<20
 	wall := time.Unix(1_700_000_000, 123_456_789)
 	err := writeBlock(m, at, bootInfo{
-		cpus: 3, limit: 1000, freeBase: ramBase + 0x5000, freeSize: 0x6000,
+		cpus: 3, limit: 1000, freeBase: guestmap.RAMBase + 0x5000, freeSize: 0x6000,
 		control: pipes.Descriptor{ID: 7<<32 | 5, Header: 0x100, Outgoing: 0x2000, Incoming: 0x3000, OutgoingSize: 0x1000, IncomingSize: 0x800},
 		pending: 0x40, stride: 0x1000, args: []string{"hello", "", "wörld"},
 		wall: wall, wallTSC: 99, tscHz: 2_000_000_000, features: featureSMEP | featureInvariantTSC,
@@ -160,8 +161,8 @@ func TestBootBlock(t *testing.T) {
 		want   uint64
 	}{
 		{"version", 8, 4, 1}, {"size", 12, 4, 192}, {"cpu_count", 16, 4, 3}, {"stream_limit", 20, 4, 1000},
-		{"ram_base", 24, 8, ramBase}, {"ram_size", 32, 8, MinMemory},
-		{"free_base", 40, 8, ramBase + 0x5000}, {"free_size", 48, 8, 0x6000},
+		{"ram_base", 24, 8, guestmap.RAMBase}, {"ram_size", 32, 8, MinMemory},
+		{"free_base", 40, 8, guestmap.RAMBase + 0x5000}, {"free_size", 48, 8, 0x6000},
 		{"window_base", 56, 8, 5 * gib}, {"window_size", 64, 8, MinWindow},
 		{"control id", 72, 8, 7<<32 | 5}, {"control header", 80, 8, 0x100}, {"control outgoing", 88, 8, 0x2000},
 		{"control incoming", 96, 8, 0x3000}, {"outgoing size", 104, 4, 0x1000}, {"incoming size", 108, 4, 0x800},

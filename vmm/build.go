@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/fix-project/arcavm/hypercall"
+	"github.com/fix-project/arcavm/internal/guestmap"
 	"github.com/fix-project/arcavm/internal/limit"
 	"github.com/fix-project/arcavm/kvm"
 )
@@ -126,7 +127,7 @@ func (v *VM) mapMemory() (err error) {
 // loadImage copies the image to the start of RAM, below the physical address
 // limit.
 func (v *VM) loadImage(limit uint64) error {
-	return v.cfg.Image.Load(ramBase, v.memory.ram.mem[:limit-ramBase])
+	return v.cfg.Image.Load(guestmap.RAMBase, v.memory.ram.mem[:limit-guestmap.RAMBase])
 }
 
 // makeCPUs makes the virtual CPUs, CPU i in the state entry(i). It comes after

@@ -17,6 +17,7 @@ import (
 
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/network"
+	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/vmm/image"
@@ -44,8 +45,9 @@ const (
 	MaxCPUs   = 64
 	MaxArgs   = 1024
 
-	// MaxStreamLimit is what one pending bitmap can name (PROTOCOL.md section 5).
-	MaxStreamLimit = 131072
+	// MaxStreamLimit is what one pending bitmap can name, 131,072 (PROTOCOL.md
+	// section 5).
+	MaxStreamLimit = pipes.MaxStreams
 )
 
 // Config says what to run and with what. The zero value of every field but

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/fix-project/arcavm/hypercall"
+	"github.com/fix-project/arcavm/internal/guestmap"
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/testdata/images"
 	"github.com/fix-project/arcavm/vmm/image"
@@ -30,16 +31,16 @@ func FuzzBacktrace(f *testing.F) {
 	}
 	var stack []byte
 	for i := range uint64(3) { // frames that lie one above the other, then one that points down
-		stack = binary.LittleEndian.AppendUint64(stack, directMap+ramBase+16*(i+1))
+		stack = binary.LittleEndian.AppendUint64(stack, guestmap.DirectMap+guestmap.RAMBase+16*(i+1))
 		stack = binary.LittleEndian.AppendUint64(stack, img.Entry)
 	}
-	stack = binary.LittleEndian.AppendUint64(stack, directMap+ramBase)
+	stack = binary.LittleEndian.AppendUint64(stack, guestmap.DirectMap+guestmap.RAMBase)
 	stack = binary.LittleEndian.AppendUint64(stack, img.Entry)
-	f.Add(stack, img.Entry, uint64(directMap+ramBase), l.tables)
+	f.Add(stack, img.Entry, uint64(guestmap.DirectMap+guestmap.RAMBase), l.tables)
 	f.Add(stack, ^uint64(0), ^uint64(7), uint64(0))
 	// A page table whose entries point to itself.
-	self := binary.LittleEndian.AppendUint64(nil, ramBase|ptePresent)
-	f.Add(self, uint64(0), uint64(8), uint64(ramBase))
+	self := binary.LittleEndian.AppendUint64(nil, guestmap.RAMBase|ptePresent)
+	f.Add(self, uint64(0), uint64(8), uint64(guestmap.RAMBase))
 	f.Fuzz(func(t *testing.T, low []byte, rip, rbp, cr3 uint64) {
 		low = low[:min(len(low), pageSize)]
 		copy(m.ram.mem, low)

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/internal/eventfd"
 	"github.com/fix-project/arcavm/kvm"
 )
 
@@ -49,9 +50,9 @@ func gsiRoutes(cpus int) []kvm.IRQRoute {
 }
 
 func newIRQFD(vm *kvm.VM, gsi uint32) (int, error) {
-	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	fd, err := eventfd.New()
 	if err != nil {
-		return -1, fmt.Errorf("making an interrupt: eventfd: %w", err)
+		return -1, fmt.Errorf("making an interrupt: %w", err)
 	}
 	if err := vm.AssignIRQFD(fd, gsi); err != nil {
 		unix.Close(fd)
@@ -60,14 +61,9 @@ func newIRQFD(vm *kvm.VM, gsi uint32) (int, error) {
 	return fd, nil
 }
 
-// eventfdOne is what an eventfd's counter is raised by.
-var eventfdOne = []byte{1, 0, 0, 0, 0, 0, 0, 0}
-
-// raiseStream tells CPU cpu to look at its pending bitmap. Any goroutine may call it.
-// A write can't fail but for a counter that is full, and then an interrupt is already on its way.
-func (i *interrupts) raiseStream(cpu int) {
-	_, _ = unix.Write(i.streams[cpu], eventfdOne)
-}
+// raiseStream tells CPU cpu to look at its pending bitmap. Any goroutine may
+// call it.
+func (i *interrupts) raiseStream(cpu int) { eventfd.Signal(i.streams[cpu]) }
 
 func (i *interrupts) close() error {
 	var errs []error

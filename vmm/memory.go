@@ -5,19 +5,14 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/internal/guestmap"
 )
 
 const (
 	pageSize = 4 << 10
 	hugePage = 2 << 20
 	gib      = 1 << 30
-
-	// ramBase is where RAM starts; nothing lies below 4 GiB (PROTOCOL.md section 3).
-	ramBase = 4 * gib
-	// addressLimit is the end of what the direct map can hold.
-	addressLimit = 512 * gib
-	// directMap is the virtual address of physical address 0 (PROTOCOL.md section 4).
-	directMap = 0xFFFF_8000_0000_0000
 )
 
 // region is guest-physical memory: a memfd, mapped once in the monitor.
@@ -76,7 +71,7 @@ type memory struct {
 
 // newMemory maps RAM and, above it and 1 GiB aligned, the window; none if its size is 0.
 func newMemory(ramSize, windowSize uint64) (*memory, error) {
-	ram, err := newRegion("arcavm-ram", ramBase, ramSize)
+	ram, err := newRegion("arcavm-ram", guestmap.RAMBase, ramSize)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/fix-project/arcavm/hypercall"
+	"github.com/fix-project/arcavm/internal/guestmap"
 )
 
 // BenchmarkMemClr is the call without the guest's way to the monitor and back:
@@ -31,11 +32,11 @@ func benchmarkMemClr(b *testing.B, size uint64, written bool) {
 			for i := 0; i < int(size); i += pageSize {
 				m.ram.mem[i] = 1
 			}
-		} else if err := m.Discard(ramBase, size); err != nil {
+		} else if err := m.Discard(guestmap.RAMBase, size); err != nil {
 			b.Fatal(err)
 		}
 		b.StartTimer()
-		call := hypercall.Call{Number: hypercall.MemClr, Arguments: [6]uint64{ramBase, size}}
+		call := hypercall.Call{Number: hypercall.MemClr, Arguments: [6]uint64{guestmap.RAMBase, size}}
 		if result, _ := table.Dispatch(0, &counters, &call); result != 0 {
 			b.Fatalf("MEMCLR: %d", int64(result))
 		}

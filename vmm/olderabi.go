@@ -9,6 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/internal/eventfd"
+	"github.com/fix-project/arcavm/internal/guestmap"
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/rpc"
 )
@@ -68,7 +70,7 @@ func olderNeeds(f kvm.Features) (needs, error) {
 func olderOptions(v *VM) rpc.Options {
 	var reserved []rpc.Range
 	for _, s := range v.cfg.Image.Segments {
-		reserved = append(reserved, rpc.Range{Offset: s.Physical - ramBase, Size: s.MemSize})
+		reserved = append(reserved, rpc.Range{Offset: s.Physical - guestmap.RAMBase, Size: s.MemSize})
 	}
 	return rpc.Options{
 		RAM:      v.memory.ram.mem,
@@ -104,7 +106,7 @@ func layOutOlder(v *VM, guest allocator) (l olderLayout, err error) {
 		if err == nil {
 			off, err = guest.Alloc(n)
 		}
-		return ramBase + off
+		return guestmap.RAMBase + off
 	}
 	l.tables = alloc(2 * pageSize)
 	for range v.cfg.CPUs {
@@ -125,7 +127,7 @@ func writeOlderTables(m *memory, at uint64) error {
 		return fmt.Errorf("writing page tables: %w", err)
 	}
 	binary.LittleEndian.PutUint64(t[256*8:], (at+pageSize)|ptePresent|pteWritable)
-	for i := range uint64(addressLimit / gib) {
+	for i := range uint64(guestmap.MaxPhysical / gib) {
 		binary.LittleEndian.PutUint64(t[pageSize+i*8:], i*gib|page)
 	}
 	return nil
@@ -157,7 +159,7 @@ func (r *olderRunner) build(v *VM, guest allocator, regs kvm.Regs) (err error) {
 	v.timing.mark("interrupts and streams ready")
 	err = v.makeCPUs(func(i int) entryState {
 		regs := regs
-		regs.RSP = directMap + layout.stacks[i] + rpcStackSize
+		regs.RSP = guestmap.DirectMap + layout.stacks[i] + rpcStackSize
 		regs.RDI = uint64(v.cfg.CPUs)
 		return entryState{tables: layout.tables, globalPages: true, extended: true, tscKHz: rpcTSCKHz, regs: regs}
 	})
@@ -192,7 +194,7 @@ func (r *olderRunner) connect(vm *kvm.VM) (err error) {
 // stop always counts as arrived: what becomes of it is up to the guest's I/O
 // APIC.
 func (r *olderRunner) stop() (bool, error) {
-	_, _ = unix.Write(r.quit, eventfdOne)
+	eventfd.Signal(r.quit)
 	return true, nil
 }
 

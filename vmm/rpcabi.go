@@ -3,9 +3,8 @@ package vmm
 import (
 	"context"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/fix-project/arcavm/hypercall"
+	"github.com/fix-project/arcavm/internal/eventfd"
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/rpc"
 )
@@ -42,7 +41,7 @@ type rpcRunner struct {
 }
 
 // raise tells the guest that there is an answer.
-func (r *rpcRunner) raise() { _, _ = unix.Write(r.signal, eventfdOne) }
+func (r *rpcRunner) raise() { eventfd.Signal(r.signal) }
 
 func (r *rpcRunner) handle(h *hypercall.Handlers) {
 	h.NotifyRead, h.NotifyWrite = r.server.NotifyRead, r.server.NotifyWrite

@@ -13,17 +13,9 @@ import (
 	"time"
 
 	"github.com/fix-project/arcavm/emulated"
+	"github.com/fix-project/arcavm/internal/exitcode"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
-)
-
-// Exit codes of <sysexits.h>.
-const (
-	exitUsage       = 64
-	exitData        = 65 // the program can't run
-	exitNoInput     = 66
-	exitUnavailable = 69
-	exitSoftware    = 70
 )
 
 // exitCode is an error that has been reported already.
@@ -74,15 +66,15 @@ func execute(args []string) int {
 	var usage usageError
 	switch {
 	case !ran, errors.As(err, &usage):
-		return exitUsage
+		return exitcode.Usage
 	case errors.Is(err, emulated.ErrUnavailable):
-		return exitUnavailable
+		return exitcode.Unavailable
 	case errors.Is(err, emulated.ErrProgram) && errors.Is(err, fs.ErrNotExist):
-		return exitNoInput
+		return exitcode.NoInput
 	case errors.Is(err, emulated.ErrProgram):
-		return exitData
+		return exitcode.Data
 	}
-	return exitSoftware
+	return exitcode.Software
 }
 
 // usageError is about a flag's value.

@@ -7,9 +7,11 @@ import (
 	"os"
 	"regexp"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/fix-project/arcavm/internal/eventfd"
 	"github.com/fix-project/arcavm/kvm"
 	"golang.org/x/sys/unix"
 )
@@ -123,9 +125,9 @@ func hypercallsToInterrupts() (err error) {
 		_ = g.vcpu.Kick()
 	})
 	defer watchdog.Stop()
-	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	fd, err := eventfd.New()
 	if err != nil {
-		return fmt.Errorf("make an eventfd: %w", err)
+		return err
 	}
 	defer unix.Close(fd)
 	if err := g.vm.SetGSIRouting([]kvm.IRQRoute{{GSI: checkGSI, MSI: kvm.FixedMSI(0, checkVector)}}); err != nil {
@@ -135,31 +137,22 @@ func hypercallsToInterrupts() (err error) {
 		return err
 	}
 	calls := make(chan struct{}, 1)
-	waker := make(chan error, 1)
-	go func() {
-		one := binary.NativeEndian.AppendUint64(nil, 1)
+	var waking sync.WaitGroup
+	waking.Go(func() {
 		for range calls {
-			if _, err := unix.Write(fd, one); err != nil {
-				waker <- fmt.Errorf("raise the interrupt: %w", err)
-				return
-			}
+			eventfd.Signal(fd)
 		}
-		waker <- nil
-	}()
+	})
+	defer waking.Wait()
+	defer close(calls)
 	for i := range roundTrips {
 		watchdog.Reset(roundTripLimit)
 		if err := nextHypercall(g.vcpu, &late); err != nil {
-			close(calls)
-			return errors.Join(fmt.Errorf("after %d round trips: %w", i, err), <-waker)
+			return fmt.Errorf("after %d round trips: %w", i, err)
 		}
-		select {
-		case calls <- struct{}{}:
-		case err := <-waker:
-			return err
-		}
+		calls <- struct{}{}
 	}
-	close(calls)
-	return <-waker
+	return nil
 }
 
 func nextHypercall(v *kvm.VCPU, late *atomic.Bool) error {

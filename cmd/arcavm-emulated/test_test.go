@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fix-project/arcavm/emulated"
+	"github.com/fix-project/arcavm/internal/exitcode"
 	"github.com/fix-project/arcavm/kvm"
 )
 
@@ -179,8 +180,8 @@ func TestUsage(t *testing.T) {
 		{[]string{"run", "--publish", "x", "/bin/true"}, "not of the form"},
 	} {
 		got := run(t, t.TempDir(), test.args...)
-		if got.code != exitUsage || !strings.Contains(got.err, test.want) {
-			t.Errorf("%q: code %d and %q, want %d and %q", test.args, got.code, got.err, exitUsage, test.want)
+		if got.code != exitcode.Usage || !strings.Contains(got.err, test.want) {
+			t.Errorf("%q: code %d and %q, want %d and %q", test.args, got.code, got.err, exitcode.Usage, test.want)
 		}
 	}
 }
@@ -231,11 +232,11 @@ func TestRunRefused(t *testing.T) {
 		code    int
 		want    string
 	}{
-		{text, exitData, text + " is no ELF program"},
-		{filepath.Join(dir, "none"), exitNoInput, "no such file"},
+		{text, exitcode.Data, text + " is no ELF program"},
+		{filepath.Join(dir, "none"), exitcode.NoInput, "no such file"},
 	} {
 		got := run(t, dir, "run", test.program)
-		if got.code == exitUnavailable && os.Getenv("ARCAVM_REQUIRE_KVM") == "" {
+		if got.code == exitcode.Unavailable && os.Getenv("ARCAVM_REQUIRE_KVM") == "" {
 			t.Skip(got.err)
 		}
 		if got.code != test.code || !strings.Contains(got.err, test.want) {
@@ -280,7 +281,7 @@ func TestRunTwoSignals(t *testing.T) {
 	}
 	_ = cmd.Wait()
 	code := cmd.ProcessState.ExitCode()
-	if code == exitUnavailable && os.Getenv("ARCAVM_REQUIRE_KVM") == "" {
+	if code == exitcode.Unavailable && os.Getenv("ARCAVM_REQUIRE_KVM") == "" {
 		t.Skip(said.String())
 	}
 	if code != 143 || !strings.Contains(said.String(), "files packed") || !strings.Contains(said.String(), "total ") {

@@ -9,23 +9,24 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/internal/exitcode"
 	"github.com/fix-project/arcavm/internal/printable"
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/image"
 )
 
-// Exit codes for what isn't the guest's own end, from sysexits.h.
+// Exit codes for what isn't the guest's own end.
 const (
-	exitUsage       = 64 // the command line is wrong
-	exitData        = 65 // the image can't run
-	exitNoInput     = 66 // an input file or folder is missing
-	exitUnavailable = 69 // no KVM that is good enough
-	exitSoftware    = 70 // the guest died, or a fault of arcavm's
-	exitOS          = 71 // the system refused something
-	exitIO          = 74 // the output can't be written
-	exitPermission  = 77 // not allowed
-	exitSignal      = 128
+	exitUsage       = exitcode.Usage
+	exitData        = exitcode.Data
+	exitNoInput     = exitcode.NoInput
+	exitUnavailable = exitcode.Unavailable
+	exitSoftware    = exitcode.Software
+	exitOS          = exitcode.OS
+	exitIO          = exitcode.IO
+	exitPermission  = exitcode.Permission
+	exitSignal      = exitcode.Signal
 )
 
 // codeError gives an error an exit code.

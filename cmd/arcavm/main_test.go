@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/internal/guestmap"
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/testdata/images"
 	"github.com/fix-project/arcavm/vmm/vmmtest"
@@ -161,7 +162,7 @@ func writeFile(t *testing.T, name string, data []byte) string {
 
 const (
 	codeAddress = 0x1_0010_0000
-	directMap   = 0xFFFF_8000_0000_0000
+	directMap   = guestmap.DirectMap
 )
 
 // machineCode is an image of one segment that runs the given bytes, with an ABI note of the version, if it isn't 0.

@@ -3,15 +3,15 @@
 package stdio
 
 import (
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/internal/eventfd"
 )
 
 // ErrStopped is what a Read or Write returns that was broken off.
@@ -26,19 +26,18 @@ type Stop struct {
 
 // NewStop returns a Stop, to be closed.
 func NewStop() (*Stop, error) {
-	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	event, err := eventfd.NewFile()
 	if err != nil {
-		return nil, fmt.Errorf("make an eventfd: %w", err)
+		return nil, err
 	}
-	return &Stop{done: make(chan struct{}), event: os.NewFile(uintptr(fd), "eventfd")}, nil
+	return &Stop{done: make(chan struct{}), event: event}, nil
 }
 
 // Set breaks off. It doesn't wait. It may be called at any time, also after Close, and more than once.
 func (s *Stop) Set() {
 	s.once.Do(func() {
 		close(s.done)
-		// On a closed file this fails: then nobody waits.
-		_, _ = s.event.Write(binary.NativeEndian.AppendUint64(nil, 1))
+		eventfd.SignalFile(s.event)
 	})
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/fix-project/arcavm/internal/guestmap"
 	"github.com/fix-project/arcavm/testdata/images"
 )
 
@@ -128,7 +129,7 @@ func TestImageForm(t *testing.T) {
 // physical addresses in the direct map.
 func checkOldSegments(t *testing.T, progs []*elf.Prog) {
 	t.Helper()
-	const directMap, page = 0xFFFF_8000_0000_0000, 4096
+	const directMap, page = guestmap.DirectMap, 4096
 	loads, atZero, shared := 0, 0, 0
 	end := uint64(0)
 	for _, p := range progs {

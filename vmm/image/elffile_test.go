@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"debug/elf"
 	"encoding/binary"
+
+	"github.com/fix-project/arcavm/internal/guestmap"
 )
 
 // elfFile describes an ELF file for the tests. Its zero value, with a segment, is a valid image.
@@ -62,7 +64,7 @@ func (f elfFile) bytes() []byte {
 		Ehsize: headerSize, Phoff: headerSize, Phentsize: programHeaderSize, Phnum: uint16(len(segments)),
 	}
 	if f.entry == 0 && len(segments) > 0 {
-		header.Entry = DirectMap | segments[0].physical
+		header.Entry = guestmap.DirectMap | segments[0].physical
 	}
 	var programs, data bytes.Buffer
 	at := uint64(headerSize + programHeaderSize*len(segments))

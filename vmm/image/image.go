@@ -15,16 +15,8 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/fix-project/arcavm/internal/guestmap"
 	"github.com/fix-project/arcavm/internal/regular"
-)
-
-const (
-	// DirectMap is the virtual address at which physical address 0 is mapped when the guest starts.
-	DirectMap = 0xFFFF_8000_0000_0000
-	// PhysicalMask clears the direct-map bits of an address.
-	PhysicalMask = 0x7FFF_FFFF_FFFF
-	// MaxPhysical is the first physical address that the boot page table can't map: 512 GiB.
-	MaxPhysical = 512 << 30
 )
 
 const (
@@ -172,7 +164,7 @@ func (i *Image) Load(base uint64, ram []byte) error {
 
 // need returns the size of RAM from base on that holds the image, or 0 if there is none.
 func (i *Image) need(base uint64) uint64 {
-	if i.Segments[0].Physical < base || i.End() > MaxPhysical {
+	if i.Segments[0].Physical < base || i.End() > guestmap.MaxPhysical {
 		return 0
 	}
 	return i.End() - base
@@ -339,9 +331,9 @@ func (i *Image) addSegment(index int, p elf.Prog64) error {
 	}
 	s := Segment{
 		Index: index, Offset: p.Off, FileSize: p.Filesz,
-		Physical: p.Paddr & PhysicalMask, Virtual: p.Vaddr, MemSize: p.Memsz, Flags: elf.ProgFlag(p.Flags),
+		Physical: p.Paddr & guestmap.PhysicalMask, Virtual: p.Vaddr, MemSize: p.Memsz, Flags: elf.ProgFlag(p.Flags),
 	}
-	if s.MemSize > PhysicalMask+1-s.Physical {
+	if s.MemSize > guestmap.PhysicalMask+1-s.Physical {
 		return i.bad("segment %d at 0x%x of 0x%x bytes goes past the end of the physical address space", index, s.Physical, s.MemSize)
 	}
 	if s.Virtual+(s.MemSize-1) < s.Virtual {
@@ -362,10 +354,10 @@ func (i *Image) checkAddresses() error {
 			return i.bad("%v and %v overlap", a, b)
 		}
 	}
-	if i.Entry < DirectMap || i.Entry-DirectMap >= MaxPhysical {
-		return i.bad("the entry point 0x%x is outside the direct map (0x%x–0x%x)", i.Entry, uint64(DirectMap), uint64(DirectMap+MaxPhysical))
+	if i.Entry < guestmap.DirectMap || i.Entry-guestmap.DirectMap >= guestmap.MaxPhysical {
+		return i.bad("the entry point 0x%x is outside the direct map (0x%x–0x%x)", i.Entry, uint64(guestmap.DirectMap), uint64(guestmap.DirectMap+guestmap.MaxPhysical))
 	}
-	physical := i.Entry - DirectMap
+	physical := i.Entry - guestmap.DirectMap
 	if !slices.ContainsFunc(i.Segments, func(s Segment) bool { return s.Physical <= physical && physical < s.End() }) {
 		return i.bad("the entry point 0x%x is in none of the segments", i.Entry)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/internal/guestmap"
 	"github.com/fix-project/arcavm/internal/leased"
 	"github.com/fix-project/arcavm/testdata/images"
 )
@@ -21,27 +22,27 @@ import (
 const ram = 0x1_0000_0000
 
 func code(physical uint64) elfSegment {
-	return elfSegment{physical: physical, virtual: DirectMap | physical, data: []byte("code")}
+	return elfSegment{physical: physical, virtual: guestmap.DirectMap | physical, data: []byte("code")}
 }
 
 func TestParse(t *testing.T) {
 	t.Parallel()
 	f := elfFile{
 		segments: []elfSegment{
-			{physical: DirectMap | ram + 0x2000, virtual: 0, data: []byte("percpu"), memSize: 0x100},
-			{physical: ram + 0x1003, virtual: DirectMap | ram + 0x1003, data: []byte("text")},
-			{physical: ram + 0x1007, virtual: DirectMap | ram + 0x1007, data: []byte("data"), memSize: 12},
+			{physical: guestmap.DirectMap | ram + 0x2000, virtual: 0, data: []byte("percpu"), memSize: 0x100},
+			{physical: ram + 0x1003, virtual: guestmap.DirectMap | ram + 0x1003, data: []byte("text")},
+			{physical: ram + 0x1007, virtual: guestmap.DirectMap | ram + 0x1007, data: []byte("data"), memSize: 12},
 			{kind: elf.PT_GNU_STACK, physical: 7},
 			{physical: 0, memSize: 0},
 		},
-		entry: DirectMap | ram + 0x1004,
+		entry: guestmap.DirectMap | ram + 0x1004,
 		notes: append(note("GNU\x00", 1, []byte("four")), note("Arca\x00", 1, []byte{1, 0, 0, 0})...),
 	}
 	img, err := ParseBytes(f.bytes(), "k")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if img.Entry != DirectMap|ram+0x1004 || img.Version != version1 || img.Name != "k" {
+	if img.Entry != guestmap.DirectMap|ram+0x1004 || img.Version != version1 || img.Name != "k" {
 		t.Errorf("got entry %#x, %v, name %q", img.Entry, img.Version, img.Name)
 	}
 	var got []string
@@ -175,7 +176,7 @@ func TestBadFiles(t *testing.T) {
 		{"program header size", edit(func(h *elf.Header64) { h.Phentsize = 32 }), "has program headers of 32 bytes, not 56"},
 		{"program headers beyond", edit(func(h *elf.Header64) { h.Phoff = 1<<64 - 8 }), "is cut off within the program headers"},
 		{"65535 program headers", edit(func(h *elf.Header64) { h.Phnum = 65535 }), "is cut off within the program headers"},
-		{"no segment", elfFile{entry: DirectMap | ram, segments: []elfSegment{{kind: elf.PT_GNU_STACK}}}.bytes(), "has no loadable segment"},
+		{"no segment", elfFile{entry: guestmap.DirectMap | ram, segments: []elfSegment{{kind: elf.PT_GNU_STACK}}}.bytes(), "has no loadable segment"},
 		{"more file than memory", segment(func(p *elf.Prog64) { p.Memsz = 1 }), "segment 0 has more bytes in the file (0x4) than in memory (0x1)"},
 		{"offset near 2^64", segment(func(p *elf.Prog64) { p.Off = 1<<64 - 2 }), "is cut off: segment 0 has 0x4 bytes at 0xfffffffffffffffe, the file ends at 0x7c"},
 		{"size near 2^64", segment(func(p *elf.Prog64) { p.Memsz = 1<<64 - 1 }), "segment 0 at 0x100000000 of 0xffffffffffffffff bytes goes past the end of the physical address space"},
@@ -205,7 +206,7 @@ func TestOddFiles(t *testing.T) {
 	t.Parallel()
 	const beyond = 1 << 40
 	empty := func(kind elf.ProgType, edit func(p *elf.Prog64)) []elfSegment {
-		return []elfSegment{code(ram), {kind: kind, physical: ram + 0x1000, virtual: DirectMap | (ram + 0x1000), edit: edit}}
+		return []elfSegment{code(ram), {kind: kind, physical: ram + 0x1000, virtual: guestmap.DirectMap | (ram + 0x1000), edit: edit}}
 	}
 	bss := func(offset uint64) []elfSegment {
 		return empty(elf.PT_LOAD, func(p *elf.Prog64) { p.Off, p.Filesz, p.Memsz = offset, 0, 0x3000 })
@@ -267,7 +268,7 @@ func TestOddFiles(t *testing.T) {
 // An empty symbol table is none, wherever it lies.
 func TestEmptySymbolTable(t *testing.T) {
 	t.Parallel()
-	f := elfFile{segments: []elfSegment{code(ram)}, symbols: []elfSymbol{{name: "x", start: DirectMap | ram}}}
+	f := elfFile{segments: []elfSegment{code(ram)}, symbols: []elfSymbol{{name: "x", start: guestmap.DirectMap | ram}}}
 	data := f.bytes()
 	shoff := binary.LittleEndian.Uint64(data[40:])
 	for i := range binary.LittleEndian.Uint16(data[60:]) {
@@ -297,7 +298,7 @@ func TestLoadOutsideRAM(t *testing.T) {
 		{"fits to the end", ram + 1<<20 - 4, 4, ""},
 		{"one byte too far", ram + 1<<20 - 4, 5, "k: segment 0 (0x1000ffffc–0x100100001) lies outside RAM (0x100000000–0x100100000): too little memory, the image alone needs 2 MiB"},
 		{"below", ram - 1, 4, "k: segment 0 (0xffffffff–0x100000003) lies outside RAM (0x100000000–0x100100000)"},
-		{"nowhere", MaxPhysical - 8, 9, "k: segment 0 (0x7ffffffff8–0x8000000001) lies outside RAM (0x100000000–0x100100000)"},
+		{"nowhere", guestmap.MaxPhysical - 8, 9, "k: segment 0 (0x7ffffffff8–0x8000000001) lies outside RAM (0x100000000–0x100100000)"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -367,7 +368,7 @@ func TestOpen(t *testing.T) {
 
 func TestLookup(t *testing.T) {
 	t.Parallel()
-	base := uint64(DirectMap | ram)
+	base := uint64(guestmap.DirectMap | ram)
 	f := elfFile{
 		segments: []elfSegment{{physical: ram, virtual: base, data: make([]byte, 0x1000)}},
 		symbols: []elfSymbol{
@@ -431,7 +432,7 @@ func TestLookup(t *testing.T) {
 
 func TestBrokenSymbols(t *testing.T) {
 	t.Parallel()
-	f := elfFile{segments: []elfSegment{code(ram)}, symbols: []elfSymbol{{name: "a", start: DirectMap | ram, kind: elf.STT_FUNC}}}
+	f := elfFile{segments: []elfSegment{code(ram)}, symbols: []elfSymbol{{name: "a", start: guestmap.DirectMap | ram, kind: elf.STT_FUNC}}}
 	tests := []struct {
 		name string
 		edit func(h *elf.Header64)
@@ -451,7 +452,7 @@ func TestBrokenSymbols(t *testing.T) {
 			if err != nil {
 				t.Fatal("an image with a broken symbol table must load:", err)
 			}
-			if _, _, found := img.Lookup(DirectMap | ram); found {
+			if _, _, found := img.Lookup(guestmap.DirectMap | ram); found {
 				t.Error("found a symbol")
 			}
 			if err := img.SymbolsErr(); (err == nil) != test.ok {
@@ -465,7 +466,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(elfFile{
 		segments: []elfSegment{code(ram), {physical: ram + 0x1000, data: []byte("x"), memSize: 0x100}},
 		notes:    note("Arca\x00", 1, []byte{1, 0, 0, 0}),
-		symbols:  []elfSymbol{{name: "_ZN3foo3barEi", start: DirectMap | ram, size: 4, kind: elf.STT_FUNC}},
+		symbols:  []elfSymbol{{name: "_ZN3foo3barEi", start: guestmap.DirectMap | ram, size: 4, kind: elf.STT_FUNC}},
 	}.bytes())
 	f.Add([]byte("\x7fELF"))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -496,7 +497,7 @@ func FuzzSymbolName(f *testing.F) {
 func BenchmarkFirstLookup(b *testing.B) {
 	var symbols []elfSymbol
 	for n := range uint64(100_000) {
-		symbols = append(symbols, elfSymbol{name: "_ZN4core3fmt5write17h0123456789abcdefE", start: DirectMap | ram + n*16, size: 16, kind: elf.STT_FUNC})
+		symbols = append(symbols, elfSymbol{name: "_ZN4core3fmt5write17h0123456789abcdefE", start: guestmap.DirectMap | ram + n*16, size: 16, kind: elf.STT_FUNC})
 	}
 	data := elfFile{segments: []elfSegment{code(ram)}, symbols: symbols}.bytes()
 	for b.Loop() {
@@ -504,7 +505,7 @@ func BenchmarkFirstLookup(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, _, found := img.Lookup(DirectMap | ram + 777); !found {
+		if _, _, found := img.Lookup(guestmap.DirectMap | ram + 777); !found {
 			b.Fatal("not found")
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fix-project/arcavm/internal/guestmap"
 	"github.com/fix-project/arcavm/testdata/images"
 	"github.com/fix-project/arcavm/vmm/image"
 )
@@ -85,7 +86,7 @@ func TestLineAgrees(t *testing.T) {
 					} else if err != nil {
 						t.Fatal(err)
 					}
-					if last.File == nil || last.EndSequence || last.Address < image.DirectMap {
+					if last.File == nil || last.EndSequence || last.Address < guestmap.DirectMap {
 						continue
 					}
 					for a := last.Address; a < e.Address; a++ {
@@ -132,7 +133,7 @@ func TestLine(t *testing.T) {
 			if !found {
 				t.Errorf("no symbol %s", symbol)
 			}
-			for _, a := range []uint64{0, 1, image.DirectMap, 1<<64 - 1} {
+			for _, a := range []uint64{0, 1, guestmap.DirectMap, 1<<64 - 1} {
 				if file, line, ok := img.Line(a); ok {
 					t.Errorf("%#x is at %s:%d", a, file, line)
 				}
