@@ -58,7 +58,7 @@ func (v *VM) newCalls() *hypercall.Table {
 		Symbol:   v.symbol,
 		Panic:    v.panicked,
 		Clock:    func(c hypercall.Clock) (int64, error) { return v.clock.now(c) },
-		Stopping: v.ending.Load,
+		Stopping: v.gate.ending,
 	}
 	v.guest.handle(&h)
 	return hypercall.NewTable(v.memory, h)

@@ -37,6 +37,7 @@ const (
 	// DefaultStreamLimit is lower for a window of less than 1 GiB: one stream for each 64 KiB.
 	DefaultStreamLimit = 16384
 	DefaultLogLimit    = 256 << 10
+	watchInterval      = 2 * time.Second
 
 	MinMemory = 4 << 20
 	MaxMemory = 256 << 30
@@ -169,6 +170,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.LogLimit == 0 {
 		c.LogLimit = DefaultLogLimit
+	}
+	if c.WatchInterval <= 0 {
+		c.WatchInterval = watchInterval
 	}
 	if c.Device == "" {
 		c.Device = kvm.DefaultPath

@@ -21,9 +21,8 @@ type cpu struct {
 	calls hypercall.Counters
 	call  hypercall.Call // under way; here so that none is allocated
 
-	running    atomic.Bool // from VM.Run's start to the thread's end
-	inspection atomic.Pointer[inspection]
-	last       snapshot // as it left the guest for good; see outcome.reported
+	place place // where the thread is; the gate's
+	last  view  // as it left the guest for good; see outcome.reported
 }
 
 // maxExitReason bounds the exit reasons counted one by one; KVM has about 40.
@@ -180,15 +179,28 @@ func (c *cpu) run() {
 	c.vcpu.BindThread()
 	defer c.vcpu.UnbindThread()
 	defer c.leave()
-	for !c.vm.ending.Load() {
+	gate := c.vm.gate
+	gate.enter(c)
+	for !gate.ending() {
 		if err := c.vcpu.Run(); err != nil {
-			if errors.Is(err, kvm.ErrInterrupted) {
-				c.interrupted()
-				continue
+			if !errors.Is(err, kvm.ErrInterrupted) {
+				c.crash(fmt.Sprintf("KVM can't go on: %v", err), err)
+				return
 			}
-			c.crash(fmt.Sprintf("KVM can't go on: %v", err), err)
-			return
+			// The flag first: what kicks the CPU has changed the gate before,
+			// and sets the flag again for another change.
+			c.vcpu.SetImmediateExit(false)
+			gate.pass(c)
+			continue
 		}
 		c.handleExit()
 	}
+}
+
+// leave is what the CPU's thread does last.
+func (c *cpu) leave() {
+	if c.vm.outcome.reported() {
+		c.last = c.look()
+	}
+	c.vm.gate.leave(c, placeNone)
 }

@@ -2,39 +2,20 @@ package vmm
 
 import (
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/fix-project/arcavm/kvm"
 	"github.com/fix-project/arcavm/vmm/image"
 )
 
-// How a running CPU is looked at. The reporter leaves an inspection with the
-// CPU and kicks it; one of two takes it, and answers:
-//
-//	taken by            when                              reads
-//	the CPU's thread    it has left the guest             its registers
-//	the reporter        the thread didn't within          them, too: the kernel
-//	                    inspectPatience, or doesn't run   lets any thread
-//
-// The thread doesn't enter the guest again before the report is complete: it
-// shows one moment, and the kernel would keep a reporter waiting while the CPU
-// is in the guest.
-type inspection struct {
-	taken    atomic.Bool
-	answered chan struct{}   // closed by the CPU's thread, if it has taken it
-	found    snapshot        // valid from then on
-	complete <-chan struct{} // the whole report's end
-}
-
-// snapshot is what a CPU was doing, without names.
-type snapshot struct {
+// view is what a CPU was doing, without names.
+type view struct {
 	state CPUState
 	trace trace
 }
 
 // named adds the backtrace, which takes no guest.
-func (s snapshot) named(img *image.Image) CPUState {
+func (s view) named(img *image.Image) CPUState {
 	if s.state.Registers != nil {
 		s.state.Backtrace = s.trace.frames(img)
 	}
@@ -75,53 +56,40 @@ func (v *VM) Report() (*Report, error) {
 	return r, nil
 }
 
-// inspect stops the CPUs for as long as it takes to look at all of them.
-func (v *VM) inspect() ([]snapshot, []string) {
-	complete := make(chan struct{})
-	defer close(complete)
-	asked := make([]*inspection, len(v.cpus))
-	for i, c := range v.cpus {
-		asked[i] = &inspection{answered: make(chan struct{}), complete: complete}
-		c.inspection.Store(asked[i])
-		// A CPU that can't be kicked is one that doesn't run. One that doesn't
-		// run yet is kicked as it begins.
-		_ = c.vcpu.Kick()
+// inspect holds the CPUs for as long as it takes to look at all of them.
+func (v *VM) inspect() ([]view, []string) {
+	quiet := v.hold()
+	defer v.gate.release()
+	select {
+	case <-quiet:
+	case <-time.After(inspectPatience):
 	}
-	patience := time.NewTimer(inspectPatience)
-	defer patience.Stop()
-	late := false
-	for i, c := range v.cpus {
-		if c.running.Load() && !late {
-			select {
-			case <-asked[i].answered:
-			case <-patience.C:
-				late = true
-			}
-		}
-	}
-	var overdue sync.WaitGroup
-	found := make([]snapshot, len(v.cpus))
+	var looks sync.WaitGroup
+	found := make([]view, len(v.cpus))
 	stop := time.Now().Add(peekPatience)
 	for i, c := range v.cpus {
-		overdue.Go(func() { found[i] = c.answerOf(asked[i], stop) })
+		looks.Go(func() { found[i] = c.inspect(v.gate.whereIs(c), stop) })
 	}
-	overdue.Wait()
-	for _, c := range v.cpus {
-		c.inspection.Store(nil)
-	}
+	looks.Wait()
 	return found, v.log.tail()
 }
 
-// answerOf returns the answer to an inspection, or takes it.
-func (c *cpu) answerOf(q *inspection, stop time.Time) snapshot {
-	if !q.taken.CompareAndSwap(false, true) {
-		<-q.answered
-		return q.found
+// inspect returns what the CPU is doing, as far as it is known until stop.
+func (c *cpu) inspect(at place, stop time.Time) view {
+	switch at {
+	case placeWaiting:
+		return c.look()
+	case placeInside:
+		return c.peek(InMonitor, stop)
+	default:
+		return c.peek(Stopped, stop)
 	}
-	s := snapshot{state: CPUState{CPU: c.index, Activity: Stopped}}
-	if c.running.Load() {
-		s.state.Activity = InMonitor
-	}
+}
+
+// peek looks at a CPU whose registers the kernel may not tell: if it is in the
+// guest, the call that asks for them ends when it has left.
+func (c *cpu) peek(activity Activity, stop time.Time) view {
+	s := view{state: CPUState{CPU: c.index, Activity: activity}}
 	registers := make(chan *Registers, 1)
 	go func() { registers <- c.registers() }()
 	select {
@@ -132,19 +100,10 @@ func (c *cpu) answerOf(q *inspection, stop time.Time) snapshot {
 	return s
 }
 
-// answer is the CPU's thread's part, while the CPU isn't in the guest and no
-// exit is under way.
-func (c *cpu) answer(q *inspection) {
-	if q.taken.CompareAndSwap(false, true) {
-		q.found = c.look()
-		close(q.answered)
-	}
-	<-q.complete
-}
-
-// look returns what the CPU is doing. It runs on its thread.
-func (c *cpu) look() snapshot {
-	s := snapshot{state: CPUState{CPU: c.index, Registers: c.registers()}}
+// look returns what a CPU is doing that isn't in the guest, and has no exit
+// under way. Any goroutine may call it.
+func (c *cpu) look() view {
+	s := view{state: CPUState{CPU: c.index, Registers: c.registers()}}
 	if state, err := c.vcpu.GetMPState(); err == nil && state == kvm.MPHalted {
 		s.state.Activity = Halted
 	}
@@ -154,30 +113,9 @@ func (c *cpu) look() snapshot {
 
 // walk adds the trace. Only a CPU that was running is at the instruction that
 // RIP names.
-func (c *cpu) walk(s *snapshot) {
+func (c *cpu) walk(s *view) {
 	if s.state.Registers != nil {
 		s.trace = walk(c.vm.memory, c.vm.cfg.Image, s.state.Registers, s.state.Activity != Running)
-	}
-}
-
-// interrupted is what the CPU's thread does when it was kicked out of the
-// guest. What has kicked it comes after the flag: who sets it again has another
-// wish.
-func (c *cpu) interrupted() {
-	c.vcpu.SetImmediateExit(false)
-	if q := c.inspection.Load(); q != nil {
-		c.answer(q)
-	}
-}
-
-// leave is what the CPU's thread does last.
-func (c *cpu) leave() {
-	if c.vm.outcome.reported() {
-		c.last = c.look()
-	}
-	c.running.Store(false)
-	if q := c.inspection.Load(); q != nil {
-		c.answer(q)
 	}
 }
 

@@ -107,7 +107,7 @@ func (r *streamRunner) connect(v *VM) (err error) {
 
 		WatchInterval: v.cfg.WatchInterval,
 		// The table doesn't ask before the guest runs, and has all of its CPUs.
-		Halted: func(cpu int) bool { return v.cpus[cpu].vcpu.Halted() },
+		Halted: v.idle,
 	})
 	if err != nil {
 		return &ConfigError{"window", err.Error()}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/fix-project/arcavm/internal/limit"
@@ -41,9 +40,7 @@ type VM struct {
 //	ending    end: exit, crash, Close, ctx  ErrClosed   is tried  as it is
 //	freed     free: freed, then done        ErrClosed   nothing   the last counts; ErrClosed
 type life struct {
-	// ending is set once, before the CPUs are kicked; each CPU looks at it
-	// before it enters the guest.
-	ending  atomic.Bool
+	gate    *gate // where the CPUs wait, and see that the VM ends
 	endOnce sync.Once
 	ended   chan struct{} // closed when outcome is set
 	outcome outcome
@@ -58,7 +55,7 @@ type life struct {
 }
 
 func newLife() life {
-	return life{ended: make(chan struct{}), done: make(chan struct{})}
+	return life{gate: newGate(), ended: make(chan struct{}), done: make(chan struct{})}
 }
 
 // outcome is how a run ended: an exit code, or an error.
@@ -119,7 +116,7 @@ func (v *VM) Run(ctx context.Context) (int, error) {
 		}
 	})
 	for _, c := range v.cpus {
-		c.running.Store(true)
+		v.gate.arrive(c)
 		running.Go(c.run)
 	}
 	v.timing.mark("virtual CPUs started")
@@ -170,11 +167,8 @@ const lingerTime = 5 * time.Second
 func (v *VM) end(o outcome) {
 	v.endOnce.Do(func() {
 		v.outcome = o
-		v.ending.Store(true)
-		for _, c := range v.cpus {
-			// A CPU that can't be kicked is one that doesn't run.
-			_ = c.vcpu.Kick()
-		}
+		v.gate.end()
+		v.kick()
 		close(v.ended)
 	})
 }
