@@ -278,7 +278,7 @@ func checkModel(t *rapid.T, m *machine) {
 		"stat handle": func(t *rapid.T) {
 			h := handle()
 			o, ok := handles[h]
-			info, err := g.stat(wire.StatRequest{Handle: h})
+			info, err := g.stat(h)
 			if !ok {
 				want("stat", err, unix.EBADF)
 			} else if err != nil || info.Size != uint64(len(o.data)) {

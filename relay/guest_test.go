@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/pipes"
+	"github.com/fix-project/arcavm/pipes/guest/client"
 	"github.com/fix-project/arcavm/pipes/pipestest"
 	"github.com/fix-project/arcavm/relay"
 	shared "github.com/fix-project/arcavm/share"
@@ -40,9 +40,11 @@ type machine struct {
 
 	log *journal
 
-	mu      sync.Mutex
+	client  *client.Client
 	control *pipestest.GuestConn
-	conns   []*pipestest.GuestConn
+
+	mu    sync.Mutex
+	conns []*pipestest.GuestConn // whose deadlines end with the test
 }
 
 // journal is a log handler that tests wait on: the server's streams end with a record.
@@ -162,14 +164,32 @@ func start(t testing.TB, o setup) *machine {
 	if m.guest, err = pipestest.NewGuest(o.window, pipes.Options{StreamLimit: o.streams, RingLimit: o.ringLimit, Logger: slog.New(m.log)}); err != nil {
 		t.Fatal(err)
 	}
-	host, control, err := m.guest.Pair(64<<10, 64<<10)
-	if err != nil {
-		t.Fatal(err)
+	mux := o.mux()
+	options := relay.Options{Logger: slog.New(m.log), OnListen: o.onListen, Network: o.network, ConnectTimeout: o.connectTimeout, Limits: o.limits}
+	if o.quiet {
+		options.Logger = nil
 	}
-	m.control = control
-	m.conns = append(m.conns, control)
-	deadline(t, control)
+	m.serve(mux, options)
+	deadline(t, m.control)
+	t.Cleanup(func() {
+		m.stop()
+		// Deadlines that run on would keep the window's memory for as long.
+		for _, c := range m.conns {
+			c.SetDeadline(time.Time{})
+		}
+		end := m.guest.Close
+		if o.hasty {
+			end = m.guest.CloseAtOnce
+		}
+		if err := end(); err != nil {
+			t.Errorf("%v: %v", err, m.lostWakeups())
+		}
+	})
+	return m
+}
 
+// mux has all handlers that the setup asks for.
+func (o *setup) mux() *relay.Mux {
 	var mux relay.Mux
 	if o.share.None() {
 		o.share.Root = o.root
@@ -189,43 +209,28 @@ func start(t testing.TB, o setup) *machine {
 	for protocol, h := range o.handlers {
 		mux.Handle(protocol, h)
 	}
-	options := relay.Options{Logger: slog.New(m.log), OnListen: o.onListen, Network: o.network, ConnectTimeout: o.connectTimeout, Limits: o.limits}
-	if o.quiet {
-		options.Logger = nil
+	return &mux
+}
+
+// serve starts a server for the guest.
+func (m *machine) serve(mux *relay.Mux, o relay.Options) {
+	m.t.Helper()
+	both, err := client.Start(m.guest, func(control *pipes.Pipe) client.Server {
+		m.server = relay.New(m.guest.Table, control, mux, o)
+		return m.server
+	})
+	if err != nil {
+		m.t.Fatal(err)
 	}
-	m.server = relay.New(m.guest.Table, host, &mux, options)
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- m.server.Serve(ctx) }()
-	var once sync.Once
-	m.stop = func() {
-		once.Do(func() {
-			cancel()
-			select {
-			case err := <-ended:
-				if err != nil {
-					t.Errorf("Serve: %v", err)
-				}
-			case <-time.After(patience):
-				panic("Serve doesn't return")
-			}
-		})
-	}
-	t.Cleanup(func() {
-		m.stop()
-		// Deadlines that run on would keep the window's memory for as long.
-		for _, c := range m.conns {
-			c.SetDeadline(time.Time{})
-		}
-		end := m.guest.Close
-		if o.hasty {
-			end = m.guest.CloseAtOnce
-		}
-		if err := end(); err != nil {
-			t.Errorf("%v: %v", err, m.lostWakeups())
+	m.client, m.control = both.Client, both.Control
+	m.conns = append(m.conns, m.control)
+	m.stop = sync.OnceFunc(func() {
+		late := time.AfterFunc(patience, func() { panic("Serve doesn't return") })
+		defer late.Stop()
+		if err := both.Stop(); err != nil {
+			m.t.Errorf("Serve: %v", err)
 		}
 	})
-	return m
 }
 
 func deadline(t testing.TB, c net.Conn) {
@@ -235,54 +240,22 @@ func deadline(t testing.TB, c net.Conn) {
 	}
 }
 
-// receive reads one frame.
-func receive(c io.Reader) (wire.Header, []byte, error) {
-	b := make([]byte, wire.HeaderSize)
-	if _, err := io.ReadFull(c, b); err != nil {
-		return wire.Header{}, nil, err
-	}
-	h, err := wire.DecodeHeader(b)
-	if err != nil {
-		return h, nil, err
-	}
-	p := make([]byte, h.Length)
-	_, err = io.ReadFull(c, p)
-	return h, p, err
-}
+// receive reads one frame, and open opens a protocol on a new pipe.
+var (
+	receive = client.ReadFrame
+	open    = client.OpenPipe
+)
 
 // tryPipe asks for a pipe through the control pipe.
 func (m *machine) tryPipe(outgoing, incoming, cpu uint32) (*pipestest.GuestConn, error) {
+	rings := client.Rings{Outgoing: outgoing, Incoming: incoming, CPU: cpu}
+	c, err := m.client.With(rings).Pipe(context.Background())
+	if err != nil {
+		return nil, err
+	}
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	request := wire.AppendNewStreamRequest(nil, 77, wire.NewStreamRequest{
-		OutgoingSize: outgoing, IncomingSize: incoming, HomeCPU: cpu,
-	})
-	if _, err := m.control.Write(request); err != nil {
-		return nil, err
-	}
-	h, p, err := receive(m.control)
-	if err != nil {
-		return nil, err
-	}
-	info, err := wire.DecodeDataStreamInfo(p)
-	if err != nil {
-		return nil, err
-	}
-	if h.RequestID != 77 {
-		return nil, fmt.Errorf("answer to request %d", h.RequestID)
-	}
-	if info.Status != 0 {
-		return nil, unix.Errno(info.Status)
-	}
-	d := info.Pipe
-	c, err := m.guest.Attach(pipes.Descriptor{
-		ID: pipes.ID(d.ID), Header: d.Header, Outgoing: d.Outgoing, Incoming: d.Incoming,
-		OutgoingSize: d.OutgoingSize, IncomingSize: d.IncomingSize,
-	})
-	if err != nil {
-		return nil, err
-	}
 	m.conns = append(m.conns, c)
+	m.mu.Unlock()
 	return c, c.SetDeadline(time.Now().Add(patience))
 }
 
@@ -293,29 +266,6 @@ func (m *machine) pipe() *pipestest.GuestConn {
 		m.t.Fatal(err)
 	}
 	return c
-}
-
-// open sends Open on c and returns Opened's payload.
-func open(c *pipestest.GuestConn, protocol uint16, payload []byte) ([]byte, error) {
-	if _, err := c.Write(wire.AppendOpen(nil, 5, wire.Open{Protocol: protocol, Payload: payload})); err != nil {
-		return nil, err
-	}
-	return opened(c)
-}
-
-func opened(c *pipestest.GuestConn) ([]byte, error) {
-	h, p, err := receive(c)
-	if err != nil {
-		return nil, err
-	}
-	if h.Kind != wire.KindOpened || h.RequestID != 5 {
-		return nil, fmt.Errorf("got %+v, want Opened", h)
-	}
-	o, err := wire.DecodeOpened(p)
-	if err == nil && o.Status != 0 {
-		err = unix.Errno(o.Status)
-	}
-	return o.Payload, err
 }
 
 func (m *machine) tryConnect(to netip.AddrPort) (*pipestest.GuestConn, error) {

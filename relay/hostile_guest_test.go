@@ -2,7 +2,6 @@ package relay_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -189,11 +188,6 @@ func newHostile(t *testing.T, limits network.Limits) *hostile {
 	if h.m.guest, err = pipestest.NewGuest(4<<20, pipes.Options{CPUs: hostileCPUs, StreamLimit: 64}); err != nil {
 		t.Fatal(err)
 	}
-	host, control, err := h.m.guest.Pair(64<<10, 64<<10)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.m.control = control
 	var mux relay.Mux
 	mux.Handle(wire.ProtocolFileSystem, relay.FileSystem(shared.Share{
 		Root: shareBytes(t, fileSize), Named: map[string]shared.Share{"w": {Root: root(t, t.TempDir()), Writable: true}},
@@ -210,21 +204,7 @@ func newHostile(t *testing.T, limits network.Limits) *hostile {
 	mux.Handle(wire.ProtocolTLSListener, relay.TLSListener(trust))
 	mux.Handle(wire.ProtocolStdio, relay.Stdio(h.outside.Input, h.outside.Output, nil))
 	// Nothing gets out but what this test expects.
-	h.m.server = relay.New(h.m.guest.Table, host, &mux, relay.Options{Network: h.outside.Network(t, "out:"+h.refused.String()), OnListen: h.outside.Call, Limits: limits})
-	ctx, cancel := context.WithCancel(t.Context())
-	served := make(chan error, 1)
-	go func() { served <- h.m.server.Serve(ctx) }()
-	h.m.stop = func() {
-		cancel()
-		select {
-		case err := <-served:
-			if err != nil {
-				t.Error(err)
-			}
-		case <-time.After(patience):
-			panic("Serve doesn't return")
-		}
-	}
+	h.m.serve(&mux, relay.Options{Network: h.outside.Network(t, "out:"+h.refused.String()), OnListen: h.outside.Call, Limits: limits})
 	return h
 }
 
@@ -232,7 +212,7 @@ func newHostile(t *testing.T, limits network.Limits) *hostile {
 func (h *hostile) end() {
 	t := h.m.t
 	h.m.stop()
-	for _, c := range append(h.m.conns, h.m.control) {
+	for _, c := range h.m.conns {
 		c.SetDeadline(time.Time{})
 	}
 	// A guest that owes wake-ups is no news here.

@@ -230,7 +230,7 @@ func TestOperationLimit(t *testing.T) {
 				func() error { _, err := g.readPath("file"); return err },
 				func() error { _, err := g.read(h, 0, 4); return err },
 				func() error { _, err := g.write(h, 0, make([]byte, 10000)); return err },
-				func() error { _, err := g.stat(wire.StatRequest{Handle: h}); return err },
+				func() error { _, err := g.stat(h); return err },
 				func() error { _, err := g.page(".", "", 1000); return err },
 				func() error { return g.mkdir("folder", wire.MkdirParents) },
 				func() error { return g.truncate(h, 7) },
@@ -249,7 +249,7 @@ func TestOperationLimit(t *testing.T) {
 				for i := 0; i < len(requests); {
 					if e := requests[i](); e != nil {
 						err = e
-						if err != unix.EAGAIN {
+						if !errors.Is(err, unix.EAGAIN) {
 							return err
 						}
 						continue

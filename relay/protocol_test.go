@@ -324,8 +324,8 @@ func TestClaimRace(t *testing.T) {
 			if request, a := l.answer(); request != 2 || a.Status != uint32(unix.EBUSY) {
 				t.Fatalf("request %d got %+v", request, a)
 			}
-			if _, err := opened(c); err != nil {
-				t.Fatal(err)
+			if h, p, err := receive(c); err != nil || h.Kind != wire.KindOpened || p[0] != 0 {
+				t.Fatalf("got %+v, %v", h, err)
 			}
 			c.Close()
 			continue

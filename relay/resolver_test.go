@@ -88,11 +88,7 @@ func (g *resolverGuest) answer() (request uint64, text string, err error) {
 		if err != nil {
 			g.t.Fatal(err)
 		}
-		for rest := m.Endpoints; len(rest) > 0; {
-			var e wire.Endpoint
-			if e, rest, err = wire.CutAddress(rest); err != nil {
-				g.t.Fatal(err)
-			}
+		for e := range m.All() {
 			all = append(all, e.AddrPort().Addr().String())
 		}
 		return h.RequestID, strings.Join(all, " "), status(m.Status)
@@ -101,11 +97,7 @@ func (g *resolverGuest) answer() (request uint64, text string, err error) {
 		if err != nil {
 			g.t.Fatal(err)
 		}
-		for rest := m.Entries; len(rest) > 0; {
-			var name []byte
-			if name, rest, err = wire.CutHostName(rest); err != nil {
-				g.t.Fatal(err)
-			}
+		for name := range m.All() {
 			all = append(all, string(name))
 		}
 		return h.RequestID, strings.Join(all, " "), status(m.Status)

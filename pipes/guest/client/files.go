@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"slices"
 	"sync"
 	"syscall"
@@ -29,6 +28,10 @@ type Files struct {
 	head    [wire.HeaderSize + wire.FileDataPrefixSize]byte
 }
 
+// firstRequest is where request ids begin: they have 64 bits, and both ends are
+// to take them so.
+const firstRequest = 1 << 40
+
 // Files opens a stream of requests about files.
 func (c *Client) Files(ctx context.Context) (*Files, error) {
 	conn, _, err := c.Open(ctx, wire.ProtocolFileSystem, nil)
@@ -40,7 +43,7 @@ func (c *Client) Files(ctx context.Context) (*Files, error) {
 
 // NewFiles returns what [Client.Files] does, on a pipe on which the protocol
 // was opened already.
-func NewFiles(p *guest.Conn) *Files { return &Files{pipe: p} }
+func NewFiles(p *guest.Conn) *Files { return &Files{pipe: p, request: firstRequest} }
 
 // ReadFile reads a file on a stream of its own. It gives up when ctx ends.
 func (c *Client) ReadFile(ctx context.Context, path string) ([]byte, error) {
@@ -74,14 +77,11 @@ func (f *Files) Open(path string, flags wire.OpenFlags) (*File, error) {
 	return &File{files: f, handle: handle, path: path}, nil
 }
 
-// ReadFile reads a file from its beginning to its end.
+// ReadFile reads a file from its beginning to its end. With an error it returns
+// what came before.
 func (f *Files) ReadFile(path string) ([]byte, error) {
-	data := []byte{}
-	err := f.read(path, 0, func(n int) []byte {
-		data = slices.Grow(data, n)
-		data = data[:len(data)+n]
-		return data[len(data)-n:]
-	}, func(b []byte, id uint64) []byte {
+	var data []byte
+	err := f.read(path, 0, growing(&data), func(b []byte, id uint64) []byte {
 		return wire.AppendReadFileRequest(b, id, wire.ReadFileRequest{Length: wire.ToEnd, Path: []byte(path)})
 	})
 	return data, err
@@ -189,22 +189,16 @@ func (f *Files) File(handle uint64) *File {
 // Handle returns the number by which requests name the file.
 func (f *File) Handle() uint64 { return f.handle }
 
-// ReadAt reads at an offset, and returns [io.EOF] with fewer bytes at the end
-// of the file.
+// ReadAt reads at an offset, and returns [io.EOF] with fewer bytes at the end of
+// the file.
 func (f *File) ReadAt(b []byte, off int64) (int, error) {
-	if off < 0 {
-		return 0, pathError("read", f.path, syscall.EINVAL)
-	}
 	n := 0
-	err := f.files.read(f.path, uint64(off), func(k int) []byte {
+	err := f.read(uint64(off), uint64(len(b)), func(k int) []byte {
 		if k > len(b)-n {
 			return nil
 		}
 		n += k
 		return b[n-k : n]
-	}, func(buf []byte, id uint64) []byte {
-		m := wire.ReadRequest{Handle: f.handle, Offset: uint64(off), Length: uint64(len(b))}
-		return wire.AppendReadRequest(buf, id, m)
 	})
 	if err == nil && n < len(b) {
 		err = io.EOF
@@ -212,12 +206,25 @@ func (f *File) ReadAt(b []byte, off int64) (int, error) {
 	return n, err
 }
 
+// ReadRange returns the bytes from an offset on: length of them, fewer at the
+// end of the file only, and all to there with wire.ToEnd. With an error it
+// returns what came before.
+func (f *File) ReadRange(offset, length uint64) ([]byte, error) {
+	var data []byte
+	err := f.read(offset, length, growing(&data))
+	return data, err
+}
+
+// read reads what room has a place for.
+func (f *File) read(offset, length uint64, room func(n int) []byte) error {
+	return f.files.read(f.path, offset, room, func(b []byte, id uint64) []byte {
+		return wire.AppendReadRequest(b, id, wire.ReadRequest{Handle: f.handle, Offset: offset, Length: length})
+	})
+}
+
 // WriteAt writes at an offset, or, in a file that was opened to append, at its
 // end. It takes as many requests as the length needs.
 func (f *File) WriteAt(b []byte, off int64) (written int, err error) {
-	if off < 0 || off > math.MaxInt64-int64(len(b)) {
-		return 0, pathError("write", f.path, syscall.EINVAL)
-	}
 	for first := true; err == nil && (first || written < len(b)); first = false {
 		piece := b[written:min(len(b), written+wire.MaxFileData)]
 		var n uint64
@@ -338,7 +345,7 @@ func (f *Files) read(path string, offset uint64, room func(n int) []byte, encode
 		case m.Offset != offset, more && n == 0:
 			err = fmt.Errorf("%w: %d bytes at %d, not at %d", syscall.EPROTO, n, m.Offset, offset)
 		default:
-			if to = room(n); to == nil && n > 0 {
+			if to = room(n); len(to) != n {
 				err = fmt.Errorf("%w: more bytes than were asked for", syscall.EPROTO)
 			}
 		}
@@ -351,6 +358,14 @@ func (f *Files) read(path string, offset uint64, room func(n int) []byte, encode
 		offset += uint64(n)
 	}
 	return nil
+}
+
+// growing makes room at the end of data.
+func growing(data *[]byte) func(n int) []byte {
+	return func(n int) []byte {
+		*data = slices.Grow(*data, n)[:len(*data)+n]
+		return (*data)[len(*data)-n:]
+	}
 }
 
 // dataFrame reads a FileData frame up to its data. The rest of one with a

@@ -18,7 +18,8 @@ type Server interface {
 // both: a virtual machine without a virtual CPU.
 type Machine struct {
 	*Client
-	Guest *guest.Guest
+	Guest   *guest.Guest
+	Control *guest.Conn // the guest's end of the control pipe, which the client uses
 
 	cancel context.CancelFunc
 	served chan struct{} // closed when Serve has returned
@@ -36,7 +37,7 @@ func Start(g *guest.Guest, monitor func(control *pipes.Pipe) Server) (*Machine, 
 		return nil, err
 	}
 	server := monitor(host)
-	m := &Machine{Client: New(g, pipe), Guest: g, served: make(chan struct{})}
+	m := &Machine{Client: New(g, pipe), Guest: g, Control: pipe, served: make(chan struct{})}
 	var ctx context.Context
 	ctx, m.cancel = context.WithCancel(context.Background())
 	go func() {
