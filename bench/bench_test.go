@@ -223,8 +223,8 @@ func TestReadable(t *testing.T) {
 	}
 }
 
-func TestCompare(t *testing.T) {
-	t.Parallel()
+// slower is the sample, newer and worse.
+func slower() *Report {
 	newer := sample()
 	ratio := Spread{Median: 0.5, Min: 0.45, Max: 0.55}
 	newer.Figures[0].Ratio = &ratio
@@ -232,14 +232,28 @@ func TestCompare(t *testing.T) {
 	newer.Figures[2].Name = "part"
 	newer.Machine.Kernel = "6.2"
 	newer.Quick = true
+	return newer
+}
+
+func TestCompare(t *testing.T) {
+	t.Parallel()
 	var verdicts []string
-	for _, c := range Compare(sample(), newer) {
+	for _, c := range Compare(sample(), slower()) {
 		verdicts = append(verdicts, c.Figure+" "+c.What+" "+c.Verdict)
 	}
 	want := []string{"bulk: throughput ratio worse", "bulk: signals value better", "boot: part value new", "boot: <whole> value gone"}
 	if diff := cmp.Diff(want, verdicts); diff != "" {
 		t.Error(diff)
 	}
+	for _, c := range Compare(sample(), sample()) {
+		if c.Verdict != "within the noise" {
+			t.Errorf("the same twice: %+v", c)
+		}
+	}
+}
+
+func TestCompareNoise(t *testing.T) {
+	t.Parallel()
 	exactly := func(v float64) Figure { return Figure{Ours: Spread{Median: v, Min: v, Max: v}} }
 	about := func(v float64) Figure { return Figure{Ours: Spread{Median: v, Min: v - 2, Max: v + 2}} }
 	neutral := func(v float64) Figure { return Figure{Neutral: true, Ours: exactly(v).Ours} }
@@ -269,11 +283,11 @@ func TestCompare(t *testing.T) {
 			t.Errorf("%s: %g → %g: %s, want %s", c.what, c.a, c.b, got, c.want)
 		}
 	}
-	for _, c := range Compare(sample(), sample()) {
-		if c.Verdict != "within the noise" {
-			t.Errorf("the same twice: %+v", c)
-		}
-	}
+}
+
+func TestWriteComparison(t *testing.T) {
+	t.Parallel()
+	newer := slower()
 	var b strings.Builder
 	if err := WriteComparison(&b, sample(), newer); err != nil {
 		t.Fatal(err)

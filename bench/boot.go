@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -43,15 +44,7 @@ func boot(s *scope, r *runner) error {
 		return fmt.Errorf("%w: %w", errMissing, err)
 	}
 	system.Close()
-	file, err := os.CreateTemp("", "arcavm-hello-")
-	if err != nil {
-		return err
-	}
-	s.keep(closeFunc(func() { _ = os.Remove(file.Name()) }))
-	_, err = file.Write(images.Bytes("hello"))
-	if closing := file.Close(); err == nil {
-		err = closing
-	}
+	hello, err := s.imageFile("hello")
 	if err != nil {
 		return err
 	}
@@ -61,7 +54,7 @@ func boot(s *scope, r *runner) error {
 	}
 	var sides []func() (booting, error)
 	for _, mib := range sizes {
-		sides = append(sides, func() (booting, error) { return bootOnce(s.ctx, r.arcavm, file.Name(), mib) })
+		sides = append(sides, func() (booting, error) { return bootOnce(s.ctx, r.arcavm, hello, mib) })
 	}
 	rows, err := interleave(s.ctx, 2*r.rounds, sides)
 	if err != nil {
@@ -69,6 +62,17 @@ func boot(s *scope, r *runner) error {
 	}
 	reportBoots(r, sizes, rows)
 	return nil
+}
+
+// imageFile writes an image to a file that is removed at the scope's end.
+func (s *scope) imageFile(name string) (string, error) {
+	file, err := os.CreateTemp("", "arcavm-"+name+"-")
+	if err != nil {
+		return "", err
+	}
+	s.keep(closeFunc(func() { _ = os.Remove(file.Name()) }))
+	_, err = file.Write(images.Bytes(name))
+	return file.Name(), errors.Join(err, file.Close())
 }
 
 // reportBoots reports a row of boots for each size of memory in MiB. The first

@@ -90,6 +90,11 @@ func newFloorGuest(code []byte) (g *floorGuest, err error) {
 	if g.event, err = eventfd.New(); err != nil {
 		return g, err
 	}
+	return g, g.setUp(cpuid)
+}
+
+// setUp gives the VM its memory, its interrupt and its CPU.
+func (g *floorGuest) setUp(cpuid []kvm.CPUIDEntry2) (err error) {
 	for _, step := range []func() error{
 		func() error { return g.vm.SetTSSAddr(0xfffb_d000) },
 		func() error { return g.vm.SetIdentityMapAddr(0xfffb_c000) },
@@ -104,10 +109,10 @@ func newFloorGuest(code []byte) (g *floorGuest, err error) {
 		g.setRegisters,
 	} {
 		if err := step(); err != nil {
-			return g, err
+			return err
 		}
 	}
-	return g, nil
+	return nil
 }
 
 // fill writes page tables, descriptor tables and code.

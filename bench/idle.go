@@ -2,21 +2,11 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"net"
-	"runtime"
-	"runtime/debug"
 	"slices"
-	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-
-	"github.com/fix-project/arcavm/pipes/guest"
-	"github.com/fix-project/arcavm/vmm"
 )
 
 const (
@@ -88,9 +78,9 @@ func newStill(s *scope, name string, most int) (*still, error) {
 
 // measured is what one round gave for one side.
 type measured struct {
-	memory, stacks        float64 // KiB for each stream
-	idleCPU               float64 // percent of a core
-	p50, p99, activeTrips float64 // µs; processor time of the server in percent of a core
+	memory, stacks     float64 // KiB for each stream
+	p50, p99           float64 // µs
+	idleCPU, activeCPU float64 // the server's, in percent of a core
 }
 
 func (i idle) measure(ctx context.Context, r *runner, sides []*still, n int) error {
@@ -120,58 +110,82 @@ func (i idle) measure(ctx context.Context, r *runner, sides []*still, n int) err
 	return nil
 }
 
-// round looks at all sides while nothing happens, at the same time, and then has each be active in turn.
+// round looks at all sides while nothing happens, at the same time, and then
+// has each be active in turn.
 func (i idle) round(ctx context.Context, sides []*still, n int, window, active time.Duration) ([]measured, error) {
 	out := make([]measured, len(sides))
-	perStream := func(bytes float64) float64 { return bytes / float64(n) / 1024 }
 	for k, side := range sides {
-		now, err := side.server.do(request{Op: "memory"})
-		if err != nil {
+		if err := side.lookAtMemory(&out[k], n); err != nil {
 			return nil, err
 		}
-		out[k].memory = perStream(now.Anonymous - side.base.Anonymous)
-		out[k].stacks = perStream(max(0, now.Stacks-side.base.Stacks)) // the base may have had some to spare
 	}
-	before, started := make([]int64, len(sides)), make([]time.Time, len(sides))
+	watches := make([]watch, len(sides))
 	for k, side := range sides {
-		a, err := side.server.do(request{Op: "cpu"})
-		if err != nil {
+		var err error
+		if watches[k], err = side.watch(); err != nil {
 			return nil, err
 		}
-		before[k], started[k] = a.Nanoseconds, time.Now()
 	}
 	select {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-time.After(window):
 	}
-	share := func(k int) (float64, error) {
-		elapsed := time.Since(started[k])
-		a, err := sides[k].server.do(request{Op: "cpu"})
-		return 100 * float64(a.Nanoseconds-before[k]) / float64(elapsed.Nanoseconds()), err
-	}
-	var err error
-	for k := range sides {
-		if out[k].idleCPU, err = share(k); err != nil {
+	for k, w := range watches {
+		var err error
+		if out[k].idleCPU, err = w.share(); err != nil {
 			return nil, err
 		}
 	}
 	for k, side := range sides {
-		a, err := side.server.do(request{Op: "cpu"})
-		if err != nil {
-			return nil, err
-		}
-		before[k], started[k] = a.Nanoseconds, time.Now()
-		trips, err := side.clients.do(request{Op: "ping", Millis: int(active.Milliseconds())})
-		if err != nil {
-			return nil, err
-		}
-		out[k].p50, out[k].p99 = trips.P50, trips.P99
-		if out[k].activeTrips, err = share(k); err != nil {
+		if err := side.beActive(&out[k], active); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
+}
+
+// lookAtMemory notes what each of n streams takes of the server.
+func (s *still) lookAtMemory(m *measured, n int) error {
+	now, err := s.server.do(request{Op: "memory"})
+	perStream := func(bytes float64) float64 { return bytes / float64(n) / 1024 }
+	m.memory = perStream(now.Anonymous - s.base.Anonymous)
+	m.stacks = perStream(max(0, now.Stacks-s.base.Stacks)) // the base may have had some to spare
+	return err
+}
+
+// beActive makes round trips for that long and notes what they took.
+func (s *still) beActive(m *measured, long time.Duration) error {
+	w, err := s.watch()
+	if err != nil {
+		return err
+	}
+	trips, err := s.clients.do(request{Op: "ping", Millis: int(long.Milliseconds())})
+	if err != nil {
+		return err
+	}
+	m.p50, m.p99 = trips.P50, trips.P99
+	m.activeCPU, err = w.share()
+	return err
+}
+
+// watch is how much processor time a server had used at a moment.
+type watch struct {
+	server *part
+	used   int64 // ns
+	at     time.Time
+}
+
+func (s *still) watch() (watch, error) {
+	a, err := s.server.do(request{Op: "cpu"})
+	return watch{s.server, a.Nanoseconds, time.Now()}, err
+}
+
+// share is the server's processor time since then in percent of a core.
+func (w watch) share() (float64, error) {
+	elapsed := time.Since(w.at)
+	a, err := w.server.do(request{Op: "cpu"})
+	return 100 * float64(a.Nanoseconds-w.used) / float64(elapsed.Nanoseconds()), err
 }
 
 func (i idle) report(r *runner, sides []*still, n int, rows [][]measured) {
@@ -197,216 +211,6 @@ func (i idle) report(r *runner, sides []*still, n int, rows [][]measured) {
 		r.add(load.heads(lineIdle, rank(k), fmt.Sprintf("idle with %d streams", n)))
 		r.add(figure(active+", round trip p50", "µs", func(m measured) float64 { return m.p50 }))
 		r.add(figure(active+", round trip p99", "µs", func(m measured) float64 { return m.p99 }))
-		r.add(figure(active+", processor time", "% of a core", func(m measured) float64 { return m.activeTrips }))
+		r.add(figure(active+", processor time", "% of a core", func(m measured) float64 { return m.activeCPU }))
 	}
-}
-
-// The first byte on a connection says what it is for; the server sends it back.
-const (
-	willRest = 'r'
-	willTalk = 't'
-)
-
-// serverPart serves connections in the way that it is told.
-func serverPart(s *scope) func(request) (answer, error) {
-	return func(q request) (a answer, err error) {
-		switch q.Op {
-		case "start":
-			a.Address, err = startServer(s, q.Name, q.Streams)
-		case "cpu":
-			var t time.Duration
-			t, err = processorTime()
-			a.Nanoseconds = t.Nanoseconds()
-		case "memory":
-			debug.FreeOSMemory()
-			var kib uint64
-			kib, err = numberIn("/proc/self/status", "RssAnon:")
-			var m runtime.MemStats
-			runtime.ReadMemStats(&m)
-			a.Anonymous, a.Stacks = float64(kib)*1024, float64(m.StackInuse)
-		default:
-			err = errors.New("unknown request " + q.Op)
-		}
-		return a, err
-	}
-}
-
-func startServer(s *scope, name string, streams int) (string, error) {
-	switch name {
-	case "plain":
-		l, err := s.listen()
-		if err != nil {
-			return "", err
-		}
-		s.goes(func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				s.keep(c)
-				s.goes(func() { echoSmall(c) })
-			}
-		})
-		return l.Addr().String(), nil
-	case "booted guest":
-		cfg := vmm.Config{
-			CPUs: 1, Memory: even(128<<20 + 64<<10*uint64(streams)), Window: even(64<<20 + 32<<10*uint64(streams)), StreamLimit: streams + 128,
-		}
-		g, err := s.boot("echo", cfg, "4096")
-		if err != nil {
-			return "", err
-		}
-		return g.at.String(), nil
-	}
-	l, err := s.listen()
-	if err != nil {
-		return "", err
-	}
-	g, err := s.rig(64<<20+16<<10*streams, streams+128)
-	if err != nil {
-		return "", err
-	}
-	listener, err := g.listener(l)
-	if err != nil {
-		return "", err
-	}
-	g.users.Go(func() { serve(listener, func(c *guest.Conn) { g.attend(c) }) })
-	return listener.Addr().String(), nil
-}
-
-// even rounds up to what a VM's memory must be a multiple of.
-func even(n uint64) uint64 {
-	const unit = 2 << 20
-	return (n + unit - 1) / unit * unit
-}
-
-// echoSmall is echo with hardly any memory of its own.
-func echoSmall(c net.Conn) {
-	var b [64]byte
-	for {
-		n, err := c.Read(b[:])
-		if err != nil {
-			return
-		}
-		if _, err := c.Write(b[:n]); err != nil {
-			return
-		}
-	}
-}
-
-// attend echoes without a goroutine. The guest's end of a stream that will rest is let go of: it is the guest's memory, which doesn't count.
-func (r *rig) attend(c *guest.Conn) {
-	b := make([]byte, 64)
-	var turn func()
-	turn = func() {
-		n, err := c.Read(b)
-		if err == nil {
-			_, err = c.Write(b[:n])
-		}
-		if err != nil {
-			_ = c.Close()
-			return
-		}
-		if n == 1 && b[0] == willRest {
-			r.Guest.Forget(c.ID())
-			return
-		}
-		c.OnReadable(turn)
-	}
-	c.OnReadable(turn)
-}
-
-// clientsPart opens connections and makes round trips on some of them.
-func clientsPart(s *scope) func(request) (answer, error) {
-	var to string
-	var open int
-	var talking []net.Conn
-	return func(q request) (a answer, err error) {
-		switch q.Op {
-		case "start":
-			to = q.Address
-		case "warm":
-			warm := newScope(s.ctx)
-			_, err = dialMany(warm, to, 0, 64)
-			err = errors.Join(err, warm.close())
-		case "grow":
-			var more []net.Conn
-			more, err = dialMany(s, to, open, q.Streams)
-			open, talking = q.Streams, append(talking, more...)
-		case "ping":
-			var t trips
-			t, err = pingAll(talking, time.Duration(q.Millis)*time.Millisecond)
-			if err == nil {
-				a.P50, a.P99 = t.micros(0.5), t.micros(0.99)
-			}
-		default:
-			err = errors.New("unknown request " + q.Op)
-		}
-		return a, err
-	}
-}
-
-// dialMany opens connections until there are that many, and returns those that will talk.
-func dialMany(s *scope, to string, from, streams int) (talking []net.Conn, err error) {
-	var next atomic.Int64
-	next.Store(int64(from))
-	found := make([][]net.Conn, dialers)
-	var work errgroup.Group
-	for i := range dialers {
-		work.Go(func() error {
-			for {
-				n := int(next.Add(1)) - 1
-				if n >= streams {
-					return nil
-				}
-				c, err := net.Dial("tcp4", to)
-				if err != nil {
-					return err
-				}
-				s.keep(c)
-				b := []byte{willRest}
-				if n%activeShare == 0 {
-					b[0] = willTalk
-					found[i] = append(found[i], c)
-				}
-				if _, err := c.Write(b); err != nil {
-					return err
-				}
-				if _, err := io.ReadFull(c, b); err != nil {
-					return err
-				}
-			}
-		})
-	}
-	err = work.Wait()
-	return slices.Concat(found...), err
-}
-
-// pingAll makes round trips on all connections for that long, on each with a pause after each.
-func pingAll(conns []net.Conn, long time.Duration) (trips, error) {
-	all := make([]trips, len(conns))
-	until := time.Now().Add(long)
-	var work errgroup.Group
-	for i, c := range conns {
-		work.Go(func() error {
-			// Not all at once.
-			time.Sleep(activePause * time.Duration(i) / time.Duration(len(conns)))
-			for {
-				t, err := ping(c, 1)
-				if err != nil {
-					return err
-				}
-				all[i] = append(all[i], t...)
-				if time.Now().After(until) {
-					return nil
-				}
-				time.Sleep(activePause)
-			}
-		})
-	}
-	err := work.Wait()
-	t := slices.Concat(all...)
-	slices.Sort(t)
-	return t, err
 }

@@ -68,35 +68,41 @@ func TestPlots(t *testing.T) {
 			t.Fatalf("%s: no viewBox", name)
 		}
 		width, _ := strconv.ParseFloat(size[1], 64)
-		d := xml.NewDecoder(strings.NewReader(plot))
-		var anchor string
-		var x float64
-		for {
-			token, err := d.Token()
-			if errors.Is(err, io.EOF) {
-				break
-			}
-			if err != nil {
-				t.Fatalf("%s: %v in %s", name, err, plot)
-			}
-			switch token := token.(type) {
-			case xml.StartElement:
-				anchor = ""
-				for _, a := range token.Attr {
-					v, err := strconv.ParseFloat(a.Value, 64)
-					switch {
-					case strings.Contains(a.Value, "NaN") || strings.Contains(a.Value, "Inf"):
-						t.Errorf("%s: %s=%q", name, a.Name.Local, a.Value)
-					case a.Name.Local == "text-anchor":
-						anchor = a.Value
-					case a.Name.Local == "x" && err == nil:
-						x = v
-					}
+		wantTextInside(t, name, plot, width)
+	}
+}
+
+// wantTextInside fails if a plot isn't XML, or a text leaves it.
+func wantTextInside(t *testing.T, name, plot string, width float64) {
+	t.Helper()
+	d := xml.NewDecoder(strings.NewReader(plot))
+	var anchor string
+	var x float64
+	for {
+		token, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatalf("%s: %v in %s", name, err, plot)
+		}
+		switch token := token.(type) {
+		case xml.StartElement:
+			anchor = ""
+			for _, a := range token.Attr {
+				v, err := strconv.ParseFloat(a.Value, 64)
+				switch {
+				case strings.Contains(a.Value, "NaN") || strings.Contains(a.Value, "Inf"):
+					t.Errorf("%s: %s=%q", name, a.Name.Local, a.Value)
+				case a.Name.Local == "text-anchor":
+					anchor = a.Value
+				case a.Name.Local == "x" && err == nil:
+					x = v
 				}
-			case xml.CharData:
-				if w := textWidth(string(token)); anchor == "end" && x < w || anchor == "start" && x+w > width {
-					t.Errorf("%s: %q leaves the plot", name, token)
-				}
+			}
+		case xml.CharData:
+			if w := textWidth(string(token)); anchor == "end" && x < w || anchor == "start" && x+w > width {
+				t.Errorf("%s: %q leaves the plot", name, token)
 			}
 		}
 	}
