@@ -9,10 +9,18 @@ import (
 
 // Features is what this machine's KVM offers beyond what [Open] insists on.
 type Features struct {
-	// Of the processor that a guest sees.
+	Processor
+
+	Module     string // the kernel module behind it: kvm_intel, kvm_amd, kvm_pvm; "" if it can't be told
+	SyncRegs   bool   // the run page can carry general purpose registers
+	VCPUEvents bool   // [VCPU.GetVCPUEvents] and its like
+	MaxVCPUs   int    // of a VM
+}
+
+// Processor is what a guest can see of its processor.
+type Processor struct {
 	Vendor       string // CPUID's vendor, such as GenuineIntel
 	GiBPages     bool   // 1 GiB pages
-	NX           bool   // no-execute pages
 	FSGSBASE     bool
 	SMEP         bool
 	SMAP         bool
@@ -25,12 +33,6 @@ type Features struct {
 	InvariantTSC bool
 	TSCScaling   bool // its time stamp counter may have another frequency than the host's
 	PhysBits     int  // bits of a guest-physical address
-
-	// Of KVM.
-	Module     string // the kernel module behind it: kvm_intel, kvm_amd, kvm_pvm; "" if it can't be told
-	SyncRegs   bool   // the run page can carry general purpose registers
-	VCPUEvents bool   // [VCPU.GetVCPUEvents] and its like
-	MaxVCPUs   int
 }
 
 // Software reports whether this KVM interprets guest kernel code instead of running it on the processor. It is right only
@@ -45,7 +47,7 @@ func (s *System) Features() (Features, error) {
 	if err != nil {
 		return Features{}, err
 	}
-	f := featuresFromCPUID(entries)
+	f := Features{Processor: processorFromCPUID(entries)}
 	f.Module = loadedModule("/sys/module")
 	sets, err := s.checkExtension(gokvm.CapSyncRegs)
 	if err != nil {
@@ -73,8 +75,8 @@ func (s *System) Features() (Features, error) {
 	return f, nil
 }
 
-func featuresFromCPUID(entries []CPUIDEntry2) Features {
-	f := Features{PhysBits: 36}
+func processorFromCPUID(entries []CPUIDEntry2) Processor {
+	p := Processor{PhysBits: 36}
 	for _, e := range entries {
 		if e.Index != 0 {
 			continue
@@ -85,28 +87,27 @@ func featuresFromCPUID(entries []CPUIDEntry2) Features {
 			for _, r := range []uint32{e.Ebx, e.Edx, e.Ecx} {
 				vendor = binary.LittleEndian.AppendUint32(vendor, r)
 			}
-			f.Vendor = string(vendor)
+			p.Vendor = string(vendor)
 		case 1:
-			f.X2APIC = e.Ecx&(1<<21) != 0
-			f.XSAVE = e.Ecx&(1<<26) != 0
-			f.AVX = e.Ecx&(1<<28) != 0
+			p.X2APIC = e.Ecx&(1<<21) != 0
+			p.XSAVE = e.Ecx&(1<<26) != 0
+			p.AVX = e.Ecx&(1<<28) != 0
 		case 7:
-			f.FSGSBASE = e.Ebx&(1<<0) != 0
-			f.SMEP = e.Ebx&(1<<7) != 0
-			f.SMAP = e.Ebx&(1<<20) != 0
+			p.FSGSBASE = e.Ebx&(1<<0) != 0
+			p.SMEP = e.Ebx&(1<<7) != 0
+			p.SMAP = e.Ebx&(1<<20) != 0
 		case 0x4000_0001:
-			f.KVMClock = e.Eax&(1<<3) != 0
+			p.KVMClock = e.Eax&(1<<3) != 0
 		case 0x8000_0001:
-			f.NX = e.Edx&(1<<20) != 0
-			f.GiBPages = e.Edx&(1<<26) != 0
-			f.RDTSCP = e.Edx&(1<<27) != 0
+			p.GiBPages = e.Edx&(1<<26) != 0
+			p.RDTSCP = e.Edx&(1<<27) != 0
 		case 0x8000_0007:
-			f.InvariantTSC = e.Edx&(1<<8) != 0
+			p.InvariantTSC = e.Edx&(1<<8) != 0
 		case 0x8000_0008:
-			f.PhysBits = int(e.Eax & 0xff)
+			p.PhysBits = int(e.Eax & 0xff)
 		}
 	}
-	return f
+	return p
 }
 
 // loadedModule names the module behind /dev/kvm. The software one comes first: a hardware module that is built in has a

@@ -118,15 +118,15 @@ func TestFeatures(t *testing.T) {
 
 func TestFeaturesFromCPUID(t *testing.T) {
 	t.Parallel()
-	none := Features{PhysBits: 36}
-	all := Features{
-		Vendor: "AuthenticAMD", GiBPages: true, NX: true, FSGSBASE: true, SMEP: true, SMAP: true, RDTSCP: true, XSAVE: true,
+	none := Processor{PhysBits: 36}
+	all := Processor{
+		Vendor: "AuthenticAMD", GiBPages: true, FSGSBASE: true, SMEP: true, SMAP: true, RDTSCP: true, XSAVE: true,
 		X2APIC: true, AVX: true, KVMClock: true, InvariantTSC: true, PhysBits: 48,
 	}
 	for _, test := range []struct {
 		name    string
 		entries []CPUIDEntry2
-		want    Features
+		want    Processor
 	}{
 		{"nothing", nil, none},
 		{"another index", []CPUIDEntry2{{Function: 7, Index: 1, Ebx: ^uint32(0)}}, none},
@@ -140,7 +140,7 @@ func TestFeaturesFromCPUID(t *testing.T) {
 			{Function: 0x8000_0008, Eax: 0x3930},
 		}, all},
 	} {
-		if got := featuresFromCPUID(test.entries); got != test.want {
+		if got := processorFromCPUID(test.entries); got != test.want {
 			t.Errorf("%s: %+v, want %+v", test.name, got, test.want)
 		}
 	}

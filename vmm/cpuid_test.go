@@ -130,7 +130,7 @@ func TestCPUIDHides(t *testing.T) {
 // What guests of both ABIs, and the older one's kernels, need is there.
 func TestCPUIDShows(t *testing.T) {
 	t.Parallel()
-	features := kvm.Features{TSCDeadline: true, InvariantTSC: true}
+	features := kvm.Features{Processor: kvm.Processor{TSCDeadline: true, InvariantTSC: true}}
 	for _, clock := range []bool{false, true} {
 		shown := cpuidFor(2, 4, guestCPUID(everything(), clock), features)
 		for _, f := range []struct {

@@ -86,13 +86,16 @@ func TestDescribeFeatures(t *testing.T) {
 		return n
 	}
 	all := kvm.Features{
-		Module: "kvm_intel", GiBPages: true, FSGSBASE: true, SMEP: true, SMAP: true, RDTSCP: true, AVX: true, KVMClock: true, X2APIC: true,
-		TSCDeadline: true, InvariantTSC: true, TSCScaling: true, PhysBits: 46, SyncRegs: true,
+		Processor: kvm.Processor{
+			GiBPages: true, FSGSBASE: true, SMEP: true, SMAP: true, RDTSCP: true, AVX: true, KVMClock: true, X2APIC: true,
+			TSCDeadline: true, InvariantTSC: true, TSCScaling: true, PhysBits: 46,
+		},
+		Module: "kvm_intel", SyncRegs: true,
 	}
 	if n := count(all); n != 0 {
 		t.Errorf("%d complaints about a machine that has everything", n)
 	}
-	if n := count(kvm.Features{Module: "kvm_pvm", PhysBits: 36}); n != 14 {
+	if n := count(kvm.Features{Module: "kvm_pvm", Processor: kvm.Processor{PhysBits: 36}}); n != 14 {
 		t.Errorf("%d complaints about a machine that has nothing, want 14", n)
 	}
 }

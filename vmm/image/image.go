@@ -55,17 +55,33 @@ type Image struct {
 	closer   io.Closer // nil unless Open made it
 	sections sectionTable
 
-	symbolsOnce sync.Once
-	symbols     symbolTable
-	symbolsErr  error
+	// Tables for reports.
+	symbols lazy[symbolTable]
+	lines   lazy[lineTable]
+	inlined lazy[*inlinedTable] // nil: there is none that can be read
 
-	linesOnce sync.Once
-	lines     lineTable
-	linesErr  error
+	inlinedMu sync.Mutex // guards what inlined has read so far
+}
 
-	inlinedMu   sync.Mutex // guards what inlined has read so far
-	inlinedOnce sync.Once
-	inlined     *inlinedTable // nil: there is none that can be read
+// lazy is a table that is read from the file once, when it is first asked for.
+// After an error it is empty.
+type lazy[T any] struct {
+	once  sync.Once
+	table T
+	err   error
+}
+
+// load returns the table. Its first call reads it, what says as what.
+func (l *lazy[T]) load(i *Image, what string, read func() (T, error)) (*T, error) {
+	l.once.Do(func() {
+		table, err := read()
+		if err != nil {
+			l.err = fmt.Errorf("%s: read %s: %w", i.Name, what, err)
+			return
+		}
+		l.table = table
+	})
+	return &l.table, l.err
 }
 
 // FormatError says why a file is not an image that can run.

@@ -44,16 +44,11 @@ func (i *Image) Inlined(address uint64) (calls []Inlined) {
 	lines, _ := i.loadLines()
 	i.inlinedMu.Lock()
 	defer i.inlinedMu.Unlock()
-	i.inlinedOnce.Do(func() {
-		d, err := i.readInlined()
-		if err == nil {
-			i.inlined = d
-		}
-	})
-	if i.inlined == nil {
+	table, err := i.inlined.load(i, "inlined calls", i.readInlined)
+	if err != nil || *table == nil {
 		return nil
 	}
-	return i.inlined.find(address, lines)
+	return (*table).find(address, lines)
 }
 
 // inlinedTable finds inlined calls, a unit at a time.

@@ -48,23 +48,17 @@ func (i *Image) LinesErr() error {
 }
 
 func (i *Image) loadLines() (*lineTable, error) {
-	i.linesOnce.Do(func() {
-		if err := i.readLines(); err != nil {
-			i.lines = lineTable{}
-			i.linesErr = fmt.Errorf("%s: read lines: %w", i.Name, err)
-		}
-	})
-	return &i.lines, i.linesErr
+	return i.lines.load(i, "lines", i.readLines)
 }
 
-func (i *Image) readLines() error {
+func (i *Image) readLines() (t lineTable, err error) {
 	sections, err := i.readSections()
 	if err != nil || int(i.sections.names) >= len(sections) {
-		return err
+		return t, err
 	}
 	names, err := i.readSection(int(i.sections.names), sections[i.sections.names], maxLineSection)
 	if err != nil {
-		return err
+		return t, err
 	}
 	section := func(name string) ([]byte, error) {
 		for n, s := range sections {
@@ -76,17 +70,17 @@ func (i *Image) readLines() error {
 	}
 	line, err := section(".debug_line")
 	if err != nil || line == nil {
-		return err
+		return t, err
 	}
-	t := &i.lines
 	t.text[inLine] = line
 	if t.text[inLineStr], err = section(".debug_line_str"); err != nil {
-		return err
+		return t, err
 	}
 	if t.text[inStr], err = section(".debug_str"); err != nil {
-		return err
+		return t, err
 	}
-	return t.read(i.inSegment)
+	err = t.read(i.inSegment)
+	return t, err
 }
 
 // inSegment reports whether an address is in the image. A linker leaves the

@@ -159,15 +159,7 @@ func (i *Image) sameSegment(a, b uint64) bool {
 }
 
 func (i *Image) loadSymbols() (*symbolTable, error) {
-	i.symbolsOnce.Do(func() {
-		table, err := i.readSymbols()
-		if err != nil {
-			i.symbolsErr = fmt.Errorf("%s: read symbols: %w", i.Name, err)
-			return
-		}
-		i.symbols = table
-	})
-	return &i.symbols, i.symbolsErr
+	return i.symbols.load(i, "symbols", i.readSymbols)
 }
 
 func (i *Image) readSymbols() (symbolTable, error) {
