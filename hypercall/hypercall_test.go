@@ -31,7 +31,7 @@ func (m ram) Bytes(addr, n uint64) ([]byte, error) {
 }
 
 func (m ram) Discard(addr, n uint64) error {
-	if addr%PageSize != 0 || n%PageSize != 0 || n == 0 {
+	if addr%pageSize != 0 || n%pageSize != 0 || n == 0 {
 		return fmt.Errorf("%#x, %d bytes: %w", addr, n, unix.EINVAL)
 	}
 	for i := range m[addr-base:][:n] {
@@ -124,12 +124,12 @@ func TestResults(t *testing.T) {
 		{"unknown 2^64-1", 1<<64 - 1, nil, minus(unix.ENOSYS)},
 		{"log at 0", Log, []uint64{0}, minus(unix.EFAULT)},
 		{"log near 2^64", Log, []uint64{1<<64 - 8}, minus(unix.EFAULT)},
-		{"log straddles the end", Log, []uint64{end - LogRecordSize + 1}, minus(unix.EFAULT)},
+		{"log straddles the end", Log, []uint64{end - logRecordSize + 1}, minus(unix.EFAULT)},
 		{"log before the start", Log, []uint64{base - 1}, minus(unix.EFAULT)},
 		{"log of level 0", Log, []uint64{base + 0x8000}, minus(unix.EINVAL)},
 		{"log", Log, []uint64{base}, 0},
 		{"symbol at 0", SymName, []uint64{0}, minus(unix.EFAULT)},
-		{"symbol straddles the end", SymName, []uint64{end - SymbolRecordSize + 1}, minus(unix.EFAULT)},
+		{"symbol straddles the end", SymName, []uint64{end - symbolRecordSize + 1}, minus(unix.EFAULT)},
 		{"symbol not found", SymName, []uint64{base + 0x8000}, 0},
 		{"set", MemSet, []uint64{base + 0x9000, 7, 16}, 0},
 		{"set nothing anywhere", MemSet, []uint64{0, 7, 0}, 0},
@@ -202,11 +202,11 @@ func TestDecodeLog(t *testing.T) {
 		{name: "no module, garbage behind", edit: func(m ram) { m.put64(base+56, 0, far, far) }, want: change(func(r *LogRecord) { r.Module = "" })},
 		{name: "empty text anywhere", edit: func(m ram) { m.put64(base+80, 1, 0) }, want: change(func(r *LogRecord) { r.Message = "" })},
 		{name: "target cut", edit: func(m ram) {
-			m.put64(base+8, base+0x1000, m.put(base+0x1000, strings.Repeat("x", MaxName+1)))
-		}, want: change(func(r *LogRecord) { r.Target = strings.Repeat("x", MaxName) })},
+			m.put64(base+8, base+0x1000, m.put(base+0x1000, strings.Repeat("x", maxName+1)))
+		}, want: change(func(r *LogRecord) { r.Target = strings.Repeat("x", maxName) })},
 		{name: "message cut", edit: func(m ram) {
-			m.put64(base+80, base+0x1000, m.put(base+0x1000, strings.Repeat("y", MaxMessage+1)))
-		}, want: change(func(r *LogRecord) { r.Message = strings.Repeat("y", MaxMessage) })},
+			m.put64(base+80, base+0x1000, m.put(base+0x1000, strings.Repeat("y", maxMessage+1)))
+		}, want: change(func(r *LogRecord) { r.Message = strings.Repeat("y", maxMessage) })},
 		{name: "level 6", edit: func(m ram) { m.put64(base, 6) }, err: unix.EINVAL},
 		{name: "file tag 2", edit: func(m ram) { m.put64(base+24, 2) }, err: unix.EINVAL},
 		{name: "line tag 2", edit: func(m ram) { m.put64(base+48, 2) }, err: unix.EINVAL},
@@ -222,7 +222,7 @@ func TestDecodeLog(t *testing.T) {
 			m := newRAM()
 			m.putLog()
 			test.edit(m)
-			got, err := DecodeLog(m, base)
+			got, err := decodeLog(m, base)
 			if !errors.Is(err, test.err) {
 				t.Fatalf("got error %v, want %v", err, test.err)
 			}
@@ -250,7 +250,7 @@ func TestSymbol(t *testing.T) {
 		}
 		le := binary.LittleEndian
 		if le.Uint64(m[0:]) != symbolStart || le.Uint64(m[8:]) != 5 || m[16] != 1 || m[17] != 0xAA || le.Uint64(m[40:]) != uint64(len(symbolName)) {
-			t.Errorf("capacity %d: record % x", capacity, m[:SymbolRecordSize])
+			t.Errorf("capacity %d: record % x", capacity, m[:symbolRecordSize])
 		}
 		n := min(capacity, uint64(len(symbolName)))
 		if got := string(m[buffer-base:][:n]); got != symbolName[:n] || m[buffer-base+n] != 0xAA {
@@ -316,7 +316,7 @@ func (d *discards) Discard(addr, n uint64) error {
 // else by hand, and all of it where the host keeps the pages. MEMSET keeps all.
 func TestClearGivesBack(t *testing.T) {
 	t.Parallel()
-	const chunk, page = discardChunk, PageSize
+	const chunk, page = discardChunk, pageSize
 	for _, c := range []struct {
 		name         string
 		from, length uint64
@@ -410,14 +410,14 @@ func TestPanic(t *testing.T) {
 		{name: "record outside", addr: 8, err: unix.EFAULT},
 		{name: "message outside", addr: record, edit: func(m ram) { m.put64(record, 1) }, frame: true, err: unix.EFAULT},
 		{name: "message of 2^64-1", addr: record, edit: func(m ram) { m.put64(record+8, 1<<64-1) }, frame: true, err: unix.EINVAL},
-		{name: "frame straddles the end", addr: record, edit: func(m ram) { m.put64(record+16, base+size-FrameSize+1) }, text: "index out\n\tof bounds\\x1b[31m", err: unix.EFAULT},
+		{name: "frame straddles the end", addr: record, edit: func(m ram) { m.put64(record+16, base+size-frameSize+1) }, text: "index out\n\tof bounds\\x1b[31m", err: unix.EFAULT},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			m := newRAM()
 			m.put64(record, message, m.put(message, "index out\n\tof bounds\x1b[31m\r\n"), frame)
-			for i := range uint64(FrameSize / 8) {
+			for i := range uint64(frameSize / 8) {
 				m.put64(frame+8*i, 100+i)
 			}
 			if test.edit != nil {
@@ -457,8 +457,8 @@ func TestPrintable(t *testing.T) {
 		if got := Printable(test.in); got != test.want {
 			t.Errorf("Printable(%q) = %q, want %q", test.in, got, test.want)
 		}
-		if got := PrintableLines(test.in); got != test.lines {
-			t.Errorf("PrintableLines(%q) = %q, want %q", test.in, got, test.lines)
+		if got := printableLines(test.in); got != test.lines {
+			t.Errorf("printableLines(%q) = %q, want %q", test.in, got, test.lines)
 		}
 	}
 }
@@ -575,7 +575,7 @@ func BenchmarkLog(b *testing.B) {
 	m := newRAM()
 	m.putLog()
 	for b.Loop() {
-		if _, err := DecodeLog(m, base); err != nil {
+		if _, err := decodeLog(m, base); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -13,13 +13,13 @@ type Memory interface {
 	// whole within one region that the guest may use.
 	Bytes(addr, n uint64) ([]byte, error)
 	// Discard makes the n bytes at addr zero by giving their pages back to the
-	// host. Both are multiples of PageSize, and Bytes has taken the range.
+	// host. Both are multiples of pageSize, and Bytes has taken the range.
 	// After an error some of the bytes may be what they were.
 	Discard(addr, n uint64) error
 }
 
-// PageSize is the unit in which memory goes back to the host.
-const PageSize = 4096
+// pageSize is the unit in which memory goes back to the host.
+const pageSize = 4096
 
 // bytes is Bytes with the errors of a hypercall: EINVAL for a length that can't be meant, EFAULT for a range outside
 // memory. An empty range is in memory wherever it is.

@@ -10,16 +10,16 @@ import (
 
 // Sizes of the records in bytes.
 const (
-	LogRecordSize    = 96
-	SymbolRecordSize = 48
-	PanicRecordSize  = 24
-	FrameSize        = 168
+	logRecordSize    = 96
+	symbolRecordSize = 48
+	panicRecordSize  = 24
+	frameSize        = 168
 )
 
 // Texts from the guest are cut at these lengths in bytes.
 const (
-	MaxName    = 256      // target, file and module path
-	MaxMessage = 16 << 10 // messages of LOG and PANIC
+	maxName    = 256      // target, file and module path
+	maxMessage = 16 << 10 // messages of LOG and PANIC
 )
 
 // Level is the level of a log record, 1 to 5.
@@ -78,8 +78,8 @@ type LogRecord struct {
 	Message string
 }
 
-// SymbolRecord is the guest's half of a symbol record.
-type SymbolRecord struct {
+// symbolRecord is the guest's half of a symbol record.
+type symbolRecord struct {
 	Address  uint64 // to resolve, virtual
 	Buffer   uint64 // for the name, physical
 	Capacity uint64 // of the buffer in bytes
@@ -98,9 +98,9 @@ type Frame struct {
 	RIP, RFLAGS, Vector, ErrorCode, CR2    uint64
 }
 
-// DecodeLog reads the log record at addr. Errors are EFAULT and EINVAL.
-func DecodeLog(m Memory, addr uint64) (LogRecord, error) {
-	var raw [LogRecordSize]byte
+// decodeLog reads the log record at addr. Errors are EFAULT and EINVAL.
+func decodeLog(m Memory, addr uint64) (LogRecord, error) {
+	var raw [logRecordSize]byte
 	if err := copyOut(m, raw[:], addr); err != nil {
 		return LogRecord{}, err
 	}
@@ -109,7 +109,7 @@ func DecodeLog(m Memory, addr uint64) (LogRecord, error) {
 		return LogRecord{}, unix.EINVAL
 	}
 	var err error
-	if r.Target, err = text(m, raw[8:], MaxName); err != nil {
+	if r.Target, err = text(m, raw[8:], maxName); err != nil {
 		return LogRecord{}, err
 	}
 	if r.File, err = optionalText(m, raw[24:]); err != nil {
@@ -125,17 +125,17 @@ func DecodeLog(m Memory, addr uint64) (LogRecord, error) {
 	if r.Module, err = optionalText(m, raw[56:]); err != nil {
 		return LogRecord{}, err
 	}
-	r.Message, err = text(m, raw[80:], MaxMessage)
+	r.Message, err = text(m, raw[80:], maxMessage)
 	return r, err
 }
 
-// DecodeSymbol reads the symbol record at addr. Errors are EFAULT and EINVAL.
-func DecodeSymbol(m Memory, addr uint64) (SymbolRecord, error) {
-	var raw [SymbolRecordSize]byte
+// decodeSymbol reads the symbol record at addr. Errors are EFAULT and EINVAL.
+func decodeSymbol(m Memory, addr uint64) (symbolRecord, error) {
+	var raw [symbolRecordSize]byte
 	if err := copyOut(m, raw[:], addr); err != nil {
-		return SymbolRecord{}, err
+		return symbolRecord{}, err
 	}
-	r := SymbolRecord{
+	r := symbolRecord{
 		Address:  binary.LittleEndian.Uint64(raw[0:]),
 		Buffer:   binary.LittleEndian.Uint64(raw[24:]),
 		Capacity: binary.LittleEndian.Uint64(raw[32:]),
@@ -144,14 +144,14 @@ func DecodeSymbol(m Memory, addr uint64) (SymbolRecord, error) {
 	return r, err
 }
 
-// WriteSymbol answers the record r at addr with a symbol that starts at start: the name, cut at the buffer's capacity,
+// writeSymbol answers the record r at addr with a symbol that starts at start: the name, cut at the buffer's capacity,
 // then the record's fields. Errors are EFAULT and EINVAL.
-func WriteSymbol(m Memory, addr uint64, r SymbolRecord, name string, start uint64) error {
+func writeSymbol(m Memory, addr uint64, r symbolRecord, name string, start uint64) error {
 	buffer, err := bytes(m, r.Buffer, r.Capacity)
 	if err != nil {
 		return err
 	}
-	record, err := bytes(m, addr, SymbolRecordSize)
+	record, err := bytes(m, addr, symbolRecordSize)
 	if err != nil {
 		return err
 	}
@@ -163,9 +163,9 @@ func WriteSymbol(m Memory, addr uint64, r SymbolRecord, name string, start uint6
 	return nil
 }
 
-// WriteNoSymbol answers the record at addr: nothing found. Errors are EFAULT.
-func WriteNoSymbol(m Memory, addr uint64) error {
-	record, err := bytes(m, addr, SymbolRecordSize)
+// writeNoSymbol answers the record at addr: nothing found. Errors are EFAULT.
+func writeNoSymbol(m Memory, addr uint64) error {
+	record, err := bytes(m, addr, symbolRecordSize)
 	if err != nil {
 		return err
 	}
@@ -173,20 +173,20 @@ func WriteNoSymbol(m Memory, addr uint64) error {
 	return nil
 }
 
-// DecodePanic reads the panic record at addr. A guest that panics may be in any state, so what can be read is returned
+// decodePanic reads the panic record at addr. A guest that panics may be in any state, so what can be read is returned
 // along with the first error, EFAULT or EINVAL.
-func DecodePanic(m Memory, addr uint64) (PanicRecord, error) {
-	var raw [PanicRecordSize]byte
+func decodePanic(m Memory, addr uint64) (PanicRecord, error) {
+	var raw [panicRecordSize]byte
 	if err := copyOut(m, raw[:], addr); err != nil {
 		return PanicRecord{}, err
 	}
-	message, err := rawText(m, raw[:], MaxMessage)
-	r := PanicRecord{Message: PrintableLines(message)}
+	message, err := rawText(m, raw[:], maxMessage)
+	r := PanicRecord{Message: printableLines(message)}
 	at := binary.LittleEndian.Uint64(raw[16:])
 	if at == 0 {
 		return r, err
 	}
-	var frame [FrameSize]byte
+	var frame [frameSize]byte
 	if frameErr := copyOut(m, frame[:], at); frameErr != nil {
 		if err == nil {
 			err = frameErr
@@ -234,7 +234,7 @@ func optionalText(m Memory, record []byte) (string, error) {
 	case 0:
 		return "", nil
 	case 1:
-		return text(m, record[8:], MaxName)
+		return text(m, record[8:], maxName)
 	}
 	return "", unix.EINVAL
 }

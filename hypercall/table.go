@@ -169,7 +169,7 @@ func (t *Table) exit(cpu int, a *[6]uint64) (uint64, error) {
 }
 
 func (t *Table) log(cpu int, a *[6]uint64) (uint64, error) {
-	r, err := DecodeLog(t.memory, a[0])
+	r, err := decodeLog(t.memory, a[0])
 	if err != nil {
 		return 0, err
 	}
@@ -178,19 +178,19 @@ func (t *Table) log(cpu int, a *[6]uint64) (uint64, error) {
 }
 
 func (t *Table) symName(_ int, a *[6]uint64) (uint64, error) {
-	r, err := DecodeSymbol(t.memory, a[0])
+	r, err := decodeSymbol(t.memory, a[0])
 	if err != nil {
 		return 0, err
 	}
 	name, start, found := t.handlers.Symbol(r.Address)
 	if !found {
-		return 0, WriteNoSymbol(t.memory, a[0])
+		return 0, writeNoSymbol(t.memory, a[0])
 	}
-	return 0, WriteSymbol(t.memory, a[0], r, name, start)
+	return 0, writeSymbol(t.memory, a[0], r, name, start)
 }
 
 func (t *Table) panic(cpu int, a *[6]uint64) (uint64, error) {
-	r, err := DecodePanic(t.memory, a[0])
+	r, err := decodePanic(t.memory, a[0])
 	t.handlers.Panic(cpu, r, err)
 	return 0, errEnded
 }
@@ -211,8 +211,8 @@ func (t *Table) clear(addr, length uint64) error {
 	if _, err := bytes(t.memory, addr, length); err != nil {
 		return err
 	}
-	first := (addr + PageSize - 1) &^ (PageSize - 1)
-	last := (addr + length) &^ (PageSize - 1)
+	first := (addr + pageSize - 1) &^ (pageSize - 1)
+	last := (addr + length) &^ (pageSize - 1)
 	if err := t.fill(addr, first-addr, 0); err != nil {
 		return err
 	}

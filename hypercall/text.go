@@ -12,8 +12,8 @@ func Printable(s string) string {
 	return escape(strings.TrimRight(s, "\r\n"), false)
 }
 
-// PrintableLines is Printable for text of several lines: line feeds and tabs stay.
-func PrintableLines(s string) string {
+// printableLines is Printable for text of several lines: line feeds and tabs stay.
+func printableLines(s string) string {
 	return escape(strings.TrimRight(s, "\r\n"), true)
 }
 
