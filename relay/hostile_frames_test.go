@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 
-	"github.com/fix-project/arcavm/internal/outside"
+	"github.com/fix-project/arcavm/network/outside"
 	"github.com/fix-project/arcavm/wire"
 )
 

@@ -15,8 +15,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fix-project/arcavm/internal/outside"
 	"github.com/fix-project/arcavm/network"
+	"github.com/fix-project/arcavm/network/outside"
 	"github.com/fix-project/arcavm/pipes"
 	"github.com/fix-project/arcavm/pipes/pipestest"
 	"github.com/fix-project/arcavm/relay"

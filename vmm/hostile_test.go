@@ -9,8 +9,8 @@ import (
 	"strconv"
 	"testing"
 
-	"github.com/fix-project/arcavm/internal/outside"
 	"github.com/fix-project/arcavm/kvm"
+	"github.com/fix-project/arcavm/network/outside"
 	"github.com/fix-project/arcavm/relay"
 	"github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/vmm"

@@ -28,7 +28,7 @@ var unread = map[string]bool{
 	"emulated":             true,
 	"hypercall":            true,
 	"internal/limit":       true,
-	"internal/outside":     true,
+	"network/outside":      true,
 	"internal/stdio":       true,
 	"internal/unsafecheck": true,
 	"kvm":                  true,
