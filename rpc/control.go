@@ -118,7 +118,7 @@ func (s *Server) openFile(ctx context.Context, control *controlPipe, m message.O
 		return
 	}
 	s.log.Debug("file opened", "path", cut(m.Path))
-	s.hand(ctx, control, "file", p, f.serve)
+	s.hand(ctx, control, "file", p, serveFile(f))
 }
 
 // openPiped makes the pipe before it opens the file, which may make or empty it: a guest that gets none has changed nothing.
@@ -173,7 +173,7 @@ func (h *host) noteRefused(op, path string, err error) {
 func (s *Server) answerRefusedOpen(ctx context.Context, control *controlPipe, err error) {
 	if control.dialect == message.DialectB {
 		if p, perr := s.newPipe(pageSize, pageSize, fileShare); perr == nil {
-			s.hand(ctx, control, "file", p, serveAbsent)
+			s.hand(ctx, control, "file", p, serveFile(absent{}))
 			return
 		}
 	}

@@ -28,38 +28,39 @@ type file struct {
 	closing sync.Once
 }
 
-func (f *file) serve(ctx context.Context, p *pipe) error {
-	defer closeWith(ctx, f.close)()
-	for {
-		head, size, err := p.head()
-		if err != nil {
-			return err
-		}
-		m, n, err := message.DecodeFileRequest(head, size)
-		if err != nil {
-			return err
-		}
-		p.requests.move(uint64(n))
-		switch m.Op {
-		case message.FileRead:
-			p.respondBytes(message.AppendFileBytes, m.Length, f)
-		case message.FileWrite:
-			done, serr, err := p.payload(m.Length, f)
-			if err != nil {
-				return err
+// contents is what requests about a file are about: a file, or an absent one.
+type contents interface {
+	source
+	sink
+	// seek returns the new offset.
+	seek(m message.FileRequest) uint64
+	// close may be called more than once.
+	close()
+}
+
+// serveFile returns a function that serves the pipe of a file until its Close.
+func serveFile(f contents) func(context.Context, *pipe) error {
+	return func(ctx context.Context, p *pipe) error {
+		defer closeWith(ctx, f.close)()
+		return serveRequests(p, message.DecodeFileRequest, func(m message.FileRequest) (last bool, err error) {
+			switch m.Op {
+			case message.FileRead:
+				p.respondBytes(message.AppendFileBytes, m.Length, f)
+			case message.FileWrite:
+				done, _, err := p.payload(m.Length, f)
+				if err != nil {
+					return false, err
+				}
+				p.respond(message.AppendFileLength(p.buf[:0], done))
+			case message.FileSeek:
+				p.respond(message.AppendFileOffset(p.buf[:0], f.seek(m)))
+			case message.FileClose:
+				f.close()
+				p.respond(message.AppendFileAck(p.buf[:0]))
+				return true, nil
 			}
-			if serr != nil {
-				p.server.overQuota(serr)
-				p.server.warn("write failed; the guest is told a shorter length", "path", f.path, "err", serr)
-			}
-			p.respond(message.AppendFileLength(p.buf[:0], done))
-		case message.FileSeek:
-			p.respond(message.AppendFileOffset(p.buf[:0], f.seek(m)))
-		case message.FileClose:
-			f.close()
-			p.respond(message.AppendFileAck(p.buf[:0]))
-			return nil
-		}
+			return false, nil
+		})
 	}
 }
 
@@ -81,7 +82,18 @@ func (f *file) readNow(a, b []byte) (int, error) {
 	return f.f.File().Read(a)
 }
 
-func (f *file) write(a, b []byte) (n int, err error) {
+// write writes both parts. After an error, which goes to the log, fewer bytes
+// are written.
+func (f *file) write(a, b []byte) (int, error) {
+	n, err := f.writeNow(a, b)
+	if err != nil {
+		f.server.overQuota(err)
+		f.server.warn("write failed; the guest is told a shorter length", "path", f.path, "err", err)
+	}
+	return n, err
+}
+
+func (f *file) writeNow(a, b []byte) (n int, err error) {
 	f.server.spend(f.ctx.Done(), len(a)+len(b))
 	for _, part := range [][]byte{a, b} {
 		if err != nil || len(part) == 0 {

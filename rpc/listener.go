@@ -26,27 +26,17 @@ type listener struct {
 
 func (l *listener) serve(ctx context.Context, p *pipe) error {
 	defer closeWith(ctx, l.close)()
-	for {
-		head, size, err := p.head()
-		if err != nil {
-			return err
-		}
-		op, n, err := message.DecodeListenerRequest(head, size)
-		if err != nil {
-			return err
-		}
-		p.requests.move(uint64(n))
+	return serveRequests(p, message.DecodeListenerRequest, func(op message.ListenerOp) (last bool, err error) {
 		switch op {
 		case message.ListenerAccept:
-			if err := l.accept(ctx, p); err != nil {
-				return err
-			}
+			return false, l.accept(ctx, p)
 		case message.ListenerClose:
 			l.close()
 			p.respond(message.AppendListenerAck(p.buf[:0]))
-			return nil
+			return true, nil
 		}
-	}
+		return false, nil
+	})
 }
 
 // accept answers with the next connection. errStopped: ctx is done.

@@ -113,6 +113,29 @@ func (p *pipe) head() (head []byte, size uint64, err error) {
 	return head, size, nil
 }
 
+// serveRequests serves a data pipe: it takes one request after the other, as
+// decode reads it from its first bytes, and has it answered, until answer says
+// that this was the last, or fails. The request's bytes are for answer to take.
+func serveRequests[M any](
+	p *pipe, decode func(head []byte, size uint64) (m M, n int, err error), answer func(M) (last bool, err error),
+) error {
+	for last := false; !last; {
+		head, size, err := p.head()
+		if err != nil {
+			return err
+		}
+		m, n, err := decode(head, size)
+		if err != nil {
+			return err
+		}
+		p.requests.move(uint64(n))
+		if last, err = answer(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // whole waits for a request of size bytes and takes it.
 func (p *pipe) whole(size uint64) ([]byte, error) {
 	b := make([]byte, size)

@@ -52,29 +52,19 @@ func (st *stream) connection() *net.TCPConn {
 func (st *stream) serve(ctx context.Context, p *pipe) error {
 	st.pipe, st.done = p, ctx.Done()
 	defer closeWith(ctx, st.abandon)()
-	for {
-		head, size, err := p.head()
-		if err != nil {
-			return err
-		}
-		m, n, err := message.DecodeStreamRequest(head, size)
-		if err != nil {
-			return err
-		}
-		p.requests.move(uint64(n))
+	return serveRequests(p, message.DecodeStreamRequest, func(m message.StreamRequest) (last bool, err error) {
 		switch m.Op {
 		case message.StreamSend:
-			if err := st.send(p, m.Length); err != nil {
-				return err
-			}
+			return false, st.send(p, m.Length)
 		case message.StreamReceive:
 			p.respondBytes(message.AppendStreamBytes, m.Length, st)
 		case message.StreamClose:
 			st.close()
 			p.respond(message.AppendStreamAck(p.buf[:0]))
-			return nil
+			return true, nil
 		}
-	}
+		return false, nil
+	})
 }
 
 func (st *stream) dial(ctx context.Context, address string) {
