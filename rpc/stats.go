@@ -39,7 +39,7 @@ func (s *Server) Stats() Stats {
 	s.mu.Unlock()
 	all := s.stats()
 	all.Pipes = open
-	all.Looks, all.Wakes, all.Sleeps = s.watcher.looks.Load(), s.watcher.wakes.Load(), s.watcher.sleeps.Load()
+	all.Looks, all.Wakes, all.Sleeps = s.watcher.rings.looks.Load(), s.watcher.rings.wakes.Load(), s.watcher.sleeps.Load()
 	return all
 }
 

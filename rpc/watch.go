@@ -14,28 +14,6 @@ import (
 )
 
 const (
-	// A ring that has been quiet for some time is looked at in intervals of about half of that time: of firstInterval at first, doubled from tier to
-	// tier, up to 33 ms in tier lastTier, or if there are many rings up to half a second.
-	firstInterval = 16 * time.Microsecond
-	lastTier      = 11
-	tierCount     = 16
-
-	// crowd is how many rings a tier from lastTier on keeps. Rings that have long been quiet are in no cache: a look costs up to a microsecond.
-	crowd = 16
-
-	// After something has happened anywhere, something may happen anywhere: all rings are looked at again when everything has been quiet for as long
-	// as since then, but no more often than costs some percent of a processor.
-	scanInterval = 250 * time.Microsecond
-	scanTime     = 6 * time.Microsecond // for each ring
-
-	// quietIntervals is for how many intervals of a tier a ring has been quiet when it goes there.
-	quietIntervals = 2
-
-	// On a machine with one processor each look takes it away from the guest, so looks may cost one part in lookShare of the time: intervals are that many
-	// times as long as what a look has cost of late, up to maxFirstInterval.
-	lookShare        = 4
-	maxFirstInterval = time.Millisecond
-
 	// deepSleep is from when on a sleep gives Go's processor back at once, on a machine with one processor. That costs more to wake from than a system call,
 	// in which Go's processor stays for another 10 ms; but all the while the scheduler looks after it, each time in the guest's place.
 	deepSleep = 5 * time.Millisecond
@@ -45,29 +23,6 @@ const (
 )
 
 var errStopped = errors.New("the server has stopped")
-
-// watch is something that a pipe waits for: that the guest moves a cursor by some bytes, 1 at least, or sets a flag.
-type watch struct {
-	word  *atomic.Uint64
-	seen  uint64
-	bytes uint64
-	flag  *flag
-}
-
-// ready is true for a cursor that has moved backwards, too: that is for who waits to find out.
-func (w *watch) ready() bool { return w.word.Load()-w.seen >= w.bytes || w.flag.isSet() }
-
-type parked struct {
-	watch
-	since time.Duration
-	wake  chan<- struct{}
-}
-
-// tier holds the rings that are looked at in the same interval.
-type tier struct {
-	rings []parked
-	due   time.Duration
-}
 
 // watcher finds out what guests have done that never say so. It looks at the
 // rings of those pipes that wait for their guest, and at no others: one
@@ -81,22 +36,18 @@ type watcher struct {
 	notified atomic.Bool  // the guest notifies
 	stopped  atomic.Bool
 
-	mu       sync.Mutex
-	tiers    [tierCount]tier
-	count    int           // of rings in tiers
-	scanned  time.Duration // when all rings were last looked at
-	shortest time.Duration // interval
-	until    time.Duration // when the goroutine wakes by itself; 0 if it is awake
-	event    *os.File      // eventfd that wakes it; nil before it runs and afterwards
+	mu    sync.Mutex
+	rings schedule      // those that wait
+	until time.Duration // when the goroutine wakes by itself; 0 if it is awake
+	event *os.File      // eventfd that wakes it; nil before it runs and afterwards
 
-	looks, wakes, sleeps atomic.Uint64
+	sleeps atomic.Uint64
 }
-
-const forever = time.Duration(1<<63 - 1)
 
 func newWatcher() *watcher {
 	return &watcher{
-		start: time.Now(), spin: runtime.NumCPU() > 1 && runtime.GOMAXPROCS(0) > 1, shortest: firstInterval,
+		start: time.Now(), spin: runtime.NumCPU() > 1 && runtime.GOMAXPROCS(0) > 1,
+		rings: schedule{shortest: firstInterval},
 	}
 }
 
@@ -123,13 +74,7 @@ func (s *watcher) await(w watch, wake chan struct{}) error {
 
 // park puts a ring where it is looked at. mu is held.
 func (s *watcher) park(p parked) {
-	t := &s.tiers[0]
-	if len(t.rings) == 0 {
-		t.due = s.dueAfter(p.since, 0)
-	}
-	t.rings = append(t.rings, p)
-	s.count++
-	if !s.notified.Load() && s.until > t.due {
+	if due := s.rings.add(p); !s.notified.Load() && s.until > due {
 		s.rouse()
 	}
 }
@@ -205,7 +150,7 @@ func (s *watcher) run() error {
 		s.sleep(event, fd, next)
 		s.mu.Lock()
 		if s.until != 0 && !s.spin {
-			s.pay(slept - now + time.Since(s.start) - next)
+			s.rings.pay(slept - now + time.Since(s.start) - next)
 		}
 		s.until = 0
 	}
@@ -219,88 +164,22 @@ func (s *watcher) stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stopped.Store(true)
-	for i := range s.tiers {
-		for _, p := range s.tiers[i].rings {
-			p.wake <- struct{}{}
-		}
-		s.tiers[i].rings = nil
-	}
-	s.count = 0
+	s.rings.empty()
 	s.rouse()
 }
 
-// look wakes whoever waits for something that has happened, and returns how many these are and when to look again. mu is held.
+// look wakes the pipes for which something has happened, and returns how many
+// these are and when to look again. mu is held.
 func (s *watcher) look(now time.Duration) (woken int, next time.Duration) {
 	notified := s.notified.Load()
-	next = forever
-	all := notified || now >= s.scanDue()
-	if all {
-		s.scanned = now
-	}
-	for k := range s.tiers {
-		t := &s.tiers[k]
-		if len(t.rings) == 0 {
-			continue
-		}
-		if t.due <= now || all {
-			woken += s.lookAt(k, now)
-			t.due = s.dueAfter(now, k)
-		}
-		if len(t.rings) > 0 && !notified {
-			next = min(next, t.due, s.scanDue())
-		}
-	}
+	woken, next = s.rings.look(now, time.Duration(s.active.Load()), notified)
 	if woken > 0 {
 		s.active.Store(int64(now))
 	}
-	return woken, next
-}
-
-// scanDue is when all rings are looked at again: as long after the last time as that was after something had happened. mu is held.
-func (s *watcher) scanDue() time.Duration {
-	quiet := s.scanned - time.Duration(s.active.Load())
-	return s.scanned + max(quiet, scanInterval+time.Duration(s.count)*scanTime)
-}
-
-func interval(k int) time.Duration { return firstInterval << k }
-
-// dueAfter is when a tier is looked at next. Tiers meet at common multiples of their intervals, so that they wake the goroutine once for all. mu is held.
-func (s *watcher) dueAfter(now time.Duration, k int) time.Duration {
-	d := max(interval(k), s.shortest)
-	return (now/d + 1) * d
-}
-
-// pay takes what a look has cost, its wake-up being late included, into account. mu is held.
-func (s *watcher) pay(cost time.Duration) {
-	s.shortest += (lookShare*cost - s.shortest) / 8
-	s.shortest = min(max(s.shortest, firstInterval), maxFirstInterval)
-}
-
-func (s *watcher) lookAt(k int, now time.Duration) (woken int) {
-	t := &s.tiers[k]
-	s.looks.Add(uint64(len(t.rings)))
-	kept := t.rings[:0]
-	for i := range t.rings {
-		p := &t.rings[i]
-		switch {
-		case p.ready():
-			p.wake <- struct{}{}
-			woken++
-		case now-p.since >= quietIntervals*interval(k+1) && (k < lastTier || k+1 < tierCount && len(kept) >= crowd):
-			up := &s.tiers[k+1]
-			if len(up.rings) == 0 {
-				up.due = s.dueAfter(now, k+1)
-			}
-			up.rings = append(up.rings, *p)
-		default:
-			kept = append(kept, *p)
-		}
+	if notified {
+		next = forever
 	}
-	clear(t.rings[len(kept):])
-	t.rings = kept
-	s.count -= woken
-	s.wakes.Add(uint64(woken))
-	return woken
+	return woken, next
 }
 
 // sleep returns at the given time, or when the eventfd, whose descriptor is fd, says so.
