@@ -92,170 +92,81 @@ const (
 	ProtocolPrivate uint16 = 0x8000
 )
 
+var protocolNames = [...]string{
+	ProtocolFileSystem:     "files",
+	ProtocolTCPListener:    "tcp-listener",
+	ProtocolTCPConnection:  "tcp",
+	ProtocolUDP:            "udp",
+	ProtocolUnixListener:   "unix-listener",
+	ProtocolUnixConnection: "unix",
+	ProtocolResolver:       "resolver",
+	ProtocolTLSConnection:  "tls",
+	ProtocolStdio:          "stdio",
+	ProtocolTLSListener:    "tls-listener",
+}
+
 // ProtocolName returns what people call a protocol, such as "tcp"; one that
 // PROTOCOL.md doesn't have is its number.
 func ProtocolName(protocol uint16) string {
-	switch protocol {
-	case ProtocolFileSystem:
-		return "files"
-	case ProtocolTCPListener:
-		return "tcp-listener"
-	case ProtocolTCPConnection:
-		return "tcp"
-	case ProtocolUDP:
-		return "udp"
-	case ProtocolUnixListener:
-		return "unix-listener"
-	case ProtocolUnixConnection:
-		return "unix"
-	case ProtocolResolver:
-		return "resolver"
-	case ProtocolTLSConnection:
-		return "tls"
-	case ProtocolStdio:
-		return "stdio"
-	case ProtocolTLSListener:
-		return "tls-listener"
+	if int(protocol) < len(protocolNames) {
+		return protocolNames[protocol]
 	}
 	return strconv.Itoa(int(protocol))
 }
 
+// catalogue has the name of each kind in PROTOCOL.md, and the shortest and the
+// longest payload that it allows, in bytes. A kind without a name doesn't exist.
+var catalogue = [...]struct {
+	name        string
+	least, most uint32
+}{
+	KindNewStreamRequest:   {"NewStreamRequest", newStreamRequestSize, newStreamRequestSize},
+	KindDataStreamInfo:     {"DataStreamInfo", statusSize, dataStreamInfoSize},
+	KindOpen:               {"Open", openPrefixSize, openPrefixSize + MaxProtocolPayload},
+	KindOpened:             {"Opened", statusSize, statusSize + MaxProtocolPayload},
+	KindReadFileRequest:    {"ReadFileRequest", readFilePrefixSize + 1, readFilePrefixSize + MaxPathBytes},
+	KindFileData:           {"FileData", statusSize, FileDataPrefixSize + MaxFileData},
+	KindFileDone:           {"FileDone", statusSize, fileDoneSize},
+	KindFileInfo:           {"FileInfo", statusSize, fileInfoSize},
+	KindFileList:           {"FileList", statusSize, statusSize + MaxFileList},
+	KindOpenFileRequest:    {"OpenFileRequest", openFilePrefixSize + 1, openFilePrefixSize + MaxPathBytes},
+	KindReadRequest:        {"ReadRequest", readRequestSize, readRequestSize},
+	KindWriteRequest:       {"WriteRequest", WritePrefixSize, WritePrefixSize + MaxFileData},
+	KindStatRequest:        {"StatRequest", statPrefixSize, statPrefixSize + MaxPathBytes},
+	KindListRequest:        {"ListRequest", listPrefixSize + 1, listPrefixSize + MaxPathBytes},
+	KindMkdirRequest:       {"MkdirRequest", mkdirPrefixSize + 1, mkdirPrefixSize + MaxPathBytes},
+	KindRemoveRequest:      {"RemoveRequest", 1, MaxPathBytes},
+	KindRenameRequest:      {"RenameRequest", renamePrefixSize + 2, renamePrefixSize + MaxPathBytes},
+	KindTruncateRequest:    {"TruncateRequest", truncateRequestSize, truncateRequestSize},
+	KindSyncRequest:        {"SyncRequest", handleRequestSize, handleRequestSize},
+	KindCloseRequest:       {"CloseRequest", handleRequestSize, handleRequestSize},
+	KindAcceptConnection:   {"AcceptConnection", acceptConnectionSize, acceptConnectionSize},
+	KindIncomingConnection: {"IncomingConnection", statusSize, incomingConnectionSize + tlsSessionSize + MaxALPNName},
+	KindSendDatagram:       {"SendDatagram", EndpointSize, EndpointSize + MaxDatagram},
+	KindReceivedDatagram:   {"ReceivedDatagram", ReceivedDatagramPrefixSize, ReceivedDatagramPrefixSize + MaxDatagram},
+	KindSendDatagramFrom:   {"SendDatagramFrom", SendDatagramFromPrefixSize, SendDatagramFromPrefixSize + MaxDatagram},
+	KindReceivedDatagramAt: {"ReceivedDatagramAt", ReceivedDatagramAtPrefixSize, ReceivedDatagramAtPrefixSize + MaxDatagram},
+	KindDatagramError:      {"DatagramError", datagramErrorSize, datagramErrorSize},
+	KindResolveName:        {"ResolveName", resolveNamePrefixSize + 1, resolveNamePrefixSize + MaxName},
+	KindResolveAddress:     {"ResolveAddress", EndpointSize, EndpointSize},
+	KindAddresses:          {"Addresses", statusSize, statusSize + MaxAddresses*EndpointSize},
+	KindNames:              {"Names", statusSize, statusSize + MaxNameBytes},
+}
+
 // String returns the message's name in the catalogue.
 func (k Kind) String() string {
-	switch k {
-	case KindNewStreamRequest:
-		return "NewStreamRequest"
-	case KindDataStreamInfo:
-		return "DataStreamInfo"
-	case KindOpen:
-		return "Open"
-	case KindOpened:
-		return "Opened"
-	case KindReadFileRequest:
-		return "ReadFileRequest"
-	case KindFileData:
-		return "FileData"
-	case KindFileDone:
-		return "FileDone"
-	case KindFileInfo:
-		return "FileInfo"
-	case KindFileList:
-		return "FileList"
-	case KindOpenFileRequest:
-		return "OpenFileRequest"
-	case KindReadRequest:
-		return "ReadRequest"
-	case KindWriteRequest:
-		return "WriteRequest"
-	case KindStatRequest:
-		return "StatRequest"
-	case KindListRequest:
-		return "ListRequest"
-	case KindMkdirRequest:
-		return "MkdirRequest"
-	case KindRemoveRequest:
-		return "RemoveRequest"
-	case KindRenameRequest:
-		return "RenameRequest"
-	case KindTruncateRequest:
-		return "TruncateRequest"
-	case KindSyncRequest:
-		return "SyncRequest"
-	case KindCloseRequest:
-		return "CloseRequest"
-	case KindAcceptConnection:
-		return "AcceptConnection"
-	case KindIncomingConnection:
-		return "IncomingConnection"
-	case KindSendDatagram:
-		return "SendDatagram"
-	case KindReceivedDatagram:
-		return "ReceivedDatagram"
-	case KindSendDatagramFrom:
-		return "SendDatagramFrom"
-	case KindReceivedDatagramAt:
-		return "ReceivedDatagramAt"
-	case KindDatagramError:
-		return "DatagramError"
-	case KindResolveName:
-		return "ResolveName"
-	case KindResolveAddress:
-		return "ResolveAddress"
-	case KindAddresses:
-		return "Addresses"
-	case KindNames:
-		return "Names"
-	default:
-		return fmt.Sprintf("kind %#x", uint16(k))
+	if int(k) < len(catalogue) && catalogue[k].name != "" {
+		return catalogue[k].name
 	}
+	return fmt.Sprintf("kind %#x", uint16(k))
 }
 
 // bounds returns the shortest and the longest payload that the kind allows.
 func (k Kind) bounds() (least, most uint32, ok bool) {
-	switch k {
-	case KindNewStreamRequest:
-		return newStreamRequestSize, newStreamRequestSize, true
-	case KindDataStreamInfo:
-		return statusSize, dataStreamInfoSize, true
-	case KindOpen:
-		return openPrefixSize, openPrefixSize + MaxProtocolPayload, true
-	case KindOpened:
-		return statusSize, statusSize + MaxProtocolPayload, true
-	case KindReadFileRequest:
-		return readFilePrefixSize + 1, readFilePrefixSize + MaxPathBytes, true
-	case KindFileData:
-		return statusSize, FileDataPrefixSize + MaxFileData, true
-	case KindFileDone:
-		return statusSize, fileDoneSize, true
-	case KindFileInfo:
-		return statusSize, fileInfoSize, true
-	case KindFileList:
-		return statusSize, statusSize + MaxFileList, true
-	case KindOpenFileRequest:
-		return openFilePrefixSize + 1, openFilePrefixSize + MaxPathBytes, true
-	case KindReadRequest:
-		return readRequestSize, readRequestSize, true
-	case KindWriteRequest:
-		return WritePrefixSize, WritePrefixSize + MaxFileData, true
-	case KindStatRequest:
-		return statPrefixSize, statPrefixSize + MaxPathBytes, true
-	case KindListRequest:
-		return listPrefixSize + 1, listPrefixSize + MaxPathBytes, true
-	case KindMkdirRequest:
-		return mkdirPrefixSize + 1, mkdirPrefixSize + MaxPathBytes, true
-	case KindRemoveRequest:
-		return 1, MaxPathBytes, true
-	case KindRenameRequest:
-		return renamePrefixSize + 2, renamePrefixSize + MaxPathBytes, true
-	case KindTruncateRequest:
-		return truncateRequestSize, truncateRequestSize, true
-	case KindSyncRequest, KindCloseRequest:
-		return handleRequestSize, handleRequestSize, true
-	case KindAcceptConnection:
-		return acceptConnectionSize, acceptConnectionSize, true
-	case KindIncomingConnection:
-		return statusSize, incomingConnectionSize + tlsSessionSize + MaxALPNName, true
-	case KindSendDatagram:
-		return EndpointSize, EndpointSize + MaxDatagram, true
-	case KindReceivedDatagram:
-		return ReceivedDatagramPrefixSize, ReceivedDatagramPrefixSize + MaxDatagram, true
-	case KindSendDatagramFrom:
-		return SendDatagramFromPrefixSize, SendDatagramFromPrefixSize + MaxDatagram, true
-	case KindReceivedDatagramAt:
-		return ReceivedDatagramAtPrefixSize, ReceivedDatagramAtPrefixSize + MaxDatagram, true
-	case KindDatagramError:
-		return datagramErrorSize, datagramErrorSize, true
-	case KindResolveName:
-		return resolveNamePrefixSize + 1, resolveNamePrefixSize + MaxName, true
-	case KindResolveAddress:
-		return EndpointSize, EndpointSize, true
-	case KindAddresses:
-		return statusSize, statusSize + MaxAddresses*EndpointSize, true
-	case KindNames:
-		return statusSize, statusSize + MaxNameBytes, true
-	default:
+	if int(k) >= len(catalogue) || catalogue[k].name == "" {
 		return 0, 0, false
 	}
+	return catalogue[k].least, catalogue[k].most, true
 }
 
 // Flags are the flags of a frame.
