@@ -9,10 +9,10 @@ import (
 	"strconv"
 )
 
-// canonical returns an address in the form in which it is judged and used: not
-// IPv4-mapped, and with the interface's number as its scope. A scope is refused
-// where it means nothing to the kernel, which ignores it there: two addresses
-// that the kernel takes for the same one would compare unequal.
+// canonical returns an address in the form in which it is judged and used: IPv4
+// for an IPv4-mapped one, and with the interface's number as its zone. A zone
+// is refused where the kernel ignores it: two addresses that the kernel takes
+// for the same one would compare unequal.
 func canonical(a netip.Addr) (netip.Addr, error) {
 	zone := a.Zone()
 	if zone == "" {
@@ -36,8 +36,8 @@ func canonical(a netip.Addr) (netip.Addr, error) {
 }
 
 // addrPort is an address of package net in the canonical form, and the zero
-// AddrPort for what isn't one of TCP or UDP. A scope that is no interface is
-// left out.
+// AddrPort if it isn't one of TCP or UDP. A zone that is no interface is
+// dropped.
 func addrPort(a net.Addr) netip.AddrPort {
 	with, ok := a.(interface{ AddrPort() netip.AddrPort })
 	if !ok {
@@ -51,7 +51,7 @@ func addrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(scoped(at.Addr().WithZone("").Unmap(), scope), at.Port())
 }
 
-// scoped is an address with an interface's number as its scope; 0 is none.
+// scoped is a with an interface's index as its zone; 0 is none.
 func scoped(a netip.Addr, scope uint32) netip.Addr {
 	if scope == 0 {
 		return a
@@ -81,9 +81,9 @@ func configuredScope(a netip.Addr) (netip.Addr, error) {
 	return b, nil
 }
 
-// onlyHost reports whether an address is denied unless a rule allows it, no
-// matter what the host's routes are: it is this machine's, or its link's, or a
-// group's, or where a cloud tells secrets to the machines that it runs.
+// onlyHost reports whether an address is special whatever the host's routes
+// are: it is this machine's, its link's or a group's, or one where a cloud
+// tells secrets to its machines.
 func onlyHost(a netip.Addr) bool {
 	return a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsMulticast() ||
 		a.Is4() && a.As4()[0] == 0 || a == broadcast || slices.Contains(cloudMetadata, a)
@@ -92,7 +92,7 @@ func onlyHost(a netip.Addr) bool {
 var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
 // cloudMetadata are the addresses of metadata services, and of others that give
-// credentials, that aren't link-local.
+// credentials, as far as they aren't link-local.
 var cloudMetadata = []netip.Addr{
 	netip.MustParseAddr("fd00:ec2::254"),      // Amazon EC2
 	netip.MustParseAddr("fd00:ec2::23"),       // Amazon EKS, Pod Identity
@@ -106,21 +106,21 @@ var cloudMetadata = []netip.Addr{
 	netip.MustParseAddr("fd00:42::42"),        // Scaleway
 }
 
-// reached are the addresses that packets for another address may come to in the
-// end, though it looks different.
+// reached are the other addresses at which packets for an address may arrive:
+// the address holds them.
 type reached struct {
 	list [8]netip.Addr
 	n    int
-	// same: packets come to list[0] and to no other place, so that a rule that
-	// allows that allows the address. Otherwise such a rule isn't enough:
-	// without the tunnel in question they go elsewhere.
+	// same is true if packets arrive at list[0] and nowhere else. Then a rule
+	// that allows list[0] allows the address, too. Otherwise such a rule isn't
+	// enough: where there is no tunnel of this kind, the packets go elsewhere.
 	same bool
 }
 
 func (r *reached) all() []netip.Addr { return r.list[:r.n] }
 
-// add adds the IPv4 address whose first byte is number i of a. The form of RFC
-// 6052 leaves out byte 8, which is 0 there.
+// add adds the IPv4 address whose first byte is a[i]. It skips byte 8, which is
+// 0 in the form of RFC 6052.
 func (r *reached) add(a *[16]byte, i int) {
 	var b [4]byte
 	for n := range b {
@@ -151,7 +151,7 @@ var (
 // nat64Lengths are the lengths that a NAT64 prefix may have (RFC 6052).
 var nat64Lengths = []int{32, 40, 48, 56, 64, 96}
 
-// reachedBy returns what else a, which is canonical, may reach. prefixes are
+// reachedBy returns what else the canonical address a may reach. prefixes are
 // those of the network's NAT64.
 func reachedBy(a netip.Addr, prefixes []netip.Prefix) (r reached) {
 	// The kernel takes the unspecified address for the loopback one.
@@ -184,8 +184,8 @@ func reachedBy(a netip.Addr, prefixes []netip.Prefix) (r reached) {
 		r.add(&b, 12)
 		r.same = true
 	case localNAT64.Contains(a):
-		// How long the network's own prefix is isn't known: every reading
-		// counts. One that begins with 0 is no address of a host.
+		// The length of the network's own prefix isn't known, so every reading
+		// counts. No host has an IPv4 address that begins with 0.
 		for _, bits := range nat64Lengths {
 			if bits < localNAT64.Bits() {
 				continue
@@ -208,8 +208,9 @@ func reachedBy(a netip.Addr, prefixes []netip.Prefix) (r reached) {
 	return r
 }
 
-// Specified returns where a connect to an address goes: of the unspecified
-// one the kernel makes the loopback one, and others make other things.
+// Specified returns at, with the loopback address of its family instead of the
+// unspecified one. The kernel does the same in a connect; other networks may
+// not.
 func Specified(at netip.AddrPort) netip.AddrPort {
 	switch at.Addr() {
 	case netip.IPv4Unspecified():

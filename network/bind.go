@@ -13,11 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Listen is [net.ListenConfig.Listen] for UNIX sockets. A TCP address is an
-// IP address and a port, IPv6 is for IPv6 only, and what the socket is bound
-// to in the end is that address: EADDRNOTAVAIL for those that many machines
-// have (multicast, broadcast), EINVAL for a scope of an address that has
-// none, EAFNOSUPPORT for an address of another family than the network's.
+// Listen is [net.ListenConfig.Listen] for UNIX sockets. A TCP address is an IP
+// address and a port. An IPv6 socket serves IPv6 only. The socket is bound to
+// exactly that address. Errors: EADDRNOTAVAIL for an address that many machines
+// have (multicast, broadcast), EINVAL for a scope on an address that has none,
+// EAFNOSUPPORT for an address of the other family.
 func (Host) Listen(ctx context.Context, network, address string) (net.Listener, error) {
 	lc := net.ListenConfig{KeepAlive: -1}
 	// Go's default is MPTCP, which resets and half-closes differently.
@@ -41,11 +41,12 @@ func (Host) Listen(ctx context.Context, network, address string) (net.Listener, 
 	return ln, nil
 }
 
-// ListenPacket binds a UDP socket, which may send to broadcast addresses.
-// The address, and what is refused of them, is as for [Host.Listen]. The
-// socket is made here: package net would bind one for a multicast address to
-// all addresses, beside other sockets. It gets no datagrams of multicast
-// groups that other programs of the machine have joined.
+// ListenPacket binds a UDP socket, which may send to broadcast addresses, and
+// gets no datagrams of multicast groups that other programs of the machine have
+// joined. Addresses and errors are those of [Host.Listen].
+//
+// The socket is made here, as package net would bind one for a multicast
+// address to all addresses, beside other sockets.
 func (Host) ListenPacket(_ context.Context, network, address string) (PacketConn, error) {
 	at, err := hostAddress("udp", network, address)
 	if err != nil {
@@ -79,8 +80,8 @@ func (Host) ListenPacket(_ context.Context, network, address string) (PacketConn
 }
 
 // InUse reports whether a socket of this machine holds a port at an address:
-// for "tcp" one that listens, for "udp" any. It finds out by binding there
-// for a moment.
+// for "tcp" a listening one, for "udp" any. It tries to bind one there, and
+// closes it.
 func (Host) InUse(protocol string, at netip.AddrPort) bool {
 	kind := unix.SOCK_DGRAM
 	if protocol == "tcp" {
@@ -92,7 +93,7 @@ func (Host) InUse(protocol string, at netip.AddrPort) bool {
 	}
 	defer unix.Close(fd)
 	if protocol == "tcp" {
-		// What lingers of old connections doesn't count.
+		// Connections that were closed a short time ago don't count.
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	}
 	if at.Addr().Is6() {
@@ -102,8 +103,8 @@ func (Host) InUse(protocol string, at netip.AddrPort) bool {
 	return err == nil && unix.Bind(fd, to) == unix.EADDRINUSE
 }
 
-// hostAddress reads an address to bind to, and refuses those that no socket
-// of a guest gets.
+// hostAddress reads an address to bind to, and refuses those that no guest's
+// socket gets.
 func hostAddress(protocol, network, address string) (netip.AddrPort, error) {
 	kind, version, err := splitNetwork(network)
 	if err != nil {
@@ -125,7 +126,8 @@ func hostAddress(protocol, network, address string) (netip.AddrPort, error) {
 	return at, nil
 }
 
-// bindAddress reads an IP address and a port. IPv4 inside IPv6 is IPv4.
+// bindAddress reads an IP address and a port. An IPv4-mapped address becomes
+// IPv4.
 func bindAddress(address string) (netip.AddrPort, error) {
 	at, err := netip.ParseAddrPort(address)
 	if err != nil {
@@ -142,9 +144,9 @@ func bindAddress(address string) (netip.AddrPort, error) {
 	return at, nil
 }
 
-// isBroadcast reports whether an IPv4 address is one of a network's for all of
-// its machines. The kernel, which lets sockets bind there, refuses to connect
-// to such an address, as the socket isn't made for broadcasts.
+// isBroadcast reports whether an IPv4 address is a broadcast address. Sockets
+// may be bound to one. A connect is refused with EACCES, unless the socket has
+// been made for broadcasts, so the kernel is asked by a connect.
 func isBroadcast(at netip.AddrPort) bool {
 	if at.Addr().IsUnspecified() {
 		return false
@@ -154,12 +156,12 @@ func isBroadcast(at netip.AddrPort) bool {
 		return false
 	}
 	defer unix.Close(fd)
-	// The port doesn't matter: nothing is sent.
+	// The port doesn't matter: a connect of UDP sends nothing.
 	return unix.Connect(fd, &unix.SockaddrInet4{Port: 9, Addr: at.Addr().As4()}) == unix.EACCES
 }
 
-// Local reports whether a is an address of this machine, by binding there. A
-// link-local one counts, on whichever link it is.
+// Local reports whether a is an address of this machine, by binding a socket
+// there. A link-local IPv6 address counts always, as its link isn't known.
 func (Host) Local(a netip.Addr) bool {
 	if a.IsLinkLocalUnicast() && a.Is6() {
 		return true
@@ -188,8 +190,8 @@ func sockaddr(at netip.AddrPort) (unix.Sockaddr, error) {
 	return &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16(), ZoneId: scope}, err
 }
 
-// scopeOf is the index of an interface that a zone names, 0 without one. A
-// number is the index, even if there is an interface of that name.
+// scopeOf returns the index of the interface that a zone names, 0 for no zone.
+// A number is an index, even if an interface has that name.
 func scopeOf(zone string) (uint32, error) {
 	if zone == "" {
 		return 0, nil
@@ -204,8 +206,8 @@ func scopeOf(zone string) (uint32, error) {
 	return uint32(i.Index), nil
 }
 
-// addrPortOf is the address that the kernel has for a socket, with the number
-// of an interface as its scope.
+// addrPortOf is a kernel's address of a socket, with the interface's index as
+// its zone.
 func addrPortOf(a unix.Sockaddr) netip.AddrPort {
 	switch a := a.(type) {
 	case *unix.SockaddrInet4:
@@ -217,8 +219,8 @@ func addrPortOf(a unix.Sockaddr) netip.AddrPort {
 	}
 }
 
-// checkSocket asks the kernel where a socket is bound, and refuses it with
-// EADDRNOTAVAIL if that isn't where it was meant to be. Port 0 is any.
+// checkSocket refuses a socket with EADDRNOTAVAIL if the kernel hasn't bound it
+// where it was meant to be. Port 0 is any.
 func checkSocket(socket syscall.Conn, at netip.AddrPort) error {
 	raw, err := socket.SyscallConn()
 	if err != nil {
@@ -244,9 +246,9 @@ func checkSocket(socket syscall.Conn, at netip.AddrPort) error {
 	})
 }
 
-// setBound sets what package net sets for a UDP socket, and keeps other
-// programs' multicast groups away. What the kernel is to say of a datagram it
-// keeps only of those that come after it is asked.
+// setBound sets the options that package net sets for a UDP socket, and keeps
+// other programs' multicast groups away. It comes before the bind: the kernel
+// tells the local address only of datagrams that arrive after it was asked to.
 func setBound(fd int, at netip.Addr) error {
 	err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1)
 	if at.Is6() {
@@ -279,7 +281,7 @@ func tellLocal(fd int, ipv6 bool) error {
 }
 
 // keepAlive sets for a listener what Go sets for each connection
-// ([net.KeepAliveConfig]): connections inherit it, which saves four system
+// ([net.KeepAliveConfig]). Connections inherit it, which saves four system
 // calls for each.
 func keepAlive(fd int) error {
 	err := errors.Join(
@@ -294,7 +296,7 @@ func keepAlive(fd int) error {
 	return nil
 }
 
-// control runs do on a socket's descriptor.
+// control calls do with a socket's descriptor.
 func control(raw syscall.RawConn, do func(fd int) error) error {
 	var derr error
 	if err := raw.Control(func(fd uintptr) { derr = do(int(fd)) }); err != nil {
@@ -303,7 +305,7 @@ func control(raw syscall.RawConn, do func(fd int) error) error {
 	return derr
 }
 
-// bindError is an error of a socket that wasn't bound, as package net has it.
+// bindError is an error of binding a socket, in the form of package net.
 func bindError(network string, at netip.AddrPort, err error) error {
 	var addr net.Addr = net.TCPAddrFromAddrPort(at)
 	if protocol, _, _ := splitNetwork(network); protocol == "udp" {

@@ -123,8 +123,9 @@ func bindBy(p *network.Policy, protocol, at string) (interface{ Close() error },
 	return p.ListenPacket(context.Background(), "udp", at)
 }
 
-// A guest doesn't get the clients of localhost that another program has by
-// the other family, unless a rule says so. Its own sockets are no others.
+// A guest doesn't get the clients of localhost that another program has in the
+// other family, unless a rule allows the bind. The guest's own sockets don't
+// count as another program's.
 func TestLocalhostOfAnotherFamily(t *testing.T) {
 	t.Parallel()
 	families(t)
@@ -162,7 +163,7 @@ func TestLocalhostOfAnotherFamily(t *testing.T) {
 	}
 }
 
-// A guest may have localhost by both families, one after the other and again.
+// A guest may have localhost in both families, one after the other and again.
 func TestLocalhostOfOneGuest(t *testing.T) {
 	t.Parallel()
 	families(t)
@@ -210,7 +211,7 @@ func (n crowded) InUse(_ string, at netip.AddrPort) bool {
 	return len(*n.asked) < 5 || len(*n.asked) > 10
 }
 
-// A port that the host chooses isn't another program's by the other family.
+// A port that the host chooses isn't another program's in the other family.
 func TestLocalhostFreePort(t *testing.T) {
 	t.Parallel()
 	for _, protocol := range []string{"tcp", "udp"} {
@@ -240,7 +241,7 @@ func published(t testing.TB, hosts ...string) (list []network.Publish) {
 }
 
 // A guest listens on both families of a port that is published for one, in
-// either order, and again: the first is found there.
+// either order, and again. The first listener is found there.
 func TestPublishedBothFamilies(t *testing.T) {
 	t.Parallel()
 	families(t)
@@ -299,7 +300,7 @@ func hostAddr(s any) netip.AddrPort {
 	}
 }
 
-// A port that is published by both families is found at each, by the guest's
+// A port that is published by both families is found at each, as the guest's
 // socket of that family.
 func TestPublishedByBothFamilies(t *testing.T) {
 	t.Parallel()
@@ -319,7 +320,7 @@ func TestPublishedByBothFamilies(t *testing.T) {
 	}
 }
 
-// A host address that is another program's fails the whole bind.
+// A host address that another program has fails the whole bind.
 func TestPublishedTwiceTaken(t *testing.T) {
 	t.Parallel()
 	families(t)

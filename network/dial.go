@@ -12,22 +12,23 @@ import (
 )
 
 const (
-	// attemptDelay is how long an attempt to connect has before the next
+	// attemptDelay is how long an attempt to connect may take before the next
 	// address is tried beside it (RFC 8305).
 	attemptDelay = 250 * time.Millisecond
 	// resolutionDelay is how long a connect waits for a name's IPv6 addresses
-	// when the IPv4 ones are there (RFC 8305).
+	// when it has the IPv4 ones (RFC 8305).
 	resolutionDelay = 50 * time.Millisecond
-	// maxAttempts is how many addresses of a name are tried.
+	// maxAttempts is how many of a name's addresses are tried.
 	maxAttempts = 16
 )
 
-// dialer connects to a name: to the first of its addresses that answers.
+// dialer connects to the first of a name's addresses that answers, as RFC 8305
+// has it.
 //
-// Both families are asked for side by side. Attempts begin when IPv6 addresses
-// are there, or everything, or IPv4 addresses for resolutionDelay. Addresses of
-// the families take turns; the next attempt begins as soon as one fails, or
-// hasn't ended for attemptDelay. What the slower look-up finds then is tried,
+// It looks both families up side by side. Attempts begin when it has IPv6
+// addresses, or both answers, or has had IPv4 addresses for resolutionDelay.
+// The families take turns. The next attempt begins when one has failed, or has
+// taken attemptDelay. Addresses that the slower look-up finds later are tried,
 // too.
 type dialer struct {
 	name string
@@ -39,7 +40,7 @@ type dialer struct {
 	dial  func(ctx context.Context, at netip.AddrPort) (net.Conn, error)
 }
 
-// lookedUp is the answer for a family.
+// lookedUp is the result of looking up one family.
 type lookedUp struct {
 	family int // as by [family]
 	addrs  []netip.Addr
@@ -47,15 +48,15 @@ type lookedUp struct {
 	panics any // nil: it didn't
 }
 
-// lookUp asks for families side by side. Each answers once.
+// lookUp looks up families side by side. Each sends one result.
 func lookUp(ctx context.Context, families []int, lookup func(ctx context.Context, network string) ([]netip.Addr, error)) <-chan lookedUp {
 	answers := make(chan lookedUp, len(families))
 	for _, f := range families {
 		go func() {
 			a := lookedUp{family: f}
 			defer func() {
-				// A network of an embedding program panics where that is
-				// caught.
+				// A panic of the embedding program's network goes to the
+				// caller's goroutine, where it is caught.
 				a.panics = recover()
 				answers <- a
 			}()
@@ -71,8 +72,8 @@ func lookUp(ctx context.Context, families []int, lookup func(ctx context.Context
 	return answers
 }
 
-// familiesOf are those that "tcp" and "udp" have with a version after it: "",
-// "4" or "6".
+// familiesOf returns the families that "tcp" or "udp" with this version after
+// it ("", "4" or "6") has.
 func familiesOf(version string) []int {
 	switch version {
 	case "4":
@@ -84,92 +85,117 @@ func familiesOf(version string) []int {
 	}
 }
 
-// attempted is how an attempt ended.
+// attempted is the result of an attempt.
 type attempted struct {
 	index int
 	conn  net.Conn
 	err   error
 }
 
-// connect returns the first connection. Otherwise the error is that of the
-// first address, unless there is no way to it and to another there is; or of
-// the look-up. When it returns, nothing that it began goes on.
+// dialing is a connect under way. One goroutine uses it.
+type dialing struct {
+	*dialer
+	ctx     context.Context
+	answers <-chan lookedUp
+	asking  int // families that aren't answered yet
+	results chan attempted
+	running int // attempts
+
+	untried [2][]netip.AddrPort // by family
+	turn    int                 // the family that is next, if it has addresses
+	started int                 // attempts
+	begun   bool                // attempts may begin
+	due     bool                // the next one may
+	timer   *time.Timer         // ends resolutionDelay, then attemptDelay
+	errs    dialErrors
+}
+
+// connect returns the first connection. If there is none, the error is that of
+// the first address, or of the first that this machine has a route to; if no
+// address was found, that of the look-up. Nothing that it has begun goes on
+// when it returns.
 func (d *dialer) connect(ctx context.Context, version string) (net.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	families := familiesOf(version)
-	answers, asking := lookUp(ctx, families, d.lookup), len(families)
-	results, running := make(chan attempted), 0
-	defer func() {
-		// The losers end soon; one may have won in the same moment.
-		cancel()
-		for ; running > 0; running-- {
-			if r := <-results; r.err == nil {
-				Abandon(r.conn)
-			}
-		}
-		for ; asking > 0; asking-- {
-			<-answers
-		}
-	}()
-	var (
-		untried [2][]netip.AddrPort // by family
-		turn    = 1                 // the family that is tried next, if it can
-		started = 0
-		begun   = false // attempts may begin
-		due     = true  // the next one may
-		errs    dialErrors
-	)
-	timer := time.NewTimer(attemptDelay)
-	timer.Stop() // until there is something to wait for
-	defer timer.Stop()
-	for asking > 0 || running > 0 {
+	c := &dialing{
+		dialer: d, ctx: ctx, turn: 1, due: true, timer: time.NewTimer(attemptDelay),
+		answers: lookUp(ctx, families, d.lookup), asking: len(families), results: make(chan attempted),
+	}
+	c.timer.Stop() // until there is something to wait for
+	defer c.end(cancel)
+	for c.asking > 0 || c.running > 0 {
 		select {
-		case a := <-answers:
-			asking--
-			if a.panics != nil {
-				panic(a.panics)
-			}
-			allowed, err := d.judged(a)
-			errs.lookedUp(err)
-			untried[a.family] = allowed
-			switch {
-			case begun:
-			case asking == 0, a.family == 1 && len(allowed) > 0:
-				begun = true
-			case len(allowed) > 0:
-				timer.Reset(resolutionDelay)
-			}
-		case <-timer.C:
-			begun, due = true, true
-		case r := <-results:
-			running--
+		case a := <-c.answers:
+			c.lookedUp(a)
+		case <-c.timer.C:
+			c.begun, c.due = true, true
+		case r := <-c.results:
+			c.running--
 			if r.err == nil {
 				return r.conn, nil
 			}
-			errs.attempted(r)
-			due = true
+			c.errs.attempted(r)
+			c.due = true
 		}
-		if !begun || !due || started == maxAttempts || ctx.Err() != nil {
-			continue
-		}
-		if len(untried[turn]) == 0 {
-			turn = 1 - turn
-		}
-		if len(untried[turn]) == 0 {
-			continue
-		}
-		at, index := untried[turn][0], started
-		untried[turn] = untried[turn][1:]
-		turn, due = 1-turn, false
-		started++
-		running++
-		timer.Reset(attemptDelay)
-		go func() {
-			conn, err := d.dial(ctx, at)
-			results <- attempted{index, conn, err}
-		}()
+		c.attemptNext()
 	}
-	return nil, errs.say()
+	return nil, c.errs.say()
+}
+
+// end waits until all look-ups and attempts have ended, which they do soon. An
+// attempt may have connected at the same moment.
+func (c *dialing) end(cancel context.CancelFunc) {
+	cancel()
+	c.timer.Stop()
+	for ; c.running > 0; c.running-- {
+		if r := <-c.results; r.err == nil {
+			Abandon(r.conn)
+		}
+	}
+	for ; c.asking > 0; c.asking-- {
+		<-c.answers
+	}
+}
+
+// lookedUp takes the answer for a family.
+func (c *dialing) lookedUp(a lookedUp) {
+	c.asking--
+	if a.panics != nil {
+		panic(a.panics)
+	}
+	allowed, err := c.judged(a)
+	c.errs.lookedUp(err)
+	c.untried[a.family] = allowed
+	switch {
+	case c.begun:
+	case c.asking == 0, a.family == 1 && len(allowed) > 0:
+		c.begun = true
+	case len(allowed) > 0:
+		c.timer.Reset(resolutionDelay)
+	}
+}
+
+// attemptNext begins the next attempt, if it is due.
+func (c *dialing) attemptNext() {
+	if !c.begun || !c.due || c.started == maxAttempts || c.ctx.Err() != nil {
+		return
+	}
+	if len(c.untried[c.turn]) == 0 {
+		c.turn = 1 - c.turn
+	}
+	if len(c.untried[c.turn]) == 0 {
+		return
+	}
+	at, index := c.untried[c.turn][0], c.started
+	c.untried[c.turn] = c.untried[c.turn][1:]
+	c.turn, c.due = 1-c.turn, false
+	c.started++
+	c.running++
+	c.timer.Reset(attemptDelay)
+	go func() {
+		conn, err := c.dial(c.ctx, at)
+		c.results <- attempted{index, conn, err}
+	}()
 }
 
 func (d *dialer) judged(a lookedUp) ([]netip.AddrPort, error) {
@@ -182,14 +208,14 @@ func (d *dialer) judged(a lookedUp) ([]netip.AddrPort, error) {
 	return d.judge(a.addrs)
 }
 
-// dialErrors keeps the error that says most.
+// dialErrors keeps the error that tells most.
 type dialErrors struct {
 	lookup, attempt error
 	index           int // of the address that attempt is about
 }
 
-// lookedUp prefers a refusal, and then what isn't the lack of addresses, which
-// a name may have of the other family.
+// lookedUp prefers a refusal. Next comes any error but that of a name without
+// addresses, as a name may well have addresses of one family only.
 func (e *dialErrors) lookedUp(err error) {
 	if err != nil && (e.lookup == nil || saysMore(err) > saysMore(e.lookup)) {
 		e.lookup = err
@@ -214,8 +240,8 @@ func (e *dialErrors) attempted(r attempted) {
 	}
 }
 
-// noWay reports whether this machine has no route to an address, as it has none
-// to the other family's where it has but one.
+// noWay reports whether an error means that this machine has no route to the
+// address, as one without IPv6 has none to any IPv6 address.
 func noWay(err error) bool {
 	switch Errno(err) {
 	case unix.ENETUNREACH, unix.EADDRNOTAVAIL, unix.EAFNOSUPPORT:

@@ -13,14 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// timedNetwork is a network with one name, whose families are answered at
-// their times, and with addresses that refuse.
+// timedNetwork is a network with one name. Each family is answered at a time of
+// its own, and addresses may refuse.
 type timedNetwork struct {
 	fakeNetwork
 	answers map[string]timedAnswer // by "ip4" and "ip6"
 }
 
-// timedAnswer is no answer if at is 0.
+// timedAnswer is an answer after at. 0 is no answer.
 type timedAnswer struct {
 	at    time.Duration
 	addrs []netip.Addr
@@ -41,8 +41,8 @@ func (n *timedNetwork) LookupNetIP(ctx context.Context, network, _ string) ([]ne
 	}
 }
 
-// Connecting begins when there is something to connect to, on a clock that
-// tests move: RFC 8305.
+// Connecting begins as soon as there is an address to connect to (RFC 8305), on
+// a clock that the test moves.
 func TestDialWhileLookingUp(t *testing.T) {
 	four := []netip.Addr{netip.MustParseAddr("192.0.2.4")}
 	six := []netip.Addr{netip.MustParseAddr("2001:db8::6")}
@@ -142,8 +142,9 @@ func (n *silentNetwork) LookupNetIP(ctx context.Context, _, _ string) ([]netip.A
 	return nil, ctx.Err()
 }
 
-// However many connects wait for names, a bounded number of look-ups is under
-// way. The others get their turn when these end, or end with their own context.
+// A bounded number of look-ups is under way, however many connects wait for
+// names. The others get their turn when these end, or end with their own
+// context.
 func TestConnectLookupsBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

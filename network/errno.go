@@ -10,9 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Errno returns the Linux errno that tells the guest about err; 0 for nil. Failed name lookups come first, for
-// their own cause is about the name server: ENOENT for a name that doesn't exist, ETIMEDOUT and EAGAIN for
-// failures that may pass. What has no errno is EIO.
+// Errno returns the Linux errno by which a guest is told of err; 0 for nil. An
+// error of a name look-up comes first, as its cause is about the name server:
+// ENOENT for a name that doesn't exist, ETIMEDOUT and EAGAIN for failures that
+// may pass. An error without an errno is EIO.
 func Errno(err error) unix.Errno {
 	var errno unix.Errno
 	var lookup *net.DNSError

@@ -9,19 +9,19 @@ import (
 	"time"
 )
 
-// Host is this machine's network, all of it. See [Policy] for less.
+// Host is this machine's network, all of it. The zero value is ready.
 type Host struct {
 	// Resolver looks names up. nil is [net.DefaultResolver].
 	Resolver *net.Resolver
 }
 
 // lookupGrace is how long a look-up of both families waits for the second one
-// when the first one has been answered with addresses. It is longer than a
-// connect's: what comes later is lost.
+// when the first one has been answered with addresses. It is longer than the
+// delay of a connect, which tries late addresses, too: a look-up loses them.
 const lookupGrace = 250 * time.Millisecond
 
-// DialContext is [net.Dialer.DialContext], but a name's addresses are tried as
-// they are found: one family's answer that doesn't come holds up nothing.
+// DialContext is [net.Dialer.DialContext], but tries a name's addresses as they
+// are found, so that a family that no name server answers for delays nothing.
 func (h Host) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	var nd net.Dialer
 	_, version, err := splitNetwork(network)
@@ -58,9 +58,9 @@ func (h Host) DialContext(ctx context.Context, network, address string) (net.Con
 	return conn, nil
 }
 
-// LookupNetIP is [net.Resolver.LookupNetIP], but "ip" asks for each family by
-// itself. When one has been answered with addresses, the other has 250 ms more.
-// When ctx ends, what is known by then is the answer.
+// LookupNetIP is [net.Resolver.LookupNetIP], but asks for the two families of
+// "ip" side by side. When one has been answered with addresses, it waits 250 ms
+// more for the other. When ctx ends, it returns what it has found by then.
 func (h Host) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
 	if _, err := netip.ParseAddr(host); err == nil || network != "ip" {
 		return h.resolver().LookupNetIP(ctx, network, host)
@@ -123,8 +123,8 @@ func (h Host) LookupAddr(ctx context.Context, address string) ([]string, error) 
 	return h.resolver().LookupAddr(ctx, address)
 }
 
-// resolver is one whose questions end when no caller waits for the answer any
-// more: package net lets its sockets wait for seconds, however many there are.
+// resolver returns one whose sockets are closed when their caller's context
+// ends. Those of package net wait for seconds more, however many there are.
 func (h Host) resolver() *net.Resolver {
 	r := h.Resolver
 	if r == nil {

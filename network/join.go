@@ -8,9 +8,10 @@ import (
 )
 
 // joinedListener is two listeners as one, which has the first one's address. It
-// takes connections only while Accept waits, but for one of each listener that
-// comes when the other's has been taken: that is for the next Accept. Either
-// may be closed beneath it; it ends with the first.
+// accepts only while a caller waits in Accept, so that other connections stay
+// in the kernel's backlog; at most one connection of each listener that comes
+// too late for a caller waits here for the next. Each listener may be closed by
+// itself. The joined one ends with the first.
 type joinedListener struct {
 	net.Listener
 	second net.Listener
@@ -29,7 +30,7 @@ func join(first, second net.Listener) *joinedListener {
 	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.running.Go(func() {
-		// Without the first one there is no address.
+		// A listener without its address is of no use.
 		defer l.cancel()
 		l.accept(first, l.asked[0])
 	})
@@ -37,7 +38,8 @@ func join(first, second net.Listener) *joinedListener {
 	return l
 }
 
-// accept takes connections from ln as they are asked for, until it is closed.
+// accept accepts connections from ln as Accept asks for them, until ln is
+// closed.
 func (l *joinedListener) accept(ln net.Listener, asked <-chan struct{}) {
 	for {
 		select {
@@ -74,7 +76,7 @@ func (l *joinedListener) Accept() (net.Conn, error) {
 	}
 }
 
-// Close closes both, and waits until nothing of them is left.
+// Close closes both listeners, and waits until both goroutines have ended.
 func (l *joinedListener) Close() error {
 	l.cancel()
 	err := l.Listener.Close()
@@ -83,7 +85,7 @@ func (l *joinedListener) Close() error {
 	return err
 }
 
-// accepted is what an Accept returned.
+// accepted is the result of an Accept.
 type accepted struct {
 	conn Conn
 	err  error

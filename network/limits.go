@@ -5,23 +5,30 @@ import (
 	"time"
 )
 
-// Limits are how much a guest gets of what costs its host something (PROTOCOL.md section 13). A field's zero value is its default. The number of streams and
-// the memory of their rings are limits of the table of pipes.
+// Limits are how much a guest gets of what costs its host something
+// (PROTOCOL.md section 13). A field's zero value is its default. The number of
+// streams and the memory of their rings are limits of the table of pipes.
 type Limits struct {
-	// StreamFiles may be open at once on a stream of the file system protocol, ReadFileRequests at work included: EMFILE. Default [DefaultStreamFiles].
+	// StreamFiles is how many files may be open at once on a stream of the file
+	// system protocol, ReadFileRequests at work included: EMFILE. Default
+	// [DefaultStreamFiles].
 	StreamFiles int
-	// Files may be open at once on all streams: ENFILE. Default [DefaultFiles].
+	// Files is how many files may be open at once on all streams: ENFILE.
+	// Default [DefaultFiles].
 	Files int
-	// Accepts may wait at once, at all listeners: EAGAIN. Default [DefaultAccepts].
+	// Accepts is how many accepts may wait at once, at all listeners: EAGAIN.
+	// Default [DefaultAccepts].
 	Accepts int
-	// Bytes may be relayed in a second, of connections, files and datagrams, both ways together. What is more waits, but for datagrams from the guest:
-	// ENOBUFS. Default: no limit.
+	// Bytes is how many bytes a second may be relayed, of connections, files
+	// and datagrams, both ways together. More waits, but for datagrams from the
+	// guest: ENOBUFS. Default: no limit.
 	Bytes uint64
-	// Operations may be done in a second: Opens, and requests on the control pipe and those of framed protocols. What is more is EAGAIN, for datagrams
-	// ENOBUFS. Default: no limit.
+	// Operations is how many operations a second the guest may ask for: Opens,
+	// and requests on the control pipe and those of framed protocols. More is
+	// EAGAIN, for datagrams ENOBUFS. Default: no limit.
 	Operations uint64
-	// Disk is by how many bytes the guest may make the files of its host grow,
-	// each file, folder and socket that it makes counted as 4 KiB more: EDQUOT.
+	// Disk is by how many bytes the guest may make files of its host grow. Each
+	// file, folder and socket that it makes counts as 4 KiB more: EDQUOT.
 	// Default [DefaultDisk].
 	Disk uint64
 }
@@ -34,7 +41,7 @@ const (
 	DefaultDisk        = 8 << 30
 )
 
-// DefaultConnectTimeout bounds an attempt to connect: ETIMEDOUT.
+// DefaultConnectTimeout is how long an attempt to connect may take: ETIMEDOUT.
 const DefaultConnectTimeout = 30 * time.Second
 
 // WithDefaults returns l with its zero values replaced by their defaults.
@@ -46,7 +53,7 @@ func (l Limits) WithDefaults() Limits {
 	return l
 }
 
-// Reached counts how often a guest came up against each limit.
+// Reached counts how often a guest has reached each limit.
 type Reached struct {
 	Streams    uint64
 	RingMemory uint64 // or the end of the window

@@ -4,8 +4,19 @@
 // another Network. [Limits] are how much a guest may use of its host.
 //
 // What moves bytes is elsewhere: a handler of package relay or rpc asks a
-// Network once for each connection, listener or socket, and uses what it was
-// given by itself.
+// Network once for each connection, listener or socket, and then uses what it
+// was given. So a Network may be in another process, from which descriptors
+// come.
+//
+// Words of this package:
+//
+//   - host: the machine that the monitor runs on
+//   - own: of an address, one by which packets stay with the host, or may
+//   - special: of an address, one that a guest reaches only by a rule for it
+//   - canonical: of an address, the one form in which it is judged (address.go)
+//   - family: 0 for IPv4, 1 for IPv6, an index
+//   - publish: bind what a guest listens on at another address of the host
+//   - spare: a published socket of the family that the guest doesn't listen on
 package network
 
 import (
@@ -17,30 +28,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Network is where protocols get their sockets and addresses from. [Host] is this machine's; a test may give a guest one in memory. Its methods
-// may be called concurrently. Their arguments and errors are those of package net; a guest is told the errno in an error, or the one
-// that fits best, or else EIO.
+// Network is where protocols get their sockets and addresses from. [Host] is
+// this machine's; a test may give a guest one in memory. Its methods may be
+// called concurrently. Their arguments and errors are those of package net. A
+// guest is told the errno that [Errno] finds in an error.
 //
-// Methods return soon after their context ends, and what waits in a socket soon after its Close or a deadline that has passed: a server waits for
-// them before it ends. Close doesn't wait. Deadlines may be an error, where a connection can't have any.
+// A method returns soon after its context has ended. What waits in a socket
+// returns soon after the socket's Close, or after a deadline has passed: the
+// server that waits for it must be able to end. Close itself doesn't wait.
+// Setting a deadline may fail on a connection that can't have any.
 type Network interface {
-	// DialContext connects. The network is "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6" or "unix". A connection to relay
-	// a byte stream on is a [Conn]. *[net.TCPConn] is relayed without a copy, and with the errno of each end. The address of a UNIX socket is
-	// /proc/self/fd/N, where descriptor N is the open file (O_PATH) of the socket that the guest named. It means that until the call returns.
+	// DialContext connects. The network is "tcp", "tcp4", "tcp6", "udp",
+	// "udp4", "udp6" or "unix". A connection for a byte stream is a [Conn]; a
+	// *[net.TCPConn] is relayed without a copy, and with the errno of each end.
+	// The address of a UNIX socket is /proc/self/fd/N, where descriptor N is
+	// the open file (O_PATH) of the socket that the guest named. It is valid
+	// until the call returns.
 	DialContext(ctx context.Context, network, address string) (net.Conn, error)
-	// Listen listens on "tcp4", "tcp6" or "unix". The connections that it accepts are each a [Conn]. The address of a UNIX socket is
-	// /proc/self/fd/N/NAME, where descriptor N is the open folder in which the guest wants one of that name; it means that until the call returns. Whoever
-	// listens leaves the socket's file alone after that.
+	// Listen listens on "tcp4", "tcp6" or "unix". Each connection that the
+	// listener accepts is a [Conn]. The address of a UNIX socket is
+	// /proc/self/fd/N/NAME, where descriptor N is the open folder in which the
+	// guest wants a socket of that name. It is valid until the call returns, so
+	// the listener doesn't remove the socket's file when it is closed.
 	Listen(ctx context.Context, network, address string) (net.Listener, error)
-	// ListenPacket binds "udp4" or "udp6".
+	// ListenPacket binds a socket of "udp4" or "udp6".
 	ListenPacket(ctx context.Context, network, address string) (PacketConn, error)
-	// LookupNetIP returns the addresses of a host on "ip", "ip4" or "ip6".
+	// LookupNetIP returns the addresses of a host: of both families for "ip",
+	// of one for "ip4" and "ip6".
 	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
-	// LookupAddr returns the names of an address.
+	// LookupAddr returns the names of an IP address.
 	LookupAddr(ctx context.Context, address string) ([]string, error)
 }
 
-// Conn is a connection each of whose directions ends by itself.
+// Conn is a connection whose two directions end separately: a half-close with
+// CloseWrite leaves the other direction open.
 type Conn interface {
 	net.Conn
 	CloseWrite() error
@@ -53,24 +74,28 @@ type PacketConn interface {
 	WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error)
 }
 
-// PacketFilter is a [PacketConn] that does nothing but judge what goes through another one. With these methods it lets datagrams be moved
-// between ring and *[net.UDPConn] without passing through its own.
+// PacketFilter is a [PacketConn] that only judges what goes through another
+// one. Its methods allow a relay to move datagrams between a ring and the
+// *[net.UDPConn] below, and have each judged.
 type PacketFilter interface {
 	// NetPacketConn returns the PacketConn below.
 	NetPacketConn() PacketConn
 	DatagramFilter
 }
 
-// DatagramFilter judges datagrams of a socket, bound or connected.
+// DatagramFilter judges the datagrams of a socket, bound or connected.
 type DatagramFilter interface {
-	// MaySend says whether a datagram may go to an address: nil, or why not. It
-	// goes from an address that the guest names, or the zero Addr.
+	// MaySend returns why a datagram may not go to an address, nil if it may.
+	// from is the source address that the guest names; the zero Addr leaves it
+	// to the socket.
 	MaySend(from netip.Addr, to netip.AddrPort) error
-	// Received is told where each datagram came from.
+	// Received is told the source of each datagram that has arrived.
 	Received(from netip.AddrPort)
 }
 
-// CheckConn refuses what can't be half-closed: a network of an embedding program that breaks its contract.
+// CheckConn checks what a Network's DialContext, or a listener's Accept,
+// returned. One that breaks its contract (it gives no connection, or one
+// without half-close) is an EOPNOTSUPP.
 func CheckConn(conn net.Conn, err error) (Conn, error) {
 	if err != nil {
 		return nil, err
@@ -85,7 +110,8 @@ func CheckConn(conn net.Conn, err error) (Conn, error) {
 	return c, nil
 }
 
-// Check refuses nothing without an error: a network of an embedding program that breaks its contract.
+// Check checks what another method of a Network returned: nothing, without an
+// error, is an EOPNOTSUPP.
 func Check[T io.Closer](x T, err error) (T, error) {
 	if err == nil && any(x) == nil {
 		err = unix.EOPNOTSUPP
@@ -93,7 +119,8 @@ func Check[T io.Closer](x T, err error) (T, error) {
 	return x, err
 }
 
-// closeOnPanic is deferred where an embedding program is told of what it then doesn't get to close.
+// closeOnPanic is deferred around a call of the embedding program's function:
+// if that panics, c would be left open.
 func closeOnPanic(c io.Closer) {
 	if cause := recover(); cause != nil {
 		_ = c.Close()
@@ -101,7 +128,7 @@ func closeOnPanic(c io.Closer) {
 	}
 }
 
-// AsTCP returns the TCP connection below c, nil if there is none.
+// AsTCP returns the TCP connection that c wraps, or is; nil if there is none.
 func AsTCP(c net.Conn) *net.TCPConn {
 	for {
 		switch x := c.(type) {
@@ -115,7 +142,7 @@ func AsTCP(c net.Conn) *net.TCPConn {
 	}
 }
 
-// AsUDP returns the UDP socket below c, nil if there is none.
+// AsUDP returns the UDP socket that c wraps, or is; nil if there is none.
 func AsUDP(c net.Conn) *net.UDPConn {
 	for {
 		switch x := c.(type) {
@@ -129,7 +156,8 @@ func AsUDP(c net.Conn) *net.UDPConn {
 	}
 }
 
-// Abandon closes a connection that nobody takes with a reset, as the kernel does with those left in a backlog.
+// Abandon closes a connection with a reset, as the kernel does with those that
+// are left in a backlog.
 func Abandon(conn net.Conn) {
 	if tcp := AsTCP(conn); tcp != nil {
 		_ = tcp.SetLinger(0)
@@ -152,12 +180,13 @@ func PeerOf(a netip.Addr) netip.Prefix {
 	return peer
 }
 
-// DeniedError is what a guest asked for and may not have. It is an EACCES.
+// DeniedError is the refusal of what a guest asked for, by policy. It is an
+// EACCES.
 type DeniedError struct {
 	What string // such as "out:tcp:127.0.0.1:22"
 }
 
 func (e *DeniedError) Error() string { return e.What + " is denied by policy" }
 
-// Unwrap makes it the errno.
+// Unwrap returns EACCES.
 func (e *DeniedError) Unwrap() error { return unix.EACCES }

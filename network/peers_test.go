@@ -25,7 +25,8 @@ func TestPeerOf(t *testing.T) {
 	}
 }
 
-// A machine that sends from many ports doesn't make a socket forget another.
+// A machine that sends from many ports doesn't make a socket forget another
+// machine.
 func TestRememberedPeersShared(t *testing.T) {
 	t.Parallel()
 	conn, err := network.NewPolicy(network.Host{}, nil, nil).ListenPacket(t.Context(), "udp4", "127.0.0.1:0")

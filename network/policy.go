@@ -9,44 +9,44 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-
-	"golang.org/x/sys/unix"
 )
 
 // Policy is a [Network] that lets a guest have what rules allow of another one.
 // The first rule that matches decides. If none does:
 //
-//   - a guest may connect and send to every address but the host's own, its
-//     link's and groups': loopback, unspecified, link-local (169.254.0.0/16 and
-//     fe80::/10), broadcast and multicast, the metadata services of clouds, and
-//     all that the routes of the network below, if it has a method Routes as
-//     [Host] has, don't send to a single other machine;
+//   - a guest may connect and send to every address that isn't special. Special
+//     are the addresses of the host, of its links and of groups: loopback,
+//     unspecified, link-local (169.254.0.0/16 and fe80::/10), broadcast and
+//     multicast, the metadata services of clouds, and those that the routes of
+//     the network below don't send to one other machine (if it has a method
+//     Routes, as [Host] has);
 //   - it may listen on every address.
 //
-// What is judged is what the kernel makes of an address. The unspecified one is
-// localhost. A scope is refused but for link-local addresses. An IPv6 address
+// An address is judged by what the kernel makes of it. The unspecified address
+// is localhost. A scope is refused but on a link-local address. An IPv6 address
 // that holds an IPv4 address (mapped, NAT64, 6to4, Teredo, ISATAP, SIIT) is
-// denied if that is. What netfilter makes of packets later isn't known here.
+// denied if that is. What netfilter does to packets later isn't known here.
 //
-// A name is looked up first. The rules then judge each address that it has, and
-// only these addresses are connected to: a name that changes its address in
-// between gains nothing. A rule that allows a name doesn't allow the addresses
-// that are denied above. An address is judged again when its connection has
-// come about. A refusal is a [DeniedError].
+// A name is looked up first. The rules then judge each of its addresses, and
+// only these addresses are connected to, so a name that changes its address
+// meanwhile gains nothing. A rule that allows a name doesn't allow special
+// addresses. An address is judged again after the connect. A refusal is a
+// [DeniedError].
 //
-// Datagrams to who has sent one to the same socket are allowed.
+// Datagrams may go to a peer that has sent one to the same socket.
 type Policy struct {
-	// OnPublish, if not nil, is told where on the host a published port is bound, each time a guest binds it, before the guest learns of it. It must
-	// not block, and must be set before the policy is in use.
+	// OnPublish, if not nil, is told where on the host a published port is
+	// bound, each time that a guest binds it, before the guest is told. It must
+	// not block, and is set before the policy is used.
 	OnPublish func(p Publish, host netip.AddrPort)
 	// NAT64 are prefixes by which the network reaches IPv4 hosts, as
-	// [ParseNAT64] returns them, beside 64:ff9b::/96 and what is in
-	// 64:ff9b:1::/48. It must be set before the policy is in use.
+	// [ParseNAT64] returns them, beside 64:ff9b::/96 and those within
+	// 64:ff9b:1::/48. It is set before the policy is used.
 	NAT64 []netip.Prefix
 
-	// Own are addresses that count as this machine's, beside what the network's
-	// routes say: those by which a program in an emulated machine reaches the
-	// machine outside. It must be set before the policy is in use.
+	// Own are further addresses that count as this machine's: those by which a
+	// program in an emulated machine reaches the machine outside. It is set
+	// before the policy is used.
 	Own []netip.Prefix
 
 	network Network
@@ -58,20 +58,21 @@ type Policy struct {
 	opening sync.Mutex             // held while they are opened
 }
 
-// NewPolicy returns a policy for network.
+// NewPolicy returns a policy for network. Rules are looked at in their order.
 func NewPolicy(network Network, rules []Rule, published []Publish) *Policy {
 	return &Policy{network: network, rules: rules, bound: newBindings(published), looking: make(chan struct{}, maxLooking)}
 }
 
-// maxLooking is how many look-ups of connects by name are under way at once, of
-// which each connect has two: others wait. Each costs some 30 KiB, and often a
-// descriptor, for as long as no name server answers.
+// maxLooking is how many look-ups of connects by name are under way at once,
+// two for each connect; further ones wait. Each costs some 30 KiB, and often a
+// descriptor, as long as no name server answers.
 const maxLooking = 1024
 
 // PublishForm is the text that [ParsePublish] reads.
 const PublishForm = "[ADDRESS:]HOSTPORT:PORT[/tcp|/udp]"
 
-// ParsePublish reads a [Publish] in [PublishForm]. Without an address it is 127.0.0.1.
+// ParsePublish reads a [Publish] in [PublishForm]. The default address is
+// 127.0.0.1.
 func ParsePublish(text string) (Publish, error) {
 	rest, protocol, ok := strings.Cut(text, "/")
 	if !ok {
@@ -116,9 +117,8 @@ func ParsePublish(text string) (Publish, error) {
 	return Publish{Protocol: protocol, Host: netip.AddrPortFrom(addr, at.Port()), Guest: uint16(guest)}, nil
 }
 
-// check decides. The address in q is canonical. What an address goes out to is
-// judged as the address itself and as all that it may reach: each must be
-// allowed.
+// check judges a request, whose address is canonical. An address that something
+// goes out to must be allowed itself, and so must all that it may reach.
 func (p *Policy) check(q request) error {
 	if q.direction == In {
 		return p.decide(q)
@@ -140,7 +140,7 @@ func (p *Policy) check(q request) error {
 	return nil
 }
 
-// decide decides about an address alone.
+// decide judges an address alone.
 func (p *Policy) decide(q request) error {
 	for i := range p.rules {
 		r := &p.rules[i]
@@ -168,8 +168,9 @@ func (p *Policy) decide(q request) error {
 	return nil
 }
 
-// special reports whether q goes where a guest gets only by a rule for the
-// address. Where the network can't say where q goes, it does: the error is why.
+// special reports whether q goes to a special address, which only a rule for
+// the address allows. Where the network can't tell, it counts as one, and the
+// error says why.
 func (p *Policy) special(q request) (bool, error) {
 	switch {
 	case q.direction == In:
@@ -193,8 +194,8 @@ func (p *Policy) special(q request) (bool, error) {
 	return own || err != nil, err
 }
 
-// routes returns the network's, or nil if it has none. They are opened at their
-// first use: by then the caller is in the network namespace that it works in.
+// routes returns the network's, nil if it has none. They are opened at their
+// first use, when the caller is in the network namespace that it works in.
 func (p *Policy) routes() (Routes, error) {
 	host, ok := p.network.(interface{ Routes() (Routes, error) })
 	if !ok {
@@ -216,7 +217,8 @@ func (p *Policy) routes() (Routes, error) {
 	return r, nil
 }
 
-// checkLookup refuses to look up what every connection to would be refused by the same rule: looking up tells the name to others.
+// checkLookup refuses to look up a name, or an address, if one rule refuses
+// every connection to it: a look-up tells the name to others.
 func (p *Policy) checkLookup(name string, addr netip.Addr) error {
 	for i := range p.rules {
 		r := &p.rules[i]
@@ -236,7 +238,7 @@ func (p *Policy) checkLookup(name string, addr netip.Addr) error {
 	return nil
 }
 
-// LookupNetIP looks a name up, if the guest may connect to any address that it might have.
+// LookupNetIP looks a name up, unless the rules refuse every connection to it.
 func (p *Policy) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
 	if a, err := netip.ParseAddr(host); err == nil {
 		if _, err := canonical(a); err != nil {
@@ -248,7 +250,8 @@ func (p *Policy) LookupNetIP(ctx context.Context, network, host string) ([]netip
 	return p.network.LookupNetIP(ctx, network, host)
 }
 
-// LookupAddr looks an address up, if the rules let the guest connect to it.
+// LookupAddr looks up the names of an address, unless the rules refuse every
+// connection to it.
 func (p *Policy) LookupAddr(ctx context.Context, address string) ([]string, error) {
 	if addr, err := netip.ParseAddr(address); err == nil {
 		if addr, err = canonical(addr); err != nil {
@@ -264,8 +267,9 @@ func (p *Policy) LookupAddr(ctx context.Context, address string) ([]string, erro
 	return p.network.LookupAddr(ctx, address)
 }
 
-// DialContext connects to the first address that answers of those that are allowed. It refuses networks whose addresses the rules can't judge, but for
-// UNIX sockets, which are files and as such not its business.
+// DialContext connects to the first address that answers of those that are
+// allowed. It refuses networks whose addresses the rules can't judge. UNIX
+// sockets are passed on: shares decide about files.
 func (p *Policy) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	if network == "unix" {
 		return p.network.DialContext(ctx, network, address)
@@ -315,8 +319,8 @@ func (p *Policy) DialContext(ctx context.Context, network, address string) (net.
 
 // connect connects to the address in q, which check has allowed.
 func (p *Policy) connect(ctx context.Context, network string, q request) (net.Conn, error) {
-	// Package net takes a scope for an interface's name, if there is one of
-	// that name, and only then for its number.
+	// Package net takes a zone for the name of an interface first, and for a
+	// number only if there is no such interface.
 	if zone := q.at.Addr().Zone(); zone != "" {
 		if named, err := net.InterfaceByName(zone); err == nil && strconv.Itoa(named.Index) != zone {
 			return nil, &DeniedError{fmt.Sprintf("%v, whose scope is another interface's name,", q)}
@@ -331,8 +335,9 @@ func (p *Policy) connect(ctx context.Context, network string, q request) (net.Co
 	if AsTCP(conn) != nil || AsUDP(conn) != nil {
 		local := addrPort(conn.LocalAddr()).Addr()
 		q.own = local.WithZone("") == addrPort(conn.RemoteAddr()).Addr().WithZone("")
-		// Rules of the kernel may look at the source. Its port, a new one each
-		// time, would make each answer good for one connection only.
+		// Rules of the kernel may look at the source. The port is left out: it
+		// is a new one each time, so no answer would be good for a second
+		// connection.
 		q.from = netip.AddrPortFrom(local, 0)
 	}
 	if err := p.check(q); err != nil {
@@ -345,32 +350,8 @@ func (p *Policy) connect(ctx context.Context, network string, q request) (net.Co
 	return conn, nil
 }
 
-// policedConn is a connected UDP socket: where its datagrams go is judged anew
-// for each, for routes change.
-type policedConn struct {
-	net.Conn
-	policy *Policy
-	to     request
-}
-
-// NetConn returns the connection that c was made of.
-func (c *policedConn) NetConn() net.Conn { return c.Conn }
-
-// MaySend is nil if the policy lets a datagram go to the peer.
-func (c *policedConn) MaySend(netip.Addr, netip.AddrPort) error { return c.policy.check(c.to) }
-
-// Received does nothing: the only peer is known.
-func (c *policedConn) Received(netip.AddrPort) {}
-
-func (c *policedConn) Write(b []byte) (int, error) {
-	if err := c.MaySend(netip.Addr{}, c.to.at); err != nil {
-		return 0, err
-	}
-	return c.Conn.Write(b)
-}
-
-// allowed returns what q may reach of addrs, of which there is one at least, or
-// why there is nothing.
+// allowed returns which of addrs, one at least, q may reach, or why it may
+// reach none.
 func (p *Policy) allowed(q request, addrs []netip.Addr, port uint16) (allowed []netip.AddrPort, err error) {
 	for _, a := range addrs {
 		a, denied := canonical(a)
@@ -404,132 +385,4 @@ func Name(protocol string, at netip.AddrPort) string {
 		return protocol + "4"
 	}
 	return protocol + "6"
-}
-
-// policedPacketConn lets datagrams go where the policy does, and to peers that have sent some.
-type policedPacketConn struct {
-	PacketConn
-	policy  *Policy
-	bound   net.Addr
-	host    netip.AddrPort // where it is bound
-	release func()         // gives its place back
-
-	mu     sync.Mutex
-	peers  map[netip.AddrPort]struct{} // that the policy wouldn't let through; at most maxPeers
-	shares map[netip.Prefix]int        // how many of peers each machine has
-}
-
-const maxPeers = 1024
-
-// LocalAddr is where the guest is bound, as it sees it.
-func (c *policedPacketConn) LocalAddr() net.Addr { return c.bound }
-
-// check judges a datagram from an address; without one, from where the socket
-// is bound.
-func (c *policedPacketConn) check(from netip.Addr, to netip.AddrPort) error {
-	addr, err := canonical(to.Addr())
-	if err != nil {
-		return err
-	}
-	q := request{direction: Out, protocol: "udp", at: netip.AddrPortFrom(addr, to.Port()), from: c.host}
-	if from.IsValid() {
-		q.from = netip.AddrPortFrom(from, c.host.Port())
-	}
-	return c.policy.check(q)
-}
-
-func (c *policedPacketConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
-	n, from, err := c.PacketConn.ReadFromUDPAddrPort(b)
-	if err == nil {
-		c.Received(from)
-	}
-	return n, from, err
-}
-
-func (c *policedPacketConn) ReadFrom(b []byte) (int, net.Addr, error) {
-	n, from, err := c.ReadFromUDPAddrPort(b)
-	if err != nil {
-		return n, nil, err
-	}
-	return n, net.UDPAddrFromAddrPort(from), nil
-}
-
-// NetPacketConn returns the PacketConn that c was made of.
-func (c *policedPacketConn) NetPacketConn() PacketConn { return c.PacketConn }
-
-// Received remembers where a datagram came from, if the policy wouldn't let one
-// go there. One from the unspecified address, as a machine without an address
-// of its own sends them, came from elsewhere than where an answer goes: to
-// localhost.
-func (c *policedPacketConn) Received(from netip.AddrPort) {
-	if !from.Addr().IsUnspecified() && c.check(netip.Addr{}, from) != nil {
-		c.remember(from)
-	}
-}
-
-// MaySend is nil if the policy lets a datagram go to an address, or one has
-// come from there. The zero from is the address that the socket has, or
-// chooses.
-func (c *policedPacketConn) MaySend(from netip.Addr, to netip.AddrPort) error {
-	err := c.check(from, to)
-	if err == nil {
-		return nil
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if _, known := c.peers[to]; known {
-		return nil
-	}
-	return err
-}
-
-// remember forgets another peer when there are too many: one of the machine
-// that has the most, so that none can make the socket forget all others.
-func (c *policedPacketConn) remember(peer netip.AddrPort) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.peers == nil {
-		c.peers, c.shares = make(map[netip.AddrPort]struct{}), make(map[netip.Prefix]int)
-	}
-	if _, known := c.peers[peer]; known {
-		return
-	}
-	if len(c.peers) == maxPeers {
-		c.forgetOne()
-	}
-	c.peers[peer] = struct{}{}
-	c.shares[PeerOf(peer.Addr())]++
-}
-
-func (c *policedPacketConn) forgetOne() {
-	var machine netip.Prefix
-	for m, n := range c.shares {
-		if n > c.shares[machine] {
-			machine = m
-		}
-	}
-	for peer := range c.peers {
-		if PeerOf(peer.Addr()) == machine {
-			delete(c.peers, peer)
-			break
-		}
-	}
-	if c.shares[machine]--; c.shares[machine] == 0 {
-		delete(c.shares, machine)
-	}
-}
-
-func (c *policedPacketConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
-	if err := c.MaySend(netip.Addr{}, to); err != nil {
-		return 0, err
-	}
-	return c.PacketConn.WriteToUDPAddrPort(b, Specified(to))
-}
-
-func (c *policedPacketConn) WriteTo(b []byte, to net.Addr) (int, error) {
-	udp, ok := to.(*net.UDPAddr)
-	if !ok {
-		return 0, unix.EINVAL
-	}
-	return c.WriteToUDPAddrPort(b, udp.AddrPort())
 }

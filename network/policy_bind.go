@@ -14,14 +14,15 @@ import (
 )
 
 // Publish says that what a guest listens on at a port is bound at another
-// address and port of the host. Rules don't matter to it: it is allowed.
+// address and port of the host. No rule is needed for it, and none refuses it.
 //
 // A port may be published once for each family of host addresses. A guest that
-// listens on both families finds each at the host address of that family. One
-// that listens on one family is at both host addresses, as long as it doesn't
-// listen on the other. Where a guest listens on both, and the port is published
-// by one family only, the first listener is bound there, and the other to a
-// free port of the host's loopback address, which no client is told of.
+// listens on both families finds each at the host address of that family. A
+// guest that listens on one family is found at both host addresses, as long as
+// it doesn't listen on the other. Where a guest listens on both, and the port
+// is published by one family only, the first listener is bound there, and the
+// second at a free port of the host's loopback address, which no client is told
+// of.
 type Publish struct {
 	Protocol string         // "tcp" or "udp"
 	Host     netip.AddrPort // port 0: a free one
@@ -33,8 +34,8 @@ type publication struct {
 	port     uint16
 }
 
-// publishedPort is a port of the guest and what of the guest is bound by it.
-// Its slices are indexed by family: 0 for IPv4, 1 for IPv6.
+// publishedPort is a port of the guest and the sockets that are bound by it.
+// Its arrays are indexed by family.
 type publishedPort struct {
 	hosts  [2]netip.AddrPort // the zero AddrPort: not published by this family
 	users  [2]int            // sockets that are bound at each
@@ -43,14 +44,14 @@ type publishedPort struct {
 }
 
 // spare is a socket at the host address of the family that the guest doesn't
-// listen on. It gives way to one that does.
+// listen on. It gives way when the guest does listen on it.
 type spare struct {
 	mu     sync.Mutex
 	socket io.Closer // nil: not bound yet
 	gone   bool
 }
 
-// is has socket be the spare. It reports false if the spare has given way.
+// is makes socket the spare. It reports false if the spare has given way.
 func (s *spare) is(socket io.Closer) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -58,7 +59,7 @@ func (s *spare) is(socket io.Closer) bool {
 	return !s.gone
 }
 
-// giveWay closes the socket, before it returns if that is bound.
+// giveWay closes the socket, before it returns if there is one already.
 func (s *spare) giveWay() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -68,7 +69,7 @@ func (s *spare) giveWay() {
 	}
 }
 
-// family is an index of publishedPort's slices.
+// family is 0 for IPv4, 1 for IPv6: an index.
 func family(a netip.Addr) int {
 	if a.Is4() {
 		return 0
@@ -76,21 +77,24 @@ func family(a netip.Addr) int {
 	return 1
 }
 
-// loopbackOf is where localhost is, by family.
+// loopbackOf is the address of localhost, by family.
 var loopbackOf = [2]netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
 
-// bindings are the sockets that a guest has bound. One at a time is bound.
+// bindings are the sockets that a guest has bound. They are bound one at a
+// time.
 type bindings struct {
 	published map[publication]*publishedPort // doesn't change; what it points to does
 
 	binding sync.Mutex // held while a socket is bound
 
-	mu        sync.Mutex            // guards the published ports and what follows; may be taken with binding held
+	// mu guards the published ports and localhost. It may be taken while
+	// binding is held.
+	mu        sync.Mutex
 	localhost map[localhostPort]int // how many sockets each has
 }
 
-// localhostPort is a port at which clients of localhost arrive, if they try
-// this family.
+// localhostPort is a port of localhost in one family, where clients arrive that
+// connect to localhost by that family.
 type localhostPort struct {
 	protocol string
 	family   int
@@ -110,7 +114,8 @@ func newBindings(published []Publish) *bindings {
 	return b
 }
 
-// binding is a socket's place.
+// binding is the place of a socket: where the guest wants it, and where on the
+// host it is.
 type binding struct {
 	protocol string
 	guest    netip.AddrPort // where the guest asked for it
@@ -146,16 +151,17 @@ func (p *Policy) Listen(ctx context.Context, network, address string) (net.Liste
 	return p.listenSpare(ctx, publishedListener{held, net.TCPAddrFromAddrPort(b.guest)}, b)
 }
 
-// hold tells where b is bound, as ln.
+// hold returns ln, which is bound as b, as a listener whose Close releases b.
+// It reports a published one.
 func (p *Policy) hold(b *binding, ln net.Listener) *heldListener {
 	held := &heldListener{Listener: ln, release: sync.OnceFunc(func() { p.release(b) })}
 	p.tellPublished(b, ln.Addr(), held)
 	return held
 }
 
-// listenSpare has ln, which is bound as b, listen at the host address of the
-// other family as well, if the port is published by that, too, and the guest
-// doesn't listen on it. It closes ln on errors.
+// listenSpare adds a listener at the host address of the other family to ln,
+// which is bound as b, if the port is published by that family, too, and the
+// guest doesn't listen on it. It closes ln on errors.
 func (p *Policy) listenSpare(ctx context.Context, ln publishedListener, b *binding) (net.Listener, error) {
 	other := p.placeSpare(b)
 	if other == nil {
@@ -180,7 +186,7 @@ func (p *Policy) listenSpare(ctx context.Context, ln publishedListener, b *bindi
 	return publishedListener{&heldListener{Listener: joined, release: func() {}}, ln.guest}, nil
 }
 
-// ListenPacket binds, at the published address if there is one.
+// ListenPacket binds a socket, at the published address if there is one.
 func (p *Policy) ListenPacket(ctx context.Context, network, address string) (PacketConn, error) {
 	b, err := p.place(network, address)
 	if err != nil {
@@ -206,7 +212,7 @@ func (p *Policy) ListenPacket(ctx context.Context, network, address string) (Pac
 	return &joinedPacketConn{first, second}, nil
 }
 
-// openPacket binds a socket as b, and tells where that is.
+// openPacket binds a socket as b, and reports a published one.
 func (p *Policy) openPacket(ctx context.Context, b *binding) (*policedPacketConn, error) {
 	var c PacketConn
 	if err := p.bind(b, func(network, address string) (_ io.Closer, _ net.Addr, err error) {
@@ -228,8 +234,8 @@ func (p *Policy) openPacket(ctx context.Context, b *binding) (*policedPacketConn
 	return policed, nil
 }
 
-// joinedPacketConn is bound at the host addresses of both families. What isn't
-// relayed by this package uses the first only.
+// joinedPacketConn is bound at the host addresses of both families. A user that
+// doesn't know SecondPacketConn gets the first socket's datagrams only.
 type joinedPacketConn struct {
 	*policedPacketConn
 	second *policedPacketConn
@@ -238,9 +244,9 @@ type joinedPacketConn struct {
 // SecondPacketConn is the socket of the other family.
 func (c *joinedPacketConn) SecondPacketConn() PacketConn { return c.second }
 
-// SetDeadline sets that of both.
+// SetDeadline sets the deadline of both.
 func (c *joinedPacketConn) SetDeadline(t time.Time) error {
-	// The second one may be closed before the first.
+	// The second socket may be closed before the first.
 	_ = c.second.SetDeadline(t)
 	return c.policedPacketConn.SetDeadline(t)
 }
@@ -259,8 +265,8 @@ func (p *Policy) tellPublished(b *binding, host net.Addr, socket io.Closer) {
 	}
 }
 
-// place finds the place of what the guest asks for, and takes it. The caller
-// releases it, unless there is an error.
+// place takes the place that the guest asks for. Without an error the caller
+// releases it.
 func (p *Policy) place(network, address string) (*binding, error) {
 	protocol, _, err := splitNetwork(network)
 	if err != nil {
@@ -286,9 +292,9 @@ func (p *Policy) place(network, address string) (*binding, error) {
 	return b, nil
 }
 
-// take chooses where on the host b is bound, and which spare gives way to it.
-// It reports false if the guest has bound something there already, as it sees
-// it.
+// take chooses where on the host b is bound, and returns the spare that gives
+// way to it, if any. It reports false if the guest has bound a socket there
+// already, as the guest sees it.
 func (t *publishedPort) take(b *binding) (gives *spare, ok bool) {
 	at := b.guest.Addr()
 	for _, other := range t.guests {
@@ -314,7 +320,8 @@ func (t *publishedPort) take(b *binding) (gives *spare, ok bool) {
 	return gives, true
 }
 
-// placeSpare returns a place for a spare beside b, nil if there is none.
+// placeSpare takes a place for a spare beside b. It returns nil if there is
+// none.
 func (p *Policy) placeSpare(b *binding) *binding {
 	p.bound.mu.Lock()
 	defer p.bound.mu.Unlock()
@@ -327,7 +334,7 @@ func (p *Policy) placeSpare(b *binding) *binding {
 	return &binding{protocol: b.protocol, guest: b.guest, host: t.hosts[slot], port: t, slot: slot, spare: t.spares[slot]}
 }
 
-// release gives b's place back, when its socket is closed.
+// release gives b's place back when its socket is closed.
 func (p *Policy) release(b *binding) {
 	p.bound.mu.Lock()
 	defer p.bound.mu.Unlock()
@@ -356,12 +363,12 @@ func (p *Policy) release(b *binding) {
 	}
 }
 
-// maxFreePorts is how many ports that the host chose are tried until one has
-// no clients of another program's.
+// maxFreePorts is how many ports of the host's choice are tried until one is
+// free in the other family, too.
 const maxFreePorts = 32
 
-// errTaken means that localhost, by the other family, is another program's
-// at this port.
+// errTaken means that another program has this port of localhost in the other
+// family.
 var errTaken = errors.New("localhost is another program's there by the other family")
 
 // bind binds a socket by try, and closes it again if it isn't bound where it
@@ -384,8 +391,8 @@ func (p *Policy) bindOnce(b *binding, try func(network, address string) (io.Clos
 		InUse(protocol string, at netip.AddrPort) bool
 	})
 	if canTell {
-		// Between a bind and what is made of it no other one of this guest's
-		// sockets may look like another program's.
+		// Between the bind and its entry in localhost, another socket of this
+		// guest would be taken for another program's.
 		p.bound.binding.Lock()
 		defer p.bound.binding.Unlock()
 	}
@@ -410,9 +417,10 @@ func (p *Policy) bindOnce(b *binding, try func(network, address string) (io.Clos
 	return nil
 }
 
-// judge returns where a socket is bound, if that is allowed. What is
-// published must be where it is published; other addresses than the one that
-// the guest asked for are for the rules. A network that can't tell is believed.
+// judge returns where a socket is bound, if that is allowed. A published socket
+// must be where it is published. If another socket isn't bound where the guest
+// asked for, the rules judge where it is. A network that can't tell is
+// believed.
 func (p *Policy) judge(b *binding, addr net.Addr) (netip.AddrPort, error) {
 	at := addrPort(addr)
 	if !at.IsValid() {
@@ -430,17 +438,16 @@ func (p *Policy) judge(b *binding, addr net.Addr) (netip.AddrPort, error) {
 	return at, p.check(request{direction: In, protocol: b.protocol, at: at})
 }
 
-// asLocalhost reports whether clients of localhost arrive at a socket, and
-// where.
+// asLocalhost reports whether clients of localhost arrive at a socket, and at
+// which port.
 func asLocalhost(protocol string, at netip.AddrPort) (localhostPort, bool) {
 	f := family(at.Addr())
 	return localhostPort{protocol, f, at.Port()}, at.Addr().IsUnspecified() || at.Addr() == loopbackOf[f]
 }
 
-// checkLocalhost refuses, with EADDRINUSE, what would take clients of
-// localhost from another program: one that has the same port of the other
-// family. A rule that allows the bind, and not just the lack of one, allows
-// that, too.
+// checkLocalhost refuses, with EADDRINUSE, a socket that would take clients of
+// localhost from another program, which has the same port in the other family.
+// A rule that allows the bind allows that, too; the lack of a rule doesn't.
 func (p *Policy) checkLocalhost(b *binding, at netip.AddrPort, inUse func(string, netip.AddrPort) bool) error {
 	arrives, ok := asLocalhost(b.protocol, at)
 	if !ok || p.grants(request{direction: In, protocol: b.protocol, at: at}) {
@@ -469,13 +476,13 @@ func (p *Policy) grants(q request) bool {
 	return false
 }
 
-// heldListener gives its place back when it is closed.
+// heldListener releases its place when it is closed.
 type heldListener struct {
 	net.Listener
 	release func()
 }
 
-// NetListener returns the listener that l was made of.
+// NetListener returns the listener that l wraps.
 func (l *heldListener) NetListener() net.Listener { return l.Listener }
 
 func (l *heldListener) Close() error {
@@ -484,7 +491,7 @@ func (l *heldListener) Close() error {
 	return err
 }
 
-// publishedListener is bound elsewhere than where the guest believes.
+// publishedListener is bound elsewhere than where the guest sees it.
 type publishedListener struct {
 	*heldListener
 	guest net.Addr
@@ -492,10 +499,3 @@ type publishedListener struct {
 
 // GuestAddr is where the guest listens, as it sees it.
 func (l publishedListener) GuestAddr() net.Addr { return l.guest }
-
-// Close also gives the place back.
-func (c *policedPacketConn) Close() error {
-	err := c.PacketConn.Close()
-	c.release()
-	return err
-}

@@ -74,7 +74,7 @@ func TestParseRule(t *testing.T) {
 	}
 }
 
-// A message says what is wrong with which part, and shows the text once.
+// A message says what is wrong with which part, and quotes the text once.
 func TestRuleAndPublishMessages(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
@@ -127,8 +127,8 @@ func TestParsePublish(t *testing.T) {
 	}
 }
 
-// What an address holds is found wherever the network's prefix ends: the
-// examples of RFC 6052, and the other kinds.
+// An address that an IPv6 address holds is found wherever the network's prefix
+// ends: the examples of RFC 6052, and the other kinds.
 func TestReachedBy(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ prefix, address, want string }{
@@ -187,7 +187,7 @@ func TestParseNAT64(t *testing.T) {
 	}
 }
 
-// fakeNetwork knows names and remembers what it is asked to do.
+// fakeNetwork knows names, and records the calls of its methods.
 type fakeNetwork struct {
 	names map[string][]string
 	own   []string
@@ -239,7 +239,7 @@ func (n *fakeNetwork) ListenPacket(ctx context.Context, network, address string)
 
 func (n *fakeNetwork) LookupNetIP(_ context.Context, _, host string) (addrs []netip.Addr, err error) {
 	n.mu.Lock()
-	// Both families are asked for.
+	// The policy asks for both families, and one of them is recorded.
 	if call := "lookup " + host; !slices.Contains(n.calls, call) {
 		n.calls = append(n.calls, call)
 	}
@@ -368,8 +368,9 @@ func TestPolicyOut(t *testing.T) {
 		{"allow 192.0.2.0/24;deny *", "[2002:c000:201::1]:80", denied},
 		{"", "[::7f00:1]:80", denied},
 		{"", "[::ffff:0:7f00:1]:80", denied},
-		{"", "[2001:0:c000:201::7f00:1]:80", "dial [2001:0:c000:201::7f00:1]:80"}, // 128.255.255.254
-		{"", "[2001:0:c000:201::80ff:fffe]:80", denied},                           // Teredo: 127.0.0.1
+		// Teredo: 128.255.255.254, and 127.0.0.1.
+		{"", "[2001:0:c000:201::7f00:1]:80", "dial [2001:0:c000:201::7f00:1]:80"},
+		{"", "[2001:0:c000:201::80ff:fffe]:80", denied},
 		{"", "[2001:db8::5efe:7f00:1]:80", denied},
 		{"", "[2001:db8::200:5efe:7f00:1]:80", denied},
 		{"", "[2001:db8:64::7f00:1]:80", denied}, // configured below
@@ -396,7 +397,8 @@ func TestPolicyOut(t *testing.T) {
 		{"allow rebound.example", "rebound.example:80", "lookup rebound.example, " + denied},
 		{"allow *.example;allow out:127.0.0.0/8:81", "rebound.example:80", "lookup rebound.example, " + denied},
 		{"allow good.example;deny *", "good.example:80", "lookup good.example, dial 192.0.2.1:80"},
-		{"allow good.example;deny *", "GOOD.example.:80", "lookup GOOD.example., denied"}, // unknown to the resolver here
+		// The resolver here doesn't know the name in this form.
+		{"allow good.example;deny *", "GOOD.example.:80", "lookup GOOD.example., denied"},
 		{"allow good.example;deny *", "www.good.example:80", denied},
 		{"allow *.good.example;deny *", "www.good.example:80", "lookup www.good.example, dial 192.0.2.2:80"},
 		{"allow *.good.example;deny *", "good.example:80", denied},
@@ -482,7 +484,7 @@ func TestPolicyIn(t *testing.T) {
 	}
 }
 
-// Datagrams are judged one by one; a peer that the rules forbid gets only answers.
+// Each datagram is judged. A peer that the rules forbid gets answers only.
 func TestPolicyDatagrams(t *testing.T) {
 	t.Parallel()
 	p := NewPolicy(newFake(), nil, nil)
@@ -524,7 +526,8 @@ func TestPolicyDatagrams(t *testing.T) {
 	}
 }
 
-// What a guest may not connect to isn't looked up either: a lookup tells others what the guest puts into the name.
+// A name to which every connection is refused isn't looked up: a look-up tells
+// others what the guest puts into the name.
 func TestPolicyLookups(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -564,7 +567,7 @@ func TestPolicyLookups(t *testing.T) {
 	}
 }
 
-// Happy eyeballs, on a clock that tests move.
+// Addresses are tried in turns, on a clock that the test moves.
 func TestDialFirst(t *testing.T) {
 	hang := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 	for name, c := range map[string]struct {
@@ -641,8 +644,8 @@ func (n lostNetwork) Routes() (Routes, error) {
 	return n.routes, nil
 }
 
-// What is given as this machine's own is as what its routes say, in each form:
-// a rule for a name doesn't open it.
+// Addresses in Own are judged as those that the network's routes keep with this
+// machine, in each form. A rule for a name doesn't open them.
 func TestPolicyOwn(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -683,7 +686,8 @@ func (lostRoutes) Own(string, netip.AddrPort, netip.AddrPort) (bool, error) {
 	return false, unix.ENOBUFS
 }
 
-// What isn't known to be another machine's is denied, and the reason is told.
+// An address that isn't known to be another machine's is denied, and the reason
+// is told.
 func TestPolicyWithoutRoutes(t *testing.T) {
 	t.Parallel()
 	for want, routes := range map[unix.Errno]Routes{unix.EMFILE: nil, unix.ENOBUFS: lostRoutes{}} {
@@ -700,8 +704,8 @@ func TestPolicyWithoutRoutes(t *testing.T) {
 	}
 }
 
-// BenchmarkPolicyConnect connects to an address of this machine, by what the
-// policy adds and without: two judgements of the route for each connect.
+// BenchmarkPolicyConnect connects to an address of this machine, without and
+// with a policy, which judges the route twice for each connect.
 func BenchmarkPolicyConnect(b *testing.B) {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
@@ -735,8 +739,8 @@ func BenchmarkPolicyConnect(b *testing.B) {
 		ln.Close()
 		<-accepted
 	})
-	// A rule for a name doesn't hold for the host's own address, so that is
-	// asked.
+	// A rule for a name doesn't hold for the host's own address, so that the
+	// address is judged by its route.
 	policy := NewPolicy(Host{}, rules(b, "allow bench.test", "allow "+ip.String()), nil)
 	to := ln.Addr().(*net.TCPAddr).AddrPort()
 	q := request{direction: Out, protocol: "tcp", name: "bench.test", at: netip.AddrPortFrom(to.Addr().Unmap(), to.Port())}

@@ -17,17 +17,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Routes is what a network knows of where packets go. A [Network] that has
-// some says so by a method Routes, as [Host.Routes]. Its methods may be called
+// Routes tells where a network sends packets. A [Network] that can tell has a
+// method Routes like [Host.Routes]. The methods of Routes may be called
 // concurrently.
 type Routes interface {
 	// Own reports whether packets of "tcp" or "udp" to an address stay with
-	// this machine, or may: the address isn't one of a single other machine,
-	// but a local, broadcast, anycast or multicast one. from is where the
-	// packets come from: the zero AddrPort, the unspecified address and port 0
-	// leave that to the kernel, and so does an address of another family. Its
-	// scope is the link that the socket is bound to. A change of the routes
-	// counts as soon as it has been made. It doesn't wait for the network.
+	// this machine, or may: the address is a local, broadcast, anycast or
+	// multicast one, and not one of a single other machine. from is the source
+	// of the packets. The zero AddrPort, the unspecified address and port 0
+	// leave that to the kernel, and so does an address of the other family.
+	// from's zone is the link that the socket is bound to. A change of the
+	// routes counts as soon as it has been made. Own doesn't wait for the
+	// network.
 	Own(protocol string, from, to netip.AddrPort) (bool, error)
 }
 
@@ -36,7 +37,7 @@ type Routes interface {
 func (Host) Routes() (Routes, error) {
 	r := &kernelRoutes{seed: maphash.MakeSeed()}
 	var err error
-	// First the changes, so that none falls between.
+	// The subscription comes first, so that no change is missed.
 	if r.changes, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK,
 		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE,
 		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE); err != nil {
@@ -54,8 +55,8 @@ func (Host) Routes() (Routes, error) {
 //
 // The kernel puts a message about a change into the socket changes before the
 // call that made the change returns. Each use of an answer looks there first.
-// A message is taken out in this order: see that it is there, raise version,
-// take it. So a caller that finds the socket empty finds the new version, too,
+// Messages are taken out in this order: see that there is one, raise version,
+// take it. So a caller that finds the socket empty sees the new version, too,
 // and an answer under the new version is one from after the change.
 //
 // Whether a source matters is remembered in the same way, under a version of
@@ -77,11 +78,12 @@ type kernelRoutes struct {
 	sources       [2]atomic.Pointer[sourceMatters] // by family
 }
 
-// routesKnown is how many answers are remembered at most.
+// routesKnown is how many answers are remembered at most. Each has one place,
+// by its hash.
 const routesKnown = 256
 
-// routeKey is what an answer depends on: rules may look at the protocol, at
-// the ports, and at the source.
+// routeKey is what an answer depends on: the kernel's rules may look at the
+// protocol, at the ports, and at the source.
 type routeKey struct {
 	addr, source     [16]byte // source: the zero value is any
 	link             uint32   // 0: any
@@ -90,7 +92,7 @@ type routeKey struct {
 	udp              bool
 }
 
-// knownRoute doesn't change.
+// knownRoute is an answer. It doesn't change.
 type knownRoute struct {
 	routeKey
 	version uint64
@@ -113,8 +115,9 @@ func (r *kernelRoutes) Own(protocol string, from, to netip.AddrPort) (bool, erro
 	}
 	own, err := r.ask(routeRequest(d, true))
 	if err == unix.EINVAL {
-		// So says a kernel that doesn't know rules with protocols and ports, or
-		// a route that is a black hole, or a source that isn't this machine's.
+		// EINVAL is the answer of a kernel that doesn't know rules with
+		// protocols and ports, of a route that is a black hole, and for a
+		// source that isn't this machine's.
 		if own, err = r.ask(routeRequest(d, false)); err == unix.EINVAL {
 			err = nil
 		}
@@ -146,8 +149,8 @@ func keyOfRoute(protocol string, from, to netip.AddrPort) (routeKey, error) {
 	return d, nil
 }
 
-// look takes the news of changes and raises version for each. It reports false
-// if there is more, so that what is remembered may be out of date.
+// look takes the messages about changes and raises version for each. It reports
+// false if some are left: what is remembered may be out of date.
 func (r *kernelRoutes) look() bool {
 	defer runtime.KeepAlive(r)
 	fd := r.changes.GetFd()
@@ -156,13 +159,14 @@ func (r *kernelRoutes) look() bool {
 	}
 	r.reading.Lock()
 	defer r.reading.Unlock()
-	// After many the rest stays for the next look: it finds something, too.
+	// The bound keeps a flood of changes from holding the caller here.
 	for range 256 {
 		if quiet(fd) {
 			return true
 		}
 		r.version.Add(1)
-		// The beginning says enough. An error is that messages were lost.
+		// The header is enough to tell what has changed. An error means that
+		// messages were lost.
 		var head [unix.SizeofNlMsghdr + unix.SizeofRtMsg]byte
 		n, _, err := unix.Recvfrom(fd, head[:], unix.MSG_DONTWAIT|unix.MSG_PEEK)
 		if err != nil || changesSources(head[:n]) {
@@ -173,14 +177,14 @@ func (r *kernelRoutes) look() bool {
 	return quiet(fd)
 }
 
-// quiet reports whether there is nothing to read, and no message was lost.
+// quiet reports whether a socket has nothing to read, and has lost no message.
 func quiet(fd int) bool {
 	p := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	n, err := unix.Poll(p[:], 0)
 	return n == 0 && err == nil
 }
 
-// ask asks the kernel. After an error own is false.
+// ask asks for a route. After an error own is false.
 func (r *kernelRoutes) ask(request *nl.NetlinkRequest) (own bool, err error) {
 	err = r.exchange(request, func(m syscall.NetlinkMessage) (last bool, err error) {
 		own, err = isOwn(m)
@@ -201,9 +205,9 @@ func (r *kernelRoutes) exchange(request *nl.NetlinkRequest, take func(syscall.Ne
 	if err := unix.Sendto(fd, request.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return err
 	}
-	// The kernel has answered when the request has been sent, and goes on with a
-	// long answer while it is read. What is there of earlier requests, which a
-	// signal may have left, is passed over.
+	// The kernel answers within the send, and goes on with a long answer within
+	// each receive. Answers to earlier requests, which a signal may have left,
+	// are skipped.
 	for {
 		n, from, err := unix.Recvfrom(fd, r.answer[:], unix.MSG_DONTWAIT)
 		if err == unix.EINTR {
@@ -230,8 +234,8 @@ func (r *kernelRoutes) exchange(request *nl.NetlinkRequest, take func(syscall.Ne
 	}
 }
 
-// routeRequest asks for the route of d: of all packets, or those of its
-// protocol, ports and source only.
+// routeRequest asks for the route of all packets to d's address, or, if exact,
+// of those with d's protocol, ports and source.
 func routeRequest(d routeKey, exact bool) *nl.NetlinkRequest {
 	q := nl.NewNetlinkRequest(unix.RTM_GETROUTE, 0)
 	family, addr, source := unix.AF_INET6, d.addr[:], d.source[:]
@@ -267,8 +271,8 @@ func routeRequest(d routeKey, exact bool) *nl.NetlinkRequest {
 	return q
 }
 
-// isOwn reads an answer. Where nothing leads isn't the host's own: the kernel
-// tells the caller of connect, too, that there is no route.
+// isOwn reads an answer. An address without a route isn't the host's own: a
+// connect fails, and its caller is told so by the kernel.
 func isOwn(m syscall.NetlinkMessage) (bool, error) {
 	switch {
 	case m.Header.Type == unix.RTM_NEWROUTE && len(m.Data) >= unix.SizeofRtMsg:

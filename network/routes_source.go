@@ -10,10 +10,10 @@ import (
 )
 
 // Where packets go may depend on where they come from: by a rule of the kernel
-// (`ip rule`) that looks at the source's address or port, or by a route of IPv6
-// that is for a range of sources. Most machines have neither. Then one answer
-// serves all sources of a destination, and a connect, which is judged before
-// and after it has chosen its source, asks the kernel once.
+// (`ip rule`) that looks at the source's address or port, or by an IPv6 route
+// for a range of sources. Most machines have neither. Then one answer serves
+// all sources, and a connect, which is judged before and after it has a source,
+// asks the kernel once.
 
 // sourceMatters is what was found out for a family. It doesn't change.
 type sourceMatters struct {
@@ -21,8 +21,8 @@ type sourceMatters struct {
 	yes     bool
 }
 
-// bySource reports whether packets of a family may go elsewhere because of
-// their source. Where the kernel doesn't tell, they may.
+// bySource reports whether the route of a family's packets may depend on their
+// source. Where the kernel doesn't tell, it may.
 func (r *kernelRoutes) bySource(f int) bool {
 	version := r.sourceVersion.Load()
 	if s := r.sources[f].Load(); s != nil && s.version == version {
@@ -40,13 +40,13 @@ func (r *kernelRoutes) bySource(f int) bool {
 	return yes
 }
 
-// errChanging means that a list changed while the kernel told it, so that
-// something may have been left out.
+// errChanging means that the list changed while the kernel sent it, so that an
+// entry may be missing.
 var errChanging = errors.New("the list has changed while it was read")
 
-// list reports whether matches finds one of a family's rules, or routes. It
-// reads all: the kernel begins no other list before the end of this one. A
-// kernel that knows no such things has none.
+// list reports whether matches is true for one of a family's rules, or routes.
+// It reads them all, as the kernel begins no list before the end of the last
+// one. A kernel that doesn't know the kind has none.
 func (r *kernelRoutes) list(kind, f int, matches func(m syscall.NetlinkMessage) bool) (found bool, err error) {
 	request := nl.NewNetlinkRequest(kind, unix.NLM_F_DUMP)
 	request.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: [2]uint8{unix.AF_INET, unix.AF_INET6}[f]}})
@@ -69,8 +69,7 @@ func (r *kernelRoutes) list(kind, f int, matches func(m syscall.NetlinkMessage) 
 	return found, err
 }
 
-// answerError is the error in the last message of an answer, nil if there is
-// none.
+// answerError is the error in the last message of an answer, nil for success.
 func answerError(m syscall.NetlinkMessage) error {
 	if len(m.Data) < 4 {
 		return unix.EBADMSG
@@ -81,15 +80,14 @@ func answerError(m syscall.NetlinkMessage) error {
 	return nil
 }
 
-// ruleHeader is the size of a rule before its attributes (struct fib_rule_hdr);
-// sourceLength is where in it, and in a route's, the length of the range of
-// sources is.
+// ruleHeader is the size of a rule's header (struct fib_rule_hdr). sourceLength
+// is where in it, and in a route's header, the prefix length of the source is.
 const (
 	ruleHeader   = 12
 	sourceLength = 2
 )
 
-// sourcePorts is the attribute of a rule with a range of source ports
+// sourcePorts is a rule's attribute for a range of source ports
 // (FRA_SPORT_RANGE).
 const sourcePorts = 23
 
@@ -113,9 +111,9 @@ func routeBySource(m syscall.NetlinkMessage) bool {
 	return m.Header.Type != unix.RTM_NEWROUTE || len(m.Data) < unix.SizeofRtMsg || m.Data[sourceLength] != 0
 }
 
-// changesSources reports whether a change, of which the beginning of a message
-// tells, may change what [kernelRoutes.bySource] says: one of a rule or of a
-// route for a range of sources.
+// changesSources reports whether a change, given the beginning of its message,
+// may change the result of [kernelRoutes.bySource]: it is one of a rule, or of
+// a route for a range of sources.
 func changesSources(head []byte) bool {
 	if len(head) < unix.SizeofNlMsghdr+unix.SizeofRtMsg {
 		return true

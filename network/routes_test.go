@@ -21,7 +21,8 @@ func try(t testing.TB, err error) {
 	}
 }
 
-// A host's address that comes while a connect to it is under way isn't reached.
+// An address that becomes the host's own while a connect to it is under way
+// isn't reached.
 func TestAddressDuringConnect(t *testing.T) {
 	if !netns.Inside(t) {
 		return
@@ -40,7 +41,7 @@ func TestAddressDuringConnect(t *testing.T) {
 	}
 }
 
-// beforeDial does something between the judgement and the connect.
+// beforeDial calls do between the judgement and the connect.
 type beforeDial struct {
 	network.Host
 	do func()
@@ -51,8 +52,9 @@ func (n beforeDial) DialContext(ctx context.Context, network, address string) (n
 	return n.Host.DialContext(ctx, network, address)
 }
 
-// A scope is a number for the rules, and for package net the name of an
-// interface first: one whose name is another's number isn't reached by that.
+// A zone is a number for the rules, and for package net the name of an
+// interface first. An interface whose name is another one's number isn't
+// reached by that number.
 func TestScopeIsNoName(t *testing.T) {
 	if !netns.Inside(t) {
 		return

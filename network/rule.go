@@ -9,7 +9,8 @@ import (
 	"strings"
 )
 
-// Direction is which way a [Rule] looks: at what a guest connects and sends to, or at what it listens on.
+// Direction is what a [Rule] looks at: where a guest connects and sends to, or
+// where it listens.
 type Direction uint8
 
 // The directions. The zero value is both.
@@ -24,25 +25,30 @@ func (d Direction) String() string { return [...]string{"", "out:", "in:"}[d] }
 // RuleForm is the text that [ParseRule] reads.
 const RuleForm = "[in:|out:][tcp:|udp:]HOST[:PORT[-PORT]]"
 
-// Rule allows or denies what it matches. A field's zero value matches everything.
+// Rule allows or denies the requests that match it. The zero value of a field
+// matches everything.
 type Rule struct {
 	Allow     bool
 	Direction Direction
 	Protocol  string // "tcp" or "udp"
-	// Prefixes are ranges of addresses: of the peer for what goes out, of the listening socket for what comes in.
+	// Prefixes are ranges of addresses: of the peer (Out), or of the listening
+	// socket (In).
 	Prefixes []netip.Prefix
 	// Zone is the number of the interface that a link-local address is on.
 	Zone string
-	// Name is the name of a host that the guest connects to, or *.NAME for all below it. It matches only what the guest asked for by name.
+	// Name is the name of a host that the guest connects to, or *.NAME for all
+	// names below NAME. It matches only if the guest has asked for the name.
 	Name string
-	// Ports from First to Last match; both 0 is all of them.
+	// Ports from First to Last match. Both 0 is all ports.
 	First, Last uint16
 }
 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 
-// ParseRule reads a rule in [RuleForm]. HOST is * (any), an address, a range of addresses such as 10.0.0.0/8, an IPv6 address or range in brackets,
-// a name, *.NAME, or localhost, which is every loopback address. What is left out matches everything.
+// ParseRule reads a rule in [RuleForm]. HOST is * (any), an address, a range of
+// addresses such as 10.0.0.0/8, an IPv6 address or range in brackets, a name,
+// *.NAME, or localhost, which is every loopback address. Parts that are left
+// out match everything.
 func ParseRule(allow bool, text string) (Rule, error) {
 	r := Rule{Allow: allow}
 	rest := text
@@ -67,7 +73,8 @@ func ParseRule(allow bool, text string) (Rule, error) {
 	}
 	err := r.setPorts(ports)
 	if r.Name != "" && strings.HasSuffix(rest, ":*") {
-		// A rule for a host of this name would do nothing, and nobody would notice.
+		// This would be a rule for a host named like a mistyped protocol, and
+		// match nothing, unnoticed.
 		err = fmt.Errorf("%q is no direction and no protocol, and a name needs no port", host+":")
 	}
 	if err != nil {
@@ -76,7 +83,7 @@ func ParseRule(allow bool, text string) (Rule, error) {
 	return r, nil
 }
 
-// ruleError adds the rule's text, unless that is what err names already, and the form.
+// ruleError adds the rule's text, unless err quotes it already, and the form.
 func ruleError(text string, err error) error {
 	if strings.Contains(err.Error(), strconv.Quote(text)) {
 		return fmt.Errorf("%w; the form is %s", err, RuleForm)
@@ -84,7 +91,8 @@ func ruleError(text string, err error) error {
 	return fmt.Errorf("%q: %w; the form is %s", text, err, RuleForm)
 }
 
-// isBareIPv6 reports whether s is an address or range whose colons can't be told from the one before a port.
+// isBareIPv6 reports whether s is an IPv6 address or range without brackets,
+// whose colons can't be told from the one before a port.
 func isBareIPv6(s string) bool {
 	if addr, err := netip.ParseAddr(s); err == nil {
 		return addr.Is6()
@@ -93,7 +101,7 @@ func isBareIPv6(s string) bool {
 	return err == nil && prefix.Addr().Is6()
 }
 
-// splitPorts cuts at the colon after the host, which for IPv6 is in brackets.
+// splitPorts cuts at the colon after the host. An IPv6 host is in brackets.
 func splitPorts(s string) (host, ports string) {
 	if end := strings.LastIndexByte(s, ']'); end >= 0 {
 		if rest, ok := strings.CutPrefix(s[end+1:], ":"); ok {
@@ -157,8 +165,9 @@ func (r *Rule) setHost(host string) error {
 	return nil
 }
 
-// validName takes what can be a host's name, and no mistyped address or range, whose rule would never match: no top-level domain is a number, and none has
-// fewer than two letters.
+// validName reports whether a host may have this name. It refuses mistyped
+// addresses and ranges, whose rules would never match: no top-level domain is a
+// number, or has fewer than two letters.
 func validName(name string) bool {
 	labels := strings.Split(name, ".")
 	for _, label := range labels {
@@ -180,7 +189,7 @@ func validLabel(label string) bool {
 	})
 }
 
-// canonicalName is a name as names are compared.
+// canonicalName is the form in which names are compared.
 func canonicalName(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }
 
 func (r *Rule) setPorts(text string) error {
@@ -200,7 +209,7 @@ func (r *Rule) setPorts(text string) error {
 	return nil
 }
 
-// request is what a guest wants of the network.
+// request is something that a guest wants of the network.
 type request struct {
 	direction Direction
 	protocol  string
@@ -237,10 +246,11 @@ func (r *Rule) matchesAddr(q request) bool {
 		return true
 	}
 	addr := q.at.Addr().WithZone("")
-	// Who listens on all addresses listens on those that are denied, too.
+	// A socket that listens on all addresses listens on those that are denied,
+	// too.
 	all := q.direction == In && addr.IsUnspecified() && !r.Allow
 	zone := q.at.Addr().Zone()
-	// Without a scope the kernel chooses the link: each may be the one.
+	// Without a scope the kernel chooses the link: any may be the one.
 	anyLink := zone == "" && !r.Allow
 	if r.Zone != "" && r.Zone != zone && !all && !anyLink {
 		return false

@@ -17,8 +17,9 @@ import (
 )
 
 // Inside runs the test that calls it in a process of its own, all of whose
-// threads are in a new network namespace, and returns true there. A thread
-// alone wouldn't do: the server's goroutines run on others.
+// threads are in a new network namespace, and returns true there. A namespace
+// of one thread wouldn't do, as the server's goroutines run on others. It skips
+// the test where no namespace can be made.
 func Inside(t *testing.T) bool {
 	t.Helper()
 	const inside = "ARCAVM_TEST_NAMESPACE"
@@ -46,7 +47,7 @@ func Inside(t *testing.T) bool {
 	return false
 }
 
-// Net is a range of addresses.
+// Net reads a range of addresses.
 func Net(text string) *net.IPNet {
 	_, n, err := net.ParseCIDR(text)
 	if err != nil {
@@ -55,8 +56,9 @@ func Net(text string) *net.IPNet {
 	return n
 }
 
-// NewHost gives this namespace a loopback, an interface with addresses,
-// and routes of every kind. It returns the interface.
+// NewHost gives this namespace a loopback interface, one named near with
+// addresses, whose peer is far, and routes of every kind. It returns near. The
+// test is skipped where no interfaces can be made.
 func NewHost(t *testing.T) netlink.Link {
 	t.Helper()
 	lo, err := netlink.LinkByName("lo")
@@ -70,7 +72,7 @@ func NewHost(t *testing.T) netlink.Link {
 	try(t, netlink.LinkSetUp(far))
 	near, err := netlink.LinkByName("near")
 	try(t, err)
-	// A router has an anycast address in each of its networks.
+	// Only a router has anycast addresses, one in each of its networks.
 	forwarding, err := os.OpenFile("/proc/sys/net/ipv6/conf/all/forwarding", os.O_WRONLY, 0)
 	try(t, err)
 	_, err = forwarding.WriteString("1")
@@ -96,8 +98,7 @@ func NewHost(t *testing.T) netlink.Link {
 	return near
 }
 
-// WaitUp waits until these links carry packets: what is sent on a link before,
-// though it has been set up, is lost.
+// WaitUp waits until links carry packets. A packet that is sent before is lost.
 func WaitUp(t *testing.T, names ...string) {
 	t.Helper()
 	updates, done := make(chan netlink.LinkUpdate), make(chan struct{})
@@ -123,7 +124,7 @@ func WaitUp(t *testing.T, names ...string) {
 	}
 }
 
-// RoutedPort is one whose packets a rule sends elsewhere.
+// RoutedPort is a TCP port whose packets go by a routing table of their own.
 const RoutedPort = 8099
 
 // AddAddress gives a link an address, which may be used at once.

@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// Authority vouches for TLS servers in a test. Its certificates are good for an hour.
+// Authority issues certificates of TLS servers in a test. They are valid for an
+// hour.
 type Authority struct {
 	Cert *x509.Certificate
 	Pool *x509.CertPool // of Cert
@@ -21,7 +22,7 @@ type Authority struct {
 	key *ecdsa.PrivateKey
 }
 
-// NewAuthority returns an authority that nobody trusts yet.
+// NewAuthority returns an authority that no client trusts yet.
 func NewAuthority(t testing.TB) *Authority {
 	t.Helper()
 	a := &Authority{Pool: x509.NewCertPool()}
@@ -32,7 +33,8 @@ func NewAuthority(t testing.TB) *Authority {
 	return a
 }
 
-// Issue returns a certificate for server.test, localhost and both loopback addresses, unless edit, which may be nil, changes that before it is signed.
+// Issue returns a certificate for server.test, localhost and both loopback
+// addresses. edit, which may be nil, changes it before it is signed.
 func (a *Authority) Issue(t testing.TB, edit func(*x509.Certificate)) tls.Certificate {
 	t.Helper()
 	c := &x509.Certificate{
@@ -46,7 +48,7 @@ func (a *Authority) Issue(t testing.TB, edit func(*x509.Certificate)) tls.Certif
 	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}
 }
 
-// certify makes a certificate by a, or by its own key if that is nil.
+// certify signs a certificate by a, or by its own key if a is nil.
 func certify(t testing.TB, c *x509.Certificate, a *Authority) (*x509.Certificate, *ecdsa.PrivateKey) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

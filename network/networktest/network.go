@@ -1,4 +1,5 @@
-// Package networktest gives a guest in a test a network that exists in memory only.
+// Package networktest gives a guest in a test a network that exists in memory
+// only, and issues certificates for its TLS servers.
 package networktest
 
 import (
@@ -15,11 +16,14 @@ import (
 	"github.com/fix-project/arcavm/network"
 )
 
-// Network is a network on which only those meet who were given it: the guest, as its [network.Network], and the test. It has TCP, UDP, UNIX stream
-// sockets whose paths are names and no files, and host names. Anybody may listen on any address. The zero value is ready; its methods may be
-// called concurrently.
+// Network is a network in memory, for a guest, as its [network.Network], and
+// the test, which reach only each other on it. It has TCP, UDP, UNIX stream
+// sockets whose paths are names and no files, and host names. Both may listen
+// on any address. The zero value is ready. Its methods may be called
+// concurrently.
 type Network struct {
-	// Hosts are the names that can be looked up. It must not change once the network is in use.
+	// Hosts are the names that can be looked up. It must not change once the
+	// network is in use.
 	Hosts map[string]netip.Addr
 
 	mu        sync.Mutex
@@ -33,10 +37,10 @@ var _ network.Network = (*Network)(nil)
 // backlog is how many connections may wait at a listener.
 const backlog = 128
 
-// firstPort is the first port that is given to who asks for none.
+// firstPort is the first port that is given to a socket without one.
 const firstPort = 32768
 
-// Where who hasn't said from which address connects and sends from.
+// The source addresses of sockets that aren't bound.
 var (
 	ownIPv4 = netip.MustParseAddr("198.18.0.1")
 	ownIPv6 = netip.MustParseAddr("2001:2::1")
@@ -49,7 +53,8 @@ func own(family netip.Addr) netip.Addr {
 	return ownIPv6
 }
 
-// everywhere is the address at which who listens is reached by every address of to's family.
+// everywhere is the unspecified address of to's family, with its port: a
+// listener there is reached by every address.
 func everywhere(to netip.AddrPort) netip.AddrPort {
 	if to.Addr().Is4() {
 		return netip.AddrPortFrom(netip.IPv4Unspecified(), to.Port())
@@ -70,7 +75,7 @@ func (n *Network) endpoint(address string) (netip.AddrPort, error) {
 	return netip.ParseAddrPort(net.JoinHostPort(addrs[0].String(), port))
 }
 
-// Listen listens. ctx isn't looked at.
+// Listen listens. It ignores ctx.
 func (n *Network) Listen(_ context.Context, network, address string) (net.Listener, error) {
 	fail := func(err error) (net.Listener, error) { return nil, &net.OpError{Op: "listen", Net: network, Err: err} }
 	n.mu.Lock()
@@ -99,7 +104,7 @@ func (n *Network) Listen(_ context.Context, network, address string) (net.Listen
 	return l, nil
 }
 
-// withPort returns at, with another port at each call if it has none. mu is held.
+// withPort returns at, with a new port if it has none. mu is held.
 func (n *Network) withPort(at netip.AddrPort) netip.AddrPort {
 	if at.Port() != 0 {
 		return at
@@ -108,7 +113,8 @@ func (n *Network) withPort(at netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(at.Addr(), n.next)
 }
 
-// DialContext connects, if somebody listens there, or on the unspecified address; over UDP, whoever is there. It never waits.
+// DialContext connects to a listener at the address, or at the unspecified one.
+// Over UDP it needs no peer. It never waits.
 func (n *Network) DialContext(_ context.Context, network, address string) (net.Conn, error) {
 	fail := func(err error) (net.Conn, error) { return nil, &net.OpError{Op: "dial", Net: network, Err: err} }
 	n.mu.Lock()
@@ -147,7 +153,7 @@ func (n *Network) DialContext(_ context.Context, network, address string) (net.C
 	}
 }
 
-// connect makes a connection that l, which may be nil, has yet to accept. mu is held.
+// connect puts a connection into l's backlog. nil is no listener. mu is held.
 func (n *Network) connect(l *listener, from, to net.Addr) (*conn, error) {
 	if l == nil || len(l.arrived) == backlog {
 		return nil, unix.ECONNREFUSED
@@ -160,7 +166,7 @@ func (n *Network) connect(l *listener, from, to net.Addr) (*conn, error) {
 	return near, nil
 }
 
-// LookupNetIP knows Hosts, and addresses.
+// LookupNetIP finds the names in Hosts, and addresses.
 func (n *Network) LookupNetIP(_ context.Context, network, host string) ([]netip.Addr, error) {
 	a, err := netip.ParseAddr(host)
 	if err != nil {
@@ -172,7 +178,7 @@ func (n *Network) LookupNetIP(_ context.Context, network, host string) ([]netip.
 	return []netip.Addr{a}, nil
 }
 
-// LookupAddr knows Hosts.
+// LookupAddr finds the addresses in Hosts.
 func (n *Network) LookupAddr(_ context.Context, address string) ([]string, error) {
 	var names []string
 	for name, a := range n.Hosts {
@@ -205,7 +211,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	return nil, &net.OpError{Op: "accept", Net: l.at.Network(), Addr: l.at, Err: net.ErrClosed}
 }
 
-// Close ends the connections that nobody has accepted.
+// Close ends the connections that are still in the backlog.
 func (l *listener) Close() error {
 	l.network.mu.Lock()
 	defer l.network.mu.Unlock()
@@ -224,7 +230,7 @@ func (l *listener) Close() error {
 	}
 }
 
-// conn is an end of a pair of sockets that has other addresses than these.
+// conn is an end of a pair of UNIX sockets, with addresses of the network.
 type conn struct {
 	*net.UnixConn
 	local, remote net.Addr
@@ -251,7 +257,7 @@ func pair(from, to net.Addr) (near, far *conn, err error) {
 	return &conn{x, from, to}, &conn{y, to, from}, nil
 }
 
-// socket takes over fd.
+// socket makes a connection of fd, which it owns then.
 func socket(fd int) (*net.UnixConn, error) {
 	f := os.NewFile(uintptr(fd), "")
 	defer f.Close()

@@ -162,7 +162,8 @@ func TestUDP(t *testing.T) {
 		t.Errorf("%q, %v", buf[:got], err)
 	}
 
-	// Who is bound everywhere is found at every address, and sends from one.
+	// A socket that is bound to the unspecified address is found at every
+	// address, and sends from one.
 	if _, err := server.WriteToUDPAddrPort([]byte("x"), netip.AddrPortFrom(netip.MustParseAddr("192.0.2.77"), stranger.LocalAddr().(*net.UDPAddr).AddrPort().Port())); err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +189,7 @@ func TestUDP(t *testing.T) {
 	if _, _, err := server.ReadFromUDPAddrPort(buf); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("after the deadline: %v", err)
 	}
-	// A receiver that doesn't read loses datagrams, and holds up nobody.
+	// A receiver that doesn't read loses datagrams, and delays no sender.
 	for range 1000 {
 		if _, err := client.Write(make([]byte, 1000)); err != nil {
 			t.Fatal(err)

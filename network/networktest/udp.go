@@ -11,14 +11,16 @@ import (
 	"github.com/fix-project/arcavm/network"
 )
 
-// maxDatagram is the most data that UDP over IPv4 carries.
+// maxDatagram is the most data that UDP over IPv4 carries, in bytes.
 const maxDatagram = 65507
 
-// maxAddress is the longest form of an address in front of a datagram.
+// maxAddress is the longest text of an address before a datagram, in bytes.
 const maxAddress = 64
 
-// packetSocket is a UDP socket: one end of a pair of datagram sockets. Who sends to it writes into the other end, with the sender's address in front. What
-// has no room in the pair is lost, and so is what is sent to where nobody is.
+// packetSocket is a UDP socket: one end of a pair of datagram sockets. A sender
+// writes into the other end, with its own address before the data. A datagram
+// is lost if the pair has no room for it, or if there is no socket at its
+// address.
 type packetSocket struct {
 	network  *Network
 	socket   *net.UnixConn
@@ -31,7 +33,7 @@ var _ interface {
 	net.Conn
 } = (*packetSocket)(nil)
 
-// ListenPacket binds. ctx isn't looked at.
+// ListenPacket binds a socket. It ignores ctx.
 func (n *Network) ListenPacket(_ context.Context, kind, address string) (network.PacketConn, error) {
 	fail := func(err error) (network.PacketConn, error) {
 		return nil, &net.OpError{Op: "listen", Net: kind, Err: err}
@@ -76,7 +78,8 @@ func (n *Network) bind(at, peer netip.AddrPort) (*packetSocket, error) {
 	return c, nil
 }
 
-// receiver returns who gets what from sends to an address, nil if nobody does. mu is held.
+// receiver returns the socket that gets datagrams between these addresses, nil
+// if there is none. mu is held.
 func (n *Network) receiver(from, to netip.AddrPort) *packetSocket {
 	c := n.sockets[to]
 	if c == nil {
@@ -117,7 +120,7 @@ func (c *packetSocket) send(b []byte, to netip.AddrPort) (int, error) {
 	return len(b), nil
 }
 
-// ReadFromUDPAddrPort waits for a datagram. What has no room in b is lost.
+// ReadFromUDPAddrPort waits for a datagram. The part without room in b is lost.
 func (c *packetSocket) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
 	frame := make([]byte, 1+maxAddress+maxDatagram)
 	n, err := c.socket.Read(frame)
@@ -155,7 +158,7 @@ func (c *packetSocket) WriteTo(b []byte, to net.Addr) (int, error) {
 	return c.WriteToUDPAddrPort(b, udp.AddrPort())
 }
 
-// Read waits for a datagram of the peer.
+// Read waits for a datagram from the peer.
 func (c *packetSocket) Read(b []byte) (int, error) {
 	n, _, err := c.ReadFromUDPAddrPort(b)
 	return n, err
@@ -169,7 +172,7 @@ func (c *packetSocket) Write(b []byte) (int, error) {
 	return c.send(b, c.peer)
 }
 
-// Close ends a Read.
+// Close closes the socket. A Read that waits returns.
 func (c *packetSocket) Close() error {
 	n := c.network
 	n.mu.Lock()
