@@ -51,7 +51,13 @@ func echo(c net.Conn) {
 // echoInHandler is echo for a guest that answers in its interrupt handler, as soon as something arrives. What comes must fit into the ring: a handler can't wait.
 func echoInHandler(p *guest.Conn) {
 	var answer func()
-	answer = func() { _, _ = p.WriteAvailable(p, answer) }
+	answer = func() {
+		for {
+			if _, err := p.WriteAvailable(p); err != nil || p.SubscribeReadable(answer) {
+				return
+			}
+		}
+	}
 	p.OnReadable(answer)
 }
 

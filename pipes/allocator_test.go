@@ -76,7 +76,7 @@ func TestBuddy(t *testing.T) {
 // finishBoth plays a guest that closes a pipe whose monitor's end is closed.
 func finishBoth(t testing.TB, tab *Table, p *Pipe) {
 	t.Helper()
-	g, err := Attach(tab.window, p.descriptor, tab)
+	g, err := Attach(tab.layout.window, p.descriptor, tab)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +122,7 @@ func TestChurn(t *testing.T) {
 		}
 		return nil
 	}})
-	fresh := tab.alloc.freeBlocks()
+	fresh := tab.memory.buddy.freeBlocks()
 	const rounds, each = 50, 200
 	for round := range rounds {
 		var live []*Pipe
@@ -145,10 +145,10 @@ func TestChurn(t *testing.T) {
 		}
 	}
 	tab.mu.Lock()
-	hot := tab.hotSize
-	tab.trim(0)
+	hot := tab.memory.hotSize
+	tab.memory.trim(0)
 	settle(tab)
-	left := tab.alloc.freeBlocks()
+	left := tab.memory.buddy.freeBlocks()
 	tab.mu.Unlock()
 	if hot > hotBytes {
 		t.Errorf("%d bytes stay hot, more than %d", hot, hotBytes)
@@ -166,7 +166,7 @@ func TestChurn(t *testing.T) {
 
 // settle waits until no pages are on their way back. mu is held.
 func settle(tab *Table) {
-	for tab.trimming {
+	for tab.memory.trimming {
 		tab.settled.Wait()
 	}
 }

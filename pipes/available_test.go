@@ -24,8 +24,17 @@ type collector struct {
 
 func (c *collector) collect() {
 	c.runs++
-	if _, err := c.pipe.WriteAvailable(&c.got, c.collect); err != nil {
+	if err := drain(c.pipe, &c.got, c.collect); err != nil {
 		c.end <- err
+	}
+}
+
+// drain tries, then subscribes, until f is what goes on.
+func drain(p *pipes.Pipe, w io.Writer, f func()) error {
+	for {
+		if _, err := p.WriteAvailable(w); err != nil || p.SubscribeReadable(f) {
+			return err
+		}
 	}
 }
 
@@ -47,7 +56,7 @@ func TestWriteAvailable(t *testing.T) {
 			var next func()
 			next = func() {
 				goes(func() {
-					if _, err := host.WriteAvailable(&c.got, next); err != nil {
+					if err := drain(host, &c.got, next); err != nil {
 						c.end <- err
 					}
 				})
@@ -98,8 +107,11 @@ func TestWriteAvailableEnds(t *testing.T) {
 			default:
 				t.Fatal("not told")
 			}
-			if _, err := host.WriteAvailable(io.Discard, func() { t.Error("called again") }); err == nil {
+			if _, err := host.WriteAvailable(io.Discard); err == nil {
 				t.Error("no error after the end")
+			}
+			if host.SubscribeReadable(func() { t.Error("called again") }) {
+				t.Error("subscribed after the end")
 			}
 			if col.runs != 2 {
 				t.Errorf("ran %d times, want 2", col.runs)
@@ -116,14 +128,20 @@ func TestWriteAvailableStops(t *testing.T) {
 		t.Fatal(err)
 	}
 	enough := errors.New("enough")
-	n, err := host.WriteAvailable(writerFunc(func([]byte) (int, error) { return 2, enough }), func() { t.Error("called though there is more") })
+	n, err := host.WriteAvailable(writerFunc(func([]byte) (int, error) { return 2, enough }))
 	if n != 2 || err != enough {
 		t.Errorf("%d, %v", n, err)
 	}
 	var rest bytes.Buffer
-	called := make(chan struct{})
-	if _, err := host.WriteAvailable(&rest, func() { close(called) }); err != nil || rest.String() != "cdef" {
+	if host.SubscribeReadable(func() { t.Error("called though there is more") }) {
+		t.Error("subscribed though there is more")
+	}
+	if _, err := host.WriteAvailable(&rest); err != nil || rest.String() != "cdef" {
 		t.Errorf("%q, %v", rest.String(), err)
+	}
+	called := make(chan struct{})
+	if !host.SubscribeReadable(func() { close(called) }) {
+		t.Error("not subscribed")
 	}
 	guest.Close()
 	<-called

@@ -7,15 +7,15 @@ func (t *Table) EndGuest() {
 	t.mu.Lock()
 	t.guestGone = true
 	t.mu.Unlock()
-	for i := range t.slots {
-		p := t.slots[i].Load()
+	for i := range t.slots.pipes {
+		p := t.slots.pipes[i].Load()
 		if p == nil {
 			continue
 		}
 		// The guest's writer goes first, so that who learns of both finds its end of file.
-		for _, h := range []*half{&p.rd, &p.wr} {
+		for _, h := range p.halves() {
 			h.closeTheirs()
-			h.wake(false)
+			h.changed()
 		}
 	}
 }
@@ -24,7 +24,7 @@ func (t *Table) EndGuest() {
 func (h *half) closeTheirs() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.detached {
-		h.theirs.state.CompareAndSwap(stateOpen, stateClosed)
+	if !h.detached() {
+		h.shared.theirs.state.CompareAndSwap(stateOpen, stateClosed)
 	}
 }

@@ -2,15 +2,15 @@ package pipes
 
 // StartAt makes a fresh pipe's cursors begin elsewhere, as if that many bytes had gone through. The guest attaches afterwards.
 func (p *Pipe) StartAt(cursor uint64) {
-	for _, h := range []*half{&p.rd, &p.wr} {
-		h.mine.cursor.Store(cursor)
-		h.theirs.cursor.Store(cursor)
-		h.own, h.limit = cursor, cursor+h.bias
+	for _, h := range p.halves() {
+		h.shared.mine.cursor.Store(cursor)
+		h.shared.theirs.cursor.Store(cursor)
+		h.cursor = newCursor(h.cursor.size, cursor, h.producer)
 	}
 }
 
 // Table returns the table of a monitor's end.
-func (p *Pipe) Table() *Table { return p.table }
+func (p *Pipe) Table() *Table { return p.end.(*monitorEnd).table }
 
 // WatchBatch is how many slots the watchdog looks at each time.
 const WatchBatch = watchBatch

@@ -3,101 +3,142 @@ package pipes
 import (
 	"errors"
 	"io"
-	"net"
-	"os"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// half is one end's part in one ring, as its producer or as its consumer. Both are the same but for bias: what an end may use is the distance
-// from its own cursor to a limit, which is the other's cursor for the consumer, and one ring size more for the producer.
+// half is one end's part in one ring, as its producer or as its consumer: how it
+// waits for the other end, and how it signals it (PROTOCOL.md section 8).
 //
-// One operation at a time owns a half (busy): it alone moves own, and only it waits on moved. mu guards all fields and is held for a few loads
-// and stores, never while bytes are copied, and never while the other end is signalled by a move.
+// The flag is shared.mine.waiting: this end sets it, the other end clears it as
+// it signals. An end waits in one of these ways, or in both:
+//
+//	state       flag  waiting.bytes  hooks.ready  when the other end has gone on
+//	awake       0     0              nil          the next operation finds it by itself
+//	asleep      1     min            nil          the signal wakes the turn's owner, which looks again
+//	subscribed  1     0              f            the signal has f called, if something can be used
+//
+//	awake → asleep      sleep: flag, fence, second look; then the signals kept back, then sleep
+//	awake → subscribed  subscribe, hook: flag, fence, second look
+//	asleep → awake      sleep: a look that finds enough, or an error; the flag is cleared
+//	subscribed → awake  due: a look that finds something; f is taken out, the flag cleared
+//
+// Between the other end's clearing of the flag and its signal the flag is 0 in a
+// state that has 1 here: the signal is under way.
+//
+// Invariants:
+//   - One operation at a time owns the turn. It alone moves cursor.own, and only
+//     it sleeps.
+//   - An end that has set its flag looks again before it sleeps or returns.
+//   - An end neither sleeps nor returns from an operation with signals kept back
+//     that the other end waits for.
+//   - What comes from shared memory is copied once, checked, then used.
+//
+// mu guards all fields. It is held for a few loads and stores, never while bytes
+// are copied or the other end is signalled. A method is called with mu held
+// unless its comment says "without mu"; each returns as it was called. A method
+// that has to signal reports so, and its caller does when it has released mu.
 type half struct {
 	pipe     *Pipe
 	producer bool
-	size     uint64
-	reserve  uint64 // a consumer with more than this to read keeps signals back, a producer that goes on writing does for this much
-	data     []byte
-	bias     uint64
-	mine     *line
-	theirs   *line
 
-	mu    sync.Mutex
-	moved sync.Cond // for the owner: the other end moved or changed state, the deadline passed, this end closed
-	turn  sync.Cond // for the next owner
-
-	own      uint64 // own cursor; the copy in shared memory is never read
-	limit    uint64 // how far own may go, as last seen and checked
-	peer     uint32 // the other's state, as last seen and checked
-	local    uint32 // own state
-	stored   uint32 // own state as the other end can see it
-	cause    error  // what operations fail with when local isn't open
-	kept     uint64 // a producer's bytes that the consumer was not yet told of
-	busy     bool
-	queued   int  // how many wait for their turn
-	given    bool // busy is held for one of them
-	notified bool // a signal came since the owner last looked
-	awaited  int  // how many bytes the owner sleeps for; 0 if it doesn't, or is being woken
-	suspect  bool // the watchdog's last look found that a notification is missing
-	sleeper  sleeper
-	broken   bool // the other end broke the rules of the ring
-	detached bool // the memory may belong to another pipe: don't touch
-
-	deadline time.Time
-	expired  bool
-	timer    *time.Timer
-
-	onReady func()
-	onError func()
-
-	stats DirectionStats
+	mu      sync.Mutex
+	turn    turn
+	cursor  cursor
+	shared  shared
+	states  states
+	kept    kept
+	waiting waiting
+	hooks   hooks
+	audited audited
+	stats   DirectionStats
 }
 
-// How many bytes an end keeps signals back for at most. A consumer leaves itself something to be busy with while the producer it signals wakes up: a third
-// of a millisecond's worth at 3 GB/s. What a large ring holds beyond that is filled at one go. A producer lets the consumer wait for half as long.
+// shared is a ring in the window as one end sees it; zero if it may belong to
+// another pipe.
+type shared struct {
+	data   []byte
+	mine   *line // which this end writes
+	theirs *line // which the other end writes
+}
+
+// states are those of both ends in a ring, PROTOCOL.md section 7.
+type states struct {
+	own    uint32
+	stored uint32 // own, as the other end can see it
+	peer   uint32 // the other end's, as last seen and checked
+	broken bool   // the other end broke the rules of the ring
+}
+
+// kept is what an end keeps signals back for.
+type kept struct {
+	// reserve: a consumer with more than this left to read keeps signals back, and
+	// a producer that goes on writing does for this much.
+	reserve uint64
+	bytes   uint64 // of a producer, that the consumer wasn't yet told of
+}
+
+// waiting is what the turn's owner sleeps for.
+type waiting struct {
+	bytes    uint32 // 0 if it doesn't sleep, or is being woken
+	signaled bool   // a signal came since the owner last looked
+}
+
+// How many bytes an end keeps signals back for at most. A consumer leaves itself
+// something to be busy with while the producer it signals wakes up: a third of a
+// millisecond's worth at 3 GB/s. What a large ring holds beyond that is filled at
+// one go. A producer lets the consumer wait for half as long.
 const (
 	maxConsumerReserve = 1 << 20
 	maxProducerReserve = 512 << 10
 )
 
-func (h *half) init(p *Pipe, producer bool, start uint64, data []byte, mine, theirs *line) {
-	h.pipe, h.producer, h.data, h.mine, h.theirs = p, producer, data, mine, theirs
-	h.size = uint64(len(data))
-	h.reserve = min(h.size/2, maxConsumerReserve)
+func (h *half) init(p *Pipe, producer bool, start uint64, s shared) {
+	size := uint64(len(s.data))
+	h.pipe, h.producer, h.shared = p, producer, s
+	h.cursor = newCursor(size, start, producer)
+	h.kept.reserve = min(size/2, maxConsumerReserve)
 	if producer {
-		h.reserve = min(h.size/2, maxProducerReserve)
-		h.bias = h.size
+		h.kept.reserve = min(size/2, maxProducerReserve)
 	}
-	h.moved.L, h.turn.L = &h.mu, &h.mu
-	h.own = start
-	h.limit = h.own + h.bias
+	h.turn.init(&h.mu)
 }
 
-// look copies the other's state and cursor, checks them, and returns how many bytes can be used. The state is read first: a closed state's
-// cursor is the last one. io.EOF and io.ErrUnexpectedEOF say that a consumer can't get min bytes any more.
+func (h *half) open() bool     { return h.states.own == stateOpen }
+func (h *half) detached() bool { return h.shared.mine == nil }
+
+// unsettled reports whether the pipe has to be settled when mu is released.
+func (h *half) unsettled() bool { return !h.open() || h.states.broken }
+
+// errWouldWait says that what an operation needs isn't there yet.
+var errWouldWait = errors.New("pipes: nothing there yet")
+
+// look copies the other end's state and cursor, checks them, and returns how many
+// bytes can be used. The state is read first: a closed state's cursor is the last
+// one. If these are fewer than min the error is errWouldWait, or io.EOF or
+// io.ErrUnexpectedEOF where a consumer can't get min any more.
 func (h *half) look(min int) (int, error) {
-	if h.broken {
+	if h.states.broken {
 		return 0, unix.EPROTO
 	}
-	state := h.theirs.state.Load()
-	limit := h.theirs.cursor.Load() + h.bias
-	n := limit - h.own
-	if n > h.size || n < h.limit-h.own || !validState(h.peer, state) {
-		h.broken = true
+	state := h.shared.theirs.state.Load()
+	theirs := h.shared.theirs.cursor.Load()
+	if !validState(h.states.peer, state) || !h.cursor.follow(theirs) {
+		h.states.broken = true
 		return 0, unix.EPROTO
 	}
-	h.limit, h.peer = limit, state
+	h.states.peer = state
+	n := int(h.cursor.available())
 	switch {
 	case state&0xffff == stateReset:
 		return 0, resetErrno(state)
-	case state == stateOpen || !h.producer && n >= uint64(min):
-		return int(n), nil
-	case h.producer:
+	case state != stateOpen && h.producer:
 		return 0, unix.EPIPE
+	case n >= min:
+		return n, nil
+	case state == stateOpen:
+		return n, errWouldWait
 	case n == 0:
 		return 0, io.EOF
 	default:
@@ -105,363 +146,302 @@ func (h *half) look(min int) (int, error) {
 	}
 }
 
-// usable returns why no operation may go on at this end, if so.
-func (h *half) usable() error {
-	if h.local != stateOpen {
-		return h.cause
-	}
-	if h.expired {
-		return os.ErrDeadlineExceeded
-	}
-	return nil
+// outcome is what an operation has come to when mu is released: n bytes can be
+// used; or, with n 0, signal: the other end is to be signalled before the
+// operation goes on; or it has ended with err, and released the turn.
+type outcome struct {
+	n      int
+	signal bool
+	settle bool // the pipe has to be settled
+	err    error
 }
 
-// errLater says that an operation has ended because it would have to wait: its later function is called instead.
-var errLater = errors.New("pipes: nothing there yet")
-
-// begin takes the half for one operation and waits until min bytes can be used. If there is no error, end must follow. Unless later is nil it waits
-// only for its turn: later becomes onReady then, and the error is errLater.
-func (h *half) begin(min int, later func()) (a, b []byte, err error) {
-	h.mu.Lock()
-	if err = h.usable(); err == nil && h.busy {
-		err = h.queue()
+// use waits until the turn's owner can use min bytes.
+func (h *half) use(min int) outcome {
+	if h.turn.refused() {
+		return h.giveUp(h.turn.refusal())
 	}
-	if err != nil {
-		h.unlock()
-		return nil, nil, err
+	n, err := h.look(min)
+	if err == nil {
+		return outcome{n: n}
 	}
-	h.busy = true
-	return h.await(min, later)
+	if err == errWouldWait {
+		var signal bool
+		n, signal, err = h.sleep(min)
+		if signal || err == nil {
+			return outcome{n: n, signal: signal}
+		}
+	}
+	return h.giveUp(err)
 }
 
-// queue waits for its turn, after those that came before. mu is held.
-func (h *half) queue() (err error) {
-	h.queued++
+// useNow is use for a consumer that doesn't wait: errWouldWait ends the operation.
+func (h *half) useNow() outcome {
+	if h.turn.refused() {
+		return h.failed(h.turn.refusal())
+	}
+	n, err := h.look(1)
+	if err == nil {
+		return outcome{n: n}
+	}
+	return h.failed(err)
+}
+
+// giveUp ends an operation, but first has signals that were kept back sent: the
+// turn keeps the pipe's memory its own until then.
+func (h *half) giveUp(err error) outcome {
+	if h.claimKept() {
+		return outcome{signal: true}
+	}
+	return h.failed(err)
+}
+
+// failed ends an operation.
+func (h *half) failed(err error) outcome {
+	h.turn.release()
+	return outcome{err: err, settle: h.unsettled()}
+}
+
+// sleep waits until the turn's owner can use min bytes. With signal the other end
+// has to be signalled before the owner may sleep.
+func (h *half) sleep(min int) (n int, signal bool, err error) {
 	for {
-		// At least once: what is given now is for who waits already.
-		h.turn.Wait()
-		if err = h.usable(); err != nil || h.given {
+		h.waiting.signaled = false
+		// Every store and load here is sequentially consistent: flag, then fence,
+		// then the second look.
+		h.shared.mine.waiting.Store(1)
+		if n, err = h.look(min); err != errWouldWait {
 			break
 		}
-	}
-	h.queued--
-	switch {
-	case err == nil:
-		h.given = false
-	case h.given:
-		h.release()
-	}
-	return err
-}
-
-// next moves the cursor by n bytes and waits until min more can be used, or as begin does with later. After an error the operation has ended.
-func (h *half) next(n, min int, later func()) (a, b []byte, err error) {
-	h.mu.Lock()
-	h.move(n, false)
-	return h.await(min, later)
-}
-
-// nextOfMore is next for a producer that goes on at once, or calls flush before it waits for anything but room: it may keep signals back.
-func (h *half) nextOfMore(n, min int) (a, b []byte, err error) {
-	h.mu.Lock()
-	h.move(n, true)
-	return h.await(min, nil)
-}
-
-// flush sends the signal that a producer has kept back, if there is one. Its owner calls it.
-func (h *half) flush() {
-	h.mu.Lock()
-	h.tell()
-	h.mu.Unlock()
-}
-
-// tell sends what was kept back, and reports whether there was a signal to send: then mu was released meanwhile. mu is held.
-func (h *half) tell() bool {
-	if h.kept == 0 || h.local != stateOpen {
-		return false
-	}
-	h.kept = 0
-	return h.signalled()
-}
-
-// signalled signals the other end if it waits, and reports whether it did: then mu was released meanwhile; busy keeps the pipe alive. mu is held.
-func (h *half) signalled() bool {
-	if !h.claim() {
-		return false
-	}
-	h.mu.Unlock()
-	h.pipe.signalUnlocked(h)
-	h.mu.Lock()
-	return true
-}
-
-// end moves the cursor by n bytes and ends the operation. It fails if this end was closed meanwhile: the bytes don't count.
-func (h *half) end(n int) (err error) {
-	h.mu.Lock()
-	if n > 0 && h.local != stateOpen {
-		err = h.cause
-	}
-	h.move(n, false)
-	h.release()
-	h.unlock()
-	return err
-}
-
-// release gives the half to who has waited longest: who comes back at once waits behind the others.
-func (h *half) release() {
-	h.given = h.queued > 0
-	h.busy = h.given
-	h.turn.Signal()
-}
-
-// unlock releases mu and then does what a closed or broken half still needs.
-func (h *half) unlock() {
-	attention := h.local != stateOpen || h.broken
-	h.mu.Unlock()
-	if attention {
-		h.pipe.settle()
-	}
-}
-
-// await is called with mu held by the owner and releases mu.
-func (h *half) await(min int, later func()) (a, b []byte, err error) {
-	n := 0
-	waited, slept := false, false
-	for {
-		if err = h.usable(); err != nil {
+		if signal = h.claimBeforeSleep(n); signal {
+			n = 0
 			break
 		}
-		if n, err = h.look(min); err != nil || n >= min {
+		h.waiting.bytes, h.audited.suspect = uint32(min), false
+		h.turn.sleep()
+		h.waiting.bytes = 0
+		if err = h.turn.refusal(); err != nil {
 			break
 		}
-		if slept && h.notified {
+		if n, err = h.look(min); err != errWouldWait {
+			break
+		}
+		if h.waiting.signaled {
 			h.stats.SpuriousWakes++
 		}
-		h.notified = false
-
-		// Every store and load here is sequentially consistent: flag, then fence, then the second look.
-		h.mine.waiting.Store(1)
-		waited = true
-		if n, err = h.look(min); err != nil || n >= min {
-			break
-		}
-		// Who kept signals back must not sleep on them.
-		if h.producer && h.tell() || !h.producer && uint64(n) > h.reserve && h.signalled() {
-			continue
-		}
-		if later != nil {
-			h.onReady, h.suspect = later, false
-			err = errLater
-			break
-		}
-		h.awaited, h.suspect = min, false
-		h.moved.Wait()
-		h.awaited = 0
-		slept = true
 	}
-	if waited && h.onReady == nil && h.mine.waiting.Load() != 0 {
-		h.mine.waiting.Store(0)
+	if h.hooks.ready == nil {
+		h.lowerFlag()
 	}
-	if err != nil {
-		h.tell()
-		h.release()
-		h.unlock()
-		return nil, nil, err
-	}
-	a, b = h.spans(n)
-	h.mu.Unlock()
-	return a, b, nil
+	return n, signal, err
 }
 
-// spans returns the n bytes that begin at own, in two parts if they wrap.
-func (h *half) spans(n int) (a, b []byte) {
-	size := int(h.size)
-	from := int(h.own & (h.size - 1))
-	if to := from + n; to <= size {
-		return h.data[from:to:to], nil
+// lowerFlag clears this end's flag, unless the other end has. After a close the
+// memory may be another pipe's.
+func (h *half) lowerFlag() {
+	if !h.detached() && h.shared.mine.waiting.Load() != 0 {
+		h.shared.mine.waiting.Store(0)
+	}
+}
+
+// begin takes the turn for one operation, waits until min bytes can be used, and
+// returns how many can, without mu. If there is no error, end must follow.
+func (h *half) begin(min int) (int, error) {
+	h.mu.Lock()
+	o := outcome{err: h.turn.take()}
+	if o.err == nil {
+		o = h.use(min)
 	} else {
-		return h.data[from:size:size], h.data[: to-size : to-size]
+		o.settle = h.unsettled()
 	}
+	h.mu.Unlock()
+	return h.conclude(o, min)
 }
 
-// move advances the cursor and wakes the other end if that one sleeps. Nothing moves after a close: that cursor was the last. A producer that has more
-// to write may keep the signal back, and owes it then.
-func (h *half) move(n int, more bool) {
-	if uint64(n) > h.limit-h.own {
+// beginNow is begin for an operation that waits for its turn, but for no byte.
+func (h *half) beginNow() (int, error) {
+	h.mu.Lock()
+	o := outcome{err: h.turn.take()}
+	if o.err == nil {
+		o = h.useNow()
+	} else {
+		o.settle = h.unsettled()
+	}
+	h.mu.Unlock()
+	return h.conclude(o, 1)
+}
+
+// next moves the cursor by n bytes, waits until min more can be used, and returns
+// how many can, without mu. After an error the operation has ended.
+func (h *half) next(n, min int) (int, error) {
+	h.mu.Lock()
+	o := outcome{signal: h.move(n, false)}
+	if !o.signal {
+		o = h.use(min)
+	}
+	h.mu.Unlock()
+	return h.conclude(o, min)
+}
+
+// nextOfMore is next for a producer that goes on at once, or calls flush before
+// it waits for anything but room: it may keep signals back.
+func (h *half) nextOfMore(n, min int) (int, error) {
+	h.mu.Lock()
+	o := outcome{signal: h.move(n, true)}
+	if !o.signal {
+		o = h.use(min)
+	}
+	h.mu.Unlock()
+	return h.conclude(o, min)
+}
+
+// nextNow is next for an operation that was begun by beginNow.
+func (h *half) nextNow(n int) (int, error) {
+	h.mu.Lock()
+	if h.move(n, false) {
+		h.mu.Unlock()
+		h.pipe.end.signalMove(h)
+		h.mu.Lock()
+	}
+	o := h.useNow()
+	h.mu.Unlock()
+	return h.conclude(o, 1)
+}
+
+// conclude returns what an outcome comes to, without mu.
+func (h *half) conclude(o outcome, min int) (int, error) {
+	if o.n > 0 {
+		return o.n, nil
+	}
+	return h.goOn(o, min)
+}
+
+// goOn does what an outcome asks for, without mu.
+func (h *half) goOn(o outcome, min int) (int, error) {
+	for o.signal {
+		h.pipe.end.signalMove(h)
+		h.mu.Lock()
+		o = h.use(min)
+		h.mu.Unlock()
+	}
+	if o.settle {
+		h.pipe.settle()
+	}
+	return o.n, o.err
+}
+
+// spans returns the next n bytes of ring memory, in two parts where it wraps. The
+// turn's owner calls it without mu: only the owner moves the cursor, and its turn
+// keeps the memory.
+func (h *half) spans(n int) (a, b []byte) { return h.cursor.spans(h.shared.data, n) }
+
+// end moves the cursor by n bytes and ends the operation, without mu. It fails if
+// this end was closed meanwhile: the bytes don't count.
+func (h *half) end(n int) (err error) {
+	h.mu.Lock()
+	if uint64(n) > h.cursor.available() {
 		h.mu.Unlock()
 		panic("pipes: committed more bytes than were reserved")
 	}
-	if h.local != stateOpen || n == 0 && h.kept == 0 {
-		return
+	if n > 0 {
+		err = h.turn.closed
+	}
+	if h.move(n, false) {
+		h.mu.Unlock()
+		h.pipe.end.signalMove(h)
+		h.mu.Lock()
+	}
+	h.turn.release()
+	settle := h.unsettled()
+	h.mu.Unlock()
+	if settle {
+		h.pipe.settle()
+	}
+	return err
+}
+
+// flush sends the signal that a producer has kept back, if there is one. Its
+// owner calls it, without mu.
+func (h *half) flush() {
+	h.mu.Lock()
+	signal := h.claimKept()
+	h.mu.Unlock()
+	if signal {
+		h.pipe.end.signalMove(h)
+	}
+}
+
+// move advances the cursor by n bytes, which are available, and reports whether
+// the other end has to be signalled. Nothing moves after a close: that cursor was
+// the last. A producer that has more to write may keep the signal back, and owes
+// it then.
+func (h *half) move(n int, more bool) (signal bool) {
+	if !h.open() || n == 0 && h.kept.bytes == 0 {
+		return false
 	}
 	if n > 0 {
-		h.own += uint64(n)
-		h.mine.cursor.Store(h.own)
+		h.cursor.advance(uint64(n))
+		h.shared.mine.cursor.Store(h.cursor.own)
 		h.stats.Bytes += uint64(n)
 		h.stats.Chunks++
 	}
 	if h.producer {
-		h.kept += uint64(n)
-		more = more && h.kept < h.reserve
+		h.kept.bytes += uint64(n)
+		more = more && h.kept.bytes < h.kept.reserve
 	} else {
-		more = h.limit-h.own > h.reserve
+		more = h.cursor.available() > h.kept.reserve
 	}
 	if !more {
-		h.kept = 0
-		more = !h.signalled()
+		h.kept.bytes = 0
+		signal = h.claim()
 	}
-	if more {
+	if !signal {
 		h.stats.Suppressed++
 	}
+	return signal
 }
 
-// claim reports whether the other end waits; if so, the caller has to signal it.
+// claimBeforeSleep is claim for an end that is about to sleep although the other
+// end can use n bytes, or was told less than it could be: signals kept back must
+// not wait for that sleep.
+func (h *half) claimBeforeSleep(n int) bool {
+	if h.producer {
+		return h.claimKept()
+	}
+	return uint64(n) > h.kept.reserve && h.claim()
+}
+
+// claimKept is claim for bytes that a producer has kept back.
+func (h *half) claimKept() bool {
+	if h.kept.bytes == 0 || !h.open() {
+		return false
+	}
+	h.kept.bytes = 0
+	return h.claim()
+}
+
+// claim reports whether the other end waits; if so, it is to be signalled, once.
 func (h *half) claim() bool {
-	if h.theirs.waiting.Load() == 0 || h.theirs.waiting.Swap(0) == 0 {
+	theirs := &h.shared.theirs.waiting
+	if theirs.Load() == 0 || theirs.Swap(0) == 0 {
 		return false
 	}
 	h.stats.Signals++
 	return true
 }
 
-// wake is called when something may have happened to this half: a signal from the other end, or a change at this end.
-func (h *half) wake(signal bool) {
-	h.mu.Lock()
-	if signal {
-		h.stats.Wakes++
-		h.notified = true
-	}
-	h.awaited, h.suspect = 0, false
-	h.moved.Signal()
-	h.unlockAndCall()
-}
-
-// hook sets onReady or onError, which is called at once if its time has come already.
-func (h *half) hook(field *func(), f func()) {
-	h.mu.Lock()
-	*field = f
-	h.suspect = false
-	h.unlockAndCall()
-}
-
-// unlockAndCall releases mu and calls the hooks whose time has come.
-func (h *half) unlockAndCall() {
-	ready, failed := h.due()
-	h.unlock()
-	if ready != nil {
-		ready()
-	}
-	if failed != nil {
-		failed()
-	}
-}
-
-// due takes the hooks whose time has come, and waits for the other end on behalf of onReady if that one's has not.
-func (h *half) due() (ready, failed func()) {
-	if h.onReady == nil && h.onError == nil {
-		return nil, nil
-	}
-	var n int
-	var err error
-	if h.local != stateOpen {
-		err = h.cause
-	} else if n, err = h.look(1); n == 0 && err == nil && h.onReady != nil {
-		h.mine.waiting.Store(1)
-		n, err = h.look(1)
-	}
-	if n > 0 || err != nil {
-		ready, h.onReady = h.onReady, nil
-		if ready != nil && h.awaited == 0 && !h.detached {
-			h.mine.waiting.Store(0)
-		}
-	}
-	if err != nil && !errors.Is(err, io.EOF) {
-		failed, h.onError = h.onError, nil
-	}
-	return ready, failed
-}
-
-// available returns the number of bytes that can be used now, 0 after a close or an error.
+// available returns the number of bytes that can be used now, 0 after a close or
+// an error, without mu.
 func (h *half) available() int {
 	h.mu.Lock()
 	n := 0
-	if h.local == stateOpen {
+	if h.open() {
 		n, _ = h.look(1)
 	}
-	h.unlock()
+	settle := h.unsettled()
+	h.mu.Unlock()
+	if settle {
+		h.pipe.settle()
+	}
 	return n
-}
-
-func (h *half) setDeadline(t time.Time) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.local != stateOpen {
-		return net.ErrClosed
-	}
-	if h.timer != nil {
-		h.timer.Stop()
-	}
-	h.deadline, h.expired = t, false
-	if !t.IsZero() {
-		h.arm()
-	}
-	return nil
-}
-
-// arm starts the timer for the deadline, or lets it expire. mu is held.
-func (h *half) arm() {
-	d := time.Until(h.deadline)
-	switch {
-	case d <= 0:
-		h.expired = true
-		h.moved.Signal()
-		h.turn.Broadcast()
-	case h.timer == nil:
-		h.timer = time.AfterFunc(d, h.expire)
-	default:
-		h.timer.Reset(d)
-	}
-}
-
-// expire is run by the timer. A timer that fired while the deadline was being changed finds a later one, or none.
-func (h *half) expire() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.local == stateOpen && !h.deadline.IsZero() && !h.expired {
-		h.arm()
-	}
-}
-
-// shut sets this end's state in the ring, in private only if deferred is set, and lets waiting operations fail with cause. It reports whether the
-// other end is to be told. Pipe.life is held. A closed state may still become reset, no other may change.
-func (h *half) shut(state uint32, cause error, deferred bool) (tell bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.local == state || h.local&0xffff == stateReset || h.local != stateOpen && state == stateClosed {
-		return false
-	}
-	if h.local == stateOpen {
-		h.cause = cause
-	}
-	h.local = state
-	if h.timer != nil {
-		h.timer.Stop()
-	}
-	h.moved.Signal()
-	h.turn.Broadcast()
-	if h.detached || deferred {
-		return false
-	}
-	return h.publish()
-}
-
-// publish stores the state for the other end to see. mu is held.
-func (h *half) publish() (tell bool) {
-	h.mine.state.Store(h.local)
-	h.stored = h.local
-	if h.pipe.table != nil && h.theirs.state.Load() != stateOpen {
-		return false
-	}
-	h.stats.Signals++
-	return true
 }

@@ -41,6 +41,33 @@ type Descriptor struct {
 	OutgoingSize, IncomingSize uint32
 }
 
+// layout says where things lie in a window: first the pending bitmaps, then the
+// pipe headers, then the data of rings.
+type layout struct {
+	window  []byte
+	stride  uint64 // from one pending bitmap to the next
+	headers uint64 // offset of slot 0's pipe header
+	rings   uint64 // offset of the rings' data
+}
+
+// newLayout refuses, with EINVAL, a window that is too small for a pipe, or that
+// isn't aligned to 8 bytes.
+func newLayout(window []byte, cpus, streams int) (layout, error) {
+	l := layout{window: window, stride: roundUp(bitmapSize(streams), pageSize)}
+	l.headers = uint64(cpus) * l.stride
+	l.rings = roundUp(l.headers+uint64(streams)*HeaderSize, pageSize)
+	if l.rings+2*MinRingSize > uint64(len(window)) || !aligned(window) {
+		return layout{}, fmt.Errorf("a window of %d bytes for %d streams: %w", len(window), streams, unix.EINVAL)
+	}
+	return l, nil
+}
+
+func roundUp(n, to uint64) uint64 { return (n + to - 1) / to * to }
+
+func (l *layout) header(slot uint32) uint64 { return l.headers + uint64(slot)*HeaderSize }
+
+func (l *layout) ringPages() uint32 { return uint32((uint64(len(l.window)) - l.rings) / pageSize) }
+
 // line is one end's half of a ring header: written by that end, but for waiting, which the other end clears.
 type line struct {
 	cursor  atomic.Uint64

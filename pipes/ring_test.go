@@ -439,7 +439,8 @@ func TestNoAllocations(t *testing.T) {
 		"lengths":       func() { host.ReadableLen(); host.WritableLen() },
 		"write what is available": func() {
 			guest.Write(buf)
-			host.WriteAvailable(discard{}, hook)
+			host.WriteAvailable(discard{})
+			host.SubscribeReadable(hook)
 			host.OnReadable(nil)
 		},
 	} {

@@ -55,14 +55,15 @@ func (t *Table) Stats() Stats {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := Stats{
-		Open: t.open, Opened: t.opened, Broken: t.broken.Load(), Rescued: t.rescued.Load(), Forgotten: t.forgotten.Load(), Late: t.lateWakeUps.Load(),
-		Pipes: t.past, RingBytes: t.used, HotBytes: t.hotSize,
+		Open: t.slots.open, Opened: t.slots.opened, Broken: t.broken.Load(),
+		Rescued: t.watchdog.rescued.Load(), Forgotten: t.watchdog.forgotten.Load(), Late: t.watchdog.late.Load(),
+		Pipes: t.slots.past, RingBytes: t.memory.used, HotBytes: t.memory.hotSize,
 	}
 	for cpu := range t.raises {
 		s.Doorbells += t.raises[cpu].doorbells.Load()
 	}
-	for i := range t.generations {
-		if p := t.slots[i].Load(); p != nil {
+	for i := range t.slots.used() {
+		if p := t.slots.pipes[i].Load(); p != nil {
 			s.Pipes.add(p.Stats())
 		}
 	}

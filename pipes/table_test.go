@@ -83,7 +83,7 @@ func TestNewTableRefuses(t *testing.T) {
 	} {
 		d := good
 		spoil(&d)
-		if _, err := Attach(tab.window, d, tab); !errors.Is(err, unix.EINVAL) {
+		if _, err := Attach(tab.layout.window, d, tab); !errors.Is(err, unix.EINVAL) {
 			t.Errorf("descriptor %d: %v, want EINVAL", i, err)
 		}
 	}
@@ -132,14 +132,14 @@ func TestReuse(t *testing.T) {
 		if id.Slot() != 0 || id.Generation() != uint32(generation) {
 			t.Fatalf("id %v, want 0.%d", id, generation)
 		}
-		h := tab.window[p.descriptor.Header : p.descriptor.Header+HeaderSize]
+		h := tab.layout.window[p.descriptor.Header : p.descriptor.Header+HeaderSize]
 		if !bytes.Equal(h, make([]byte, HeaderSize)) {
 			t.Fatalf("header % x is not zero", h)
 		}
 		if q, err := tab.Pipe(id); err != nil || q != p {
 			t.Fatalf("pipe %v is %v, %v", id, q, err)
 		}
-		g, err := Attach(tab.window, p.descriptor, tab)
+		g, err := Attach(tab.layout.window, p.descriptor, tab)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -170,7 +170,7 @@ func TestReuse(t *testing.T) {
 			}
 		}
 		// The old end is dead; it touches nothing of the next pipe.
-		before := bytes.Clone(tab.window)
+		before := bytes.Clone(tab.layout.window)
 		p.Reset(unix.EIO)
 		g.Reset(unix.EIO)
 		p.WakeReader()
@@ -184,7 +184,7 @@ func TestReuse(t *testing.T) {
 		if p.ReadableLen() != 0 || p.WritableLen() != 0 {
 			t.Error("a freed pipe has bytes or room")
 		}
-		if !bytes.Equal(before, tab.window) {
+		if !bytes.Equal(before, tab.layout.window) {
 			t.Error("an end wrote to memory after its pipe was free")
 		}
 	}
@@ -202,7 +202,7 @@ func TestCursorsWrap(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.StartAt(-before)
-		g, err := Attach(tab.window, p.descriptor, tab)
+		g, err := Attach(tab.layout.window, p.descriptor, tab)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -161,7 +161,7 @@ func (l *link) readable() {
 		return
 	}
 	l.eager.left = maxEager
-	switch _, err := l.stream.Pipe.WriteAvailable(l.eager, l.onReadable); err {
+	switch err := l.drain(l.eager); err {
 	case nil:
 	case errNotNow:
 		go l.onMore()
@@ -178,8 +178,19 @@ func (l *link) readable() {
 
 // send moves bytes from the guest to the peer until the ring is empty.
 func (l *link) send() {
-	if _, err := l.stream.Pipe.WriteAvailable(l.sink, l.onReadable); err != nil {
+	if err := l.drain(l.sink); err != nil {
 		l.endOutgoing(err)
+	}
+}
+
+// drain moves bytes from the guest to w until the ring is empty. It returns nil
+// once readable is to be called, or may be running already.
+func (l *link) drain(w io.Writer) error {
+	for {
+		_, err := l.stream.Pipe.WriteAvailable(w)
+		if err != nil || l.stream.Pipe.SubscribeReadable(l.onReadable) {
+			return err
+		}
 	}
 }
 

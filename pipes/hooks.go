@@ -1,0 +1,141 @@
+package pipes
+
+import "io"
+
+// hooks are called when something happens at an end: once, without locks.
+type hooks struct {
+	ready  func() // an operation that needs one byte wouldn't wait
+	failed func() // operations fail, other than by a deadline or an end of file
+}
+
+// dues is what is to be done about a half once its mu is released.
+type dues struct {
+	ready, failed func() // hooks whose time has come
+	settle        bool
+}
+
+func (d *dues) none() bool { return d.ready == nil && d.failed == nil && !d.settle }
+
+// pay does what is due, without mu.
+func (h *half) pay(d dues) {
+	if d.settle {
+		h.pipe.settle()
+	}
+	if d.ready != nil {
+		d.ready()
+	}
+	if d.failed != nil {
+		d.failed()
+	}
+}
+
+// onReady sets the hook for readiness, and has it called at once if its time has
+// come already, without mu.
+func (h *half) onReady(f func()) {
+	h.mu.Lock()
+	h.hooks.ready, h.audited.suspect = f, false
+	d := h.due()
+	h.mu.Unlock()
+	h.pay(d)
+}
+
+// subscribe is onReady for a caller that has tried to use the half and found
+// nothing, without mu. It reports false, and sets nothing, if that has changed: the
+// caller tries again.
+func (h *half) subscribe(f func()) bool {
+	h.mu.Lock()
+	h.audited.suspect = false
+	subscribed := h.arm() == errWouldWait
+	if subscribed {
+		h.hooks.ready = f
+	} else if h.hooks.ready == nil && h.waiting.bytes == 0 {
+		h.lowerFlag()
+	}
+	settle := h.unsettled()
+	h.mu.Unlock()
+	if settle {
+		h.pipe.settle()
+	}
+	return subscribed
+}
+
+// onFailure sets the hook for failures, and has it called at once if its time has
+// come already, without mu.
+func (h *half) onFailure(f func()) {
+	h.mu.Lock()
+	h.hooks.failed, h.audited.suspect = f, false
+	d := h.due()
+	h.mu.Unlock()
+	h.pay(d)
+}
+
+// signalled is called, without mu, when the other end's signal has arrived.
+func (h *half) signalled() {
+	h.mu.Lock()
+	h.stats.Wakes++
+	h.waiting.signaled = true
+	d := h.wake()
+	h.mu.Unlock()
+	if !d.none() {
+		h.pay(d)
+	}
+}
+
+// changed is called, without mu, when this end has changed, or when the watchdog
+// makes up for a signal.
+func (h *half) changed() {
+	h.mu.Lock()
+	d := h.wake()
+	h.mu.Unlock()
+	h.pay(d)
+}
+
+// wake wakes what waits at this end.
+func (h *half) wake() dues {
+	h.waiting.bytes, h.audited.suspect = 0, false
+	h.turn.wake()
+	return h.due()
+}
+
+// due takes the hooks whose time has come, and waits for the other end on behalf
+// of hooks.ready if that one's has not.
+func (h *half) due() dues {
+	d := dues{}
+	if h.hooks.ready != nil || h.hooks.failed != nil {
+		err := h.outlook()
+		if err != errWouldWait {
+			d.ready, h.hooks.ready = h.hooks.ready, nil
+			if d.ready != nil && h.waiting.bytes == 0 {
+				h.lowerFlag()
+			}
+		}
+		if err != nil && err != errWouldWait && err != io.EOF {
+			d.failed, h.hooks.failed = h.hooks.failed, nil
+		}
+	}
+	d.settle = h.unsettled()
+	return d
+}
+
+// outlook returns the error of an operation that needs one byte now. If that is
+// errWouldWait, and hooks.ready waits, the flag was set before the last look.
+func (h *half) outlook() error {
+	if !h.open() {
+		return h.turn.closed
+	}
+	_, err := h.look(1)
+	if err == errWouldWait && h.hooks.ready != nil {
+		return h.arm()
+	}
+	return err
+}
+
+// arm sets the flag, and returns the error of an operation that looks afterwards.
+func (h *half) arm() error {
+	if !h.open() {
+		return h.turn.closed
+	}
+	h.shared.mine.waiting.Store(1)
+	_, err := h.look(1)
+	return err
+}
