@@ -21,10 +21,11 @@ type variant struct {
 	tell             bool // a producer does
 	stateSignal      bool // a state change signals whatever the flag says
 	stateFirst       bool // the consumer reads the state before the cursor
+	lower            bool // an end that signals before it sleeps clears its own flag first
 }
 
 func correct(size, min, reserve, hold int) variant {
-	return variant{size, size + 3, min, reserve, hold, true, true, true, true, true, true, true}
+	return variant{size, size + 3, min, reserve, hold, true, true, true, true, true, true, true, true}
 }
 
 // rings calls f for every ring of the model with the right steps.
@@ -33,7 +34,10 @@ func rings(f func(v variant)) {
 		for min := 1; min <= size; min++ {
 			for reserve := range size/2 + 1 {
 				for hold := range size/2 + 2 {
-					f(correct(size, min, reserve, hold))
+					v := correct(size, min, reserve, hold)
+					f(v)
+					v.lower = false // a hook waits as well
+					f(v)
 				}
 			}
 		}
@@ -271,6 +275,9 @@ func (v variant) step(w *world, who int) (ok bool, err error) {
 			e.pc = flushTake
 		}
 	case flushSend:
+		if e.region && v.lower {
+			e.store(mine, 0)
+		}
 		e.region = false // gives the mutex up, signals, looks again
 		if !wake() {
 			return true, nil
