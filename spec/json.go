@@ -1,0 +1,116 @@
+package spec
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// MarshalJSON writes the description as an object with the keys of a TOML
+// document.
+func (s *Spec) MarshalJSON() ([]byte, error) {
+	tree := make(map[string]any)
+	bounds := make(map[string]any)
+	for _, k := range keys {
+		v := k.write(s)
+		if !isUTF8(v) {
+			return nil, s.notUTF8(k)
+		}
+		if name, ok := strings.CutPrefix(k.name(), limitPrefix); ok && v != nil {
+			bounds[name] = v
+		} else if v != nil {
+			tree[k.name()] = v
+		}
+	}
+	if len(bounds) > 0 {
+		tree[strings.TrimSuffix(limitPrefix, ".")] = bounds
+	}
+	return json.Marshal(tree)
+}
+
+// UnmarshalJSON reads the description as strictly as [Parse] does. Errors are
+// of type *[Error], and name the key.
+func (s *Spec) UnmarshalJSON(data []byte) error {
+	if !utf8.Valid(data) {
+		return &Error{Err: errors.New("the description isn't all UTF-8")}
+	}
+	// This finds what isn't JSON, or is too deep for readJSON.
+	var all json.RawMessage
+	if err := json.Unmarshal(data, &all); err != nil {
+		return &Error{Err: err}
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.UseNumber()
+	value, err := readJSON(d)
+	if err != nil {
+		return &Error{Err: err}
+	}
+	tree, ok := value.(map[string]any)
+	if !ok {
+		return &Error{Err: errors.New("the description is no JSON object")}
+	}
+	var read Spec
+	if err := read.read(tree, nil); err != nil {
+		return err
+	}
+	*s = read
+	return nil
+}
+
+// readJSON reads a value, whose objects have each key once.
+func readJSON(d *json.Decoder) (any, error) {
+	token, err := d.Token()
+	if err != nil {
+		return nil, err
+	}
+	switch token {
+	case json.Delim('{'):
+		return readObject(d)
+	case json.Delim('['):
+		list := []any{}
+		for d.More() {
+			v, err := readJSON(d)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, v)
+		}
+		_, err := d.Token()
+		return list, err
+	}
+	if n, ok := token.(json.Number); ok {
+		return number(n)
+	}
+	return token, nil
+}
+
+func readObject(d *json.Decoder) (any, error) {
+	object := make(map[string]any)
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			return nil, err
+		}
+		name, ok := key.(string)
+		if _, twice := object[name]; twice || !ok {
+			return nil, fmt.Errorf("the key %q is there twice", name)
+		}
+		if object[name], err = readJSON(d); err != nil {
+			return nil, err
+		}
+	}
+	_, err := d.Token()
+	return object, err
+}
+
+// number is a whole one where it is written as one.
+func number(n json.Number) (any, error) {
+	if !strings.ContainsAny(n.String(), ".eE") {
+		return strconv.ParseInt(n.String(), 10, 64)
+	}
+	return n.Float64()
+}

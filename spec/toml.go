@@ -1,0 +1,267 @@
+package spec
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/pelletier/go-toml/v2/unstable"
+	"golang.org/x/sys/unix"
+
+	"github.com/fix-project/arcavm/internal/regular"
+)
+
+// MaxFile is the most bytes that a file may have.
+const MaxFile = 1 << 20
+
+// Read reads the TOML file at path, which is a regular one of at most
+// [MaxFile] bytes. Relative paths in it count from its folder. Errors are of
+// type *[Error], and name the file, and the line where there is one.
+func Read(path string) (*Spec, error) {
+	data, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	s, err := Parse(path, data)
+	if err != nil {
+		return nil, err
+	}
+	folder := filepath.Dir(path)
+	s.eachPath(func(p *string) {
+		if !filepath.IsAbs(*p) {
+			*p = filepath.Join(folder, *p)
+		}
+	})
+	return s, nil
+}
+
+func readFile(path string) ([]byte, error) {
+	f, info, err := regular.Open(path)
+	if err != nil {
+		return nil, openError("", err)
+	}
+	defer f.Close()
+	if !info.Mode().IsRegular() {
+		return nil, &Error{Where: path, Kind: BadData, Err: errors.New("is not a regular file")}
+	}
+	data, err := io.ReadAll(io.LimitReader(f, MaxFile+1))
+	if err != nil {
+		return nil, openError("", err)
+	}
+	if len(data) > MaxFile {
+		return nil, &Error{Where: path, Kind: BadData, Err: fmt.Errorf("has more than %v, too much for a description", Size(MaxFile))}
+	}
+	return data, nil
+}
+
+// openError is the error of opening or reading a file.
+func openError(where string, err error) error {
+	kind := Refused
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		kind = Missing
+	}
+	return &Error{Where: where, Kind: kind, Err: err}
+}
+
+// Parse reads a description in TOML. The name is for errors, which are of type
+// *[Error]. Paths are left as they are.
+func Parse(name string, data []byte) (*Spec, error) {
+	var tree map[string]any
+	if err := toml.Unmarshal(data, &tree); err != nil {
+		return nil, syntaxError(name, err)
+	}
+	var s Spec
+	if err := s.read(tree, places(name, data)); err != nil {
+		return nil, err
+	}
+	return &s, nil
+}
+
+// syntaxError says where the text isn't TOML.
+func syntaxError(name string, err error) error {
+	text := strings.TrimPrefix(err.Error(), "toml: ")
+	if at := (*toml.DecodeError)(nil); errors.As(err, &at) {
+		line, column := at.Position()
+		name = fmt.Sprintf("%s:%d:%d", name, line, column)
+	}
+	return &Error{Where: name, Err: errors.New(text)}
+}
+
+// finder finds where the keys of a document are, which is TOML: those of the
+// top level, and those of its tables.
+type finder struct {
+	file  string
+	lines lineCounter
+	found map[string]place
+}
+
+func places(file string, data []byte) map[string]place {
+	f := finder{file, lineCounter{data: data, line: 1}, make(map[string]place)}
+	var p unstable.Parser
+	p.Reset(data)
+	var table []string
+	for p.NextExpression() {
+		e := p.Expression()
+		parts := keyParts(e.Key())
+		switch e.Kind {
+		case unstable.Table, unstable.ArrayTable:
+			table = parts
+			f.add(table, place{f.file, f.lines.at(e.Child().Raw), nil})
+		case unstable.KeyValue:
+			f.addKeyValue(append(table[:len(table):len(table)], parts...), e)
+		}
+	}
+	return f.found
+}
+
+// addKeyValue adds the place of a key, and those of the keys in its inline
+// table.
+func (f *finder) addKeyValue(parts []string, e *unstable.Node) {
+	here := place{file: f.file, line: f.lines.at(e.Raw)}
+	inner := e.Value().Children()
+	for inner.Next() {
+		n := inner.Node()
+		switch {
+		case e.Value().Kind == unstable.Array && n.Raw.Length > 0:
+			here.elements = append(here.elements, f.lines.at(n.Raw))
+		case e.Value().Kind == unstable.Array:
+			here.elements = append(here.elements, here.line)
+		case n.Kind == unstable.KeyValue && len(parts) == 1:
+			f.addKeyValue(append(parts[:1:1], keyParts(n.Key())...), n)
+		}
+	}
+	f.add(parts, here)
+}
+
+// add adds a place, for the key and for the table that it is in, unless one is
+// known.
+func (f *finder) add(parts []string, at place) {
+	for depth := range min(2, len(parts)) {
+		key := strings.Join(parts[:depth+1], ".")
+		if _, ok := f.found[key]; !ok {
+			f.found[key] = at
+		}
+	}
+}
+
+func keyParts(key unstable.Iterator) []string {
+	var parts []string
+	for key.Next() {
+		parts = append(parts, string(key.Node().Data))
+	}
+	return parts
+}
+
+// lineCounter counts lines up to places that come in their order.
+type lineCounter struct {
+	data   []byte
+	offset int
+	line   int
+}
+
+func (l *lineCounter) at(r unstable.Range) int {
+	if to := int(r.Offset); to > l.offset {
+		l.line += bytes.Count(l.data[l.offset:to], []byte("\n"))
+		l.offset = to
+	}
+	return l.line
+}
+
+// TOML returns the description as a document that [Parse] reads it from. It has
+// a line for each key that isn't at its default, in a fixed order, and no
+// comment. It is an error if a text isn't UTF-8, which TOML is.
+func (s *Spec) TOML() ([]byte, error) {
+	var out []byte
+	for _, k := range keys {
+		value := k.write(s)
+		if !isUTF8(value) {
+			return nil, s.notUTF8(k)
+		}
+		var text string
+		switch v := value.(type) {
+		case nil:
+			continue
+		case string:
+			text = quote(v)
+		case []string:
+			text = quoteList(len(k.name()), v)
+		default:
+			text = fmt.Sprint(v)
+		}
+		out = fmt.Appendf(out, "%s = %s\n", k.name(), text)
+	}
+	return out, nil
+}
+
+func isUTF8(v any) bool {
+	switch v := v.(type) {
+	case string:
+		return utf8.ValidString(v)
+	case []string:
+		return !slices.ContainsFunc(v, func(text string) bool { return !utf8.ValidString(text) })
+	}
+	return true
+}
+
+func (s *Spec) notUTF8(k key) error {
+	return &Error{Where: cmp.Or(s.Where(k.name(), 0), k.name()), Err: errors.New("isn't all UTF-8, which a document has to be")}
+}
+
+// Absolute returns the description with absolute paths, which mean the same
+// wherever it is read.
+func (s *Spec) Absolute() (*Spec, error) {
+	result := *s
+	result.TLS.CA, result.Shares, result.Sockets = slices.Clone(s.TLS.CA), slices.Clone(s.Shares), slices.Clone(s.Sockets)
+	var failed error
+	result.eachPath(func(p *string) {
+		absolute, err := filepath.Abs(*p)
+		if err != nil {
+			failed = err
+			return
+		}
+		*p = absolute
+	})
+	return &result, failed
+}
+
+// lineWidth is how wide a list may be that isn't written over several lines.
+const lineWidth = 80
+
+func quoteList(indent int, texts []string) string {
+	quoted := make([]string, len(texts))
+	for i, text := range texts {
+		quoted[i] = quote(text)
+	}
+	line := "[" + strings.Join(quoted, ", ") + "]"
+	if indent+len(" = ")+len(line) <= lineWidth || len(texts) == 1 {
+		return line
+	}
+	return "[\n  " + strings.Join(quoted, ",\n  ") + ",\n]"
+}
+
+// quote writes a string so that it is safe to print, too.
+func quote(text string) string {
+	out := []byte{'"'}
+	for _, r := range text {
+		switch {
+		case r == '"', r == '\\':
+			out = append(out, '\\', byte(r))
+		case unicode.IsPrint(r):
+			out = utf8.AppendRune(out, r)
+		case r <= 0xFFFF:
+			out = fmt.Appendf(out, `\u%04X`, r)
+		default:
+			out = fmt.Appendf(out, `\U%08X`, r)
+		}
+	}
+	return string(append(out, '"'))
+}
