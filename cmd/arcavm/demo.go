@@ -8,13 +8,13 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fix-project/arcavm/spec"
 	"github.com/fix-project/arcavm/testdata/images"
-	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/image"
 )
 
 func newDemoCommand(s streams) *cobra.Command {
-	m := newMachine(s)
+	m := newMachine(s, &spec.Spec{ABI: image.ABIStream})
 	var port uint16
 	cmd := &cobra.Command{
 		Use:   "demo [flags]",
@@ -28,7 +28,7 @@ part of this program; it listens on 127.0.0.1 only. Ctrl-C ends it.`,
   curl --data hello http://127.0.0.1:PORT/echo`,
 		DisableFlagsInUseLine: true,
 		Args:                  exactly(),
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			img, err := image.ParseBytes(images.Bytes("httpd"), "httpd")
 			if err != nil {
 				return err
@@ -36,10 +36,17 @@ part of this program; it listens on 127.0.0.1 only. Ctrl-C ends it.`,
 			m.onListen = func(address netip.AddrPort) {
 				fmt.Fprintf(s.out, "open http://%v/ (Ctrl-C ends it)\n", address)
 			}
-			return m.boot(img, []string{net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port)))}, image.ABIStream, vmm.Share{})
+			m.spec.Args = []string{net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port)))}
+			sayFlags(cmd.Flags(), m.spec)
+			loaded, err := m.spec.LoadImage(img)
+			if err != nil {
+				return err
+			}
+			defer loaded.Close()
+			return m.boot(loaded)
 		},
 	}
-	m.addFlags(cmd)
+	addMachineFlags(cmd, m.spec)
 	cmd.Flags().Uint16Var(&port, "port", 0, "TCP `PORT` to listen on; 0 takes one that is free")
 	return cmd
 }

@@ -16,9 +16,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/spf13/pflag"
-
 	"github.com/fix-project/arcavm/emulated"
+	"github.com/fix-project/arcavm/spec"
 	"github.com/fix-project/arcavm/vmm"
 )
 
@@ -47,165 +46,173 @@ func (o *outlived) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// runEmulated runs this same command in an emulated machine, with the image, the shared folders and the files for TLS copied into it. What else is wrong with
-// the command line has been found out: inside it would be after the boot.
-func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, shares []string, network networkFlags, tls tlsFlags) error {
+// insideConfig is where the description of the machine is in an emulated one.
+const insideConfig = "/vm.toml"
+
+// emulate runs this same command in an emulated machine, with the image, the
+// shared folders and the files for TLS copied into it. What else is wrong with
+// the description has been found out: inside it would be after the boot.
+func (m *machine) emulate(loaded *spec.Machine) error {
 	started, read := processStart(), time.Now()
-	self, err := ownFile()
+	if err := prepareExitFile(m.spec.Output.ExitFile); err != nil {
+		return err
+	}
+	e := &emulation{machine: m, logger: m.logger(), restore: func() {}}
+	e.records = &wholeLines{to: m.streams.err}
+	e.told.use = func(bool) {}
+	e.steps = m.emulationSteps(e.logger)
+	defer e.steps.end()
+	cfg, err := e.config(loaded)
 	if err != nil {
 		return err
 	}
-	value := func(flag string) string { return flags.Lookup(flag).Value.String() }
-	m := machine{streams: s, format: choice{value: value("log-format")}, timing: choice{value: value("timing")}, exitFile: value("exit-file")}
-	if err := prepareExitFile(m.exitFile); err != nil {
-		return err
-	}
-	inside := "/image/" + filepath.Base(args[0])
+	cfg.Steps = []emulated.Step{{Name: "process started", At: started}, {Name: commandRead, At: read}}
 	signals := catchSignals()
 	defer signals.release()
-	cfg := emulated.Config{
-		Files:    []emulated.File{{Name: inside, Source: args[0]}},
-		Outbound: true,
-		Limit:    emulationLimit,
-		Steps:    []emulated.Step{{Name: "process started", At: started}, {Name: commandRead, At: read}},
-		Stdout:   &outlived{s.out, func(err error) { logger.Warn("the rest of the console's output is lost", "err", err) }},
-	}
-	records := &wholeLines{to: s.err}
-	cfg.Stderr = records
-	steps := m.emulationSteps(logger)
-	defer steps.end()
-	cfg.OnStep = steps.begin
-	cfg.OnPublish = func(p emulated.Port) {
-		asked := p
-		asked.Host = netip.AddrPortFrom(p.Host.Addr(), 0)
-		if slices.Contains(cfg.Publish, asked) { // who asked for a port knows it
-			steps.beside(func() { m.published(p.Protocol(), p.Guest, p.Host) })
-		}
-	}
-	// The default of older images is far more than they touch.
-	if memory, ok := flags.Lookup("mem").Value.(*size); ok {
-		cfg.Memory = uint64(*memory)
-	}
-	restore := func() {}
-	told := &told{use: func(bool) {}}
-	cfg.OnTold = told.hear
-	// In the background a read of the terminal would stop this process, whether the guest wants the input or not.
-	if s.in != nil && !isBackground(s.in) {
-		cfg.Stdin = s.in
-		term := newTerminal(s.in, logger)
-		restore = term.restore
-		defer restore()
-		told.use = term.use
-	}
-	command := []string{"run"}
-	for _, p := range network.publish {
-		if !p.Host.Addr().Is4() {
-			return usageError("--publish: with --emulated the address is an IPv4 one, which %v is not", p.Host.Addr())
-		}
-		cfg.Publish = append(cfg.Publish, emulated.Port{Host: p.Host, Guest: p.Guest, UDP: p.Protocol == "udp"})
-		command = append(command, fmt.Sprintf("--publish=127.0.0.1:%d:%d/%s", p.Guest, p.Guest, p.Protocol))
-	}
-	flags.Visit(func(f *pflag.Flag) {
-		switch f.Name {
-		case "emulated", "exit-file", "publish", "share", "allow", "deny", "nat64", ownFlag, "tls-ca", "tls-cert", "tls-key":
-		default:
-			command = append(command, "--"+f.Name+"="+f.Value.String())
-		}
-	})
-	for _, r := range network.rules {
-		command = append(command, r.flag())
-	}
-	for _, p := range network.nat64 {
-		command = append(command, "--nat64="+p.String())
-	}
-	// From inside, this machine is reached by that network, and at its own
-	// addresses: QEMU connects as any of its programs does.
-	command = append(command, "--"+ownFlag+"="+emulated.Network)
-	own, err := localIPv4()
-	if err != nil {
-		return err
-	}
-	for _, p := range own {
-		command = append(command, "--"+ownFlag+"="+p.String())
-	}
-	files, tlsInside := tls.inside()
-	cfg.Files = append(cfg.Files, files...)
-	command = append(command, tlsInside...)
-	folders, err := parseShares("--share", shares)
-	if err != nil {
-		return err
-	}
-	for _, f := range folders {
-		if info, err := os.Stat(f.dir); err != nil || !info.IsDir() {
-			return &codeError{exitNoInput, fmt.Errorf("--share: %s is not a folder", f.dir)}
-		}
-		if f.writable {
-			return usageError("--share: with --emulated the folder is copied in, and what the guest writes would be lost; leave out :rw")
-		}
-		if f.name == "" {
-			cfg.Files = append(cfg.Files, emulated.File{Name: "/share", Source: f.dir})
-			command = append(command, "--share=/share")
-		} else {
-			inside := "/shares/" + f.name
-			cfg.Files = append(cfg.Files, emulated.File{Name: inside, Source: f.dir})
-			command = append(command, "--share="+f.name+"="+inside)
-		}
-	}
-	cfg.Programs = []emulated.Program{{Path: self, Env: []string{emulationVariable + "=1"}, Args: append(append(command, inside), args[1:]...)}}
+	e.useInput(&cfg)
+	defer e.restore()
 
 	// The first two signals go to the program inside, which ends in time if it
 	// can; then the machine is ended.
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	passed := make(chan os.Signal, 1)
-	cfg.Signals = passed
-	var booted atomic.Bool
-	cfg.OnReady = func() {
-		steps.end()
-		booted.Store(true)
-	}
-	ended := make(chan struct{})
+	e.passed, e.ended = make(chan os.Signal, 1), make(chan struct{})
+	cfg.Signals = e.passed
 	signals.attend([]os.Signal{os.Interrupt, syscall.SIGTERM}, ending{
-		stop: func(first os.Signal) {
-			passed <- first
-			s.hurry()
-			if !booted.Load() { // the one inside says it later
-				steps.beside(func() {
-					m.hint("asking the guest to stop; press Ctrl-C again to end it at once")
-				})
-			}
-		},
-		look: func(last os.Signal) *vmm.Report {
-			if !booted.Load() {
-				return nil
-			}
-			tooLate := time.After(lookPatience)
-			select {
-			case passed <- last:
-			case <-ended:
-				return nil
-			case <-tooLate:
-				return nil
-			}
-			// The program inside prints it.
-			select {
-			case <-ended:
-			case <-tooLate:
-			}
-			return nil
-		},
-		cancel:  s.hurried(cancel),
-		abandon: m.output().abandon(restore),
+		stop: e.stop, look: e.look, cancel: m.streams.hurried(cancel),
+		abandon: func(err error) { m.output().abandon(e.restore)(err) },
 	})
 	result, err := emulated.Run(ctx, cfg)
-	close(ended)
-	records.end(!m.json())
-	if len(told.outcome) == 0 && len(result.Steps) > len(cfg.Steps) { // the one inside didn't come to tell it
+	close(e.ended)
+	return e.outcome(cfg, result, err)
+}
+
+// emulation is the run of a machine in an emulated one.
+type emulation struct {
+	*machine
+	logger  *slog.Logger
+	steps   *progress
+	records *wholeLines
+	told    told
+	restore func() // the terminal
+
+	passed chan os.Signal // to the program inside
+	booted atomic.Bool    // the program inside runs
+	ended  chan struct{}
+}
+
+// config is the emulated machine.
+func (e *emulation) config(loaded *spec.Machine) (emulated.Config, error) {
+	cfg := emulated.Config{
+		Outbound: true,
+		Limit:    emulationLimit,
+		Stdout: &outlived{e.streams.out, func(err error) {
+			e.logger.Warn("the rest of the console's output is lost", "err", err)
+		}},
+		Stderr: e.records,
+		OnStep: e.steps.begin,
+		OnReady: func() {
+			e.steps.end()
+			e.booted.Store(true)
+		},
+		OnTold: e.told.hear,
+		// The default of older images is far more than they touch.
+		Memory: uint64(e.spec.Memory),
+	}
+	for i, p := range e.spec.Network.Publish {
+		if !p.Host.Addr().Is4() {
+			return cfg, usageError("%s: with --emulated the address is an IPv4 one, which %v is not", e.spec.Where("publish", i), p.Host.Addr())
+		}
+		cfg.Publish = append(cfg.Publish, emulated.Port{Host: p.Host, Guest: p.Guest, UDP: p.Protocol == "udp"})
+	}
+	cfg.OnPublish = func(p emulated.Port) {
+		asked := p
+		asked.Host = netip.AddrPortFrom(p.Host.Addr(), 0)
+		if slices.Contains(cfg.Publish, asked) { // a port that the user chose is known
+			e.steps.beside(func() { e.published(p.Protocol(), p.Guest, p.Host) })
+		}
+	}
+	err := e.addProgram(&cfg, loaded)
+	return cfg, err
+}
+
+// addProgram has the emulated machine run this program, with the description of
+// the machine in a file. The image's name and the arguments are words: they may
+// be bytes that no text file holds.
+func (e *emulation) addProgram(cfg *emulated.Config, loaded *spec.Machine) error {
+	self, err := ownFile()
+	if err != nil {
+		return err
+	}
+	inside, files, err := inside(loaded)
+	if err != nil {
+		return err
+	}
+	description, err := inside.TOML()
+	if err != nil {
+		return err
+	}
+	img := emulated.File{Name: "/image/" + filepath.Base(e.spec.Image), Source: e.spec.Image}
+	cfg.Files = append([]emulated.File{img, {Name: insideConfig, Data: description}}, files...)
+	words := append([]string{"run", "--config", insideConfig, img.Name}, e.spec.Args...)
+	cfg.Programs = []emulated.Program{{Path: self, Env: []string{emulationVariable + "=1"}, Args: words}}
+	return nil
+}
+
+// useInput has the guest read the terminal or another input, unless this
+// process is in the background: a read of the terminal would stop it, whether
+// the guest wants the input or not.
+func (e *emulation) useInput(cfg *emulated.Config) {
+	in := e.streams.in
+	if in == nil || isBackground(in) {
+		return
+	}
+	cfg.Stdin = in
+	term := newTerminal(in, e.logger)
+	e.restore, e.told.use = term.restore, term.use
+}
+
+// stop passes the first signal on.
+func (e *emulation) stop(first os.Signal) {
+	e.passed <- first
+	e.streams.hurry()
+	if !e.booted.Load() { // the program inside says it later
+		e.steps.beside(func() {
+			e.hint("asking the guest to stop; press Ctrl-C again to end it at once")
+		})
+	}
+}
+
+// look passes the last signal on, and waits for the program inside to print
+// what the guest is doing.
+func (e *emulation) look(last os.Signal) *vmm.Report {
+	if !e.booted.Load() {
+		return nil
+	}
+	tooLate := time.After(lookPatience)
+	select {
+	case e.passed <- last:
+	case <-e.ended:
+		return nil
+	case <-tooLate:
+		return nil
+	}
+	select {
+	case <-e.ended:
+	case <-tooLate:
+	}
+	return nil
+}
+
+// outcome is how the machine ended.
+func (e *emulation) outcome(cfg emulated.Config, result emulated.Result, err error) error {
+	e.records.end(!e.json())
+	if len(e.told.outcome) == 0 && len(result.Steps) > len(cfg.Steps) { // the program inside didn't come to tell it
 		var t timingJSON
 		for _, s := range result.Steps {
 			t.step(s.Name, s.At)
 		}
-		m.writeTiming(t)
+		e.writeTiming(t)
 	}
 	if errors.Is(err, emulated.ErrUnavailable) || errors.Is(err, emulated.ErrProgram) {
 		return &codeError{exitUnavailable, err}
@@ -213,7 +220,7 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 	if err != nil {
 		return err
 	}
-	return exitError(result.Exits[0], told.outcome)
+	return exitError(result.Exits[0], e.told.outcome)
 }
 
 // emulationSteps tells what is done until the emulated machine is ready, unless
@@ -221,13 +228,13 @@ func runEmulated(flags *pflag.FlagSet, s streams, logger *slog.Logger, args, sha
 func (m *machine) emulationSteps(logger *slog.Logger) *progress {
 	var terminal io.Writer
 	shown := logger.Enabled(context.Background(), slog.LevelInfo)
-	if shown && m.streams.terminal && m.format.value != "json" {
+	if shown && m.streams.terminal && !m.json() {
 		terminal = m.streams.raw
 	}
 	return newProgress(terminal, func(text string) {
 		switch {
 		case !shown:
-		case m.format.value == "json":
+		case m.json():
 			logger.Info(text)
 		default:
 			fmt.Fprintf(m.streams.err, "arcavm: %s\n", text)

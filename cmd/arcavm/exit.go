@@ -12,6 +12,7 @@ import (
 	"github.com/fix-project/arcavm/internal/exitcode"
 	"github.com/fix-project/arcavm/internal/printable"
 	"github.com/fix-project/arcavm/kvm"
+	"github.com/fix-project/arcavm/spec"
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/image"
 )
@@ -51,19 +52,13 @@ func usageError(format string, args ...any) error {
 	return &codeError{exitUsage, fmt.Errorf(format, args...)}
 }
 
-// flagNames are the flags behind the fields of vmm's configuration.
-var flagNames = map[string]string{
-	"sockets": "--sockets",
-	"cpus":    "--cpus", "memory": "--mem", "window": "--window", "share": "--share",
-	"abi": "--abi", "stream limit": "--limit streams", "ring limit": "--limit ring-memory",
-}
-
 // explain returns the exit code and the sentence of an error that is neither
 // the guest's end nor a signal.
 func explain(err error) (code int, text string) {
 	code, text = exitSoftware, err.Error()
 	var (
 		coded   *codeError
+		given   *spec.Error
 		config  *vmm.ConfigError
 		load    *image.LoadError
 		format  *image.FormatError
@@ -74,12 +69,14 @@ func explain(err error) (code int, text string) {
 	switch {
 	case errors.As(err, &coded):
 		code = coded.code
+	case errors.As(err, &given):
+		code = codeOf(given)
 	case errors.As(err, &config) && config.Field == "image":
 		code, text = exitData, config.Reason
 	case errors.As(err, &config):
 		code = exitUsage
-		if name := flagNames[config.Field]; name != "" {
-			text = name + ": " + config.Reason
+		if key := spec.KeyOf(config.Field); key != "" {
+			text = "--" + key + ": " + config.Reason
 		}
 	case errors.As(err, &load) && load.Need != 0:
 		code = exitUsage
@@ -103,6 +100,20 @@ func explain(err error) (code int, text string) {
 		code = exitOS
 	}
 	return code, text
+}
+
+// codeOf is the exit code for a value of a description.
+func codeOf(e *spec.Error) int {
+	switch e.Kind {
+	case spec.Invalid:
+		return exitUsage
+	case spec.BadData:
+		return exitData
+	case spec.Missing:
+		return exitNoInput
+	}
+	code, _ := explain(e.Err)
+	return code
 }
 
 // withoutKVM continues what to do where KVM can't be used.

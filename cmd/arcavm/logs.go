@@ -14,11 +14,6 @@ import (
 	"github.com/fix-project/arcavm/internal/printable"
 )
 
-var (
-	logLevels  = []string{"error", "warn", "info", "debug", "trace"}
-	logFormats = []string{"text", "json"}
-)
-
 func slogLevel(name string) slog.Level {
 	switch name {
 	case "error":

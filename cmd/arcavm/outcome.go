@@ -99,6 +99,9 @@ func (s streams) outputOf(cmd *cobra.Command, args []string, err error) output {
 		o.machine = true
 		o.exitFile, o.json = file.Value.String(), f.Lookup("log-format").Value.String() == "json"
 	}
+	if printed := f.Lookup("print-config"); printed != nil && printed.Changed {
+		o.machine, o.json = false, o.json && err != nil
+	}
 	if coded := (*codeError)(nil); errors.As(err, &coded) && coded.code == exitUsage {
 		o.scan(args, f)
 	}

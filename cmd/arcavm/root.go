@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/fix-project/arcavm/internal/nearest"
 )
 
 const rootLong = `arcavm boots Arca kernel images on KVM. A guest has no network driver and no file
@@ -118,7 +120,7 @@ func commandNames(root *cobra.Command) []string {
 }
 
 func unknownCommand(root *cobra.Command, name string) error {
-	if near := nearest(name, commandNames(root)); near != "" {
+	if near := nearest.Of(name, commandNames(root)); near != "" {
 		return usageError("unknown command %q: did you mean %q? Try: arcavm %s --help", name, near, near)
 	}
 	if info, err := os.Stat(name); err == nil && info.Mode().IsRegular() {
@@ -159,7 +161,7 @@ func flagError(cmd *cobra.Command, err error) error {
 		}
 		var names []string
 		cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
-		if near := nearest(name, names); near != "" {
+		if near := nearest.Of(name, names); near != "" {
 			text += ": did you mean " + flagForm(cmd.Flags().Lookup(near)) + "?"
 		}
 	}
@@ -173,46 +175,6 @@ func flagForm(f *pflag.Flag) string {
 	}
 	value, _ := pflag.UnquoteUsage(f)
 	return "--" + f.Name + " " + value
-}
-
-// nearest returns the candidate that name is probably a misspelling of, or "".
-func nearest(name string, candidates []string) string {
-	best, least := "", 1+max(1, (len(name)+1)/3)
-	for _, c := range candidates {
-		distance := editDistance(name, c)
-		if len(name) >= 2 && (strings.HasPrefix(c, name) || strings.HasPrefix(name, c)) {
-			distance = 1
-		}
-		if distance < least {
-			best, least = c, distance
-		}
-	}
-	return best
-}
-
-// editDistance counts the bytes to insert, delete, replace or swap with their neighbour to make b of a.
-func editDistance(a, b string) int {
-	rows := make([][]int, len(a)+1)
-	for i := range rows {
-		rows[i] = make([]int, len(b)+1)
-		rows[i][0] = i
-	}
-	for j := range rows[0] {
-		rows[0][j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		for j := 1; j <= len(b); j++ {
-			replace := rows[i-1][j-1]
-			if a[i-1] != b[j-1] {
-				replace++
-			}
-			rows[i][j] = min(rows[i-1][j]+1, rows[i][j-1]+1, replace)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
-			}
-		}
-	}
-	return rows[len(a)][len(b)]
 }
 
 // exactly refuses any number of arguments but those named, in one line.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -10,16 +11,11 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/fix-project/arcavm/vmm/image"
+	"github.com/fix-project/arcavm/spec"
 )
 
 func newRunCommand(s streams) *cobra.Command {
-	m := newMachine(s)
-	abiName := choice{value: image.ABIAuto.String(), choices: image.ABINames()}
-	var shares, sockets []string
-	var inEmulation bool
-	var network networkFlags
-	var tls tlsFlags
+	r := &runCommand{streams: s, flags: runFlags{spec: &spec.Spec{}}}
 	cmd := &cobra.Command{
 		Use:   "run [flags] IMAGE [ARGS…]",
 		Short: "Boot a kernel image",
@@ -63,71 +59,102 @@ rpc image can't be asked by SIGTERM, which ends it.`,
   arcavm run --limit bytes=100M --limit streams=500 kernel.elf
   arcavm run --emulated --publish 8080:80 kernel.elf 0.0.0.0 80`,
 		DisableFlagsInUseLine: true,
-		Args: func(cmd *cobra.Command, args []string) error {
-			switch {
-			case len(args) == 0:
-				return usageError("IMAGE is missing (usage: %s)", cmd.UseLine())
-			case args[0] == "":
-				return usageError("IMAGE is an empty name (usage: %s)", cmd.UseLine())
-			}
-			if err := refuseLongDash(cmd.Flags(), args[0]); err != nil {
-				return err
-			}
-			return m.refuseTimingWord(args[0])
-		},
-		RunE: func(cmd *cobra.Command, args []string) error {
-			abi, err := image.ParseABI(abiName.value)
-			if err != nil {
-				return err
-			}
-			if m.tls, err = tls.load(); err != nil {
-				return err
-			}
-			if inEmulation && len(sockets) > 0 {
-				return usageError("--sockets: not with --emulated, where this machine's sockets are out of reach")
-			}
-			img, err := image.Open(args[0])
-			if err != nil {
-				return inputError(err)
-			}
-			defer img.Close()
-			if err := refuseStreamOnly(cmd.Flags(), m.limits, img, abi); err != nil {
-				return err
-			}
-			if inEmulation {
-				if _, err := m.config(img, args[1:], abi); err != nil {
-					return err
-				}
-				return runEmulated(cmd.Flags(), s, newLogger(s, m.level.value, m.format.value), args, shares, network, tls)
-			}
-			m.policy = network.policy()
-			shared, err := openShares("--share", shares)
-			if err != nil {
-				return err
-			}
-			defer shared.Close()
-			if m.sockets, err = openShares("--sockets", sockets); err != nil {
-				return err
-			}
-			defer m.sockets.Close()
-			return m.boot(img, args[1:], abi, shared)
-		},
+		Args:                  r.checkWords,
+		RunE:                  r.run,
 	}
-	m.addFlags(cmd)
-	f := cmd.Flags()
-	f.SetInterspersed(false)
-	f.Var(&abiName, "abi", "how the guest talks: stream (PROTOCOL.md), rpc (Arca's older\nrequest/response), hypercall (the oldest), auto (what the image's note\nsays, or without one its symbols)")
-	f.StringArrayVar(&shares, "share", nil, "let the guest read the files below `DIR`; without it, none. DIR:rw lets\nit write, too; /:rw is the whole host. NAME=DIR, as often\nas you like: DIR is the top-level folder NAME (for a DIR with = in it\nwrite ./A=B)")
-	f.StringArrayVar(&sockets, "sockets", nil, "let the guest connect to UNIX sockets below `DIR`; without it, to none.\nDIR:rw lets it listen there, too. NAME=DIR as for --share")
-	f.BoolVar(&inEmulation, "emulated", false, "run in hardware with KVM that QEMU emulates: slow, but it needs\nno /dev/kvm, and has what rpc images need; DIR is copied in.\nThe first time it downloads a Linux kernel, unless\nARCAVM_EMULATED_KERNEL names one")
-	f.Var(&m.limits, "limit", "how much the guest gets at most, as often as you like; see above")
-	network.add(f)
-	tls.add(f)
-	complete(cmd, "abi", image.ABINames())
-	_ = cmd.RegisterFlagCompletionFunc("limit", cobra.FixedCompletions(completeLimits(), cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp))
-	_ = cmd.MarkFlagDirname("share")
-	_ = cmd.MarkFlagDirname("sockets")
+	addMachineFlags(cmd, r.flags.spec)
+	r.flags.add(cmd)
 	return cmd
+}
+
+// runCommand is the command run.
+type runCommand struct {
+	streams streams
+	flags   runFlags
+}
+
+// onlyArgs reports whether the words, which follow a --, leave the image to the
+// --config file.
+func (r *runCommand) onlyArgs(cmd *cobra.Command) bool {
+	return r.flags.config.path != "" && cmd.ArgsLenAtDash() == 0
+}
+
+// checkWords refuses what can't be an image's name and its arguments.
+func (r *runCommand) checkWords(cmd *cobra.Command, words []string) error {
+	switch {
+	case r.onlyArgs(cmd), len(words) == 0 && (r.flags.config.path != "" || r.flags.print):
+		return nil
+	case len(words) == 0:
+		return usageError("IMAGE is missing (usage: %s)", cmd.UseLine())
+	case words[0] == "":
+		return usageError("IMAGE is an empty name (usage: %s)", cmd.UseLine())
+	}
+	if err := refuseLongDash(cmd.Flags(), words[0]); err != nil {
+		return err
+	}
+	return refuseTimingWord(cmd.Flags(), words[0])
+}
+
+// run makes a machine of the flags, the words and the file, and runs it.
+func (r *runCommand) run(cmd *cobra.Command, words []string) error {
+	description := r.flags.spec
+	r.takeWords(cmd, words)
+	if err := r.flags.fill(cmd.Flags()); err != nil {
+		return err
+	}
+	if r.flags.print {
+		return printConfig(r.streams.out, description)
+	}
+	if description.Image == "" {
+		return usageError("IMAGE is missing: neither the command line nor %s names it (usage: %s)", r.flags.config.path, cmd.UseLine())
+	}
+	if description.Emulated && len(description.Sockets) > 0 {
+		return usageError("%s: not with --emulated, where this machine's sockets are out of reach", description.Where("sockets", 0))
+	}
+	loaded, err := description.Load()
+	if err != nil {
+		return inputError(err)
+	}
+	defer loaded.Close()
+	m := newMachine(r.streams, description)
+	if description.Emulated {
+		return m.emulate(loaded)
+	}
+	if err := loaded.OpenFolders(); err != nil {
+		return err
+	}
+	return m.boot(loaded)
+}
+
+// takeWords takes the image's name and its arguments from the command line.
+func (r *runCommand) takeWords(cmd *cobra.Command, words []string) {
+	description := r.flags.spec
+	if len(words) > 0 && !r.onlyArgs(cmd) {
+		description.Image, words = words[0], words[1:]
+		description.Say("image", "")
+	}
+	if len(words) > 0 {
+		description.Args = words
+		description.Say("args", "arguments")
+	}
+}
+
+// printConfig writes the description for --print-config. Unlike other output it
+// may not be made printable: it is, and has to be read as it is.
+func printConfig(w io.Writer, description *spec.Spec) error {
+	if err := description.Check(); err != nil {
+		return err
+	}
+	absolute, err := description.Absolute()
+	if err != nil {
+		return err
+	}
+	text, err := absolute.TOML()
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(text)
+	return err
 }
 
 // refuseLongDash refuses a flag whose dashes an editor has joined.
@@ -140,38 +167,14 @@ func refuseLongDash(flags *pflag.FlagSet, name string) error {
 	return usageError("%q starts with a dash that is too long; write --%s", name, flag)
 }
 
-// refuseTimingWord refuses an image's name that is rather meant for --timing, whose value is not a word of its own.
-func (m *machine) refuseTimingWord(name string) error {
-	if !m.flags.Changed("timing") || !slices.Contains(timingFormats, name) {
+// refuseTimingWord refuses an image's name that is rather meant for --timing,
+// whose value is not a word of its own.
+func refuseTimingWord(flags *pflag.FlagSet, name string) error {
+	if !flags.Changed("timing") || !slices.Contains(spec.Timings, name) {
 		return nil
 	}
 	if _, err := os.Stat(name); !errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	return usageError("there is no image %s; is --timing=%s meant?", name, name)
-}
-
-// refuseStreamOnly refuses what guests of the older ABI can't make use of.
-func refuseStreamOnly(flags *pflag.FlagSet, limits limitFlag, img *image.Image, abi image.ABI) error {
-	if abi == image.ABIAuto {
-		abi, _ = img.ABI()
-	}
-	if !abi.Older() {
-		return nil
-	}
-	var useless []string
-	for _, name := range []string{"sockets", "tls-ca", "tls-cert"} {
-		if flags.Changed(name) {
-			useless = append(useless, name)
-		}
-	}
-	for _, name := range limits.names {
-		if !slices.Contains(olderLimits, name) {
-			useless = append(useless, "limit "+name)
-		}
-	}
-	if len(useless) > 0 {
-		return usageError("--%s: %s speaks one of the older ABIs, which can't make use of it; leave it out", useless[0], oneLine(img.Name))
-	}
-	return nil
 }

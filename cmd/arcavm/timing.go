@@ -38,10 +38,10 @@ func processStart() time.Time {
 func (m *machine) writeTiming(t timingJSON) {
 	t.step("end", time.Now())
 	switch {
-	case m.timing.value == "":
+	case m.spec.Output.Timing == "":
 	case m.json():
 		m.streams.recorder().Info("timing", slog.Any("timing", t))
-	case m.timing.value == "json":
+	case m.spec.Output.Timing == "json":
 		// What it holds can be encoded.
 		_ = json.NewEncoder(m.streams.err).Encode(t)
 	default:
@@ -81,9 +81,6 @@ func writeStats(w io.Writer, abi image.ABI, s vmm.Stats) {
 		writeStreams(w, s.Pipes, s.Relay)
 	}
 }
-
-// timingFormats are the values of --timing.
-var timingFormats = []string{"text", "json"}
 
 // timingJSON is the timing for programs. The first step is the process's start.
 type timingJSON struct {
