@@ -35,7 +35,6 @@ var unread = map[string]bool{
 	"network":              true,
 	"network/networktest":  true,
 	"pipes":                true,
-	"pipes/guest":          true,
 	"pipes/pipestest":      true,
 	"relay":                true,
 	"rpc":                  true,

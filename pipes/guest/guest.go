@@ -1,8 +1,19 @@
-// Package guest is the guest's half of PROTOCOL.md sections 7, 8 and 12 in Go, without KVM: for tests and benchmarks of whatever stands at the
-// monitor's ends of pipes.
+// Package guest is the guest's half of PROTOCOL.md sections 7, 8 and 12 in Go,
+// without KVM. Tests and benchmarks use it to play the guest for what stands at
+// the monitor's ends of pipes. Package client, below it, speaks the messages.
 //
-// A [Guest] works on the same memory as the table that it is made for. It learns of signals as a guest kernel does, from the pending bitmap when
-// the doorbell rings, and signals back by calling the table where a kernel would make hypercalls.
+// A [Guest] works on the same memory as the table that it is made for. It
+// learns of signals as a guest kernel does, from the pending bitmap when an
+// interrupt comes, and signals back by calling the table where a kernel would
+// make hypercalls.
+//
+// Words of this package:
+//
+//	bell       what tells a CPU that an interrupt is pending
+//	event      a bit of the pending bitmap, which names a slot and a direction
+//	interrupt  what makes a CPU look at its pending bitmap
+//	stray      an event for a slot at which the guest has no end
+//	window     the memory that monitor and guest share
 package guest
 
 import (
@@ -20,20 +31,23 @@ type Guest struct {
 	Table  *pipes.Table
 	Window []byte
 
-	halted []atomic.Bool   // by CPU
-	taking []atomic.Int32  // by CPU: interrupts that have been raised and not handled to the end
-	bells  []chan struct{} // for each CPU, room for one: an interrupt that is pending already is not raised twice
-	done   chan struct{}
+	halted []atomic.Bool   // by CPU: it waits for an interrupt
+	taking []atomic.Int32  // by CPU: interrupts that are raised or being handled
+	bells  []chan struct{} // by CPU: room for one, as one pending interrupt is enough
+	done   chan struct{}   // closed when the CPUs are to stop
+	stop   sync.Once       // closes done
 	cpus   sync.WaitGroup
-	limit  int
+	limit  int                    // slots
 	conns  []atomic.Pointer[Conn] // by slot
 	events atomic.Uint64
 	stray  atomic.Uint64
-	deaf   atomic.Int32
+	deaf   atomic.Int32 // how many more interrupts get lost
 }
 
-// New makes a table on a window, which must be zero and aligned to 8 bytes and stays the caller's, and a guest for that. o.Doorbell and o.Interrupt are set by New;
-// CPUs and StreamLimit default to 1 and 64. The window must stay mapped until Close and then [pipes.Table.Wait] have returned.
+// New makes a table on a window, and a guest for it. The window must be zero
+// and aligned to 8 bytes; it stays the caller's, and must stay mapped until
+// Close and then [pipes.Table.Wait] have returned. New sets o.Doorbell and
+// o.Interrupt. CPUs and StreamLimit default to 1 and 64.
 func New(window []byte, o pipes.Options) (*Guest, error) {
 	if o.CPUs == 0 {
 		o.CPUs = 1
@@ -81,21 +95,21 @@ func New(window []byte, o pipes.Options) (*Guest, error) {
 	return g, nil
 }
 
-// Close closes the table and stops the guest's CPUs. It doesn't wait for operations at the monitor's ends. It returns an error if a wake-up was lost, in
-// either direction, and the table's watchdog had to make up for it. For that the watchdog looks once more; only if it suspects something, that takes time.
+// Close closes the table and stops the guest's CPUs. It doesn't wait for
+// operations at the monitor's ends. It returns an error if a wake-up was lost,
+// in either direction, so that the table's watchdog had to make up for it: for
+// that the watchdog looks once more, which takes time only if it suspects
+// something.
 func (g *Guest) Close() error {
 	g.Table.Audit()
 	return g.CloseAtOnce()
 }
 
-// CloseAtOnce is Close without the last look for lost wake-ups, which takes some WatchIntervals: for who makes many guests one after the other.
+// CloseAtOnce is Close without the watchdog's last look, which may take some
+// WatchIntervals. It suits a caller that makes many guests one after the other.
 func (g *Guest) CloseAtOnce() error {
 	err := g.Table.Close()
-	select {
-	case <-g.done:
-	default:
-		close(g.done)
-	}
+	g.stop.Do(func() { close(g.done) })
 	g.cpus.Wait()
 	for i := range g.conns {
 		if c := g.conns[i].Load(); c != nil {
@@ -104,17 +118,21 @@ func (g *Guest) CloseAtOnce() error {
 		}
 	}
 	if s := g.Table.Stats(); s.Rescued+s.Forgotten > 0 {
-		err = errors.Join(err, fmt.Errorf("%d wake-ups of the monitor were lost, and %d of the guest", s.Rescued, s.Forgotten))
+		lost := fmt.Errorf("%d wake-ups of the monitor were lost, and %d of the guest", s.Rescued, s.Forgotten)
+		err = errors.Join(err, lost)
 	}
 	return err
 }
 
-// LoseInterrupts makes the next n interrupts get lost on their way to the guest.
+// LoseInterrupts makes the next n interrupts get lost on their way to the
+// guest.
 func (g *Guest) LoseInterrupts(n int) { g.deaf.Store(int32(n)) }
 
-// Events is the number of pending bits taken so far; Stray those that named a slot without an open end.
+// Events returns the number of events taken so far, and how many of them were
+// stray.
 func (g *Guest) Events() (events, stray uint64) { return g.events.Load(), g.stray.Load() }
 
+// run is a CPU that does nothing but wait for interrupts.
 func (g *Guest) run(cpu int) {
 	defer g.cpus.Done()
 	for {
@@ -130,11 +148,13 @@ func (g *Guest) run(cpu int) {
 	}
 }
 
-// hears reports whether an interrupt arrives.
+// hears reports whether an interrupt arrives: not while some are to get lost.
 func (g *Guest) hears() bool { return g.deaf.Load() <= 0 || g.deaf.Add(-1) < 0 }
 
-// interrupt is the guest's handler of the stream vector. A program in the guest may have set any bit. Several of them may run at once, since each
-// takes the bits that it handles: on the goroutine of whoever moved a cursor, which spares a switch, and on that of the CPU.
+// interrupt is the guest's handler of the stream vector. It runs on the CPU's
+// goroutine, and, which spares a switch, on the one at the monitor's end that
+// moved a cursor. Several may run at once, since each takes the bits that it
+// handles. Any bit may be set: a test's guest writes where it likes.
 func (g *Guest) interrupt(cpu int) {
 	base := g.Table.PendingOffset() + uint64(cpu)*g.Table.PendingStride()
 	leaves := uint64(2*g.limit+63) / 64
@@ -152,6 +172,7 @@ func (g *Guest) interrupt(cpu int) {
 	}
 }
 
+// event wakes what waits for an event.
 func (g *Guest) event(e uint64) {
 	g.events.Add(1)
 	if e/2 >= uint64(g.limit) {
@@ -169,13 +190,15 @@ func (g *Guest) event(e uint64) {
 	}
 }
 
-// Conn is the guest's end of a pipe: a [net.Conn] with half-close, and the ways to be a bad guest.
+// Conn is the guest's end of a pipe: a [net.Conn] with half-close, and with
+// ways to break the rules.
 type Conn struct {
 	*pipes.Pipe
 	guest *Guest
 }
 
-// Attach returns the guest's end of a pipe that the monitor has made.
+// Attach returns the guest's end of a pipe that the monitor has made. A slot
+// has one end: that of the pipe before hears of no events any more.
 func (g *Guest) Attach(d pipes.Descriptor) (*Conn, error) {
 	if d.ID.Slot() >= uint32(g.limit) {
 		return nil, fmt.Errorf("attach to pipe %v: no such slot", d.ID)
@@ -189,7 +212,8 @@ func (g *Guest) Attach(d pipes.Descriptor) (*Conn, error) {
 	return c, nil
 }
 
-// Forget lets go of the guest's end of a pipe that has nothing to do any more: signals for it are dropped, and it is nobody's to close.
+// Forget lets go of the guest's end of a pipe that has nothing to do any more:
+// its events are stray from then on, and Close doesn't wake it.
 func (g *Guest) Forget(id pipes.ID) { g.conns[id.Slot()].Store(nil) }
 
 // Pair makes a pipe and returns both of its ends.
@@ -202,7 +226,8 @@ func (g *Guest) Pair(outgoing, incoming uint32) (host *pipes.Pipe, guest *Conn, 
 	return host, guest, err
 }
 
-// Store writes a word of the window, at an offset that is a multiple of 8, as a guest may at any time.
+// Store writes a word of the window, at an offset that is a multiple of 8, as a
+// guest may at any time.
 func (g *Guest) Store(off, value uint64) { word(g.Window, off).Store(value) }
 
 // Load reads a word of the window, at an offset that is a multiple of 8.
@@ -217,8 +242,9 @@ const (
 	Incoming Ring = 128
 )
 
-// Poke writes a cursor and a state as the guest would, whatever the rules say, and notifies the monitor. In the outgoing ring these are the
-// producer's, in the incoming ring the consumer's.
+// Poke writes a cursor and a state, whatever the rules say, and notifies the
+// monitor. They are the guest's own in that ring: the producer's in the
+// outgoing one, the consumer's in the incoming one.
 func (c *Conn) Poke(r Ring, cursor uint64, state uint32) error {
 	at := c.Descriptor().Header + uint64(r)
 	if r == Incoming {

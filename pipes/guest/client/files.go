@@ -189,8 +189,8 @@ func (f *Files) File(handle uint64) *File {
 // Handle returns the number by which requests name the file.
 func (f *File) Handle() uint64 { return f.handle }
 
-// ReadAt reads at an offset, and returns [io.EOF] with fewer bytes at the end of
-// the file.
+// ReadAt reads at an offset, and returns [io.EOF] with fewer bytes at the end
+// of the file.
 func (f *File) ReadAt(b []byte, off int64) (int, error) {
 	n := 0
 	err := f.read(uint64(off), uint64(len(b)), func(k int) []byte {
