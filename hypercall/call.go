@@ -2,7 +2,8 @@ package hypercall
 
 import "strconv"
 
-// Port is the I/O port of hypercalls: the guest writes one byte there, of any value.
+// Port is the I/O port of hypercalls: the guest writes one byte of any value
+// there.
 const Port = 0
 
 // ConsolePort is the I/O port of the debug console.
@@ -38,7 +39,8 @@ func (n Number) String() string {
 	return "hypercall " + strconv.FormatUint(uint64(n), 10)
 }
 
-// Call is one call: the registers RAX, and RDI, RSI, RCX, R10, R8, R9 in this order. The result goes to RAX.
+// Call is one call: the registers RAX, and RDI, RSI, RCX, R10, R8, R9 in this
+// order. Its result goes to RAX.
 type Call struct {
 	Number    Number
 	Arguments [6]uint64
@@ -51,6 +53,6 @@ const (
 	// WallTime counts from 1970 in UTC. It is set and stepped as the host's is.
 	WallTime Clock = 0
 	// ElapsedTime counts from some moment before the guest's start. It never
-	// goes back or jumps, and goes on while the host is suspended.
+	// goes back or jumps, and it goes on while the host is suspended.
 	ElapsedTime Clock = 1
 )

@@ -68,7 +68,8 @@ func (l Level) Slog() slog.Level {
 	return SlogTrace
 }
 
-// LogRecord is a decoded log record. Its texts are printable UTF-8: see [Printable].
+// LogRecord is a decoded log record. Its texts are printable UTF-8: see
+// [Printable].
 type LogRecord struct {
 	Level   Level
 	Target  string
@@ -144,8 +145,9 @@ func decodeSymbol(m Memory, addr uint64) (symbolRecord, error) {
 	return r, err
 }
 
-// writeSymbol answers the record r at addr with a symbol that starts at start: the name, cut at the buffer's capacity,
-// then the record's fields. Errors are EFAULT and EINVAL.
+// writeSymbol answers the record r at addr with a symbol that starts at start:
+// the name, cut at the buffer's capacity, then the record's fields. Errors are
+// EFAULT and EINVAL.
 func writeSymbol(m Memory, addr uint64, r symbolRecord, name string, start uint64) error {
 	buffer, err := bytes(m, r.Buffer, r.Capacity)
 	if err != nil {
@@ -173,8 +175,9 @@ func writeNoSymbol(m Memory, addr uint64) error {
 	return nil
 }
 
-// decodePanic reads the panic record at addr. A guest that panics may be in any state, so what can be read is returned
-// along with the first error, EFAULT or EINVAL.
+// decodePanic reads the panic record at addr. A guest that panics may be in any
+// state, so what can be read is returned along with the first error, EFAULT or
+// EINVAL.
 func decodePanic(m Memory, addr uint64) (PanicRecord, error) {
 	var raw [panicRecordSize]byte
 	if err := copyOut(m, raw[:], addr); err != nil {
@@ -210,8 +213,8 @@ func copyOut(m Memory, p []byte, addr uint64) error {
 	return nil
 }
 
-// rawText copies the text whose { address, length } is at the start of record, cut at limit bytes. The whole of it must
-// lie in memory.
+// rawText copies the text whose { address, length } is at the start of record,
+// cut at limit bytes. The whole of it must lie in memory.
 func rawText(m Memory, record []byte, limit int) (string, error) {
 	b, err := bytes(m, binary.LittleEndian.Uint64(record), binary.LittleEndian.Uint64(record[8:]))
 	if err != nil {

@@ -7,8 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fillChunk is how much memory MEMSET and MEMCLR fill before they look whether the VM is stopping. A longer fill would
-// also keep the Go runtime from stopping the thread.
+// fillChunk is how much memory MEMSET and MEMCLR fill before they look whether
+// the VM is stopping. A longer fill would also keep the Go runtime from
+// stopping the thread.
 const fillChunk = 1 << 20
 
 const (
@@ -17,35 +18,40 @@ const (
 	// it is touched again; to clear it costs a tenth of that. So what is small,
 	// and likely to be used at once, is only cleared.
 	discardSize = 1 << 20
-	// discardChunk is how much goes back before the VM's end is looked for.
+	// discardChunk is how much goes back before MEMCLR looks whether the VM is
+	// stopping.
 	discardChunk = 16 << 20
 )
 
-// Handlers are the monitor's half of the calls. Every field must be set. They are called on the thread of the virtual
-// CPU cpu, concurrently for different CPUs, and while one runs that CPU doesn't.
+// Handlers are the monitor's half of the calls. Every field but HostCalls must
+// be set. They are called on the thread of the virtual CPU cpu, concurrently
+// for different CPUs, and while one runs its CPU doesn't.
 type Handlers struct {
 	// Exit ends the VM; code is 0 to 255.
 	Exit func(cpu int, code int)
 	// Log takes one log record.
 	Log func(cpu int, r LogRecord)
-	// Symbol returns the name and the start of the symbol that holds the virtual address.
+	// Symbol returns the name and the start of the symbol that holds the
+	// virtual address.
 	Symbol func(address uint64) (name string, start uint64, found bool)
-	// Panic ends the VM with a crash report. If err isn't nil, r holds what could be read of the record.
+	// Panic ends the VM with a crash report. If err isn't nil, r holds what
+	// could be read of the record.
 	Panic func(cpu int, r PanicRecord, err error)
-	// NotifyRead and NotifyWrite wake the host's end of a pipe. An errno within their error becomes the call's result.
-	// They must not block.
+	// NotifyRead and NotifyWrite wake the host's end of a pipe. An errno within
+	// their error becomes the call's result. They must not block.
 	NotifyRead, NotifyWrite func(id uint64) error
 	// Clock returns what the clock shows, in nanoseconds from 0 on, or an errno
 	// within its error. It must not block.
 	Clock func(clock Clock) (int64, error)
-	// Stopping reports whether the VM is ending; a long fill then fails with EINTR.
+	// Stopping reports whether the VM is ending; a long fill then fails with
+	// EINTR.
 	Stopping func() bool
-	// HostCalls, if not nil, are calls of an older ABI, which come before the
-	// others.
+	// HostCalls, if not nil, are calls of the oldest ABI. They come first where
+	// another call has the same number.
 	HostCalls *HostCalls
 }
 
-// HostCalls are the calls First to Last of an older ABI, none beyond the
+// HostCalls are the calls First to Last of the oldest ABI, none beyond the
 // largest number that there is. They take one argument, which is the record's
 // offset in RAM.
 type HostCalls struct {
@@ -58,14 +64,16 @@ type HostCalls struct {
 
 func (h *HostCalls) has(n Number) bool { return h != nil && n >= h.First && n <= h.Last }
 
-// Counters counts one virtual CPU's calls. Any goroutine may read them at any time; only that CPU's thread counts.
+// Counters counts one virtual CPU's calls. Any goroutine may read them at any
+// time; only that CPU's thread counts.
 type Counters struct {
 	calls   [numberLimit]atomic.Uint64
 	unknown atomic.Uint64
 	refused atomic.Uint64
 }
 
-// Calls returns how often the call n was made; 0 for a number that isn't a call.
+// Calls returns how often the call n was made; 0 for a number that isn't a
+// call.
 func (c *Counters) Calls(n Number) uint64 {
 	if n >= numberLimit {
 		return 0
@@ -76,7 +84,8 @@ func (c *Counters) Calls(n Number) uint64 {
 // Unknown returns how many calls had a number that isn't a call.
 func (c *Counters) Unknown() uint64 { return c.unknown.Load() }
 
-// Refused returns how many calls got a negative result, those of an unknown number included.
+// Refused returns how many calls got a negative result, those of an unknown
+// number included.
 func (c *Counters) Refused() uint64 { return c.refused.Load() }
 
 // Table dispatches calls. It may be used by all virtual CPUs at once.
@@ -126,8 +135,9 @@ var functions = [numberLimit]function{
 // errEnded is the result of a call that ended the VM.
 var errEnded = errors.New("the call ended the VM")
 
-// Dispatch does call for virtual CPU cpu, counts it in c, and returns what RAX becomes. If ended is true the call ended
-// the VM, and the CPU must not run again.
+// Dispatch does call for virtual CPU cpu, counts it in c, and returns what RAX
+// becomes. If ended is true, the call ended the VM, and the CPU must not run
+// again.
 func (t *Table) Dispatch(cpu int, c *Counters, call *Call) (result uint64, ended bool) {
 	if h := t.handlers.HostCalls; h.has(call.Number) {
 		c.calls[call.Number].Add(1)

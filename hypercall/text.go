@@ -6,13 +6,15 @@ import (
 	"unicode/utf8"
 )
 
-// Printable makes text from the guest safe for logs and terminals: what isn't printable is escaped as in a Go string
-// (\n, \x1b, \u202e), invalid UTF-8 becomes U+FFFD, and line ends at the end of the text are dropped.
+// Printable makes text from the guest safe for logs and terminals: what isn't
+// printable is escaped as in a Go string (\n, \x1b, \u202e), invalid UTF-8
+// becomes U+FFFD, and line ends at the end of the text are dropped.
 func Printable(s string) string {
 	return escape(strings.TrimRight(s, "\r\n"), false)
 }
 
-// printableLines is Printable for text of several lines: line feeds and tabs stay.
+// printableLines is Printable for text of several lines: line feeds and tabs
+// stay.
 func printableLines(s string) string {
 	return escape(strings.TrimRight(s, "\r\n"), true)
 }

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BenchmarkHypercall is a guest's OUT, the registers read and a result put into RAX, and the way back into the guest.
+// BenchmarkHypercall is a guest's OUT, the registers read, a result put into
+// RAX, and the way back into the guest.
 func BenchmarkHypercall(b *testing.B) {
 	b.Run("exit only", func(b *testing.B) {
 		benchmarkCalls(b, false, func(*VCPU) {})
@@ -48,7 +49,8 @@ func benchmarkCalls(b *testing.B, sync bool, handle func(*VCPU)) {
 	}
 }
 
-// BenchmarkInstruction is an instruction of a guest's kernel, of the cheapest: where KVM is software, it interprets them.
+// BenchmarkInstruction is one of the cheapest instructions of a guest's kernel.
+// Where KVM is software, it interprets them.
 func BenchmarkInstruction(b *testing.B) {
 	const perCall = 2000
 	onThread(b)
@@ -60,7 +62,8 @@ func BenchmarkInstruction(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/perCall, "ns/instruction")
 }
 
-// BenchmarkInterrupt is an eventfd written, the guest's interrupt handler, and its OUT.
+// BenchmarkInterrupt is an eventfd written, the guest's interrupt handler, and
+// its OUT.
 func BenchmarkInterrupt(b *testing.B) {
 	b.Run("same thread", func(b *testing.B) {
 		onThread(b)
@@ -74,7 +77,8 @@ func BenchmarkInterrupt(b *testing.B) {
 			run(b, v, ExitIO)
 		}
 	})
-	// As a relay's goroutine wakes a guest that sleeps, the switches between goroutines included.
+	// As a relay's goroutine wakes a guest that sleeps, the switches between
+	// goroutines included.
 	b.Run("another goroutine", func(b *testing.B) {
 		v, fd := interruptGuest(b)
 		exits, done := make(chan error), make(chan struct{})
@@ -108,7 +112,8 @@ func BenchmarkInterrupt(b *testing.B) {
 	})
 }
 
-// interruptGuest is a guest that sleeps, with a handler that does OUT, and the eventfd that runs the handler.
+// interruptGuest is a guest that sleeps, with a handler that does OUT, and the
+// eventfd that runs the handler.
 func interruptGuest(b *testing.B) (*VCPU, int) {
 	g := newGuest(b)
 	g.needX2APIC(b)

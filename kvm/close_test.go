@@ -121,7 +121,8 @@ func TestCloseInFlight(t *testing.T) {
 	}
 }
 
-// Of many closers and callers at once, one frees, and nobody works on what is freed.
+// Of many closers and callers at once, one frees, and no call works on what is
+// freed.
 func TestHandle(t *testing.T) {
 	t.Parallel()
 	for range 100 {

@@ -18,7 +18,8 @@ const (
 // CPUIDEntry2 is what one CPUID leaf answers (struct kvm_cpuid_entry2).
 type CPUIDEntry2 = gokvm.CPUIDEntry2
 
-// SupportedCPUID returns every leaf that this KVM can offer to a guest on this processor (section 4.46).
+// SupportedCPUID returns every leaf that this KVM can offer to a guest on this
+// processor (section 4.46).
 func (s *System) SupportedCPUID() ([]CPUIDEntry2, error) {
 	return getCPUID(&s.handle, reqGetSupportedCPUID)
 }

@@ -9,8 +9,9 @@ var (
 	// ErrClosed is what a call on a closed System, VM or VCPU returns.
 	ErrClosed = errors.New("kvm: closed")
 
-	// ErrInterrupted is what Run returns when it came back without an exit: a signal arrived or immediate_exit is set.
-	// Nothing needs handling; look at whether to stop, and call Run again.
+	// ErrInterrupted is what Run returns without an exit: a signal arrived, or
+	// immediate_exit is set. Nothing of the guest's needs handling; the caller
+	// looks whether it is to stop, and calls Run again.
 	ErrInterrupted = errors.New("kvm: KVM_RUN: interrupted")
 )
 
@@ -25,7 +26,8 @@ func (e *IoctlError) Error() string { return "kvm: " + e.Ioctl + ": " + e.Err.Er
 // Unwrap returns the errno.
 func (e *IoctlError) Unwrap() error { return e.Err }
 
-// UnavailableError says that KVM can't be used on this machine, in one sentence: what is missing and what to do.
+// UnavailableError says that KVM can't be used on this machine, in one
+// sentence: what is missing, and what to do.
 type UnavailableError struct {
 	Path    string // of the device
 	Problem string // continues "<path> "

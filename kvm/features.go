@@ -11,10 +11,12 @@ import (
 type Features struct {
 	Processor
 
-	Module     string // the kernel module behind it: kvm_intel, kvm_amd, kvm_pvm; "" if it can't be told
-	SyncRegs   bool   // the run page can carry general purpose registers
-	VCPUEvents bool   // [VCPU.GetVCPUEvents] and its like
-	MaxVCPUs   int    // of a VM
+	// Module is the kernel module behind it: kvm_intel, kvm_amd or kvm_pvm; ""
+	// if it can't be told.
+	Module     string
+	SyncRegs   bool // the run page can carry general purpose registers
+	VCPUEvents bool // [VCPU.GetVCPUEvents] and its like
+	MaxVCPUs   int  // of a VM
 }
 
 // Processor is what a guest can see of its processor.
@@ -35,8 +37,8 @@ type Processor struct {
 	PhysBits     int  // bits of a guest-physical address
 }
 
-// Software reports whether this KVM interprets guest kernel code instead of running it on the processor. It is right only
-// where Module is known.
+// Software reports whether this KVM interprets a guest's kernel code instead of
+// running it on the processor. It is right only where Module is known.
 func (f Features) Software() bool { return f.Module == softwareModule }
 
 const softwareModule = "kvm_pvm"
@@ -61,7 +63,8 @@ func (s *System) Features() (Features, error) {
 		to  *bool
 		cap gokvm.Capability
 	}{
-		// The bit in CPUID follows the local APIC's place, in kernel or not, so KVM reports it as a capability.
+		// CPUID's bit depends on whether the local APIC is in the kernel, so
+		// KVM reports this one as a capability.
 		{&f.TSCDeadline, gokvm.CapTSCDeadlineTimer},
 		{&f.TSCScaling, gokvm.CapTSCControl},
 		{&f.VCPUEvents, gokvm.CapVCPUEvents},
@@ -110,8 +113,9 @@ func processorFromCPUID(entries []CPUIDEntry2) Processor {
 	return p
 }
 
-// loadedModule names the module behind /dev/kvm. The software one comes first: a hardware module that is built in has a
-// folder even where its processor support is missing.
+// loadedModule names the module behind /dev/kvm. The software one comes first:
+// a hardware module that is built in has a folder even where the processor
+// lacks its support.
 func loadedModule(root string) string {
 	for _, name := range []string{softwareModule, "kvm_intel", "kvm_amd"} {
 		if _, err := os.Stat(root + "/" + name); err == nil {

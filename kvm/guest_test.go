@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Where a test guest's pieces are in its 2 MiB of memory, which starts at guest-physical 0.
+// Where a test guest's pieces are in its 2 MiB of memory, which starts at
+// guest-physical 0.
 const (
 	guestMemory = 2 << 20
 	guestPML4   = 0x1000
@@ -35,7 +36,8 @@ type guest struct {
 	cpuid    []CPUIDEntry2
 }
 
-// openSystem opens KVM or skips the test, unless the environment says that KVM must be there.
+// openSystem opens KVM or skips the test, unless the environment says that KVM
+// must be there.
 func openSystem(t testing.TB) *System {
 	t.Helper()
 	sys, err := Open("")

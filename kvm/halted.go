@@ -8,8 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Halted reports whether the guest has halted the virtual CPU, which waits for an interrupt: its thread, the one of [VCPU.BindThread], sleeps in KVM_RUN.
-// Any goroutine may call it. It reads /proc/self/task/TID/syscall (proc(5)), and where the kernel doesn't tell, it is false.
+// Halted reports whether the guest has halted the virtual CPU, which then waits
+// for an interrupt: its thread, the one of [VCPU.BindThread], sleeps in
+// KVM_RUN. Any goroutine may call it. It reads /proc/self/task/TID/syscall
+// (proc(5)), and where the kernel doesn't tell, it is false.
 func (v *VCPU) Halted() bool {
 	v.mu.Lock()
 	thread := v.thread
@@ -21,6 +23,7 @@ func (v *VCPU) Halted() bool {
 	if err != nil {
 		return false
 	}
-	// A thread that doesn't sleep is "running", also one that only waits for a processor.
+	// Of a thread that doesn't sleep the file says "running", even if the
+	// thread only waits for a processor.
 	return bytes.HasPrefix(b, fmt.Appendf(nil, "%d %#x %#x ", unix.SYS_IOCTL, v.fd, reqRun.number))
 }

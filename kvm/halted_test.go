@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// A vCPU is halted while it sleeps in hlt, and neither before it runs, nor while it is busy, nor after its thread has left.
+// A vCPU is halted while it sleeps in hlt: not before it runs, not while it is
+// busy, and not after its thread has left.
 func TestHalted(t *testing.T) {
 	codeSpin := []byte{0xEB, 0xFE} // jmp .
 	for name, c := range map[string]struct {

@@ -2,12 +2,14 @@ package kvm
 
 import "sync/atomic"
 
-// handle owns a file descriptor, and what else free gives back, until it is closed and no call is in flight.
+// handle owns a file descriptor, and what else free gives back, until it is
+// closed and no call is in flight.
 type handle struct {
 	fd   int
 	free func() error
 
-	// Twice the number of calls in flight, plus 1 once closed. Whoever brings it to 1 frees.
+	// Twice the number of calls in flight, plus 1 once closed. The call that
+	// brings it to 1 frees.
 	state atomic.Int64
 }
 
@@ -26,7 +28,8 @@ func (h *handle) acquire() error {
 
 func (h *handle) release() {
 	if h.state.Add(-2) == 1 {
-		// The closer has gone; it was told that closing succeeded.
+		// Close has returned already, without an error: there is no caller to
+		// tell.
 		_ = h.free()
 	}
 }

@@ -11,7 +11,8 @@ type request struct {
 	number uintptr
 }
 
-// The requests whose number or argument is built here. gokvm's calls without a pointer carry theirs.
+// The requests whose number or argument is built here. gokvm's calls without a
+// pointer carry theirs.
 var (
 	reqGetSupportedCPUID   = request{"KVM_GET_SUPPORTED_CPUID", gokvm.IIOWR(0x05, cpuidHeaderSize)}
 	reqSetUserMemoryRegion = request{"KVM_SET_USER_MEMORY_REGION", gokvm.IIOW(0x46, sizeOf[userMemoryRegion]())}
@@ -36,7 +37,7 @@ var (
 	reqSetVCPUEvents       = request{"KVM_SET_VCPU_EVENTS", gokvm.IIOW(0xa0, sizeOf[VCPUEvents]())}
 )
 
-// ioctl does a request with a pointer argument. A signal is no reason to fail: it goes round on EINTR.
+// ioctl does a request with a pointer argument. It is repeated after a signal.
 func ioctl[T any](h *handle, r request, arg *T) (int, error) {
 	return call(h, r.name, func(fd uintptr) (uintptr, error) {
 		n, errno := ioctlPointer(fd, r.number, arg)

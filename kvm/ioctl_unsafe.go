@@ -16,7 +16,8 @@ func sizeOf[T any]() uintptr {
 	return unsafe.Sizeof(t)
 }
 
-// userMemoryRegion is struct kvm_userspace_memory_region. The address is a pointer so that it never is a bare number.
+// userMemoryRegion is struct kvm_userspace_memory_region. The address is a
+// pointer so that it never is a bare number.
 type userMemoryRegion struct {
 	slot          uint32
 	flags         uint32

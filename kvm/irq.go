@@ -17,12 +17,14 @@ type MSI struct {
 	Data    uint32
 }
 
-// FixedMSI is the message that raises a vector, edge triggered, at the local APIC with the given id, 0 to 254.
+// FixedMSI is the message that raises a vector, edge triggered, at the local
+// APIC with the given id, 0 to 254.
 func FixedMSI(apicID, vector uint8) MSI {
 	return MSI{Address: 0xfee0_0000 | uint64(apicID)<<12, Data: uint32(vector)}
 }
 
-// IRQRoute says which message a GSI sends, or which pin of the I/O APIC it drives.
+// IRQRoute says which message a GSI sends, or which pin of the I/O APIC it
+// drives.
 type IRQRoute struct {
 	GSI    uint32
 	MSI    MSI
@@ -30,8 +32,9 @@ type IRQRoute struct {
 	Pin    uint32 // 0 to 23
 }
 
-// irqRoutingEntry is struct kvm_irq_routing_entry with its MSI member. Of the member for interrupt controllers, the chip
-// lies where AddressLo does, and the pin where AddressHi does.
+// irqRoutingEntry is struct kvm_irq_routing_entry with its MSI member. Of the
+// member for interrupt controllers, the chip lies where AddressLo does, and the
+// pin where AddressHi does.
 type irqRoutingEntry struct {
 	GSI       uint32
 	Type      uint32
@@ -62,8 +65,10 @@ type msi struct {
 	_         [12]byte
 }
 
-// SetGSIRouting replaces the whole routing table, that of the interrupt controllers' pins included (section 4.52): only
-// the given GSIs lead anywhere, and none to the PICs. It needs [VM.CreateIRQChip] before.
+// SetGSIRouting replaces the whole routing table, that of the interrupt
+// controllers' pins included (section 4.52): the given GSIs lead where their
+// routes say, all others nowhere, and none to the PICs. It needs
+// [VM.CreateIRQChip] or [VM.CreateLocalAPICs] before.
 func (vm *VM) SetGSIRouting(routes []IRQRoute) error {
 	table := make([]byte, irqRoutingHeaderSize, irqRoutingHeaderSize+len(routes)*int(sizeOf[irqRoutingEntry]()))
 	binary.LittleEndian.PutUint32(table, uint32(len(routes)))
@@ -83,14 +88,15 @@ func (vm *VM) SetGSIRouting(routes []IRQRoute) error {
 	return check(ioctl(&vm.handle, reqSetGSIRouting, &table[0]))
 }
 
-// AssignIRQFD raises the GSI whenever the eventfd is written (section 4.75). KVM takes the count away, and holds its own
-// reference to the eventfd. EBUSY: the eventfd has a GSI already.
+// AssignIRQFD raises the GSI whenever the eventfd is written (section 4.75).
+// KVM resets the counter, and holds its own reference to the eventfd. EBUSY:
+// the eventfd has a GSI already.
 func (vm *VM) AssignIRQFD(fd int, gsi uint32) error {
 	return check(ioctl(&vm.handle, reqIRQFD, &irqfd{fd: uint32(fd), gsi: gsi}))
 }
 
-// SignalMSI sends the message now (section 4.70) and says whether a local APIC took it, rather than the guest having it
-// blocked.
+// SignalMSI sends the message now (section 4.70). It reports whether a local
+// APIC took it; a guest may have the vector blocked.
 func (vm *VM) SignalMSI(m MSI) (delivered bool, err error) {
 	n, err := ioctl(&vm.handle, reqSignalMSI, &msi{
 		addressLo: uint32(m.Address), addressHi: uint32(m.Address >> 32), data: m.Data,

@@ -103,7 +103,7 @@ func TestIRQFDWakes(t *testing.T) {
 	}
 }
 
-// awaitHalt returns when the vCPU sleeps. The test's own deadline ends a wait in
+// awaitHalt returns when the vCPU sleeps. The test's deadline ends a wait in
 // vain.
 func awaitHalt(v *VCPU) {
 	for !v.Halted() {

@@ -6,8 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BindThread says that the calling thread is the one that calls Run, so that [VCPU.Kick] can reach it. The goroutine has
-// locked itself to the thread, and calls UnbindThread before it unlocks or ends.
+// BindThread says that the calling thread is the one that calls Run, so that
+// [VCPU.Kick] can reach it. The goroutine has locked itself to the thread, and
+// calls UnbindThread before it unlocks or ends.
 func (v *VCPU) BindThread() {
 	v.mu.Lock()
 	v.thread = unix.Gettid()
@@ -21,11 +22,16 @@ func (v *VCPU) UnbindThread() {
 	v.mu.Unlock()
 }
 
-// Kick makes a Run in flight, and every later one until SetImmediateExit(false), return [ErrInterrupted] at once. Any
-// goroutine may call it. The signal is SIGURG: the Go runtime has a handler for it that does nothing when it didn't ask
-// for a preemption, and a signal with a handler is what ends KVM_RUN.
+// Kick makes a Run in flight, and every later one until
+// SetImmediateExit(false), return [ErrInterrupted] at once. Any goroutine may
+// call it.
+//
+// The signal is SIGURG. A signal ends KVM_RUN if it has a handler, and the Go
+// runtime has one for SIGURG, which does nothing unless the runtime itself
+// asked for a preemption.
 func (v *VCPU) Kick() error {
-	// immediate_exit first: a signal that lands just before KVM_RUN would have no effect alone.
+	// immediate_exit first: a signal that lands just before KVM_RUN would have
+	// no effect alone.
 	v.SetImmediateExit(true)
 	v.mu.Lock()
 	defer v.mu.Unlock()

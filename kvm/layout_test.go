@@ -13,7 +13,8 @@ import (
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
-// layouts names, for every kernel struct that crosses the border here, Go's version of it and its fields' counterparts.
+// layouts names, for every kernel struct that is shared, Go's version of it and
+// the counterparts of its fields.
 var layouts = []struct {
 	c      string
 	go_    reflect.Type
@@ -68,7 +69,8 @@ var layouts = []struct {
 	}},
 }
 
-// openEnded are structs that the kernel pads for its future; only their fields are compared.
+// openEnded are structs that the kernel pads for its future: only their fields
+// are compared.
 var openEnded = map[string]bool{"struct kvm_run": true}
 
 // numbers are values that must equal a C expression.
@@ -105,7 +107,8 @@ var numbers = map[string]uint64{
 
 	"offsetof(struct kvm_msr_entry, data)": 8,
 
-	// The run page's members that have no Go field: immediate_exit as a bit of control, and what each exit's accessor reads.
+	// The run page's members that have no Go field: immediate_exit as a bit of
+	// control, and what each exit's accessor reads.
 	"1u << 8 * offsetof(struct kvm_run, immediate_exit)":                                                controlImmediateExit,
 	"offsetof(struct kvm_run, io.direction) - offsetof(struct kvm_run, hw)":                             0,
 	"offsetof(struct kvm_run, io.size) - offsetof(struct kvm_run, hw)":                                  1,
@@ -161,8 +164,10 @@ var numbers = map[string]uint64{
 	"KVM_CAP_IMMEDIATE_EXIT":     uint64(gokvm.CapImmediateExit),
 }
 
-// TestLayout compares every struct and number that this package shares with the kernel to <linux/kvm.h>, as the C compiler
-// sees it. The requests without a pointer aren't here: gokvm keeps their numbers to itself, and the other tests make each.
+// TestLayout compares every struct and number that this package shares with the
+// kernel to <linux/kvm.h>, as the C compiler sees it. The requests without a
+// pointer aren't here: gokvm keeps their numbers to itself, and the other tests
+// make each.
 func TestLayout(t *testing.T) {
 	t.Parallel()
 	gcc, err := exec.LookPath("gcc")

@@ -16,8 +16,9 @@ const (
 // MSREntry is a model-specific register and its value (struct kvm_msr_entry).
 type MSREntry = gokvm.MSREntry
 
-// GetMSRs fills in the Data of each entry from its Index (section 4.18). If KVM doesn't know one, the error says which and
-// wraps EINVAL; entries before that one are filled in.
+// GetMSRs fills in the Data of each entry by its Index (section 4.18). If KVM
+// doesn't know one, the error says which and wraps EINVAL; the entries before
+// it are filled in.
 func (v *VCPU) GetMSRs(entries []MSREntry) error {
 	buf := encodeMSRs(entries)
 	n, err := ioctl(&v.handle, reqGetMSRs, &buf[0])
@@ -30,8 +31,8 @@ func (v *VCPU) GetMSRs(entries []MSREntry) error {
 	return checkMSRs(reqGetMSRs, entries, n)
 }
 
-// SetMSRs writes the entries in order (section 4.19). If KVM refuses one, the error says which and wraps EINVAL; entries
-// before that one are written.
+// SetMSRs writes the entries in order (section 4.19). If KVM refuses one, the
+// error says which and wraps EINVAL; the entries before it are written.
 func (v *VCPU) SetMSRs(entries []MSREntry) error {
 	buf := encodeMSRs(entries)
 	n, err := ioctl(&v.handle, reqSetMSRs, &buf[0])
@@ -52,7 +53,8 @@ func encodeMSRs(entries []MSREntry) []byte {
 	return buf
 }
 
-// KVM_GET_MSRS and KVM_SET_MSRS stop without an errno at the first register that they refuse.
+// checkMSRs makes an error of a short count: KVM_GET_MSRS and KVM_SET_MSRS stop
+// without an errno at the first register that they refuse.
 func checkMSRs(r request, entries []MSREntry, n int) error {
 	if n >= len(entries) {
 		return nil

@@ -24,7 +24,7 @@ const (
 	ExitSystemEvent   = ExitReason(24)
 )
 
-// exitNames are the names of all that x86 has.
+// exitNames are the names of all reasons that x86 has.
 var exitNames = map[ExitReason]string{
 	0:                 "KVM_EXIT_UNKNOWN",
 	1:                 "KVM_EXIT_EXCEPTION",
@@ -61,10 +61,13 @@ func (r ExitReason) String() string {
 	return "KVM_EXIT_" + strconv.Itoa(int(r))
 }
 
-// Run runs the guest on the calling thread until an exit (section 4.10): nil, then [VCPU.ExitReason] and the accessor of
-// that exit say what happened. It blocks for as long as the guest runs or is halted. [ErrInterrupted] means that there
-// was no exit: a signal arrived, or immediate_exit is set; what the exit before it asked for (a port's or MMIO
-// value) has still been completed. The caller has locked the goroutine to its thread.
+// Run runs the guest on the calling thread until an exit (section 4.10), for as
+// long as that takes; a halted guest waits in it for an interrupt. It returns
+// nil after an exit: [VCPU.ExitReason] and that exit's accessor say what
+// happened. [ErrInterrupted] means that there was none: a signal arrived, or
+// immediate_exit is set. What the exit before asked for, a port's or an MMIO's
+// value, has been completed even then. The caller has locked the goroutine to
+// its thread.
 func (v *VCPU) Run() error {
 	if err := v.acquire(); err != nil {
 		return err
@@ -86,9 +89,10 @@ func (v *VCPU) Run() error {
 	}
 }
 
-// SetImmediateExit makes each Run return [ErrInterrupted] before it enters the guest, until it is set to false again
-// (section 5, KVM_CAP_IMMEDIATE_EXIT). It does not interrupt a Run in flight: see [VCPU.Kick]. Any goroutine may call it;
-// after Close it does nothing.
+// SetImmediateExit makes each Run return [ErrInterrupted] before it enters the
+// guest, until it is set to false again (section 5, KVM_CAP_IMMEDIATE_EXIT). It
+// doesn't interrupt a Run in flight: see [VCPU.Kick]. Any goroutine may call
+// it; after Close it does nothing.
 func (v *VCPU) SetImmediateExit(on bool) {
 	if v.acquire() != nil {
 		return
@@ -101,10 +105,12 @@ func (v *VCPU) SetImmediateExit(on bool) {
 	v.release()
 }
 
-// ExitReason returns why the last Run returned; [ExitIntr] if that was an error.
+// ExitReason returns why the last Run returned; [ExitIntr] if that was an
+// error.
 func (v *VCPU) ExitReason() ExitReason { return ExitReason(v.page.exitReason) }
 
-// IOExit is an access to I/O ports ([ExitIO]): Count elements of Size bytes, more than one for a string instruction.
+// IOExit is an access to I/O ports ([ExitIO]): Count elements of Size bytes,
+// more than one for a string instruction.
 type IOExit struct {
 	In    bool // the guest reads: fill Data in before the next Run
 	Size  int  // 1, 2 or 4
@@ -113,7 +119,8 @@ type IOExit struct {
 	Data  []byte // Size × Count bytes, valid until the next Run
 }
 
-// IO returns the exit's values. Data is the kernel's own buffer, which the guest can't reach.
+// IO returns the exit's values. Data is the kernel's own buffer, which the
+// guest can't reach.
 func (v *VCPU) IO() IOExit {
 	e := v.page.exit[:]
 	io := IOExit{
@@ -136,7 +143,8 @@ type MMIOExit struct {
 	Data    []byte // 1 to 8 bytes, valid until the next Run
 }
 
-// MMIO returns the exit's values. Data is the kernel's own buffer, which the guest can't reach.
+// MMIO returns the exit's values. Data is the kernel's own buffer, which the
+// guest can't reach.
 func (v *VCPU) MMIO() MMIOExit {
 	e := v.page.exit[:]
 	n := min(binary.LittleEndian.Uint32(e[16:]), 8)
@@ -147,7 +155,8 @@ func (v *VCPU) MMIO() MMIOExit {
 	}
 }
 
-// SystemEventExit is the guest's wish for a shutdown, a reset and the like ([ExitSystemEvent]).
+// SystemEventExit is the guest's wish for a shutdown, a reset and the like
+// ([ExitSystemEvent]).
 type SystemEventExit struct {
 	Type uint32 // KVM_SYSTEM_EVENT_…: 1 shutdown, 2 reset, 3 crash
 	Data []uint64
@@ -164,9 +173,10 @@ func (v *VCPU) SystemEvent() SystemEventExit {
 
 // InternalErrorExit is KVM's own failure ([ExitInternalError]).
 type InternalErrorExit struct {
-	Suberror    uint32 // KVM_INTERNAL_ERROR_…
-	Data        []uint64
-	Instruction []byte // the bytes that KVM couldn't emulate, if Suberror is 1 and KVM says them
+	Suberror uint32 // KVM_INTERNAL_ERROR_…
+	Data     []uint64
+	// Instruction is what KVM couldn't emulate, if Suberror is 1 and KVM tells.
+	Instruction []byte
 }
 
 // InternalError returns the exit's values.
@@ -199,7 +209,8 @@ func (x InternalErrorExit) String() string {
 	return s
 }
 
-// FailEntryExit is a guest state that the processor refused to enter ([ExitFailEntry]).
+// FailEntryExit is a guest state that the processor refused to enter
+// ([ExitFailEntry]).
 type FailEntryExit struct {
 	Reason uint64 // the processor's code
 	CPU    uint32 // the host's

@@ -10,30 +10,53 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Pieces of 64-bit machine code. Ports and addresses are those that the tests expect; guestData is 0x6000 and guestMMIO
-// 0x400000.
+// Pieces of 64-bit machine code, their assembly above each. Ports and addresses
+// are those that the tests expect: guestData is 0x6000, guestMMIO 0x400000.
 var (
-	codeOutByte   = []byte{0xb0, 0x5a, 0xba, 0xe9, 0, 0, 0, 0xee}                                     // mov $0x5a,%al; mov $0xe9,%edx; out %al,%dx
-	codeOut       = []byte{0xee}                                                                      // out %al,%dx
-	codeOutLong   = []byte{0xba, 0xe9, 0, 0, 0, 0xef}                                                 // mov $0xe9,%edx; out %eax,%dx
-	codeInLong    = []byte{0xba, 0x60, 0, 0, 0, 0xed}                                                 // mov $0x60,%edx; in %dx,%eax
-	codeOutString = []byte{0xbe, 0, 0x60, 0, 0, 0xb9, 5, 0, 0, 0, 0xba, 0xe9, 0, 0, 0, 0xf3, 0x6e}    // mov $0x6000,%esi; mov $5,%ecx; mov $0xe9,%edx; rep outsb
-	codeInString  = []byte{0xbf, 0, 0x60, 0, 0, 0xb9, 5, 0, 0, 0, 0xba, 0x60, 0, 0, 0, 0xf3, 0x6c}    // mov $0x6000,%edi; mov $5,%ecx; mov $0x60,%edx; rep insb
-	codeReadMMIO  = []byte{0x8b, 0x04, 0x25, 0, 0, 0x40, 0}                                           // mov 0x400000,%eax
-	codeWriteMMIO = []byte{0x89, 0x04, 0x25, 8, 0, 0x40, 0}                                           // mov %eax,0x400008
-	codeCopy      = []byte{0x48, 0x89, 0xc3}                                                          // mov %rax,%rbx
-	codeCount     = []byte{0x48, 0xff, 0x04, 0x25, 0, 0x60, 0, 0, 0xeb, 0xf6}                         // 1: incq 0x6000; jmp 1b
-	codeCPUID     = []byte{0xb8, 0, 1, 0, 0x40, 0x0f, 0xa2}                                           // mov $0x40000100,%eax; cpuid
-	codeInvalid   = []byte{0x0f, 0x0b}                                                                // ud2
-	codeEnableAPI = []byte{0xb9, 0x0f, 8, 0, 0, 0xb8, 0xff, 1, 0, 0, 0x31, 0xd2, 0x0f, 0x30}          // mov $0x80f,%ecx; mov $0x1ff,%eax; xor %edx,%edx; wrmsr
-	codeReadID    = []byte{0xb9, 2, 8, 0, 0, 0x0f, 0x32}                                              // mov $0x802,%ecx; rdmsr
-	codeHalt      = []byte{0xfb, 0xf4, 0xfa}                                                          // sti; hlt; cli
-	codeHaltLoop  = []byte{0xfb, 0xf4, 0xeb, 0xfd}                                                    // sti; 1: hlt; jmp 1b
-	codeCallLoop  = []byte{0x31, 0xd2, 0xee, 0xeb, 0xfd}                                              // xor %edx,%edx; 1: out %al,%dx; jmp 1b
-	codeCountLoop = []byte{0x31, 0xd2, 0xb9, 0xe8, 3, 0, 0, 0xff, 0xc9, 0x75, 0xfc, 0xee, 0xeb, 0xf4} // xor %edx,%edx; 1: mov $1000,%ecx; 2: dec %ecx; jnz 2b; out %al,%dx; jmp 1b
-	codeEOI       = []byte{0x50, 0x51, 0x52, 0xb9, 0x0b, 8, 0, 0, 0x31, 0xc0, 0x31, 0xd2, 0x0f, 0x30} // push %rax, %rcx, %rdx; mov $0x80b,%ecx; xor %eax,%eax; xor %edx,%edx; wrmsr
-	codeIncrement = []byte{0x48, 0xff, 0x04, 0x25, 0, 0x60, 0, 0}                                     // incq 0x6000
-	codeReturn    = []byte{0x5a, 0x59, 0x58, 0x48, 0xcf}                                              // pop %rdx, %rcx, %rax; iretq
+	// mov $0x5a,%al; mov $0xe9,%edx; out %al,%dx
+	codeOutByte = []byte{0xb0, 0x5a, 0xba, 0xe9, 0, 0, 0, 0xee}
+	// out %al,%dx
+	codeOut = []byte{0xee}
+	// mov $0xe9,%edx; out %eax,%dx
+	codeOutLong = []byte{0xba, 0xe9, 0, 0, 0, 0xef}
+	// mov $0x60,%edx; in %dx,%eax
+	codeInLong = []byte{0xba, 0x60, 0, 0, 0, 0xed}
+	// mov $0x6000,%esi; mov $5,%ecx; mov $0xe9,%edx; rep outsb
+	codeOutString = []byte{0xbe, 0, 0x60, 0, 0, 0xb9, 5, 0, 0, 0, 0xba, 0xe9, 0, 0, 0, 0xf3, 0x6e}
+	// mov $0x6000,%edi; mov $5,%ecx; mov $0x60,%edx; rep insb
+	codeInString = []byte{0xbf, 0, 0x60, 0, 0, 0xb9, 5, 0, 0, 0, 0xba, 0x60, 0, 0, 0, 0xf3, 0x6c}
+	// mov 0x400000,%eax
+	codeReadMMIO = []byte{0x8b, 0x04, 0x25, 0, 0, 0x40, 0}
+	// mov %eax,0x400008
+	codeWriteMMIO = []byte{0x89, 0x04, 0x25, 8, 0, 0x40, 0}
+	// mov %rax,%rbx
+	codeCopy = []byte{0x48, 0x89, 0xc3}
+	// 1: incq 0x6000; jmp 1b
+	codeCount = []byte{0x48, 0xff, 0x04, 0x25, 0, 0x60, 0, 0, 0xeb, 0xf6}
+	// mov $0x40000100,%eax; cpuid
+	codeCPUID = []byte{0xb8, 0, 1, 0, 0x40, 0x0f, 0xa2}
+	// ud2
+	codeInvalid = []byte{0x0f, 0x0b}
+	// mov $0x80f,%ecx; mov $0x1ff,%eax; xor %edx,%edx; wrmsr
+	codeEnableAPI = []byte{0xb9, 0x0f, 8, 0, 0, 0xb8, 0xff, 1, 0, 0, 0x31, 0xd2, 0x0f, 0x30}
+	// mov $0x802,%ecx; rdmsr
+	codeReadID = []byte{0xb9, 2, 8, 0, 0, 0x0f, 0x32}
+	// sti; hlt; cli
+	codeHalt = []byte{0xfb, 0xf4, 0xfa}
+	// sti; 1: hlt; jmp 1b
+	codeHaltLoop = []byte{0xfb, 0xf4, 0xeb, 0xfd}
+	// xor %edx,%edx; 1: out %al,%dx; jmp 1b
+	codeCallLoop = []byte{0x31, 0xd2, 0xee, 0xeb, 0xfd}
+	// xor %edx,%edx; 1: mov $1000,%ecx; 2: dec %ecx; jnz 2b; out %al,%dx;
+	// jmp 1b
+	codeCountLoop = []byte{0x31, 0xd2, 0xb9, 0xe8, 3, 0, 0, 0xff, 0xc9, 0x75, 0xfc, 0xee, 0xeb, 0xf4}
+	// push %rax, %rcx, %rdx; mov $0x80b,%ecx; xor %eax,%eax; xor %edx,%edx;
+	// wrmsr
+	codeEOI = []byte{0x50, 0x51, 0x52, 0xb9, 0x0b, 8, 0, 0, 0x31, 0xc0, 0x31, 0xd2, 0x0f, 0x30}
+	// incq 0x6000
+	codeIncrement = []byte{0x48, 0xff, 0x04, 0x25, 0, 0x60, 0, 0}
+	// pop %rdx, %rcx, %rax; iretq
+	codeReturn = []byte{0x5a, 0x59, 0x58, 0x48, 0xcf}
 )
 
 func TestOutByte(t *testing.T) {
@@ -63,7 +86,8 @@ func TestInLong(t *testing.T) {
 	}
 }
 
-// KVM decides how many elements of a string instruction an exit carries; together they are all of them, in order.
+// KVM decides how many elements of a string instruction an exit carries;
+// together they are all of them, in order.
 func TestOutString(t *testing.T) {
 	onThread(t)
 	g := newGuest(t)
@@ -157,7 +181,7 @@ func TestImmediateExit(t *testing.T) {
 	if err := v.Run(); !errors.Is(err, ErrInterrupted) {
 		t.Fatalf("Run: %v", err)
 	}
-	// Not the exit before, which was handled already. What it asked for is done.
+	// Not the exit before, which was handled. What it asked for is done.
 	if r := v.ExitReason(); r != ExitIntr {
 		t.Errorf("exit reason %v", r)
 	}

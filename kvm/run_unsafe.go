@@ -8,10 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runPage is struct kvm_run as far as it is used here. Kernel and vCPU thread take turns with it; only control is
-// touched by other threads.
+// runPage is struct kvm_run as far as it is used here. The kernel and the
+// vCPU's thread take turns with it; only control is touched by other threads.
 type runPage struct {
-	control    atomic.Uint32 // request_interrupt_window, which stays 0, immediate_exit, and 2 bytes of padding
+	// request_interrupt_window, which stays 0, immediate_exit, and padding
+	control    atomic.Uint32
 	_          [4]byte
 	exitReason uint32
 	_          [4]byte
@@ -29,7 +30,8 @@ const (
 	runPageSize = int(unsafe.Sizeof(runPage{}))
 )
 
-// runArea is the memory that a vCPU shares with the kernel: the run page, then the data of port accesses.
+// runArea is the memory that a vCPU shares with the kernel: the run page, then
+// the data of port accesses.
 type runArea struct {
 	page *runPage
 	area []byte

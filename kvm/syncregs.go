@@ -16,7 +16,7 @@ func (v *VCPU) SyncOnExit() { v.page.validRegs = syncRegs }
 func (v *VCPU) SyncedRegs() *Regs { return &v.page.regs }
 
 // SyncDirty makes the next Run load the registers from the run page before it
-// does anything else. What the exit asked for is completed after that: the value
-// of an IN goes into RAX, and RIP moves past the instruction if it hasn't yet, so
-// leave RIP alone. Run clears the mark.
+// does anything else. What the exit asked for is completed after that: the
+// value of an IN goes into RAX, and RIP moves past the instruction if it hasn't
+// yet, so leave RIP alone. Run clears the mark.
 func (v *VCPU) SyncDirty() { v.page.dirtyRegs |= syncRegs }

@@ -40,8 +40,10 @@ type System struct {
 	runSize int
 }
 
-// Open opens a KVM device ("" is [DefaultPath]) and checks that it speaks API version 12 and has every capability that
-// this package needs. If not, the error is an [*UnavailableError]: one sentence with what is missing and what to do.
+// Open opens a KVM device ("" is [DefaultPath]). It checks that the device
+// speaks API version 12 and has every capability that this package needs. If
+// not, the error is an [*UnavailableError]: one sentence with what is missing
+// and what to do.
 func Open(path string) (*System, error) {
 	if path == "" {
 		path = DefaultPath
@@ -143,7 +145,8 @@ func (s *System) probe() error {
 	return nil
 }
 
-// checkExtension returns 0 if the capability is missing and its value, often 1, if it is there (section 4.4).
+// checkExtension returns 0 if the capability is missing and its value, often 1,
+// if it is there (section 4.4).
 func (s *System) checkExtension(c gokvm.Capability) (int, error) {
 	return checkExtension(&s.handle, c)
 }
@@ -162,12 +165,13 @@ func (s *System) maxVCPUs() (int, error) {
 	if err != nil || n > 0 {
 		return n, err
 	}
-	// What the document says to assume when neither is reported.
+	// What the API document says to assume when neither is reported.
 	return 4, nil
 }
 
-// CreateVM makes a VM without memory, interrupt controllers and vCPUs (section 4.2). It lives until closed, whether or
-// not the System is closed before. EBUSY means that another hypervisor has the processor.
+// CreateVM makes a VM without memory, interrupt controllers and vCPUs (section
+// 4.2). It lives until it is closed, even if the System is closed before.
+// EBUSY: another hypervisor has the processor.
 func (s *System) CreateVM() (*VM, error) {
 	fd, err := call(&s.handle, "KVM_CREATE_VM", gokvm.CreateVM)
 	if err != nil {

@@ -17,7 +17,8 @@ type (
 	VCPUEvents = gokvm.VCPUEvents // struct kvm_vcpu_events
 )
 
-// MPState is a vCPU's run state. With in-kernel interrupt controllers vCPU 0 starts runnable and all others wait for INIT.
+// MPState is a vCPU's run state. With in-kernel interrupt controllers vCPU 0
+// starts runnable, and all others wait for an INIT.
 type MPState uint32
 
 // The run states on x86.
@@ -29,17 +30,20 @@ const (
 	MPSIPIReceived  = MPState(gokvm.MPStateSipiReceived)
 )
 
-// VCPU is one virtual CPU. See the package's comment for who may call what.
+// VCPU is one virtual CPU. The package comment says which goroutine may call
+// which method.
 type VCPU struct {
 	handle
 	id int
 	runArea
 
-	// What a call points the kernel to; on the heap once, rather than once a call.
+	// What ioctls read and write. It is on the heap once, rather than once for
+	// each call.
 	regs  Regs
 	sregs Sregs
 
-	// Guards thread, and that no signal is sent to a thread that has unbound itself.
+	// mu guards thread. It is held while a signal is sent, so that none reaches
+	// a thread that has unbound itself.
 	mu     sync.Mutex
 	thread int
 }
@@ -80,7 +84,8 @@ func (v *VCPU) GetRegs() (Regs, error) {
 	return v.regs, err
 }
 
-// SetRegs sets the general purpose registers (section 4.12) and drops a pending exception.
+// SetRegs sets the general purpose registers (section 4.12) and drops a pending
+// exception.
 func (v *VCPU) SetRegs(regs Regs) error {
 	v.regs = regs
 	return check(ioctl(&v.handle, reqSetRegs, &v.regs))
@@ -92,8 +97,8 @@ func (v *VCPU) GetSregs() (Sregs, error) {
 	return v.sregs, err
 }
 
-// SetSregs sets the special registers (section 4.14). KVM may accept a CR4 bit that the vCPU's CPUID doesn't offer, so the
-// caller checks first.
+// SetSregs sets the special registers (section 4.14). KVM may accept a CR4 bit
+// that the vCPU's CPUID doesn't offer: the caller checks first.
 func (v *VCPU) SetSregs(sregs Sregs) error {
 	v.sregs = sregs
 	return check(ioctl(&v.handle, reqSetSregs, &v.sregs))
@@ -124,7 +129,8 @@ func (v *VCPU) SetMPState(state MPState) error {
 	return check(ioctl(&v.handle, reqSetMPState, &state))
 }
 
-// TSCKHz returns the frequency of the vCPU's time stamp counter (section 4.56), EIO if the host's isn't stable.
+// TSCKHz returns the frequency of the vCPU's time stamp counter (section 4.56).
+// EIO: the host's isn't stable.
 func (v *VCPU) TSCKHz() (int, error) {
 	return call(&v.handle, "KVM_GET_TSC_KHZ", func(fd uintptr) (uintptr, error) {
 		khz, err := gokvm.GetTSCKHz(fd)
@@ -132,8 +138,9 @@ func (v *VCPU) TSCKHz() (int, error) {
 	})
 }
 
-// SetTSCKHz sets the frequency of the vCPU's time stamp counter (section 4.55, KVM_CAP_TSC_CONTROL). Without the capability KVM takes a higher one than
-// the host's, but the counter doesn't follow.
+// SetTSCKHz sets the frequency of the vCPU's time stamp counter (section 4.55,
+// KVM_CAP_TSC_CONTROL). Without the capability KVM accepts a higher frequency
+// than the host's, but the counter doesn't follow it.
 func (v *VCPU) SetTSCKHz(khz int) error {
 	return check(call(&v.handle, "KVM_SET_TSC_KHZ", func(fd uintptr) (uintptr, error) {
 		return 0, gokvm.SetTSCKHz(fd, uint64(khz))
@@ -153,7 +160,8 @@ type xcr struct {
 	Value     uint64
 }
 
-// XCR0 returns which state components the guest may use, as XSETBV names them (section 4.77, KVM_CAP_XCRS).
+// XCR0 returns which state components the guest may use, in XSETBV's bits
+// (section 4.77, KVM_CAP_XCRS).
 func (v *VCPU) XCR0() (uint64, error) {
 	x := new(xcrs)
 	if _, err := ioctl(&v.handle, reqGetXCRS, x); err != nil {
@@ -167,28 +175,32 @@ func (v *VCPU) XCR0() (uint64, error) {
 	return 0, nil
 }
 
-// SetXCR0 sets them (section 4.78, KVM_CAP_XCRS). EINVAL: the processor lacks one, or bit 0 is not set.
+// SetXCR0 sets what XCR0 returns (section 4.78, KVM_CAP_XCRS). EINVAL: the
+// processor lacks one of the components, or bit 0 isn't set.
 func (v *VCPU) SetXCR0(value uint64) error {
 	x := &xcrs{Count: 1}
 	x.List[0].Value = value
 	return check(ioctl(&v.handle, reqSetXCRS, x))
 }
 
-// GetVCPUEvents returns pending exceptions, interrupts and NMIs (section 4.31, KVM_CAP_VCPU_EVENTS).
+// GetVCPUEvents returns pending exceptions, interrupts and NMIs (section 4.31,
+// KVM_CAP_VCPU_EVENTS).
 func (v *VCPU) GetVCPUEvents() (VCPUEvents, error) {
 	events := new(VCPUEvents)
 	_, err := ioctl(&v.handle, reqGetVCPUEvents, events)
 	return *events, err
 }
 
-// SetVCPUEvents sets pending exceptions, interrupts and NMIs (section 4.32, KVM_CAP_VCPU_EVENTS).
+// SetVCPUEvents sets pending exceptions, interrupts and NMIs (section 4.32,
+// KVM_CAP_VCPU_EVENTS).
 func (v *VCPU) SetVCPUEvents(events VCPUEvents) error {
 	return check(ioctl(&v.handle, reqSetVCPUEvents, &events))
 }
 
-// Close closes the vCPU and unmaps its run area. A Run in flight on a thread that has called [VCPU.BindThread] ends with
-// [ErrInterrupted], and what it uses is freed then; on another thread it goes on to its next exit. The exit accessors and
-// the synchronised registers must not be used after Close.
+// Close closes the vCPU and unmaps its run area. A Run in flight on a thread
+// that has called [VCPU.BindThread] ends with [ErrInterrupted], and what it
+// uses is freed then; on another thread it goes on to its next exit. The exit
+// accessors and the synchronised registers must not be used after Close.
 func (v *VCPU) Close() error {
 	return errors.Join(v.Kick(), v.close())
 }

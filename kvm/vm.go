@@ -5,8 +5,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MemLogDirtyPages is a flag of a memory slot, for [VM.SetUserMemoryRegion]: KVM
-// keeps a log of the pages that are written (KVM_MEM_LOG_DIRTY_PAGES).
+// MemLogDirtyPages is a flag of a memory slot, for [VM.SetUserMemoryRegion]:
+// KVM keeps a log of the pages that are written (KVM_MEM_LOG_DIRTY_PAGES).
 const MemLogDirtyPages uint32 = 1 << 0
 
 // VM is one virtual machine.
@@ -28,7 +28,8 @@ func (vm *VM) checkExtension(c gokvm.Capability) (int, error) {
 	return checkExtension(&vm.handle, c)
 }
 
-// enableCap turns on a capability that is off at first (section 4.37), with up to four arguments. More give E2BIG.
+// enableCap turns on a capability that is off at first (section 4.37), with up
+// to four arguments. More give E2BIG.
 func (vm *VM) enableCap(c gokvm.Capability, args ...uint64) error {
 	return enable(&vm.handle, c, args)
 }
@@ -42,7 +43,8 @@ func enable(h *handle, c gokvm.Capability, args []uint64) error {
 	return check(ioctl(h, reqEnableCap, arg))
 }
 
-// CreateIRQChip gives the VM two PICs, an I/O APIC and, for every vCPU that is created later, a local APIC (section 4.24).
+// CreateIRQChip gives the VM two PICs, an I/O APIC and, for every vCPU that is
+// created later, a local APIC (section 4.24).
 func (vm *VM) CreateIRQChip() error {
 	return check(call(&vm.handle, "KVM_CREATE_IRQCHIP", func(fd uintptr) (uintptr, error) {
 		return 0, gokvm.CreateIRQChip(fd)
@@ -59,7 +61,7 @@ func (vm *VM) CreateLocalAPICs() error {
 	return vm.enableCap(gokvm.CapSplitIRQChip, pinsOfIOAPIC)
 }
 
-// Quirk is something that KVM does otherwise than a processor, unless told not
+// Quirk is a way in which KVM differs from a processor, unless it is told not
 // to (section 7.33).
 type Quirk uint64
 
@@ -101,29 +103,34 @@ func (vm *VM) DisablePMU() error {
 	return vm.enableCap(gokvm.CapPMUCapability, disable)
 }
 
-// SetTSSAddr says where in guest-physical memory, below 4 GiB and away from every memory slot, KVM may use three pages
-// (section 4.36). Intel processors need it.
+// SetTSSAddr says where KVM may use three pages of guest-physical memory, below
+// 4 GiB and away from every memory slot (section 4.36). Intel processors need
+// it.
 func (vm *VM) SetTSSAddr(gpa uint32) error {
 	return check(call(&vm.handle, "KVM_SET_TSS_ADDR", func(fd uintptr) (uintptr, error) {
 		return 0, gokvm.SetTSSAddr(fd, gpa)
 	}))
 }
 
-// SetIdentityMapAddr says where in guest-physical memory, below 4 GiB and away from every memory slot, KVM may use one
-// page (section 4.46). Intel processors need it. Call it before the first vCPU is created.
+// SetIdentityMapAddr says where KVM may use one page of guest-physical memory,
+// below 4 GiB and away from every memory slot (section 4.46). Intel processors
+// need it. It comes before the first vCPU.
 func (vm *VM) SetIdentityMapAddr(gpa uint64) error {
 	return check(ioctl(&vm.handle, reqSetIdentityMapAddr, &gpa))
 }
 
-// SetUserMemoryRegion makes mem the guest-physical memory at gpa, under the given slot number, or deletes the slot if mem
-// is empty (section 4.35). mem and gpa must be page aligned. mem must be mapped memory, not Go's heap, and must stay
-// mapped until the slot is deleted or the VM and all its vCPUs are closed.
+// SetUserMemoryRegion makes mem the guest-physical memory at gpa, under the
+// given slot number, or deletes the slot if mem is empty (section 4.35). mem
+// and gpa must be page aligned. mem must be mapped memory, not Go's heap, and
+// must stay mapped until the slot is deleted or the VM and all its vCPUs are
+// closed.
 func (vm *VM) SetUserMemoryRegion(slot, flags uint32, gpa uint64, mem []byte) error {
 	return check(ioctl(&vm.handle, reqSetUserMemoryRegion, newUserMemoryRegion(slot, flags, gpa, mem)))
 }
 
-// CreateVCPU adds the vCPU with the given id, which is also its local APIC id (section 4.7). EEXIST: there is one;
-// EINVAL: the id is too large for this KVM.
+// CreateVCPU adds the vCPU with the given id, which is also its local APIC id
+// (section 4.7). EEXIST: there is one; EINVAL: the id is too large for this
+// KVM.
 func (vm *VM) CreateVCPU(id int) (*VCPU, error) {
 	fd, err := call(&vm.handle, "KVM_CREATE_VCPU", func(fd uintptr) (uintptr, error) { return gokvm.CreateVCPU(fd, id) })
 	if err != nil {
@@ -132,5 +139,6 @@ func (vm *VM) CreateVCPU(id int) (*VCPU, error) {
 	return newVCPU(fd, id, vm.runSize)
 }
 
-// Close closes the VM. KVM keeps it, and its use of the memory, until every vCPU is closed too.
+// Close closes the VM. KVM keeps it, and its use of the memory, until every
+// vCPU is closed too.
 func (vm *VM) Close() error { return vm.close() }
