@@ -3,9 +3,38 @@ package relay
 import (
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
+	"github.com/fix-project/arcavm/internal/limit"
+	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/pipes"
+	"github.com/fix-project/arcavm/share"
+	"github.com/fix-project/arcavm/wire"
 )
+
+// budget is what all streams of a guest together may use of its host: limits,
+// and how much of each is in use.
+type budget struct {
+	limits            network.Limits
+	bytes, operations *limit.Rate
+	accepts           atomic.Int64 // that wait
+	disk              *share.Quota
+	greetings         *turns // for TLS handshakes of connections that the guest makes
+	greeted           *turns // and of those that it accepts
+	large             largeDatagrams
+}
+
+func newBudget(l network.Limits) *budget {
+	return &budget{
+		limits:     l,
+		bytes:      limit.NewRate(l.Bytes, wire.MaxDatagram),
+		operations: limit.NewRate(l.Operations, 1),
+		disk:       share.NewQuota(l.Disk),
+		greetings:  newTurns(maxGreetings, maxPeerGreetings),
+		greeted:    newTurns(maxGreeted, maxPeerGreeted),
+		large:      newLargeDatagrams(),
+	}
+}
 
 // limitName names a limit.
 type limitName int

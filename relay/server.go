@@ -19,15 +19,12 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fix-project/arcavm/internal/limit"
 	"github.com/fix-project/arcavm/network"
 	"github.com/fix-project/arcavm/pipes"
-	"github.com/fix-project/arcavm/share"
 	"github.com/fix-project/arcavm/wire"
 )
 
@@ -58,22 +55,22 @@ type Server struct {
 	log      *slog.Logger
 	logs     *logs
 
-	limits            network.Limits
-	bytes, operations *limit.Rate
-	accepts           atomic.Int64 // that wait
-	disk              *share.Quota
-
-	count counters
-
+	*budget
+	count     counters
 	lingering lingering
-	greetings *turns // for TLS handshakes of connections that the guest makes
-	greeted   *turns // and of those that it accepts
-	large     largeDatagrams
+	life
+	registry
+}
 
-	life     sync.RWMutex // held to begin something or, for a moment, to stop; also on virtual CPUs' threads
-	stopping bool         // guarded by life
-	running  sync.WaitGroup
+// life is which goroutines a server has, and whether it may start more.
+type life struct {
+	beginning sync.RWMutex // held to begin something or, for a moment, to stop
+	stopping  bool         // guarded by beginning
+	running   sync.WaitGroup
+}
 
+// registry is the streams that a server has.
+type registry struct {
 	mu      sync.Mutex
 	ctx     context.Context // nil before Serve
 	streams map[pipes.ID]*Stream
@@ -92,11 +89,9 @@ func New(table *pipes.Table, control *pipes.Pipe, handler Handler, o Options) *S
 		patience: cmp.Or(o.ConnectTimeout, network.DefaultConnectTimeout),
 		log:      o.Logger,
 		logs:     newLogs(),
-		limits:   o.Limits.WithDefaults(),
-		streams:  make(map[pipes.ID]*Stream),
+		budget:   newBudget(o.Limits.WithDefaults()),
+		registry: registry{streams: make(map[pipes.ID]*Stream)},
 	}
-	s.bytes, s.operations = limit.NewRate(s.limits.Bytes, wire.MaxDatagram), limit.NewRate(s.limits.Operations, 1)
-	s.disk = share.NewQuota(s.limits.Disk)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -104,8 +99,6 @@ func New(table *pipes.Table, control *pipes.Pipe, handler Handler, o Options) *S
 		s.network = network.Host{}
 	}
 	s.lingering.timeout = lingerTimeout
-	s.greetings, s.greeted = newTurns(maxGreetings, maxPeerGreetings), newTurns(maxGreeted, maxPeerGreeted)
-	s.large = newLargeDatagrams()
 	s.count.opened = make(map[uint16]uint64)
 	s.ended.L = &s.mu
 	return s
@@ -124,9 +117,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.start(s.pump)
 
 	<-ctx.Done()
-	s.life.Lock()
+	s.beginning.Lock()
 	s.stopping = true
-	s.life.Unlock()
+	s.beginning.Unlock()
 	// No stream is added any more.
 	_ = s.control.Reset(unix.ECONNRESET)
 	s.mu.Lock()
@@ -161,21 +154,22 @@ func (s *Server) Drain(ctx context.Context) {
 	}
 }
 
-// start runs f on a goroutine that Serve waits for. It reports false, and doesn't, if the server is stopping.
-func (s *Server) start(f func()) bool {
-	s.life.RLock()
-	defer s.life.RUnlock()
-	if s.stopping {
+// start runs f on a goroutine that Serve waits for. It reports false, and
+// doesn't run f, if the server is stopping. A virtual CPU's thread may call it.
+func (l *life) start(f func()) bool {
+	l.beginning.RLock()
+	defer l.beginning.RUnlock()
+	if l.stopping {
 		return false
 	}
-	s.running.Go(f)
+	l.running.Go(f)
 	return true
 }
 
-// list returns the streams that there are. mu is held.
-func (s *Server) list() []*Stream {
-	list := make([]*Stream, 0, len(s.streams))
-	for _, st := range s.streams {
+// list returns the streams. mu is held.
+func (r *registry) list() []*Stream {
+	list := make([]*Stream, 0, len(r.streams))
+	for _, st := range r.streams {
 		list = append(list, st)
 	}
 	return list
@@ -244,8 +238,8 @@ func (s *Server) noPipe(err error) {
 
 // add makes st known. It reports false if the server is stopping.
 func (s *Server) add(st *Stream) bool {
-	s.life.RLock()
-	defer s.life.RUnlock()
+	s.beginning.RLock()
+	defer s.beginning.RUnlock()
 	if s.stopping {
 		return false
 	}

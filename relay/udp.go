@@ -47,7 +47,13 @@ func serveUDP(ctx context.Context, s *Stream) error {
 	if err := s.Opened(0, wire.AppendUDPSocket(nil, m)); err != nil {
 		return err
 	}
+	return u.relay(ctx, conn)
+}
 
+// relay moves datagrams both ways until the guest closes its end, a direction
+// fails, or ctx ends.
+func (u *udp) relay(ctx context.Context, conn packetSocket) error {
+	s := u.stream
 	ended, end := context.WithCancel(ctx)
 	defer end()
 	woken := make(chan struct{})
@@ -67,7 +73,7 @@ func serveUDP(ctx context.Context, s *Stream) error {
 			received <- err
 		}()
 	}
-	err = u.send(ctx)
+	err := u.send(ctx)
 	if !stop() {
 		<-woken
 	}
