@@ -36,7 +36,8 @@ func (r *Report) WriteHTML(w io.Writer) error {
 		Lists   []list
 	}
 	data.Head, data.Lists = r.head(), r.lists()
-	data.Summary, data.End, data.Key = r.summary(), r.summaryEnd(), summaryKey
+	data.Summary, data.End = r.summary(), r.summaryEnd()
+	data.Key = summaryKey(data.Summary)
 	data.Curves = plotCurves(r.Figures)
 	for _, g := range r.groups() {
 		pg := pageGroup{Name: g.name}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -60,8 +61,6 @@ type summaryLine struct {
 	All     string // targets met of all that belong to the question
 }
 
-var summaryHead = summaryLine{Ours: "ours", Plain: "plain", Ratio: "ratio", Target: "target", All: "all"}
-
 // summary returns the lines of all questions that were measured. A loaded
 // machine has no verdicts.
 func (r *Report) summary() []summaryLine {
@@ -112,22 +111,43 @@ func (r *Report) WriteSummary(w io.Writer) error {
 	for _, text := range r.summaryTop() {
 		wrap(&b, text)
 	}
-	rows := [][]string{summaryHead.cells()}
-	for _, l := range r.summary() {
+	lines := r.summary()
+	head := summaryLine{Ours: "ours", Plain: "plain", Ratio: "ratio", Target: "target"}
+	if !r.Machine.loaded() {
+		head.All = "all"
+	}
+	rows := [][]string{head.cells()}
+	for _, l := range lines {
 		rows = append(rows, l.cells())
 	}
 	writeColumns(&b, "lrrrllr", rows)
 	r.writeLists(&b)
 	wrap(&b, r.summaryEnd()+" -v prints every figure.")
-	wrap(&b, summaryKey)
+	if key := summaryKey(lines); key != "" {
+		wrap(&b, key)
+	}
 	if _, err := io.WriteString(w, b.String()); err != nil {
 		return fmt.Errorf("write summary: %w", err)
 	}
 	return nil
 }
 
-// summaryKey explains the summary's words.
-const summaryKey = "out: to TCP, rings of 1 MiB; ×: of the ratio; all: targets met of that kind"
+// summaryKey explains the words in a summary's lines.
+func summaryKey(lines []summaryLine) string {
+	directed := regexp.MustCompile(" streams? (in|out)")
+	has := func(f func(summaryLine) bool) bool { return slices.ContainsFunc(lines, f) }
+	var words []string
+	if has(func(l summaryLine) bool { return directed.MatchString(l.Label) }) {
+		words = append(words, "out: to TCP, rings of 1 MiB")
+	}
+	if has(func(l summaryLine) bool { return strings.HasSuffix(l.Target, "×") }) {
+		words = append(words, "×: of the ratio")
+	}
+	if has(func(l summaryLine) bool { return l.All != "" }) {
+		words = append(words, "all: targets met of that kind")
+	}
+	return strings.Join(words, "; ")
+}
 
 // summaryTop says when and where the report was made.
 func (r *Report) summaryTop() []string {
