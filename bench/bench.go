@@ -1,7 +1,26 @@
-// Package bench measures what a guest's streams cost beside plain sockets, on this machine and in one run.
+// Package bench measures what a guest's streams cost beside plain sockets, on
+// this machine and in one run.
 //
-// An [item] measures one thing together with its neighbours, one after the other and again: A B A B. So what disturbs the machine disturbs both.
-// A [Figure] is the median of these rounds, its spread, and the ratio to the neighbour round by round.
+// An item measures one thing in turn with its neighbours: A B A B. What
+// disturbs the machine then disturbs both sides, and their ratio is steadier
+// than either value. docs/performance.md says what should be reached.
+//
+// The words of this package:
+//
+//	item       what --run chooses: sides that are measured in turn
+//	side       one way of doing the work: a guest's streams, or a neighbour
+//	neighbour  what stands beside a guest: mostly plain sockets, no guest
+//	round      one turn of every side
+//	figure     one thing measured: median, least and most of the rounds
+//	ratio      our value by the neighbour's, round by round
+//	target     what a figure or its ratio should reach
+//	headline   a figure's place in the summary
+//	scope      what an item has opened and must close
+//	rig        a guest in Go and a relay on shared memory, without KVM
+//	booted     a guest that KVM runs
+//	part       this program again, as a process that an item needs
+//	flow       one way of one stream: a sender and a receiver
+//	floor      what no exit and no interrupt can be faster than here
 package bench
 
 import (
@@ -18,7 +37,8 @@ import (
 
 // Options say what to run and for how long.
 type Options struct {
-	// Rounds is how often each thing is measured, 1 or more. Default 5, or 3 with Quick.
+	// Rounds is how often each thing is measured, 1 or more. Default 5, or 3
+	// with Quick.
 	Rounds int
 	// Quick measures for a shorter time and less.
 	Quick bool
@@ -29,11 +49,13 @@ type Options struct {
 	Progress func(item string)
 	// Version is that of the program, for the report.
 	Version string
-	// Arcavm is the file of the arcavm command, whose start is measured as a process of its own. "": it isn't.
+	// Arcavm is the file of the arcavm command, whose start is measured as a
+	// process of its own. "": it isn't measured.
 	Arcavm string
 }
 
-// patience is how long one item may take; it is reached only by one that hangs. Emulated hardware is slow.
+// patience is how long one item may take. Only an item that hangs reaches it.
+// Emulated hardware is slow, so there it is longer.
 func patience() time.Duration {
 	if emulated.Inside() {
 		return 30 * time.Minute
@@ -44,10 +66,12 @@ func patience() time.Duration {
 // ErrNoMatch is what Run's error wraps if nothing was chosen.
 var ErrNoMatch = errors.New("no measurement has a name that matches")
 
-// errMissing is what an item wraps if the machine lacks something that it needs.
+// errMissing is what an item wraps if the machine lacks something that it
+// needs.
 var errMissing = errors.New("not on this machine")
 
-// errBroken is what a scope's end wraps if something in it was lost: it is never merely missing.
+// errBroken is what the error of a scope's end wraps if a wake-up was lost. It
+// makes an item fail even where the same error wraps errMissing.
 var errBroken = errors.New("what was measured doesn't count")
 
 // item is one thing to measure, in a scope of its own.
@@ -56,7 +80,7 @@ type item struct {
 	run  func(*scope, *runner) error
 }
 
-// runner is what items run with and report to.
+// runner has what all items of a run need, and their report.
 type runner struct {
 	rounds int
 	quick  bool
@@ -65,7 +89,7 @@ type runner struct {
 	calls  *callCounter // nil: system calls can't be counted
 }
 
-// slice is for how long one side is measured in one round.
+// slice is how long one side should take in one round.
 func (r *runner) slice() time.Duration {
 	if r.quick {
 		return 20 * time.Millisecond
@@ -75,7 +99,9 @@ func (r *runner) slice() time.Duration {
 
 func (r *runner) add(f Figure) { r.report.Figures = append(r.report.Figures, f) }
 
-// missing notes what a part of an item lacks, while the rest of the item goes on. It returns any other error.
+// missing notes what the machine lacks for something of that name, if that is
+// what err is about, and returns nil: the rest goes on without it. Otherwise it
+// returns err.
 func (r *runner) missing(name string, err error) error {
 	if !errors.Is(err, errMissing) || errors.Is(err, errBroken) {
 		return err
@@ -86,7 +112,7 @@ func (r *runner) missing(name string, err error) error {
 	return nil
 }
 
-// Names are those of all items that can be measured, in the order of a report.
+// Names are those of all items, in the order of a report.
 func Names(quick bool) []string {
 	var names []string
 	for _, it := range items(quick) {
@@ -95,10 +121,11 @@ func Names(quick bool) []string {
 	return names
 }
 
-// Run measures. What can't be measured on this machine is listed in the report,
-// and so is an item that failed. If ctx ends first, its cause is the error, and
-// the report has what was measured until then. With any other error there is no
-// report: ErrNoMatch, or the error of the regular expression in o.Only.
+// Run measures, and returns when all is measured, which takes minutes. What
+// can't be measured on this machine is listed in the report, and so is an item
+// that failed. If ctx ends first, its cause is the error, and the report has
+// what was measured until then. With any other error there is no report:
+// [ErrNoMatch], or the error of the regular expression in o.Only.
 func Run(ctx context.Context, o Options) (*Report, error) {
 	return run(ctx, o, items(o.Quick))
 }
@@ -138,7 +165,7 @@ func run(ctx context.Context, o Options, all []item) (*Report, error) {
 	return r.report, nil
 }
 
-// choose returns the items that only selects.
+// choose returns the item that is called only, or all whose names it matches.
 func choose(only string, all []item) ([]item, error) {
 	named := func(it item) bool { return it.name == only }
 	if i := slices.IndexFunc(all, named); i >= 0 {
@@ -190,7 +217,9 @@ func (it item) runBounded(ctx context.Context, r *runner) (err error) {
 	return it.run(s, r)
 }
 
-// interleave measures the sides in turn, after a turn that doesn't count. The result has a row for each side, with a value for each round.
+// interleave measures the sides in turn. The first round warms them up and
+// doesn't count. The result has a row for each side, with a value for each
+// round that counts.
 func interleave[T any](ctx context.Context, rounds int, sides []func() (T, error)) ([][]T, error) {
 	rows := make([][]T, len(sides))
 	for round := range rounds + 1 {
@@ -210,7 +239,7 @@ func interleave[T any](ctx context.Context, rounds int, sides []func() (T, error
 	return rows, nil
 }
 
-// pick returns one number of each value.
+// pick returns f of each value in a row.
 func pick[T any](row []T, f func(T) float64) []float64 {
 	out := make([]float64, len(row))
 	for i, v := range row {

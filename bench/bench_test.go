@@ -196,7 +196,8 @@ func TestHTML(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantAll(t, b.String(), "<svg", "guest → TCP, 64 streams", "<li>fairness: it took too long", "<li>floor; boot: no KVM", "prefers-color-scheme: dark", "&lt;whole&gt;", "ratio ≥ 0.95: met", "1 of 2 targets")
-	// Of the throughput over ring size and over streams; of bulk's ratio and of its signals; of the boot.
+	// Throughput over ring size and over streams, bulk's ratio and its signals,
+	// and the boot make five plots.
 	if n := strings.Count(b.String(), "<svg"); n != 5 || strings.Contains(b.String(), "<?xml") {
 		t.Errorf("%d plots, or an XML declaration", n)
 	}
@@ -205,7 +206,7 @@ func TestHTML(t *testing.T) {
 	}
 }
 
-// A plot shows no more than can be read, and none of many values is left out.
+// A plot shows no more values than can be read, and each value is in a plot.
 func TestReadable(t *testing.T) {
 	t.Parallel()
 	var many []bar
@@ -223,7 +224,8 @@ func TestReadable(t *testing.T) {
 	}
 }
 
-// slower is the sample, newer and worse.
+// slower is the sample as a later run might measure it: a ratio is worse, a
+// value better, and one figure has another name.
 func slower() *Report {
 	newer := sample()
 	ratio := Spread{Median: 0.5, Min: 0.45, Max: 0.55}
@@ -401,7 +403,7 @@ func TestLoaded(t *testing.T) {
 	wantAll(t, b.String(), "This run's machine was busy", "other work while it ran: 1.50 of 2 CPUs")
 }
 
-// Another process's work is seen, this one's own isn't.
+// The work of another process is seen.
 func TestWatchOthers(t *testing.T) {
 	if runtime.NumCPU() < 2 {
 		t.Skip("one processor: the other process and this one can't both work")
@@ -414,7 +416,7 @@ func TestWatchOthers(t *testing.T) {
 	defer spin.Wait()
 	defer spin.Process.Kill()
 	deadline := time.Now().Add(30 * time.Second)
-	// The child isn't waited for yet, so that its work is another's.
+	// The work of a child that hasn't been waited for counts as another's.
 	for {
 		got := others()
 		if got == nil {
@@ -436,7 +438,7 @@ func TestRunGoesOn(t *testing.T) {
 	report, err := run(t.Context(), Options{Rounds: 1}, []item{
 		{"broken", func(*scope, *runner) error { return errors.New("out of luck") }},
 		{"absent", func(_ *scope, r *runner) error {
-			// Twice the same.
+			// The same is missing twice and must be listed once.
 			_ = r.missing("part", errMissing)
 			_ = r.missing("part", errMissing)
 			return fmt.Errorf("%w: a tool", errMissing)
@@ -480,7 +482,7 @@ func TestSince(t *testing.T) {
 	}
 }
 
-// The calls that this makes are known by both ways of counting.
+// Both ways of counting see the calls that this test makes.
 func TestCountCalls(t *testing.T) {
 	c, err := newCallCounter()
 	if err != nil {
@@ -497,7 +499,7 @@ func TestCountCalls(t *testing.T) {
 		got, err := c.count(func() error {
 			b := make([]byte, 1)
 			for range n {
-				// Another thread's are counted, too.
+				// Calls of other threads must be counted, too.
 				done := make(chan error)
 				go func() { _, err := f.Read(b); done <- err }()
 				if err := <-done; err != nil {
@@ -506,7 +508,8 @@ func TestCountCalls(t *testing.T) {
 			}
 			return nil
 		})
-		// Whatever runs beside this test is counted too, so there is no upper limit.
+		// What runs beside this test is counted as well, so there is no upper
+		// limit.
 		if err != nil || got.all < n || got.moving < n {
 			t.Errorf("%s: %v calls, %v; want %d at least", name, got, err, n)
 		}
@@ -517,7 +520,8 @@ func TestCountCalls(t *testing.T) {
 	}
 }
 
-// What is opened as the item's context ends is closed, too: else who waits for it would hang.
+// What is opened while the item's context ends is closed, too: otherwise a
+// reader of it would hang.
 func TestScopeThatHasEnded(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -528,12 +532,12 @@ func TestScopeThatHasEnded(t *testing.T) {
 	<-early
 	s.keep(closeFunc(func() { late = true }))
 	if !late {
-		t.Error("what came late is open")
+		t.Error("what was kept after the end is open")
 	}
 	if err := s.close(); err != nil {
 		t.Error(err)
 	}
-	// Ends while the scope begins.
+	// The context may end while the scope begins.
 	for range 100 {
 		ctx, cancel := context.WithCancel(t.Context())
 		go cancel()

@@ -16,7 +16,8 @@ import (
 	"github.com/fix-project/arcavm/testdata/images"
 )
 
-// booting is one boot of hello by a process of its own, in ms since just before that process was made.
+// booting is one boot of the guest hello by a process of its own. Times are in
+// ms since just before that process was made.
 type booting struct{ firstInstruction, firstLog, ended float64 }
 
 // Timing is what arcavm run --timing=json writes to its standard error as its
@@ -25,16 +26,17 @@ type Timing struct {
 	Steps []TimingStep `json:"steps"`
 }
 
-// TimingStep is a step on the way to a running guest and when it was done, in ns since 1970.
+// TimingStep is a step on the way to a running guest.
 type TimingStep struct {
 	Name string `json:"name"`
-	At   int64  `json:"at"`
+	At   int64  `json:"at"` // when it was done, in ns since 1970
 }
 
 // firstLogStep is the name of the step that ends the boot.
 const firstLogStep = "first log record of the guest"
 
-// boot measures the way from a process's start to the guest's first instruction, and on to its first log record.
+// boot measures the way from the start of a process to the guest's first
+// instruction, its first log record, and the end of the process.
 func boot(s *scope, r *runner) error {
 	if r.arcavm == "" {
 		return fmt.Errorf("%w: the arcavm command", errMissing)
@@ -75,8 +77,8 @@ func (s *scope) imageFile(name string) (string, error) {
 	return file.Name(), errors.Join(err, file.Close())
 }
 
-// reportBoots reports a row of boots for each size of memory in MiB. The first
-// is the least, and the last is what shows whether a boot's time depends on it.
+// reportBoots reports a row of boots for each size of memory, in MiB and in
+// order. The last by the first shows whether time depends on size.
 func reportBoots(r *runner, sizes []int, rows [][]booting) {
 	const group = "boot of hello, since the start of its process"
 	first := func(b booting) float64 { return b.firstInstruction }
@@ -97,7 +99,8 @@ func reportBoots(r *runner, sizes []int, rows [][]booting) {
 	}.beside("128 MiB", large, small).wantRatioAtMost(1.2).heads(lineBootFlat, 0, "boot, 64 GiB by 128 MiB"))
 }
 
-// bootOnce boots hello, which says by its own clock when its first instruction ran; that clock is set by the monitor's.
+// bootOnce boots hello. When its first instruction ran is what the guest logs,
+// by its own clock, which the monitor sets by the host's.
 func bootOnce(ctx context.Context, arcavm, image string, mib int) (b booting, err error) {
 	cmd := exec.CommandContext(ctx, arcavm, "run", "--mem", fmt.Sprintf("%dM", mib), "--timing=json", "--log-format", "json", image, "--started")
 	var stderr bytes.Buffer

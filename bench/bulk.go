@@ -11,14 +11,16 @@ import (
 
 const (
 	bulkChunk = 64 << 10
-	// leastBulk is what a stream moves at a time at least: several times what two sockets usually hold, so that with many streams, too, it isn't only their
-	// filling and emptying that is measured.
+	// leastBulk is what a stream moves in a round at least. It is several times
+	// what two sockets usually hold, so that filling and emptying them weighs
+	// little, with many streams, too.
 	leastBulk = 32 << 20
-	// countUnit is that of what is counted for what is moved.
+	// countUnit is the unit of what is counted while bytes are moved.
 	countUnit = "/MiB"
 )
 
-// bulk is one way of the bytes with a number of streams: rings of several sizes beside plain TCP, and a proxy by splice.
+// bulk is throughput one way on a number of streams, with rings of several
+// sizes, beside plain TCP and a proxy.
 type bulk struct {
 	toGuest bool
 	streams int
@@ -34,7 +36,7 @@ func (b bulk) way() string {
 
 func (b bulk) name() string { return fmt.Sprintf("bulk %s, %s", b.way(), b.many()) }
 
-// short is name for the summary: out is from the guest, in is to it.
+// short is name for the summary: out is from the guest to TCP, in is to it.
 func (b bulk) short() string {
 	if b.toGuest {
 		return b.many() + " in"
@@ -49,7 +51,7 @@ func (b bulk) many() string {
 	return fmt.Sprintf("%d streams", b.streams)
 }
 
-// line is where the throughput stands in the summary.
+// line is where a side's throughput stands in the summary.
 func (b bulk) line(o ringSide) line {
 	switch {
 	case o.name == bootedEnd:
@@ -64,9 +66,9 @@ func (b bulk) line(o ringSide) line {
 	return lineManyOut
 }
 
-// heads puts a figure on a line of the summary, which shows the one with a ring
-// of 1 MiB, a guest's end that doesn't add a copy of its own, and one stream
-// out, where those were measured.
+// heads puts a figure on a line of the summary. Where they were measured, the
+// line shows rings of 1 MiB, a guest end in Go that adds no copy of its own,
+// and one stream out, in this order of importance.
 func (b bulk) heads(f Figure, l line, what string, o ringSide) Figure {
 	rank := 0
 	for _, preference := range []bool{o.ring == mebibyte, o.name == movingEnd, o.name == bootedEnd, b.streams == 1, b.streams == 64, !b.toGuest} {
@@ -89,13 +91,13 @@ const (
 	bootedEnd  = "booted guest moves cursors"
 )
 
-// ringSide is a side that is ours.
+// ringSide is a side with a guest, which has rings.
 type ringSide struct {
 	*side
 	ring uint32
 }
 
-// neighbours are plain sockets and a proxy.
+// neighbours makes the sides of plain sockets and of a proxy.
 func (b bulk) neighbours(s *scope) (plain, spliced *side, err error) {
 	l, err := s.listen()
 	if err != nil {
@@ -116,7 +118,7 @@ func (b bulk) neighbours(s *scope) (plain, spliced *side, err error) {
 	return plain, spliced, nil
 }
 
-// runGo measures guest ends in Go.
+// runGo measures guest ends in Go, two for each size of ring.
 func (b bulk) runGo(s *scope, r *runner) error {
 	var ours []ringSide
 	for _, ring := range b.rings {
@@ -135,7 +137,8 @@ func (b bulk) runGo(s *scope, r *runner) error {
 	return b.run(s, r, ours, slirp)
 }
 
-// relayed is a relay with rings of that size, and a guest end in Go that moves cursors, or copies for real.
+// relayed makes a side with a relay, rings of that size, and guest ends in Go
+// that move cursors or copy.
 func (b bulk) relayed(s *scope, ring uint32, moves bool) (*side, error) {
 	const small = 4 << 10
 	outgoing, incoming := ring, uint32(small)
@@ -187,7 +190,7 @@ func (b bulk) runBooted(s *scope, r *runner) error {
 }
 
 func (b bulk) booted(s *scope, ring uint32) (*side, error) {
-	// Besides those in use the guest holds pipes ready for what it accepts next.
+	// The guest has more pipes than streams, ready for what it accepts next.
 	pipes := b.streams + 64
 	cfg := vmm.Config{Window: even(64<<20 + uint64(pipes)*2*uint64(ring)), StreamLimit: 2 * pipes}
 	program := "source"
@@ -209,7 +212,8 @@ func (b bulk) booted(s *scope, ring uint32) (*side, error) {
 	return out, nil
 }
 
-// guestFlow talks to the guests source and sink, which are told first how many bytes are to go.
+// guestFlow is a flow on a connection to the guests source or sink. Each time
+// they are first told how many bytes are to go.
 func guestFlow(c net.Conn, toGuest bool) flow {
 	number, answer := make([]byte, 8), make([]byte, 1)
 	tell := func(n int) error {
@@ -235,7 +239,8 @@ func guestFlow(c net.Conn, toGuest bool) flow {
 	}
 }
 
-// run measures our sides beside plain sockets, a proxy and, unless nil, slirp.
+// run measures our sides beside plain sockets, a proxy and slirp. slirp may be
+// nil.
 func (b bulk) run(s *scope, r *runner, ours []ringSide, slirp *side) error {
 	plain, spliced, err := b.neighbours(s)
 	if err != nil {
@@ -247,7 +252,7 @@ func (b bulk) run(s *scope, r *runner, ours []ringSide, slirp *side) error {
 		sides = append(sides, o.side)
 	}
 	for _, side := range sides {
-		// Where kernel code is interpreted, as much would take minutes.
+		// A booted guest whose kernel code is interpreted would take minutes.
 		if !r.quick && side.name != bootedEnd {
 			side.least = max(side.least, leastBulk)
 		}

@@ -8,7 +8,8 @@ import (
 
 func (o ringSide) label() string { return fmt.Sprintf("ring %d KiB, %s: ", o.ring>>10, o.name) }
 
-// reportSlirp compares throughput only: slirp4netns and what is behind it are other processes.
+// reportSlirp compares throughput only: the work of slirp4netns is done by
+// other processes, whose processor time isn't this one's.
 func (b bulk) reportSlirp(r *runner, o ringSide, ours, slirp moved) {
 	values := pick(ours.usage, usage.mibPerSecond)
 	r.add(Figure{
@@ -38,7 +39,7 @@ func (b bulk) report(r *runner, o ringSide, ours, plain, spliced moved) {
 	b.count(r, o, ours, plain)
 }
 
-// count reports what is counted and not timed.
+// count reports what is counted rather than timed.
 func (b bulk) count(r *runner, o ringSide, ours, plain moved) {
 	c := counted{b, o, b.name() + ": counted per MiB", ours, plain}
 	c.systemCalls(r)
@@ -53,7 +54,8 @@ func (b bulk) count(r *runner, o ringSide, ours, plain moved) {
 	c.allocations(r)
 }
 
-// counted is what was counted while one side moved bytes, and its report.
+// counted is what was counted while a side of ours moved bytes, and what was
+// counted of plain sockets.
 type counted struct {
 	bulk
 	side        ringSide
@@ -61,7 +63,7 @@ type counted struct {
 	ours, plain moved
 }
 
-// perMiB is a figure of what our side counts.
+// perMiB is a figure of something that our side counts.
 func (c counted) perMiB(name string, f func(counts) float64) Figure {
 	values := pick(c.ours.usage, func(u usage) float64 { return f(u.counts) / u.mib() })
 	return Figure{Group: c.group, Name: c.side.label() + name, Unit: countUnit, Ours: spreadOf(values)}
@@ -72,7 +74,8 @@ func directions(f func(pipes.DirectionStats) uint64) func(counts) float64 {
 	return func(n counts) float64 { return n.both(f) }
 }
 
-// systemCalls reports nothing where system calls can't be counted.
+// systemCalls adds figures only where system calls can be counted. Without the
+// tracepoint those that move bytes are all that is counted.
 func (c counted) systemCalls(r *runner) {
 	if len(c.ours.calls) == 0 {
 		return
@@ -111,8 +114,8 @@ func (c counted) signals(r *runner) {
 func (c counted) allocations(r *runner) {
 	ours, plain := pick(c.ours.usage, usage.allocations), pick(c.plain.usage, usage.allocations)
 	r.add(Figure{Group: c.group, Name: c.side.label() + "allocations", Unit: countUnit, Ours: spreadOf(ours)}.beside("plain", ours, plain))
-	// What starts and ends a round allocates too, for plain sockets as well;
-	// but rounds differ in length.
+	// What starts and ends a round allocates as well, once a round. So it is
+	// taken off by the round: rounds differ in length.
 	perChunk := make([]float64, len(c.ours.usage))
 	for i, u := range c.ours.usage {
 		perChunk[i] = max(0, float64(u.mallocs)-float64(c.plain.usage[i].mallocs)) / max(1, u.counts.chunks())

@@ -14,24 +14,32 @@ import (
 type Change struct {
 	Figure string
 	Unit   string
-	What   string // "ratio" where there is a neighbour, since that cancels the machine's mood; otherwise "value"
-	Old    Spread
-	New    Spread
-	// Percent is the change of the median, and Noise half of both spreads together, in percent of the old median: what is beyond has spreads that
-	// hardly overlap.
+	// What is compared: "ratio" where there is a neighbour, since what slows
+	// the machine cancels out of it; otherwise "value".
+	What string
+	Old  Spread
+	New  Spread
+	// Percent is the change of the median, and Noise half of both spreads
+	// together, both in percent of the old median. A change beyond the noise
+	// has spreads that hardly overlap.
 	Percent, Noise float64
-	Verdict        string // better, worse, changed, within the noise, new or gone
+	// Verdict is better, worse, changed, changed from 0, within the noise, new
+	// or gone.
+	Verdict string
 }
 
-// Noise is at least this. From run to run a machine's speed changes, and how much a round moves; a neighbour in the same run has both, too. What starts
-// and ends a round is counted with it, so what happens less than once in two MiB may come from there.
+// Noise is at least this much. Between runs a machine's speed changes, and so
+// does how much a round moves; both happen to a neighbour as well, so a ratio
+// needs less. What starts and ends a round is counted with it, so a count that
+// differs by less than one in two MiB may come from there.
 const (
 	ratioNoise = 2   // percent
 	valueNoise = 25  // percent
 	countNoise = 0.5 // per MiB
 )
 
-// Compare returns a change for each figure of both reports, in the order of the newer one; what is gone comes last.
+// Compare returns a change for each figure of either report, in the order of
+// the newer one. Figures that only the older one has come last.
 func Compare(older, newer *Report) []Change {
 	loaded := older.Machine.loaded() || newer.Machine.loaded()
 	was := map[string]Figure{}
@@ -48,7 +56,7 @@ func Compare(older, newer *Report) []Change {
 		delete(was, f.key())
 		c := compare(o, f)
 		if loaded && (c.Verdict == better || c.Verdict == worse) {
-			// It may be the other work that has changed.
+			// What has changed may be the other work.
 			c.Verdict = changed
 		}
 		out = append(out, c)
@@ -105,8 +113,8 @@ const (
 	isGone   = "gone"
 )
 
-// WriteComparison writes all that changed, and how many figures did not. What
-// is gone counts only if everything was measured.
+// WriteComparison writes all that changed beyond the noise, and how many
+// figures did not. Figures are only gone if the newer run measured everything.
 func WriteComparison(w io.Writer, older, newer *Report) error {
 	fmt.Fprintf(w, "\nCompared with the run of %s\n", older.Started.Format(timeFormat))
 	for _, text := range differences(older, newer) {
@@ -134,7 +142,7 @@ func WriteComparison(w io.Writer, older, newer *Report) error {
 	return err
 }
 
-// differences are those between two runs that aren't what was measured.
+// differences are what differs between two runs besides their figures.
 func differences(older, newer *Report) (out []string) {
 	o, n := older.Machine, newer.Machine
 	if o.Processor != n.Processor || o.Kernel != n.Kernel || o.KVM != n.KVM {
@@ -157,8 +165,8 @@ func differences(older, newer *Report) (out []string) {
 	return out
 }
 
-// compareChosen is [Compare] without what is gone because the newer run didn't
-// measure it.
+// compareChosen is [Compare] without figures that are gone because the newer
+// run didn't measure them.
 func compareChosen(older, newer *Report) []Change {
 	all := Compare(older, newer)
 	if newer.Only == "" && !newer.Interrupted {
@@ -200,7 +208,8 @@ func WriteChanges(w io.Writer, older, newer *Report) error {
 	return nil
 }
 
-// countText says how many figures have which verdict.
+// countText says how many figures have which verdict. beyond is how many of
+// them changed beyond the noise.
 func countText(count map[string]int, beyond int) string {
 	var parts []string
 	for _, verdict := range []string{worse, better, changed, fromZero, isNew, isGone, within} {
@@ -215,7 +224,7 @@ func countText(count map[string]int, beyond int) string {
 	return text
 }
 
-// size is how much the figure changed, in its noise.
+// size is the change as a multiple of the noise.
 func (c Change) size() float64 {
 	if c.Noise == 0 {
 		return 0
@@ -223,8 +232,8 @@ func (c Change) size() float64 {
 	return math.Abs(c.Percent) / c.Noise
 }
 
-// cells are the change's row on the screen: verdict, percent, old and new
-// median, of the ratio if no unit is behind them, and name.
+// cells are the change's row on the screen: verdict, percent, both medians and
+// name. Medians without a unit are mostly ratios.
 func (c Change) cells() []string {
 	percent := ""
 	if c.Verdict != fromZero {
@@ -234,7 +243,7 @@ func (c Change) cells() []string {
 	return []string{c.Verdict, percent, strings.TrimSpace(values), shortNames.Replace(c.Figure)}
 }
 
-// shortNames makes the key of a figure short enough for a line on the screen.
+// shortNames makes a figure's key short enough for a line on the screen.
 var shortNames = strings.NewReplacer(
 	"guest → TCP", "out", "TCP → guest", "in",
 	", 1 stream: ", " ×1: ", ", 8 streams: ", " ×8: ", ", 64 streams: ", " ×64: ",

@@ -14,11 +14,12 @@ import (
 	"github.com/fix-project/arcavm/vmm"
 )
 
-// dialers is how many connections are opened at once.
+// dialers is how many goroutines open connections.
 const dialers = 8
 
-// dialAll opens connections to an address, several at once, reads each to its end, which must be after a byte, and closes it. What it takes is that of
-// both ends, which are this process's.
+// dialAll opens connections to an address, dialers at once. It reads each to
+// its end, which must come after one byte, and closes it. Both ends are in this
+// process, so the usage is that of both.
 func dialAll(ctx context.Context, to *net.TCPAddr, connections int) (usage, error) {
 	allocated := mallocs()
 	cpu, err := processorTime()
@@ -73,7 +74,8 @@ func servePlain(l *net.TCPListener) {
 	}
 }
 
-// connections measures how many connections a second are accepted, get a byte and are closed.
+// connections measures how many connections a second a guest accepts, sends a
+// byte on, and closes.
 type connections struct {
 	name, label string // of the guest's end; the label is for the summary
 	line        line
@@ -100,7 +102,7 @@ func (c connections) run(s *scope, r *runner, ours *net.TCPAddr) error {
 	return nil
 }
 
-// report reports rounds of n connections each.
+// report reports rounds in which n connections were opened.
 func (c connections) report(r *runner, n int, ours, plain []usage) {
 	figure := func(what, unit string, f func(usage) float64) Figure {
 		is, was := pick(ours, f), pick(plain, f)

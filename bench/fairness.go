@@ -10,16 +10,18 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// fairness measures what light streams get beside one that moves as much as it can.
+// fairStreams are the light streams and the heavy one.
 const fairStreams = 64
 
-// fair are streams of one kind: light ones, each a connection whose other end echoes, and a heavy one.
+// fair are streams of one kind: light ones, each a connection whose other end
+// echoes, and a heavy one, which moves as much as it can.
 type fair struct {
 	light []net.Conn
 	heavy flow
 }
 
-// trips makes round trips on the light streams for that long.
+// trips makes round trips on the light streams for that long, beside the heavy
+// one or alone.
 func (f fair) trips(ctx context.Context, long time.Duration, beside bool) (t trips, err error) {
 	var work errgroup.Group
 	ctx, stop := context.WithCancel(ctx)
@@ -61,7 +63,7 @@ func (f fair) turn() error {
 	return work.Wait()
 }
 
-// fairGo has all streams on one relay.
+// fairGo has all streams on one relay, with guest ends in Go.
 func fairGo(s *scope) (fair, error) {
 	const ring = mebibyte
 	g, err := s.rig(32<<20+2*ring, fairStreams)
@@ -124,6 +126,8 @@ func (f fairRounds) slowdowns(q quantile) []float64 {
 	return ratios(pick(f.beside, q.micros), pick(f.alone, q.micros))
 }
 
+// fairness measures what light streams get beside one that moves as much as it
+// can, and what they get without it.
 func fairness(s *scope, r *runner) error {
 	ours, err := fairGo(s)
 	if err != nil {
@@ -151,9 +155,8 @@ func fairness(s *scope, r *runner) error {
 	return nil
 }
 
-// mostUnfair is what our slowdown at p99 may be of that of plain sockets. How
-// long a light stream waits for a processor is the machine's doing; plain
-// sockets wait for it as well.
+// mostUnfair is how many times plain sockets' slowdown at p99 ours may be. Most
+// of it is waiting for a processor, and plain sockets wait for it as well.
 const mostUnfair = 1.25
 
 func reportFairness(r *runner, ours, plain fairRounds) {

@@ -15,7 +15,8 @@ import (
 	"github.com/fix-project/arcavm/kvm"
 )
 
-// Where the pieces of the smallest guest are in its 2 MiB of memory, which starts at guest-physical 0 and is mapped to itself.
+// The smallest guest has 2 MiB of memory from guest-physical 0 on, mapped to
+// itself, with these pieces in it.
 const (
 	floorMemory  = 2 << 20
 	floorPML4    = 0x1000
@@ -29,7 +30,8 @@ const (
 	floorVector  = 0x41
 )
 
-// The guests' code. callAndSleep calls once, when its local APIC is on, and then from the interrupt handler only.
+// The guests' code. A call is a port exit. callAndSleep makes one when its
+// local APIC is on; after that only the interrupt handler makes any.
 var (
 	callForEver = []byte{
 		0x31, 0xd2, // xor %edx,%edx
@@ -37,13 +39,21 @@ var (
 		0xeb, 0xfd, // jmp 1b
 	}
 	callAndSleep = []byte{
-		0xb9, 0x0f, 8, 0, 0, 0xb8, 0xff, 1, 0, 0, 0x31, 0xd2, 0x0f, 0x30, // mov $0x80f,%ecx; mov $0x1ff,%eax; xor %edx,%edx; wrmsr
-		0xee,                   // out %al,%dx
-		0xfb, 0xf4, 0xeb, 0xfd, // sti; 1: hlt; jmp 1b
+		0xb9, 0x0f, 8, 0, 0, // mov $0x80f,%ecx: the x2APIC's spurious vector register
+		0xb8, 0xff, 1, 0, 0, // mov $0x1ff,%eax: on
+		0x31, 0xd2, // xor %edx,%edx
+		0x0f, 0x30, // wrmsr
+		0xee,       // out %al,%dx
+		0xfb,       // sti
+		0xf4,       // 1: hlt
+		0xeb, 0xfd, // jmp 1b
 	}
-	// It saves nothing, since the code that it interrupts only sleeps.
+	// The handler saves no register: the code that it interrupts only sleeps.
 	callInHandler = []byte{
-		0xb9, 0x0b, 8, 0, 0, 0x31, 0xc0, 0x31, 0xd2, 0x0f, 0x30, // mov $0x80b,%ecx; xor %eax,%eax; xor %edx,%edx; wrmsr
+		0xb9, 0x0b, 8, 0, 0, // mov $0x80b,%ecx: the x2APIC's end of interrupt
+		0x31, 0xc0, // xor %eax,%eax
+		0x31, 0xd2, // xor %edx,%edx
+		0x0f, 0x30, // wrmsr
 		0xee,       // out %al,%dx
 		0x48, 0xcf, // iretq
 	}
@@ -168,7 +178,7 @@ func (g *floorGuest) close() {
 	}
 }
 
-// toExit runs the guest to its next call.
+// toExit runs the guest until its next call.
 func (g *floorGuest) toExit() error {
 	for {
 		err := g.cpu.Run()
@@ -188,7 +198,7 @@ func (g *floorGuest) toExit() error {
 	}
 }
 
-// times does f n times and returns how long each took.
+// times calls f n times and returns how long each took, in order of length.
 func times(n int, f func() error) (trips, error) {
 	t := make(trips, n)
 	for i := range t {
@@ -202,7 +212,8 @@ func times(n int, f func() error) (trips, error) {
 	return t, nil
 }
 
-// floors measure what no hypercall and no interrupt can be faster than here. They have a thread of their own, on which nothing else is measured.
+// floors measure what no hypercall and no interrupt can be faster than here.
+// The CPUs need a thread of their own, on which nothing else runs.
 type floors struct {
 	work chan func()
 
@@ -219,7 +230,8 @@ func (s *scope) floors() (*floors, error) {
 	return f, nil
 }
 
-// serve is the thread.
+// serve makes the guests on a thread of its own, sends the error of that or nil
+// to ready, and does the work until ctx ends.
 func (f *floors) serve(ctx context.Context, ready chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -235,7 +247,7 @@ func (f *floors) serve(ctx context.Context, ready chan<- error) {
 		defer made.bind(ctx)()
 		*g.guest = made
 	}
-	// Before its local APIC is on, an interrupt is lost.
+	// Until the guest's local APIC is on, interrupts would be lost.
 	if err := f.sleeper.toExit(); err != nil {
 		ready <- err
 		return
@@ -251,7 +263,7 @@ func (f *floors) serve(ctx context.Context, ready chan<- error) {
 	}
 }
 
-// on runs measure on the thread.
+// on runs measure on the floors' thread.
 func (f *floors) on(ctx context.Context, measure func() (trips, error)) (t trips, err error) {
 	done := make(chan struct{})
 	select {
@@ -265,12 +277,13 @@ func (f *floors) on(ctx context.Context, measure func() (trips, error)) (t trips
 
 const floorTrips = 1000
 
-// exit measures a bare port exit.
+// exit measures bare port exits.
 func (f *floors) exit(ctx context.Context) (trips, error) {
 	return f.on(ctx, func() (trips, error) { return times(floorTrips, f.caller.toExit) })
 }
 
-// interruptAndExit measures an interrupt by eventfd whose handler makes a port exit.
+// interruptAndExit measures interrupts by eventfd whose handler makes a port
+// exit.
 func (f *floors) interruptAndExit(ctx context.Context) (trips, error) {
 	return f.on(ctx, func() (trips, error) {
 		return times(floorTrips, func() error {
@@ -280,7 +293,8 @@ func (f *floors) interruptAndExit(ctx context.Context) (trips, error) {
 	})
 }
 
-// bind makes the calling thread the CPU's. When ctx ends, so does toExit.
+// bind makes the calling thread the CPU's. When ctx ends, toExit returns.
+// release ends both and closes the guest.
 func (g *floorGuest) bind(ctx context.Context) (release func()) {
 	g.ctx = ctx
 	g.cpu.BindThread()

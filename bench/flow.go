@@ -10,7 +10,8 @@ import (
 	"github.com/fix-project/arcavm/pipes/guest"
 )
 
-// flow is one way that bytes go. send and receive move n bytes, each on a goroutine of its own; receive returns when all have arrived.
+// flow is one way of one stream. send and receive move n bytes, each on a
+// goroutine of its own; receive returns when all have arrived.
 type flow struct{ send, receive func(n int) error }
 
 // writes sends in chunks.
@@ -45,7 +46,8 @@ func reads(r io.Reader) func(int) error {
 
 func copying(w io.Writer, r io.Reader) flow { return flow{writes(w), reads(r)} }
 
-// mover is a guest's end that moves cursors and copies nothing, so that the relay is what is measured.
+// mover is a guest's end that moves cursors and copies nothing, so that little
+// but the relay is measured.
 type mover struct{ *guest.Conn }
 
 func (m mover) Read(b []byte) (int, error) {
@@ -71,16 +73,17 @@ func (m mover) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// side moves bytes in one way, a number of flows at once.
+// side moves bytes one way on several flows at once.
 type side struct {
 	name   string
 	flows  []flow
-	counts func() counts // nil: nothing but a socket
-	least  int           // bytes of each flow at a time, so that rings fill up and it isn't the start that is measured
-	each   int           // as many as are moved
+	counts func() counts // nil: the side is sockets only
+	least  int           // bytes of each flow in a round, at least: enough to fill rings
+	each   int           // bytes of each flow in a round, see calibrate
 }
 
-// calibrate chooses how many bytes take about that long.
+// calibrate chooses how many bytes each flow moves in a round, so that it takes
+// about that long.
 func (s *side) calibrate(slice time.Duration) error {
 	for s.each = max(s.least, bulkChunk); ; s.each *= 4 {
 		u, err := s.move()
@@ -95,7 +98,7 @@ func (s *side) calibrate(slice time.Duration) error {
 	}
 }
 
-// move moves bytes through every flow at once, and returns when all have arrived.
+// move moves bytes on all flows at once, and returns when all have arrived.
 func (s *side) move() (u usage, err error) {
 	var counted counts
 	if s.counts != nil {
@@ -124,13 +127,14 @@ func (s *side) move() (u usage, err error) {
 	return u, err
 }
 
-// moved is what sides did: usage for each round, and system calls per MiB.
+// moved is what a side did: usage for each round, and system calls per MiB.
 type moved struct {
 	usage []usage
-	calls []calls // in rounds of their own; empty if they can't be counted
+	calls []calls // of rounds of their own; empty: they can't be counted
 }
 
-// measure calibrates the sides, measures them in turn, and counts their system calls.
+// measure calibrates the sides, measures them in turn, and then counts their
+// system calls in turn: counting slows them.
 func (r *runner) measure(s *scope, sides []*side) ([]moved, error) {
 	var timed []func() (usage, error)
 	var counted []func() (calls, error)

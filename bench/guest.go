@@ -19,10 +19,12 @@ type booted struct {
 	at     netip.AddrPort
 	cancel context.CancelFunc
 	ended  chan struct{}
-	err    error // of Run, if ended
+	err    error // why the guest has ended; written before ended is closed
 }
 
-// boot starts one of the images that are part of this program, a server with these further arguments, and waits until it listens.
+// boot starts one of the images that are part of this program, and waits until
+// it listens. The image must be a server whose first argument is an address;
+// args are the others.
 func (s *scope) boot(name string, cfg vmm.Config, args ...string) (*booted, error) {
 	img, err := image.ParseBytes(images.Bytes(name), name)
 	if err != nil {
@@ -59,7 +61,8 @@ func (s *scope) boot(name string, cfg vmm.Config, args ...string) (*booted, erro
 	}
 }
 
-// close ends the VM. It returns an error if the guest had ended before, or a wake-up was lost.
+// close ends the VM. It returns an error if the guest had ended by itself, or a
+// wake-up was lost.
 func (b *booted) close() error {
 	var err error
 	select {

@@ -24,7 +24,8 @@ type pageRow struct {
 	Verdict string // met, not met or empty
 }
 
-// WriteHTML writes the report as a page that needs nothing else: tables and plots.
+// WriteHTML writes the report as a page that loads nothing: the summary, and
+// tables and plots of every figure.
 func (r *Report) WriteHTML(w io.Writer) error {
 	var data struct {
 		Head    []string
@@ -61,7 +62,7 @@ func (r *Report) WriteHTML(w io.Writer) error {
 	return nil
 }
 
-// mostBars is how many values one plot shows; more can't be read.
+// mostBars is how many values one plot shows. More couldn't be read.
 const mostBars = 40
 
 // plotGroup draws the ratios of figures that have a neighbour, and the values
@@ -99,8 +100,8 @@ type plotPart struct {
 	bars     []bar
 }
 
-// readable makes parts of values that are too many for one plot: one for each
-// quantity, which is what stands behind the first colon of a name.
+// readable divides values that are too many for one plot into one plot for each
+// quantity, the text behind the first colon of a name.
 func readable(bars []bar) []plotPart {
 	if len(bars) <= mostBars {
 		return []plotPart{{bars: bars}}

@@ -14,15 +14,16 @@ const (
 	activePause = 50 * time.Millisecond // between round trips on an active stream
 )
 
-// idle measures connections that are open and still, and what the few that aren't get. Each side is two processes: the one that serves, which is what
-// is measured, and its clients, whose files would be too many for one process.
+// idle measures connections that are open and still, and what the few that
+// aren't get. Each side is two processes: the server, which is measured, and
+// its clients, since the sockets of both would be too many for one process.
 type idle struct{ sizes []int }
 
-// still is one side.
+// still is a side of idle: what keeps connections open.
 type still struct {
 	name            string
 	server, clients *part
-	base            answer // memory before there were connections
+	base            answer // the server's memory before there were connections
 }
 
 func (i idle) run(s *scope, r *runner) error {
@@ -68,7 +69,7 @@ func newStill(s *scope, name string, most int) (*still, error) {
 	if _, err := clients.do(request{Op: "start", Address: at.Address}); err != nil {
 		return nil, err
 	}
-	// What the first connections cost once isn't theirs.
+	// What is allocated once, for the first connections, isn't a stream's.
 	if _, err := clients.do(request{Op: "warm"}); err != nil {
 		return nil, err
 	}
@@ -110,8 +111,8 @@ func (i idle) measure(ctx context.Context, r *runner, sides []*still, n int) err
 	return nil
 }
 
-// round looks at all sides while nothing happens, at the same time, and then
-// has each be active in turn.
+// round watches all sides together while nothing happens, and then has each
+// make round trips in turn.
 func (i idle) round(ctx context.Context, sides []*still, n int, window, active time.Duration) ([]measured, error) {
 	out := make([]measured, len(sides))
 	for k, side := range sides {
@@ -145,16 +146,18 @@ func (i idle) round(ctx context.Context, sides []*still, n int, window, active t
 	return out, nil
 }
 
-// lookAtMemory notes what each of n streams takes of the server.
+// lookAtMemory notes how much memory of the server each of n streams takes.
 func (s *still) lookAtMemory(m *measured, n int) error {
 	now, err := s.server.do(request{Op: "memory"})
 	perStream := func(bytes float64) float64 { return bytes / float64(n) / 1024 }
 	m.memory = perStream(now.Anonymous - s.base.Anonymous)
-	m.stacks = perStream(max(0, now.Stacks-s.base.Stacks)) // the base may have had some to spare
+	// Stacks that were free before are used first, so there may be fewer.
+	m.stacks = perStream(max(0, now.Stacks-s.base.Stacks))
 	return err
 }
 
-// beActive makes round trips for that long and notes what they took.
+// beActive has the clients make round trips for that long, and notes how long
+// those were and what they cost the server.
 func (s *still) beActive(m *measured, long time.Duration) error {
 	w, err := s.watch()
 	if err != nil {
@@ -169,10 +172,10 @@ func (s *still) beActive(m *measured, long time.Duration) error {
 	return err
 }
 
-// watch is how much processor time a server had used at a moment.
+// watch is the moment from which a server's processor time is measured.
 type watch struct {
 	server *part
-	used   int64 // ns
+	used   int64 // processor time until then, in ns
 	at     time.Time
 }
 
@@ -181,7 +184,7 @@ func (s *still) watch() (watch, error) {
 	return watch{s.server, a.Nanoseconds, time.Now()}, err
 }
 
-// share is the server's processor time since then in percent of a core.
+// share is the server's processor time since then, in percent of a core.
 func (w watch) share() (float64, error) {
 	elapsed := time.Since(w.at)
 	a, err := w.server.do(request{Op: "cpu"})
@@ -191,7 +194,8 @@ func (w watch) share() (float64, error) {
 func (i idle) report(r *runner, sides []*still, n int, rows [][]measured) {
 	group := fmt.Sprintf("%d streams at once", n)
 	active := fmt.Sprintf("%d of them active", (n+activeShare-1)/activeShare)
-	rank := func(k int) int { return k - 2*n } // most streams, and the guest end in Go
+	// The summary shows the most streams, and of these the guest end in Go.
+	rank := func(k int) int { return k - 2*n }
 	for k, side := range sides[1:] {
 		figure := func(name, unit string, f func(measured) float64) Figure {
 			ours, theirs := pick(rows[k+1], f), pick(rows[0], f)
@@ -199,7 +203,8 @@ func (i idle) report(r *runner, sides []*still, n int, rows [][]measured) {
 		}
 		memory := figure("host memory per idle stream, rings and guest apart", "KiB", func(m measured) float64 { return m.memory })
 		if n >= 1000 {
-			// What a few streams take is lost in what the process takes or gives back for other reasons.
+			// What a few streams take is less than what a process takes and
+			// gives back for other reasons.
 			memory = memory.wantAtMost(8)
 		}
 		load := figure("processor time, idle", "% of a core", func(m measured) float64 { return m.idleCPU })

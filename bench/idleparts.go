@@ -16,13 +16,14 @@ import (
 	"github.com/fix-project/arcavm/vmm"
 )
 
-// The first byte on a connection says what it is for; the server sends it back.
+// The first byte on a connection says what the client will do with it. The
+// server sends it back, as it does with all bytes.
 const (
 	willRest = 'r'
 	willTalk = 't'
 )
 
-// serverPart serves connections in the way that it is told.
+// serverPart is the server of one side, which start says.
 func serverPart(s *scope) func(request) (answer, error) {
 	return func(q request) (a answer, err error) {
 		switch q.Op {
@@ -46,7 +47,8 @@ func serverPart(s *scope) func(request) (answer, error) {
 	}
 }
 
-// startServer returns the address of an echo that takes as many streams.
+// startServer starts the server of the side of that name and returns its
+// address. It echoes on that many streams.
 func startServer(s *scope, name string, streams int) (string, error) {
 	switch name {
 	case "plain":
@@ -106,7 +108,7 @@ func startGo(s *scope, streams int) (string, error) {
 	return listener.Addr().String(), nil
 }
 
-// even rounds up to what a VM's memory must be a multiple of.
+// even rounds up to the unit of a VM's memory and window.
 func even(n uint64) uint64 {
 	const unit = 2 << 20
 	return (n + unit - 1) / unit * unit
@@ -126,7 +128,8 @@ func echoSmall(c net.Conn) {
 	}
 }
 
-// attend echoes without a goroutine. The guest's end of a stream that will rest is let go of: it is the guest's memory, which doesn't count.
+// attend echoes without a goroutine. It forgets the guest's end of a stream
+// that will rest, whose memory is the guest's and not to be measured.
 func (r *rig) attend(c *guest.Conn) {
 	b := make([]byte, 64)
 	var turn func()
@@ -148,7 +151,8 @@ func (r *rig) attend(c *guest.Conn) {
 	c.OnReadable(turn)
 }
 
-// clientsPart opens connections and makes round trips on some of them.
+// clientsPart is the clients of one side. They open connections, and make round
+// trips on some.
 func clientsPart(s *scope) func(request) (answer, error) {
 	var to string
 	var open int
@@ -178,7 +182,8 @@ func clientsPart(s *scope) func(request) (answer, error) {
 	}
 }
 
-// dialMany opens connections until there are that many, and returns those that will talk.
+// dialMany opens connections until streams are open, where from are already. It
+// returns the new ones that will talk.
 func dialMany(s *scope, to string, from, streams int) (talking []net.Conn, err error) {
 	var next atomic.Int64
 	next.Store(int64(from))
@@ -214,14 +219,15 @@ func dialMany(s *scope, to string, from, streams int) (talking []net.Conn, err e
 	return slices.Concat(found...), err
 }
 
-// pingAll makes round trips on all connections for that long, on each with a pause after each.
+// pingAll makes round trips on all connections for that long, with a pause
+// after each.
 func pingAll(conns []net.Conn, long time.Duration) (trips, error) {
 	all := make([]trips, len(conns))
 	until := time.Now().Add(long)
 	var work errgroup.Group
 	for i, c := range conns {
 		work.Go(func() error {
-			// Not all at once.
+			// Connections start one after the other, not all at once.
 			time.Sleep(activePause * time.Duration(i) / time.Duration(len(conns)))
 			for {
 				t, err := ping(c, 1)

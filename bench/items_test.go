@@ -17,7 +17,8 @@ import (
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
 
-// measureQuickly runs an item once and returns its figures by name. It fails if a figure isn't a number or an item failed.
+// measureQuickly runs an item once and returns its figures by name. The test
+// fails if a figure isn't a number or the item failed.
 func measureQuickly(t *testing.T, it item) (*Report, map[string]Figure) {
 	t.Helper()
 	report, err := run(t.Context(), Options{Quick: true, Rounds: 1}, []item{it})
@@ -40,7 +41,8 @@ func measureQuickly(t *testing.T, it item) (*Report, map[string]Figure) {
 	return report, figures
 }
 
-// wantFigures fails unless there are figures whose names contain these texts, none of them 0.
+// wantFigures fails unless each text is in the names of figures, none of which
+// is 0.
 func wantFigures(t *testing.T, figures map[string]Figure, texts ...string) {
 	t.Helper()
 	for _, text := range texts {
@@ -59,7 +61,8 @@ func wantFigures(t *testing.T, figures map[string]Figure, texts ...string) {
 	}
 }
 
-// needKVM skips the test where there is no KVM, or fails it where there should be.
+// needKVM skips the test where there is no KVM, or fails it where there should
+// be.
 func needKVM(t *testing.T) {
 	t.Helper()
 	system, err := kvm.Open("")
@@ -133,7 +136,7 @@ func TestFairness(t *testing.T) {
 	wantFigures(t, figures, "guest end in Go: round trip of 64 bytes, p99", "plain sockets: round trip of 64 bytes, p99")
 }
 
-// Without KVM the booted guest is missing and the others are measured.
+// Without KVM the booted guest is missing, and the other sides are measured.
 func TestIdle(t *testing.T) {
 	t.Parallel()
 	report, figures := measureQuickly(t, item{"streams at once", idle{[]int{10, 150}}.run})
@@ -182,11 +185,11 @@ func TestGuestThatEnds(t *testing.T) {
 		t.Errorf("a guest with a bad argument: %v", err)
 	}
 	if err := s.close(); err == nil {
-		t.Error("nobody noticed")
+		t.Error("the scope has no error")
 	}
 }
 
-// A lost wake-up is an error of the scope.
+// A wake-up of the monitor that is lost is an error of the scope.
 func TestLostWakeup(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -194,7 +197,7 @@ func TestLostWakeup(t *testing.T) {
 	}
 	s, g, p, peer := connected(t)
 	untilWaiting(g, p, guest.Outgoing)
-	// The guest moves its cursor and takes the flag, but doesn't notify.
+	// The guest moves its cursor and clears the flag, but doesn't notify.
 	at := p.Descriptor().Header
 	g.Guest.Store(at+uint64(guest.Outgoing)+64+8, 0)
 	g.Guest.Store(at+uint64(guest.Outgoing), g.Guest.Load(at+uint64(guest.Outgoing))+8)
@@ -209,7 +212,7 @@ func TestLostWakeup(t *testing.T) {
 	}
 }
 
-// connected is a guest in Go with a connection, and its peer.
+// connected makes a guest in Go with a connection, and its peer.
 func connected(t *testing.T) (*scope, *rig, *guest.Conn, *net.TCPConn) {
 	t.Helper()
 	s := newScope(t.Context())
@@ -231,13 +234,14 @@ func connected(t *testing.T) (*scope, *rig, *guest.Conn, *net.TCPConn) {
 
 // untilWaiting returns when the consumer of a ring waits.
 func untilWaiting(g *rig, p *guest.Conn, ring guest.Ring) {
-	waiting := p.Descriptor().Header + uint64(ring) + 72 // the consumer's state, and its flag
+	waiting := p.Descriptor().Header + uint64(ring) + 72 // the consumer's state and flag
 	for g.Guest.Load(waiting)>>32 == 0 {
 		runtime.Gosched()
 	}
 }
 
-// An item fails if a wake-up of the guest's got lost, even when nobody has noticed before its end.
+// A wake-up of the guest that is lost is an error of the scope, even if the
+// item ends before anything else shows it.
 func TestLostInterrupt(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -283,6 +287,6 @@ func TestPartThatIsUnknown(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := s.close(); err == nil {
-		t.Error("nobody noticed that a part was killed")
+		t.Error("a part was killed, and the scope has no error")
 	}
 }

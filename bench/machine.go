@@ -27,21 +27,21 @@ type Machine struct {
 	Lane      string `json:"lane"`
 	Go        string `json:"go"`
 	Version   string `json:"version"`
-	Images    string `json:"images"` // hash of the guest images
-	Load      string `json:"load"`   // average of one, five and fifteen minutes
+	Images    string `json:"images"` // beginning of a hash of the guest images
+	Load      string `json:"load"`   // averages of one, five and fifteen minutes
 	// Others is how many processors were busy with other programs' work, and
 	// with that of other virtual machines beside this one, while the report was
 	// made, on average. nil: not known.
 	Others *float64 `json:"others,omitempty"`
 }
 
-// mostOthers is up to how much of a machine other work may take before figures
-// aren't compared.
+// mostOthers is how much of a machine other work may take. Beyond it figures
+// get no verdict.
 const mostOthers = 0.1
 
-// loaded reports whether the machine had so much else to do that its figures
-// are more about that. What it did before the run counts only in reports that
-// don't say what it did meanwhile.
+// loaded reports whether other work took more than mostOthers, so that figures
+// say little about the machine. The load before the run counts only in reports
+// that don't have Others.
 func (m *Machine) loaded() bool {
 	others := 0.0
 	if m.Others != nil {
@@ -92,7 +92,8 @@ func processor() string {
 	return "unknown processor"
 }
 
-// describeKVM returns the module's name and the lane: what runs guests.
+// describeKVM returns the name of KVM's module, or why there is none, and the
+// lane: what runs guests.
 func describeKVM() (module, lane string) {
 	lane = "/dev/kvm"
 	if emulated.Inside() {

@@ -35,9 +35,9 @@ func watchOthers() func() *float64 {
 // Linux for x86-64.
 const ticksPerSecond = 100
 
-// busyTime is what all processors have done so far for programs, or would have
-// if their host had let them. Interrupts aren't in it: a measurement's own
-// packets cause them, and ownTime doesn't have them.
+// busyTime is how long all processors together have worked for programs so far,
+// or would have if their host had let them. Interrupts aren't in it: the
+// packets of a measurement cause them, and ownTime doesn't have them.
 func busyTime() (time.Duration, error) {
 	b, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -49,7 +49,7 @@ func busyTime() (time.Duration, error) {
 		return 0, unix.EINVAL
 	}
 	var ticks int64
-	// user, nice, system, steal
+	// These are user, nice, system and steal.
 	for _, i := range []int{1, 2, 3, 8} {
 		n, err := strconv.ParseInt(string(fields[i]), 10, 64)
 		if err != nil {

@@ -13,8 +13,10 @@ import (
 	"syscall"
 )
 
-// A part of an item is this program again as a process of its own: because its memory and processor time are what is measured, or because it needs
-// a network of its own. It is asked and answers by lines of JSON on its standard input and output, and ends with its input.
+// part is this program again, as a process of its own: because its memory and
+// processor time are measured, or because it needs a network of its own. It
+// answers requests, lines of JSON on its standard input, by lines of JSON on
+// its standard output, and ends with its input.
 type part struct {
 	cmd    *exec.Cmd
 	in     io.WriteCloser
@@ -33,29 +35,33 @@ type request struct {
 	Millis  int
 }
 
-// answer is what it says.
+// answer is what a part says to a request; which fields it sets depends on the
+// request.
 type answer struct {
 	Error   string
-	Missing bool // the error is that the machine lacks something
+	Missing bool // the error wraps errMissing
 
 	Address     string
-	Nanoseconds int64   // processor time, or time that passed
+	Nanoseconds int64   // of processor time so far
 	Anonymous   float64 // bytes of memory that isn't shared with a guest
 	Stacks      float64 // of that, stacks of goroutines
 	P50, P99    float64 // µs
 }
 
-// partVariable names the part that a process is.
+// partVariable is the environment variable that names the part that a process
+// is.
 const partVariable = "ARCAVM_BENCH_PART"
 
-// parts are the functions that answer requests, each of a scope of its own.
+// parts make, by name, the functions that answer requests. Each has the scope
+// of its process.
 var parts = map[string]func(*scope) func(request) (answer, error){
 	"server":  serverPart,
 	"clients": clientsPart,
 	"tap":     tapPart,
 }
 
-// Init is for the start of every program that calls [Run]: if this process is a part of a run, Init does its work and doesn't return.
+// Init must be called at the start of every program that calls [Run]. If this
+// process is a part of a run, Init does its work and exits.
 func Init() {
 	name := os.Getenv(partVariable)
 	if name == "" {
@@ -69,7 +75,7 @@ func Init() {
 	os.Exit(code)
 }
 
-// servePart answers requests until there are no more.
+// servePart answers requests until in ends.
 func servePart(name string, in io.Reader, out io.Writer) error {
 	part := parts[name]
 	if part == nil {
@@ -98,7 +104,7 @@ func servePart(name string, in io.Reader, out io.Writer) error {
 	return errors.Join(err, s.close())
 }
 
-// part starts one. It ends with the scope, at the latest.
+// part starts a part, which ends with the scope. attributes may be nil.
 func (s *scope) part(name string, attributes *syscall.SysProcAttr) (*part, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -124,7 +130,7 @@ func (s *scope) part(name string, attributes *syscall.SysProcAttr) (*part, error
 	return p, nil
 }
 
-// do asks.
+// do sends a request and returns its answer.
 func (p *part) do(q request) (answer, error) {
 	var a answer
 	if err := p.ask.Encode(q); err != nil {
@@ -142,17 +148,19 @@ func (p *part) do(q request) (answer, error) {
 	return a, nil
 }
 
+// gone is the error of a part that doesn't answer any more.
 func (p *part) gone(err error) error {
 	_ = p.in.Close()
 	waited := p.cmd.Wait()
 	return errors.Join(fmt.Errorf("a part of the measurement has ended: %w", err), waited, errors.New(p.errors.String()))
 }
 
-// close ends the part. It returns an error if the part had one.
+// close ends the part. It returns the error with which the part ended, unless
+// do has.
 func (p *part) close() error {
 	_ = p.in.Close()
 	if p.cmd.ProcessState != nil {
-		return nil // it was gone, and somebody was told
+		return nil // gone has waited and returned the error
 	}
 	if err := p.cmd.Wait(); err != nil {
 		return fmt.Errorf("a part of the measurement: %w: %s", err, bytes.TrimSpace(p.errors.Bytes()))

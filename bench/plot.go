@@ -10,38 +10,38 @@ import (
 	"strings"
 )
 
-// Plots are SVG elements for a page whose style sheet gives their classes
-// colours, so that they follow the page's dark and light schemes. Lengths are
-// in pixels of the viewBox.
+// Plots are SVG elements. The page's style sheet gives their classes colours,
+// so that they follow its dark and light schemes. Lengths are in pixels of the
+// viewBox.
 const (
 	fontSize = 12
-	// charWidth is what a character is taken to need. Which font the reader has
-	// isn't known: this is the average of a wide one, so that no text is cut.
+	// charWidth is how wide a character is assumed to be. The reader's font
+	// isn't known, so it is the average of a wide one: no text is cut.
 	charWidth = 0.6 * fontSize
 
 	plotMargin = 10
 	rowHeight  = 20
-	// axisHeight is for the numbers below an axis and its label.
+	// axisHeight has room for the numbers below an axis and its label.
 	axisHeight = 40
 	barsWidth  = 460
 	curveWidth = 420
 	curveHigh  = 200
-	// logFrom is from which ratio of the largest to the smallest value on an
-	// axis is logarithmic: on a linear one the small ones couldn't be read.
+	// logFrom is the ratio of the largest to the smallest value from which an
+	// axis is logarithmic. On a linear one the small values couldn't be read.
 	logFrom = 30
-	// leastTickGap is between two numbers on an axis.
+	// leastTickGap is the space between two numbers on an axis.
 	leastTickGap = 8
 )
 
 // scale maps values to a range of pixels.
 type scale struct {
-	least, most float64 // values; least > 0 where log is set
+	least, most float64 // values; with log least is above 0
 	from, to    float64 // pixels
 	log         bool
 }
 
-// newScale returns a scale that shows all values, from 0 on or, where they
-// span too much for that, a logarithmic one. from and to are pixels.
+// newScale returns a scale for all values between two pixels. It begins at 0
+// or, where the values span too much for that, is logarithmic.
 func newScale(values []float64, from, to float64) scale {
 	s := scale{from: from, to: to}
 	var small float64 // the smallest above 0
@@ -61,8 +61,8 @@ func newScale(values []float64, from, to float64) scale {
 	return s
 }
 
-// at returns the pixel of v. What is below a logarithmic scale is at its
-// beginning.
+// at returns the pixel of v. A value below a logarithmic scale is at the
+// scale's beginning.
 func (s scale) at(v float64) float64 {
 	share := (v - s.least) / (s.most - s.least)
 	if s.log {
@@ -86,7 +86,7 @@ func (s scale) ticks() []float64 {
 	}
 	var out []float64
 	for i := math.Ceil(s.least/step - 1e-6); i*step <= s.most+step*1e-6; i++ {
-		out = append(out, i*step+0) // + 0: no -0
+		out = append(out, i*step+0) // + 0 makes 0 of -0
 	}
 	return out
 }
@@ -145,7 +145,8 @@ func (s *svg) dot(class string, x, y float64) {
 	fmt.Fprintf(&s.b, `<circle class="%s" cx="%.1f" cy="%.1f" r="3.5"/>`, class, x, y)
 }
 
-// text writes at a baseline. anchor is start, middle or end.
+// text writes a text on the baseline y. anchor says which end of it is at x:
+// start, middle or end.
 func (s *svg) text(anchor string, x, y float64, text string) {
 	fmt.Fprintf(&s.b, `<text x="%.1f" y="%.1f" text-anchor="%s">%s</text>`, x, y, anchor, template.HTMLEscapeString(text))
 }
@@ -181,8 +182,8 @@ type bar struct {
 	value Spread
 }
 
-// plotBars draws medians with their spread, a row for each, and a line at 1 if
-// they are ratios.
+// plotBars draws medians with their spread, a row for each. Ratios have a line
+// at 1.
 func plotBars(bars []bar, label string, ratios bool) template.HTML {
 	var values []float64
 	names := 0.0
@@ -228,8 +229,8 @@ type curve struct {
 // colours is how many colours the style sheet has for curves: s0, s1, …
 const colours = 3
 
-// plotChart draws curves over a logarithmic x axis whose ticks are the points'
-// own, with a line at 1.
+// plotChart draws curves with a line at 1. The x axis is logarithmic and has a
+// tick at each point.
 func plotChart(title, yLabel string, curves []curve) template.HTML {
 	left := float64(plotMargin + textWidth("0.00") + 2*plotMargin)
 	legend := float64(rowHeight * len(curves))

@@ -47,7 +47,7 @@ func TestScale(t *testing.T) {
 
 var viewBox = regexp.MustCompile(`viewBox="0 0 ([0-9]+) ([0-9]+)"`)
 
-// Each plot is well-formed, and with a wide font no text leaves it.
+// Each plot is well-formed XML, and with a wide font no text leaves it.
 func TestPlots(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("W", 90)

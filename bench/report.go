@@ -15,7 +15,7 @@ import (
 	"github.com/fix-project/arcavm/internal/regular"
 )
 
-// Report is what one run measured.
+// Report is what one run measured, and where.
 type Report struct {
 	Machine Machine   `json:"machine"`
 	Started time.Time `json:"started"`
@@ -25,7 +25,7 @@ type Report struct {
 	Only    string    `json:"only,omitempty"` // what was chosen; "": everything
 	// Interrupted is set where the run ended before all was measured.
 	Interrupted bool      `json:"interrupted,omitempty"`
-	Counted     string    `json:"counted"` // which system calls
+	Counted     string    `json:"counted"` // which system calls were; "": none
 	Figures     []Figure  `json:"figures"`
 	Missing     []Missing `json:"missing,omitempty"`
 	Failed      []Missing `json:"failed,omitempty"`
@@ -40,11 +40,13 @@ type Figure struct {
 	// Neutral is a figure of which neither more nor less is better.
 	Neutral bool   `json:"neutral,omitempty"`
 	Ours    Spread `json:"ours"`
-	// Neighbour was measured in turn with Ours, and Ratio is Ours by it, pair by pair. nil: there is none.
+	// Neighbour was measured in turn with Ours. Ratio is Ours by it, round by
+	// round. nil: there is no neighbour.
 	Neighbour *Neighbour `json:"neighbour,omitempty"`
 	Ratio     *Spread    `json:"ratio,omitempty"`
 	Target    *Target    `json:"target,omitempty"`
-	// Point is where the figure stands in the plots over ring size and streams. nil: in none.
+	// Point is the figure's place in the plots over ring size and streams.
+	// nil: it is in none.
 	Point *Point `json:"point,omitempty"`
 	// Headline is the figure's place in the summary. nil: it has none.
 	Headline *Headline `json:"-"`
@@ -70,23 +72,23 @@ type Target struct {
 	Met  bool   `json:"met"`
 }
 
-// Missing is what couldn't be measured on this machine, or failed.
+// Missing is something that couldn't be measured on this machine, or failed.
 type Missing struct {
 	Name   string `json:"name"`
 	Reason string `json:"reason"`
 }
 
-// key tells a figure from every other of its report.
+// key is unique in a report, and the same in every report.
 func (f *Figure) key() string { return f.Group + ": " + f.Name }
 
-// beside adds the neighbour.
+// beside adds the neighbour: its values, of the same rounds as ours.
 func (f Figure) beside(name string, ours, theirs []float64) Figure {
 	ratio := spreadOf(ratios(ours, theirs))
 	f.Neighbour, f.Ratio = &Neighbour{Name: name, Value: spreadOf(theirs)}, &ratio
 	return f
 }
 
-// ofRatio begins the text of a target of the ratio.
+// ofRatio begins the text of a target that is about the ratio.
 const ofRatio = "ratio "
 
 func (f Figure) wantRatioAtLeast(limit float64) Figure {
@@ -126,14 +128,14 @@ func (r *Report) WriteJSON(w io.Writer) error {
 	return nil
 }
 
-// ErrNoReport is what ReadJSON's error wraps if the file holds something else.
+// ErrNoReport is what ReadJSON's error wraps if the file isn't a report.
 var ErrNoReport = errors.New("is not a report of arcavm bench")
 
 // ReadJSON reads what WriteJSON has written to a file.
 func ReadJSON(path string) (*Report, error) {
 	b, err := readRegular(path)
 	if err != nil {
-		return nil, err // names the path
+		return nil, err // it names the path
 	}
 	var r Report
 	if err := json.Unmarshal(b, &r); err != nil {
@@ -145,7 +147,8 @@ func ReadJSON(path string) (*Report, error) {
 	return &r, nil
 }
 
-// readRegular reads a file, and doesn't wait for the writer of a FIFO.
+// readRegular reads a regular file. Anything else is refused before it could
+// block, as a FIFO without a writer does.
 func readRegular(path string) ([]byte, error) {
 	f, info, err := regular.Open(path)
 	if err != nil {
@@ -158,7 +161,7 @@ func readRegular(path string) ([]byte, error) {
 	return io.ReadAll(f)
 }
 
-// WriteText writes the report for people: a table for each group.
+// WriteText writes every figure for people: a table for each group.
 func (r *Report) WriteText(w io.Writer) error {
 	for _, line := range r.head() {
 		fmt.Fprintln(w, line)
@@ -189,7 +192,7 @@ func (r *Report) WriteText(w io.Writer) error {
 	return err
 }
 
-// list is what there is no figure of, by the reason.
+// list is what there are no figures of, by the reason.
 type list struct {
 	Title   string
 	Reasons []string
@@ -216,7 +219,7 @@ func (r *Report) lists() (out []list) {
 	return out
 }
 
-// timeFormat is for times in UTC.
+// timeFormat is for times that are in UTC.
 const timeFormat = "2006-01-02 15:04 UTC"
 
 // made says when and how the report was made.
@@ -255,7 +258,7 @@ type group struct {
 	figures []Figure
 }
 
-// groups returns the figures by group, in the order in which they came.
+// groups returns the figures by group, in the order of their first figures.
 func (r *Report) groups() []group {
 	var out []group
 	at := map[string]int{}
@@ -271,7 +274,7 @@ func (r *Report) groups() []group {
 	return out
 }
 
-// score counts the targets.
+// score counts the figures' targets, and how many were met.
 func score(figures []Figure) (met, targets int) {
 	for _, f := range figures {
 		if f.Target != nil {
@@ -284,7 +287,8 @@ func score(figures []Figure) (met, targets int) {
 	return met, targets
 }
 
-// cells are a figure's row: name, ours, spread, unit, neighbour, its value, ratio, spread, target.
+// cells are a figure's row: name, ours, least and most, unit, neighbour, its
+// value, ratio, least and most, target.
 func (f *Figure) cells() []string {
 	row := []string{f.Name, number(f.Ours.Median), f.Ours.span(), f.Unit, "", "", "", "", ""}
 	if f.Neighbour != nil {
@@ -299,7 +303,7 @@ func (f *Figure) cells() []string {
 
 func (s Spread) span() string { return number(s.Min) + "–" + number(s.Max) }
 
-// number shows three digits, or all of them before the point.
+// number shows three digits, and never fewer than are before the point.
 func number(v float64) string {
 	size := math.Abs(v)
 	switch {

@@ -16,17 +16,17 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// rig is a relay and a guest in Go on one window, without KVM.
+// rig is a guest in Go and a relay on one window of memory, without KVM.
 type rig struct {
 	*client.Machine
 	window []byte
-	stop   func() bool    // undoes that the machine ends with the context
-	ended  sync.WaitGroup // the machine's end, if the context's end is why
+	stop   func() bool    // keeps the context's end from ending the machine
+	ended  sync.WaitGroup // the end that the context's end has caused
 	users  sync.WaitGroup // goroutines at the guest's ends
 }
 
-// newRig makes a window of that many bytes, of which only what is touched is
-// used. It is shared memory, as a virtual machine's is.
+// newRig makes a rig with a window of that many bytes, shared memory as a
+// virtual machine's is. What isn't touched of it takes no memory.
 func newRig(ctx context.Context, window, streams int) (_ *rig, err error) {
 	r := &rig{}
 	r.window, err = unix.Mmap(-1, 0, window, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
@@ -49,18 +49,18 @@ func newRig(ctx context.Context, window, streams int) (_ *rig, err error) {
 	r.ended.Add(1)
 	r.stop = context.AfterFunc(ctx, func() {
 		defer r.ended.Done()
-		_ = r.CloseAtOnce() // close has the error, too
+		_ = r.CloseAtOnce() // close returns the error
 	})
 	return r, nil
 }
 
-// close ends everything. What uses a pipe is in users, or has returned. It
-// returns an error if a wake-up was lost.
+// close ends everything. All that uses a pipe must be in users, or have
+// returned. It returns an error if a wake-up was lost.
 func (r *rig) close() error {
 	if r.stop() {
 		r.ended.Done()
 	}
-	_ = r.CloseAtOnce() // of wake-ups that were lost, the table's counts know
+	_ = r.CloseAtOnce() // the table counts wake-ups that were lost
 	r.ended.Wait()
 	r.users.Wait()
 	return errors.Join(errRescued(lost(r.Guest.Table.Stats())), unix.Munmap(r.window))
@@ -68,7 +68,8 @@ func (r *rig) close() error {
 
 func (r *rig) counts() counts { return counts{pipes: r.Guest.Table.Stats()} }
 
-// connect is the guest's connect: its end, and the peer's that l accepts.
+// connect has the guest connect to l. It returns the guest's end and the one
+// that l accepts.
 func (r *rig) connect(l *net.TCPListener, outgoing, incoming uint32) (*guest.Conn, *net.TCPConn, error) {
 	rings := client.Rings{Outgoing: outgoing, Incoming: incoming}
 	c, err := r.With(rings).Dial(context.Background(), "tcp", l.Addr().String())
@@ -79,11 +80,11 @@ func (r *rig) connect(l *net.TCPListener, outgoing, incoming uint32) (*guest.Con
 	return c.Conn, peer, err
 }
 
-// accepting is how many accepts the guest has asked for at once.
+// accepting is how many accepts the guest asks for ahead.
 const accepting = 16
 
-// listener is a listener of the guest's for connections on small rings, bound to
-// a free port of the address that l has.
+// listener makes a listener of the guest's, for connections on small rings, at
+// a free port of l's address.
 func (r *rig) listener(l *net.TCPListener) (*client.Listener, error) {
 	at := wire.Endpoint{Addr: l.Addr().(*net.TCPAddr).AddrPort().Addr()}
 	small := r.With(client.Rings{Outgoing: 4 << 10, Incoming: 4 << 10})
@@ -94,8 +95,8 @@ func (r *rig) listener(l *net.TCPListener) (*client.Listener, error) {
 	return listener, err
 }
 
-// serve accepts connections and has serve called with them one after the other.
-// It returns when the listener's stream ends.
+// serve accepts connections and calls serve with one after the other. It
+// returns when the listener's stream ends.
 func serve(l *client.Listener, serve func(*guest.Conn)) {
 	for {
 		c, err := l.AcceptConn()

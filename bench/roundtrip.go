@@ -11,7 +11,7 @@ import (
 	"github.com/fix-project/arcavm/vmm"
 )
 
-// trips are round trips' durations in order of length.
+// trips are the durations of round trips, in order of length.
 type trips []time.Duration
 
 func (t trips) micros(p float64) float64 { return float64(percentile(t, p).Nanoseconds()) / 1000 }
@@ -34,7 +34,7 @@ func ping(c net.Conn, n int) (trips, error) {
 	return t, nil
 }
 
-// echo sends back what arrives, as it arrives, until the end.
+// echo sends back what arrives, as it arrives, until the connection ends.
 func echo(c net.Conn) {
 	b := make([]byte, 4<<10)
 	for {
@@ -48,7 +48,9 @@ func echo(c net.Conn) {
 	}
 }
 
-// echoInHandler is echo for a guest that answers in its interrupt handler, as soon as something arrives. What comes must fit into the ring: a handler can't wait.
+// echoInHandler is echo for a guest that answers in its interrupt handler, as
+// soon as something arrives. What comes must fit into the ring, since a handler
+// can't wait.
 func echoInHandler(p *guest.Conn) {
 	var answer func()
 	answer = func() {
@@ -61,7 +63,8 @@ func echoInHandler(p *guest.Conn) {
 	p.OnReadable(answer)
 }
 
-// echoByTwo is echo by two goroutines: one reads and hands over to the other, which writes.
+// echoByTwo is echo by two goroutines: one reads, and hands over to the other,
+// which writes.
 func echoByTwo(c net.Conn) {
 	messages := make(chan []byte, 1)
 	var writing sync.WaitGroup
@@ -72,7 +75,7 @@ func echoByTwo(c net.Conn) {
 	})
 	defer writing.Wait()
 	defer close(messages)
-	// One is being written, one is handed over, one is read into.
+	// At most one is being written, one is handed over, and one is read into.
 	var buffers [3][4 << 10]byte
 	for i := 0; ; i = (i + 1) % len(buffers) {
 		n, err := c.Read(buffers[i][:])
@@ -88,7 +91,7 @@ type quantile struct {
 	p    float64
 }
 
-// micros is what this share of round trips doesn't exceed, in µs.
+// micros is the duration in µs that this share of round trips doesn't exceed.
 func (q quantile) micros(t trips) float64 { return t.micros(q.p) }
 
 var percentiles = []quantile{{"p50", 0.5}, {"p99", 0.99}, {"p99.9", 0.999}}
@@ -98,9 +101,10 @@ const roundTrips = "round trip of 64 bytes"
 // goTrips are the round trips to guest ends in Go and to plain echoes.
 type goTrips struct{ waits, handler, plain, byTwo []trips }
 
-// roundTripGo is the echo by guest ends in Go beside plain ones: by a goroutine
-// that waits, and in the interrupt handler. The former is woken by another
-// goroutine, so it stands beside a plain echo where that happens as well.
+// roundTripGo measures echoes by guest ends in Go beside plain ones: by a
+// goroutine that waits, and in the interrupt handler. The relay wakes that
+// goroutine, so it also stands beside a plain echo in which one goroutine wakes
+// another.
 func roundTripGo(s *scope, r *runner) error {
 	l, err := s.listen()
 	if err != nil {
@@ -165,12 +169,12 @@ func tripFigure(label string, q quantile, ours []trips, neighbour string, theirs
 }
 
 // bootedTrips are the round trips to a booted guest and to a plain echo, and
-// the floors: a bare port exit, and an interrupt whose handler makes one. Those
-// have no rounds where they can't be measured.
+// the floors: a bare port exit, and an interrupt whose handler makes one. The
+// floors have no rounds where they can't be measured.
 type bootedTrips struct{ guest, plain, exit, interruptAndExit []trips }
 
-// roundTripBooted is the echo by a booted guest beside a plain one, and beside
-// what a hypercall and an interrupt cost at least.
+// roundTripBooted measures the echo of a booted guest beside a plain one, and
+// beside what a hypercall and an interrupt cost at least.
 func roundTripBooted(s *scope, r *runner) error {
 	g, err := s.boot("echo", vmm.Config{})
 	if err != nil {
@@ -234,7 +238,7 @@ func reportBootedTrips(r *runner, t bootedTrips) {
 }
 
 // reportFloors returns what a round trip to a booted guest should take at most,
-// in µs: a plain one and half as much again as an exit and an interrupt.
+// in µs: a plain one, and 1.5 times an exit and an interrupt.
 func reportFloors(r *runner, t bootedTrips) (limit float64) {
 	median := percentiles[0].micros
 	plain, exit, both := pick(t.plain, median), pick(t.exit, median), pick(t.interruptAndExit, median)

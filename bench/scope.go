@@ -10,7 +10,8 @@ import (
 	"sync"
 )
 
-// scope holds what an item has opened. All of it is closed when the item ends, or as soon as its context does, so that nothing hangs.
+// scope holds what an item has opened. All of it is closed when the item ends,
+// or as soon as its context does, so that nothing hangs.
 type scope struct {
 	ctx    context.Context
 	unhook func() bool
@@ -34,7 +35,7 @@ type closeFunc func()
 
 func (f closeFunc) Close() error { f(); return nil }
 
-// keep closes c at the end, which may have been already.
+// keep has c closed at the scope's end, at once if that has come.
 func (s *scope) keep(c io.Closer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -45,7 +46,8 @@ func (s *scope) keep(c io.Closer) {
 	s.closers = append(s.closers, c)
 }
 
-// goes runs f on a goroutine that close waits for. f ends when what the scope holds is closed.
+// goes runs f on a goroutine that close waits for. f must end when what the
+// scope holds is closed.
 func (s *scope) goes(f func()) { s.running.Go(f) }
 
 func (s *scope) closeAll() {
@@ -57,10 +59,11 @@ func (s *scope) closeAll() {
 	s.closers = nil
 }
 
-// close returns an error if a machine has lost a wake-up or ended by itself: then nothing that was measured counts.
+// close closes all and waits. It returns an error if a guest has lost a wake-up
+// or ended by itself: then nothing that was measured counts.
 func (s *scope) close() error {
 	s.unhook()
-	// As long as everything is open: an end wakes whoever was forgotten.
+	// The audit must come first: closing wakes those whose wake-up was lost.
 	if s.ctx.Err() == nil {
 		for _, r := range s.rigs {
 			r.Guest.Table.Audit()
@@ -81,7 +84,8 @@ func (s *scope) close() error {
 	return errors.Join(errs...)
 }
 
-// errRescued is the error for wake-ups that somebody owed and a watchdog made up for.
+// errRescued is the error for n wake-ups that were lost, and that the watchdog
+// made up for. It is nil if there were none.
 func errRescued(n uint64) error {
 	if n == 0 {
 		return nil
@@ -120,7 +124,8 @@ func (s *scope) plain(l *net.TCPListener) (x, y *net.TCPConn, err error) {
 	return x, y, nil
 }
 
-// spliced makes a connection through a proxy that is two io.Copy, so that the kernel moves the bytes.
+// spliced makes a connection through a proxy of two io.Copy, which have the
+// kernel move the bytes by splice.
 func (s *scope) spliced(l *net.TCPListener) (x, y *net.TCPConn, err error) {
 	x, in, err := s.plain(l)
 	if err != nil {
@@ -135,7 +140,8 @@ func (s *scope) spliced(l *net.TCPListener) (x, y *net.TCPConn, err error) {
 	return x, y, nil
 }
 
-// echoPlain is the client's end of a connection whose other end echo serves.
+// echoPlain makes a connection whose other end echo serves, and returns the
+// client's end.
 func (s *scope) echoPlain(l *net.TCPListener, echo func(net.Conn)) (net.Conn, error) {
 	x, y, err := s.plain(l)
 	if err != nil {

@@ -15,11 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hostInSlirp is where slirp4netns has the loopback address of this machine.
+// hostInSlirp is the address by which slirp4netns reaches this machine's
+// loopback.
 const hostInSlirp = "10.0.2.2"
 
-// slirped is connections from a network namespace through slirp4netns, a TCP/IP stack in a process: what guests with a network card often go through. The
-// namespace has no other way out, and this one leads to this machine only as far as we go.
+// slirped makes a side of connections from a network namespace through
+// slirp4netns, a TCP/IP stack in a process, as guests with a network card often
+// use. The namespace has no other way out, and all connections are to this
+// machine.
 func (s *scope) slirped(toGuest bool, streams int) (*side, error) {
 	slirp, err := exec.LookPath("slirp4netns")
 	if err != nil {
@@ -66,7 +69,7 @@ func (s *scope) slirped(toGuest bool, streams int) (*side, error) {
 	return &side{name: "slirp4netns", flows: []flow{f}}, nil
 }
 
-// onAll spreads bytes over connections.
+// onAll makes a function that moves bytes, an equal share on each connection.
 func onAll(conns []net.Conn, way func(net.Conn) func(int) error) func(int) error {
 	var ways []func(int) error
 	for _, c := range conns {
@@ -81,7 +84,8 @@ func onAll(conns []net.Conn, way func(net.Conn) func(int) error) func(int) error
 	}
 }
 
-// startSlirp gives the network namespace of a process a network card, and waits until it's there. It ends with the scope.
+// startSlirp gives the network namespace of a process a network card, and waits
+// until it is there. The card is gone at the scope's end.
 func (s *scope) startSlirp(file string, pid int) error {
 	ready, written, err := os.Pipe()
 	if err != nil {
@@ -105,7 +109,7 @@ func (s *scope) startSlirp(file string, pid int) error {
 	return nil
 }
 
-// tapPart has the connections in the namespace.
+// tapPart is the process in the namespace, and has the connections' ends there.
 func tapPart(s *scope) func(request) (answer, error) {
 	var conns []net.Conn
 	return func(q request) (a answer, err error) {

@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// Spread is the median of several rounds, with the least and the most.
+// Spread is the median of several rounds with the least and the most.
 type Spread struct {
 	Median float64 `json:"median"`
 	Min    float64 `json:"min"`
@@ -33,7 +33,8 @@ func ratios(ours, beside []float64) []float64 {
 	return out
 }
 
-// percentile returns the value that the share p (0 to 1) of sorted values doesn't exceed: the nearest rank. There must be a value.
+// percentile returns the value that the share p (0 to 1) of sorted values
+// doesn't exceed, by the nearest rank. There must be a value.
 func percentile[T any](sorted []T, p float64) T {
 	rank := int(math.Ceil(p * float64(len(sorted))))
 	return sorted[min(max(rank, 1), len(sorted))-1]

@@ -45,7 +45,7 @@ func wantScreen(t *testing.T, name, text string) {
 	}
 }
 
-// fakeTrips are round trips that all took as many µs, round by round.
+// fakeTrips are rounds in which a round trip took that many µs.
 func fakeTrips(micros ...float64) (out []trips) {
 	for _, m := range micros {
 		out = append(out, trips{time.Duration(m * 1000)})
@@ -53,14 +53,16 @@ func fakeTrips(micros ...float64) (out []trips) {
 	return out
 }
 
-// fakeMoved is what a side did that moves as many MiB a second.
+// fakeMoved is what a side did that moved rate MiB in a second, with that many
+// system calls and signals per MiB.
 func fakeMoved(rate, called, signals float64) moved {
 	u := usage{elapsed: time.Second, bytes: int(rate * mebibyte), cpu: time.Second}
 	u.counts.pipes.Pipes.Read = pipes.DirectionStats{Wakes: uint64(signals * rate), Chunks: uint64(rate)}
 	return moved{usage: []usage{u, u, u}, calls: []calls{{all: called, moving: called}}}
 }
 
-// fakeReport is a report of all items, made by what reports real ones.
+// fakeReport is a report of all items with made-up values. The functions that
+// report real ones make its figures.
 func fakeReport() *Report {
 	few := 0.02
 	r := &runner{rounds: 3, calls: &callCounter{tracepoint: 1}, report: &Report{
@@ -99,7 +101,7 @@ func fakeStreams(r *runner) {
 	}
 }
 
-// fakeBulk reports rings of all sizes; the smallest ones are slow.
+// fakeBulk reports rings of all sizes, of which the smallest are slow.
 func fakeBulk(r *runner, b bulk) {
 	plain := fakeMoved(3400, 37.5, 0)
 	for _, ring := range []uint32{64 << 10, 256 << 10, 1 << 20, 4 << 20} {
@@ -114,7 +116,7 @@ func fakeBulk(r *runner, b bulk) {
 	}
 }
 
-// The summary is a screen, and each target counts in one of its lines.
+// The summary is one screen, and each target counts in one of its lines.
 func TestSummary(t *testing.T) {
 	t.Parallel()
 	r := fakeReport()
@@ -138,7 +140,7 @@ func summaryOf(t *testing.T, r *Report) string {
 	return b.String()
 }
 
-// A run of some items has the lines of these only, each with what was measured.
+// The summary of some items has only their lines, which show what was measured.
 func TestSummaryOfSome(t *testing.T) {
 	t.Parallel()
 	r := &runner{calls: &callCounter{}, report: fakeReport()}
@@ -182,7 +184,7 @@ func TestPageBeginsWithSummary(t *testing.T) {
 	wantAll(t, top, r.summaryEnd())
 }
 
-// What changed most comes first, and no more than a screen of it.
+// What changed most comes first, on one screen.
 func TestChanges(t *testing.T) {
 	t.Parallel()
 	older, newer := fakeReport(), fakeReport()
@@ -207,7 +209,7 @@ func TestChanges(t *testing.T) {
 	wantScreen(t, "changes-none", b.String())
 }
 
-// On a screen words aren't cut, and columns are as wide as they need.
+// Words aren't cut, and columns are as wide as they need.
 func TestScreen(t *testing.T) {
 	t.Parallel()
 	var b strings.Builder

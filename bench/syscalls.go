@@ -16,16 +16,17 @@ import (
 // calls are numbers of system calls.
 type calls struct {
 	all    float64 // that can be counted
-	moving float64 // of these, those that move bytes: read, write, sendmsg, splice and the like
+	moving float64 // of these, those of movingCalls
 }
 
 // callCounter counts the system calls of this process, all threads together.
 type callCounter struct {
-	tracepoint uint64 // raw_syscalls:sys_enter; 0: what /proc/self/io counts
-	what       string // is counted
+	tracepoint uint64 // perf's number of raw_syscalls:sys_enter; 0: /proc/self/io counts
+	what       string // what is counted, for the report
 }
 
-// newCallCounter finds out what this process may count. The error says why it's nothing.
+// newCallCounter finds out what this process may count. The error says why it
+// may count nothing.
 func newCallCounter() (*callCounter, error) {
 	id, err := syscallTracepoint()
 	if err == nil {
@@ -41,8 +42,8 @@ func newCallCounter() (*callCounter, error) {
 	return c, nil
 }
 
-// syscallTracepoint returns the number by which perf knows raw_syscalls:sys_enter. It needs no tracefs that is mounted somewhere: it makes a mount that
-// no folder leads to.
+// syscallTracepoint returns perf's number of raw_syscalls:sys_enter. Where no
+// tracefs is mounted it makes a mount that isn't attached to any folder.
 func syscallTracepoint() (uint64, error) {
 	const file = "events/raw_syscalls/sys_enter/id"
 	b, err := os.ReadFile("/sys/kernel/tracing/" + file)
@@ -55,7 +56,7 @@ func syscallTracepoint() (uint64, error) {
 	return strconv.ParseUint(string(bytes.TrimSpace(b)), 10, 64)
 }
 
-// readUnmounted reads a file of a file system of that type.
+// readUnmounted reads a short file of a file system of that type.
 func readUnmounted(fsType, file string) ([]byte, error) {
 	fs, err := unix.Fsopen(fsType, unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -80,7 +81,8 @@ func readUnmounted(fsType, file string) ([]byte, error) {
 	return b[:max(n, 0)], os.NewSyscallError("read", err)
 }
 
-// count returns how many system calls there were while f ran. The tracepoint makes each of them slower: f is not for timing.
+// count returns how many system calls there were while f ran. The tracepoint
+// slows each of them, so f shouldn't be timed.
 func (c *callCounter) count(f func() error) (calls, error) {
 	look := func() (calls, error) {
 		n, err := ioCalls()
@@ -105,7 +107,7 @@ func (c *callCounter) count(f func() error) (calls, error) {
 	return calls{after.all - before.all, after.moving - before.moving}, err
 }
 
-// events are perf events, one for each thread.
+// events are the descriptors of perf events, one of each kind for each thread.
 type events struct{ all, moving []int }
 
 func (e *events) look() (c calls, err error) {
@@ -122,7 +124,7 @@ func (e *events) close() {
 	*e = events{}
 }
 
-// add adds those of a thread.
+// add opens the events of a thread.
 func (e *events) add(tracepoint uint64, tid int) error {
 	for _, of := range []struct {
 		to     *[]int
@@ -144,7 +146,8 @@ func (e *events) add(tracepoint uint64, tid int) error {
 	return nil
 }
 
-// movingCalls names the system calls that move bytes, in the tracepoint's language.
+// movingCalls is a tracepoint's filter for the system calls that move bytes or
+// ring doorbells.
 func movingCalls() string {
 	var terms []string
 	for _, n := range []int{
@@ -155,8 +158,9 @@ func movingCalls() string {
 	return strings.Join(terms, " || ")
 }
 
-// open makes a counter for each thread; threads that these start later inherit it. A thread may be started by one that has no counter yet: then all of
-// it is done again.
+// open makes events for each thread, which the threads that it starts later
+// inherit. A thread without events may start one meanwhile: then all of them
+// are made again.
 func (c *callCounter) open() (*events, error) {
 	e := new(events)
 	for range 100 {
@@ -205,7 +209,7 @@ func threads() ([]int, error) {
 	return ids, nil
 }
 
-// ioCalls is the sum of the two counters of calls in /proc/self/io.
+// ioCalls is the sum of both counters of calls in /proc/self/io.
 func ioCalls() (float64, error) {
 	reads, err := numberIn("/proc/self/io", "syscr:")
 	if err != nil {
@@ -215,7 +219,7 @@ func ioCalls() (float64, error) {
 	return float64(reads + writes), err
 }
 
-// numberIn returns the first number behind a name that begins a line of a file.
+// numberIn returns the number behind a name that begins a line of a file.
 func numberIn(path, name string) (uint64, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {

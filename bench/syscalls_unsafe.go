@@ -7,7 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// filterEvent has a perf event count only where the text, an expression of the tracepoint's fields, is true.
+// filterEvent has a perf event count only where text, an expression of the
+// tracepoint's fields, is true.
 func filterEvent(fd int, text string) error {
 	p, err := unix.BytePtrFromString(text)
 	if err != nil {

@@ -13,10 +13,10 @@ import (
 
 const mebibyte = 1 << 20
 
-// counts are what a machine counts: a virtual one, or a guest in Go with its relay.
+// counts are what a VM counts, or a rig.
 type counts struct {
 	pipes             pipes.Stats
-	exits, hypercalls uint64 // a guest in Go has none
+	exits, hypercalls uint64 // 0 for a rig
 }
 
 // since returns what was counted after an earlier look.
@@ -41,12 +41,12 @@ func (c counts) since(before counts) counts {
 	return c
 }
 
-// both sums the directions.
+// both sums what both directions count.
 func (c counts) both(f func(pipes.DirectionStats) uint64) float64 {
 	return float64(f(c.pipes.Pipes.Read) + f(c.pipes.Pipes.Write))
 }
 
-// lost is how many wake-ups somebody owed and the watchdog made up for.
+// lost is how many wake-ups were lost, and made up for by the watchdog.
 func lost(s pipes.Stats) uint64 { return s.Rescued + s.Forgotten }
 
 func (c counts) chunks() float64 {
@@ -67,7 +67,7 @@ func (u usage) mib() float64          { return float64(u.bytes) / mebibyte }
 func (u usage) cpuPerGiB() float64    { return u.cpu.Seconds() / (u.mib() / 1024) }
 func (u usage) allocations() float64  { return float64(u.mallocs) / u.mib() }
 
-// processorTime is what this process has used so far.
+// processorTime is the processor time that this process has used so far.
 func processorTime() (time.Duration, error) {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &t); err != nil {

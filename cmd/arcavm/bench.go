@@ -81,7 +81,7 @@ func (b *benchFlags) run(cmd *cobra.Command) (err error) {
 			return err
 		}
 	}
-	// A name that can't be written to is better known before minutes of measuring than after.
+	// A file that can't be written should be known before minutes of measuring.
 	jsonFile, err := createOutput("--json", b.jsonFile)
 	if err != nil {
 		return err
@@ -188,14 +188,15 @@ func failures(report *bench.Report) error {
 	return fmt.Errorf("%d of the measurements failed, the first: %s: %s", n, report.Failed[0].Name, report.Failed[0].Reason)
 }
 
-// outputFile is a file that is opened long before it is written to. nil: there is none.
+// outputFile is a file that is opened long before it is written to. nil: there
+// is none.
 type outputFile struct {
 	flag    string
 	file    *os.File
-	created bool // and worth nothing until it is written
+	created bool // the file is new and not written yet
 }
 
-// createOutput opens a file, if it has a name. What is in it already stays until write.
+// createOutput opens a file, if it has a name. Its content stays until write.
 func createOutput(flag, path string) (*outputFile, error) {
 	if path == "" {
 		return nil, nil
@@ -213,7 +214,7 @@ func createOutput(flag, path string) (*outputFile, error) {
 	return o, nil
 }
 
-// write replaces what is in the file.
+// write replaces the file's content.
 func (o *outputFile) write(content func(io.Writer) error) error {
 	if o == nil {
 		return nil
@@ -229,7 +230,8 @@ func (o *outputFile) write(content func(io.Writer) error) error {
 	return nil
 }
 
-// empty leaves pipes and terminals alone, which can't be.
+// empty truncates the file, if it is a regular one: pipes and terminals can't
+// be.
 func (o *outputFile) empty() error {
 	info, err := o.file.Stat()
 	if err != nil || !info.Mode().IsRegular() {
@@ -238,7 +240,7 @@ func (o *outputFile) empty() error {
 	return o.file.Truncate(0)
 }
 
-// close removes a file that would be new and without a report.
+// close removes the file if it is new and has no report.
 func (o *outputFile) close() error {
 	if o == nil {
 		return nil

@@ -69,7 +69,7 @@ func TestBenchVerbose(t *testing.T) {
 	}
 }
 
-// Each boot is a process of its own, which says by itself when what happened.
+// Each boot is a process of its own, which reports its times.
 func TestBenchBoot(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -81,7 +81,7 @@ func TestBenchBoot(t *testing.T) {
 	}
 }
 
-// A program that scripts read writes one line.
+// The timing for scripts is one line of JSON.
 func TestTimingJSON(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -135,7 +135,7 @@ func TestBenchRefuses(t *testing.T) {
 	}
 }
 
-// fifo is a FIFO that nobody writes to.
+// fifo makes a FIFO without a writer.
 func fifo(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "fifo")
@@ -145,7 +145,8 @@ func fifo(t *testing.T) string {
 	return path
 }
 
-// An interrupted run says no more, and leaves no file that would be empty, nor does it touch one that was there.
+// A run that is interrupted before anything was measured says no more, leaves
+// no empty file, and doesn't touch one that was there.
 func TestBenchInterrupted(t *testing.T) {
 	t.Parallel()
 	for s, code := range map[unix.Signal]int{unix.SIGINT: 130, unix.SIGTERM: 143} {
@@ -168,7 +169,7 @@ func TestBenchInterrupted(t *testing.T) {
 				t.Error(err)
 			}
 			rest, err := io.ReadAll(lines)
-			_ = cmd.Wait() // the code says it
+			_ = cmd.Wait() // its exit code is checked below
 			if got := cmd.ProcessState.ExitCode(); got != code || err != nil || len(rest) > 0 {
 				t.Errorf("code %d, %v, %q; want %d and nothing", got, err, rest, code)
 			}
@@ -182,7 +183,7 @@ func TestBenchInterrupted(t *testing.T) {
 	}
 }
 
-// An interrupted run reports what it had measured.
+// A run that is interrupted later reports what it had measured.
 func TestBenchKeepsWhatWasMeasured(t *testing.T) {
 	t.Parallel()
 	page, data := filepath.Join(t.TempDir(), "bench.html"), filepath.Join(t.TempDir(), "bench.json")
@@ -199,13 +200,13 @@ func TestBenchKeepsWhatWasMeasured(t *testing.T) {
 	lines := bufio.NewScanner(stderr)
 	for lines.Scan() && !strings.Contains(lines.Text(), "connections") {
 	}
-	// The first item is done.
+	// The second item has begun, so the first is done.
 	if err := cmd.Process.Signal(unix.SIGINT); err != nil {
 		t.Error(err)
 	}
 	for lines.Scan() {
 	}
-	_ = cmd.Wait() // the code says it
+	_ = cmd.Wait() // its exit code is checked below
 	if got := cmd.ProcessState.ExitCode(); got != 130 || !strings.Contains(out.String(), "round trip, Go end") || !strings.Contains(out.String(), ", interrupted") {
 		t.Errorf("code %d\n%s", got, out.String())
 	}
@@ -225,7 +226,7 @@ func TestBenchList(t *testing.T) {
 	}
 }
 
-// What can't be written keeps nothing else from being written.
+// If one file can't be written, the others are.
 func TestBenchFullDisk(t *testing.T) {
 	t.Parallel()
 	page := writeFile(t, "bench.html", make([]byte, 1<<20))
