@@ -39,8 +39,6 @@ var unread = map[string]bool{
 	"rpc/rpctest":          true,
 	"share":                true,
 	"vmm":                  true,
-	"vmm/image":            true,
-	"vmm/vmmtest":          true,
 	"wire":                 true,
 }
 

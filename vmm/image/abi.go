@@ -12,15 +12,15 @@ import (
 type ABI int
 
 const (
-	// ABIAuto is no ABI yet: as a choice it leaves the matter to the image, and
-	// as an answer it says that nothing in the image tells.
+	// ABIAuto is no ABI yet. As a choice it leaves the ABI to the image; as an
+	// answer it says that nothing in the image tells.
 	ABIAuto ABI = iota
 	// ABIStream is that of PROTOCOL.md.
 	ABIStream
-	// ABIRPC is Arca's older request/response ABI, whose guests ask by messages.
+	// ABIRPC is Arca's older request/response ABI: its guests ask by messages.
 	ABIRPC
-	// ABIHypercall is the oldest, whose guests ask by hypercalls 5 to 15. Their
-	// arguments are numbers.
+	// ABIHypercall is the oldest: its guests ask by hypercalls 5 to 15, and
+	// their arguments are numbers.
 	ABIHypercall
 )
 
@@ -51,7 +51,7 @@ func (a ABI) Older() bool { return a == ABIRPC || a == ABIHypercall }
 // Images of the older ABIs have no note, and version 0.
 type Version uint32
 
-// version1 is the only one that there is.
+// version1 is the one version that there is.
 const version1 Version = 1
 
 func (v Version) String() string {
@@ -73,7 +73,7 @@ const (
 
 // ABI returns what the image speaks, and from what that is known, as the end of
 // a sentence. Its note counts, and without a note its symbols: the first call
-// then reads the symbol table. An image with other symbols than those of Arca's
+// then reads the symbol table. An image whose symbols aren't those of Arca's
 // kernel is taken for one of the request/response ABI. The answer is ABIAuto if
 // the note's version is unknown, or if there are neither note nor symbols.
 func (i *Image) ABI() (abi ABI, why string) {

@@ -14,9 +14,10 @@ func TestABIBySymbols(t *testing.T) {
 	calls := images.Bytes("rpc-calls")
 	replaced := func(old, by string) []byte { return bytes.ReplaceAll(calls, []byte(old), []byte(by)) }
 	stripped := bytes.Clone(calls)
-	binary.LittleEndian.PutUint64(stripped[40:], 0) // section headers: offset,
-	binary.LittleEndian.PutUint16(stripped[60:], 0) // number,
-	binary.LittleEndian.PutUint16(stripped[62:], 0) // and the names of them
+	// The section headers: offset, number, and the section of their names.
+	binary.LittleEndian.PutUint64(stripped[40:], 0)
+	binary.LittleEndian.PutUint16(stripped[60:], 0)
+	binary.LittleEndian.PutUint16(stripped[62:], 0)
 	broken := bytes.Clone(calls)
 	binary.LittleEndian.PutUint64(broken[40:], uint64(len(broken)))
 	for _, c := range []struct {

@@ -8,7 +8,8 @@ import (
 	"github.com/fix-project/arcavm/internal/guestmap"
 )
 
-// elfFile describes an ELF file for the tests. Its zero value, with a segment, is a valid image.
+// elfFile describes an ELF file for the tests. Its zero value, with a segment,
+// is a valid image.
 type elfFile struct {
 	entry    uint64
 	segments []elfSegment
@@ -52,7 +53,8 @@ func write(b *bytes.Buffer, v any) {
 	}
 }
 
-// bytes lays the file out: header, program headers, segments, notes, symbols, names, section headers.
+// bytes lays the file out: header, program headers, segments, notes, symbols,
+// names, section headers.
 func (f elfFile) bytes() []byte {
 	segments := f.segments
 	if f.notes != nil {

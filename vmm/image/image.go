@@ -1,7 +1,19 @@
-// Package image reads kernel images: static ELF64 executables for x86-64 (PROTOCOL.md section 2).
+// Package image reads kernel images: static ELF64 executables for x86-64
+// (PROTOCOL.md section 2).
 //
-// An image file is hostile input. Every offset, size and address in it is checked before it is used, memory use is
-// bounded, and each error is one line that says what is wrong with the file.
+// An image file is hostile input. Every offset, size and address in it is
+// checked before it is used, memory use is bounded, and each error is one line
+// that says what is wrong with the file.
+//
+// # Glossary
+//
+//	image     an ELF file, checked, with its segments
+//	segment   a part of the image that takes up memory (PT_LOAD)
+//	note      an entry of the file that names the version of the guest's ABI
+//	ABI       how guest and monitor talk; the image says it, or the user
+//	symbol    a named range of virtual addresses
+//	line      where in the source code an instruction comes from
+//	inlined   said of a call in whose place the compiler put what it calls
 package image
 
 import (
@@ -43,7 +55,8 @@ func (s Segment) String() string {
 	return fmt.Sprintf("segment %d (0x%x–0x%x)", s.Index, s.Physical, s.End())
 }
 
-// Image is a checked image. Its fields aren't changed after Parse; its methods may be called concurrently.
+// Image is a checked image. Its fields don't change after Parse, and its
+// methods may be called concurrently.
 type Image struct {
 	Name     string    // for messages, and the guest's first argument
 	Entry    uint64    // virtual address of the first instruction, in the direct map
@@ -98,7 +111,8 @@ type LoadError struct {
 	Segment  Segment
 	RAMStart uint64
 	RAMEnd   uint64
-	// Need is the smallest size of RAM, in bytes, that holds every segment; 0 if no size does.
+	// Need is the smallest size of RAM, in bytes, that holds every segment; 0
+	// if no size does.
 	Need uint64
 }
 
@@ -111,8 +125,8 @@ func (e *LoadError) Error() string {
 }
 
 // Open opens and parses the image file at path. The file stays open until
-// Close, because Load and the symbols read it. A FIFO isn't waited for; another
-// process's lease on the file is.
+// Close: Load and the symbols read it. Open doesn't wait for the other end of a
+// FIFO, but for the end of another process's lease on the file.
 func Open(path string) (*Image, error) {
 	f, info, err := regular.Open(path)
 	if err != nil {
@@ -131,13 +145,15 @@ func Open(path string) (*Image, error) {
 	return img, nil
 }
 
-// ParseBytes parses an image that is in memory. The bytes must not change while the Image is in use.
+// ParseBytes parses an image that is in memory. The bytes must not change while
+// the Image is in use.
 func ParseBytes(data []byte, name string) (*Image, error) {
 	return Parse(bytes.NewReader(data), int64(len(data)), name)
 }
 
-// Parse reads the headers and notes of the image in the first size bytes of r. Errors about the image are of type
-// *FormatError; others come from r. The Image keeps reading from r: see Load and Lookup.
+// Parse reads the headers and notes of the image in the first size bytes of r.
+// Errors about the image are of type *FormatError; others come from r. The
+// Image keeps reading from r: see Load and Lookup.
 func Parse(r io.ReaderAt, size int64, name string) (*Image, error) {
 	img := &Image{Name: name, file: r, size: size}
 	if err := img.parse(); err != nil {
@@ -160,8 +176,10 @@ func (i *Image) Close() error {
 // End is the first physical address after the last segment.
 func (i *Image) End() uint64 { return i.Segments[len(i.Segments)-1].End() }
 
-// Load copies the segments to ram, which is the guest's memory from physical address base on. It writes what the file
-// holds and relies on ram being zero elsewhere. A segment outside ram is a *LoadError, found before anything is written.
+// Load copies the segments to ram, which is the guest's memory from physical
+// address base on. It writes what the file holds and relies on ram being zero
+// elsewhere. A segment outside ram is a *LoadError, found before anything is
+// written.
 func (i *Image) Load(base uint64, ram []byte) error {
 	end := base + uint64(len(ram))
 	for _, s := range i.Segments {
@@ -178,7 +196,8 @@ func (i *Image) Load(base uint64, ram []byte) error {
 	return nil
 }
 
-// need returns the size of RAM from base on that holds the image, or 0 if there is none.
+// need returns the size of RAM from base on that holds the image, or 0 if there
+// is none.
 func (i *Image) need(base uint64) uint64 {
 	if i.Segments[0].Physical < base || i.End() > guestmap.MaxPhysical {
 		return 0
@@ -205,8 +224,9 @@ func (i *Image) readAt(p []byte, offset uint64) error {
 	return err
 }
 
-// inFile reports whether size bytes at offset are all in the file. No bytes
-// are, wherever: linkers leave any offset there, also one past the file's end.
+// inFile reports whether size bytes at offset are all in the file. A range of
+// no bytes is, wherever it begins: linkers leave any offset there, even one
+// past the file's end.
 func (i *Image) inFile(offset, size uint64) bool {
 	if size == 0 {
 		return true
@@ -359,7 +379,8 @@ func (i *Image) addSegment(index int, p elf.Prog64) error {
 	return nil
 }
 
-// checkAddresses sorts the segments and checks them, and the entry point, against each other.
+// checkAddresses sorts the segments, and checks them and the entry point
+// against each other.
 func (i *Image) checkAddresses() error {
 	if len(i.Segments) == 0 {
 		return i.bad("has no loadable segment")

@@ -8,8 +8,8 @@ import (
 )
 
 // Bounds on what a hostile image can make the inlined calls cost. debug/dwarf
-// has none of its own: so what it would allocate by, or read again and again,
-// is counted first, and its steps are counted.
+// has none of its own. So everything by which it allocates is counted before it
+// reads, and its steps are counted while it does.
 const (
 	maxDebugInfo     = 128 << 20 // bytes of all sections together
 	maxRangeSection  = 4 << 20   // bytes of each section with ranges
@@ -21,7 +21,7 @@ const (
 	maxInlinedDepth  = 16
 )
 
-// Inlined is a call that the compiler has replaced by what it calls.
+// Inlined is a call in whose place the compiler put the function that it calls.
 type Inlined struct {
 	Function string // that is called; empty if it isn't known
 	// File and Line are where the call is; as Line has them, or "" and 0.
@@ -30,9 +30,9 @@ type Inlined struct {
 }
 
 // Inlined returns the inlined calls that the instruction at the virtual address
-// is part of, the innermost first, 16 at most. [Image.Line] says where in the
-// innermost one's function the instruction is. An image without that debug
-// information, or with too much or a broken one, has no such calls.
+// is part of, the innermost first, 16 at most. Where in the innermost function
+// the instruction is, [Image.Line] says. There are none in an image without
+// that debug information, or where it is broken or too large.
 func (i *Image) Inlined(address uint64) (calls []Inlined) {
 	// The data are the image's, and a fault in their reader must not end the
 	// monitor.
@@ -185,8 +185,9 @@ var errDebugInfo = errors.New("the debug information is broken, or too much")
 // formImplicitConst has its value in the abbreviation (DWARF 5, section 7.5.6).
 const formImplicitConst = 0x21
 
-// checkAbbrev reads a table of abbreviations, and returns how many of so many
-// attributes are left; a negative number if it has more, or is broken.
+// checkAbbrev reads a table of abbreviations. Of the attributes that are
+// allowed, it returns how many are left: less than 0 if the table has more, or
+// is broken.
 func checkAbbrev(table []byte, left int) int {
 	c := cursor{b: table}
 	for c.uleb() != 0 {
@@ -212,7 +213,8 @@ func checkAbbrev(table []byte, left int) int {
 	return left
 }
 
-// next reads the next entry; nil at the end, or when it has been enough.
+// next reads the next entry. It returns nil at the end, or when steps are used
+// up.
 func (t *inlinedTable) next(r *dwarf.Reader) *dwarf.Entry {
 	e, err := r.Next()
 	if err != nil || e == nil || t.steps < 0 {
@@ -326,7 +328,7 @@ func (t *inlinedTable) addCall(u *inlinedUnit, e *dwarf.Entry) {
 	}
 }
 
-// clamp makes a number that can't be meant 0.
+// clamp returns 0 in the place of a number that is out of all proportion.
 func clamp(n int64) int64 {
 	if n < 0 || n > 1<<31-1 {
 		return 0

@@ -14,9 +14,8 @@ import (
 )
 
 // The line table is read here and not by debug/dwarf, which allocates what the
-// counts in a header say and reads again and again what a hostile image points
-// to twice. Here each byte is looked at once, and nothing is kept beyond these
-// bounds.
+// counts in a header say, and reads again what a hostile image points to twice.
+// Here each byte is looked at once, and nothing is kept beyond these bounds.
 const (
 	maxLineSection = 64 << 20 // bytes of each section
 	maxLineRows    = 4 << 20  // 16 bytes each
@@ -227,7 +226,8 @@ var (
 	errTooLarge = errors.New("the line table has too many rows or files")
 )
 
-// read reads all units. Sequences that don't begin where has says are left out.
+// read reads all units. It leaves out the sequences whose first address has
+// refuses.
 func (t *lineTable) read(has func(uint64) bool) error {
 	t.units = map[uint64]lineUnit{}
 	for c := (cursor{b: t.text[inLine]}); len(c.b) > 0; {
@@ -424,8 +424,8 @@ func (p *lineProgram) readFiles() error {
 	return nil
 }
 
-// addFile adds a file in a folder of the unit; one that there isn't is the one
-// in which the unit was compiled.
+// addFile adds a file in a folder of the unit. A number that no folder has
+// stands for the folder in which the unit was compiled.
 func (p *lineProgram) addFile(name lineText, dir uint64) {
 	f := lineFile{name: name, dir: noDir}
 	if dir < uint64(len(p.table.dirs)-p.dirs) {

@@ -10,8 +10,9 @@ const (
 	noteTypeABI = 1
 )
 
-// readVersion looks for the ABI note in a PT_NOTE segment and reports whether it is there. Notes of others are skipped, and
-// so is the rest of a segment that isn't made of notes.
+// readVersion looks for the ABI note in a PT_NOTE segment and reports whether
+// it is there. It skips other notes, and the rest of a segment that isn't made
+// of notes.
 func (i *Image) readVersion(index int, p elf.Prog64) (bool, error) {
 	if !i.inFile(p.Off, p.Filesz) {
 		return false, i.bad("is cut off: note segment %d has 0x%x bytes at 0x%x, the file ends at 0x%x", index, p.Filesz, p.Off, i.size)
@@ -34,8 +35,9 @@ func (i *Image) readVersion(index int, p elf.Prog64) (bool, error) {
 	return true, nil
 }
 
-// findNote returns the descriptor of the Arca ABI note among the notes in raw. Parts are padded to 4 bytes, or to 8 in
-// a segment of that alignment.
+// findNote returns the descriptor of the ABI note among the notes in raw. The
+// parts of a note are padded to 4 bytes, or to 8 in a segment of that
+// alignment.
 func findNote(raw []byte, align uint64) (desc []byte, found bool) {
 	pad := uint64(4)
 	if align == 8 {

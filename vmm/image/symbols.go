@@ -33,7 +33,8 @@ type Symbol struct {
 	Size  uint64 // bytes, 0 if the image doesn't say
 }
 
-// sectionTable says where the section headers are. It isn't checked: without valid ones an image has no symbols.
+// sectionTable says where the section headers are. It isn't checked: an image
+// without valid ones has no symbols.
 type sectionTable struct {
 	offset           uint64
 	entrySize, count uint16
@@ -51,9 +52,10 @@ type symbolTable struct {
 	names   []byte
 }
 
-// Lookup returns the symbol that holds the virtual address and the distance from its start. A symbol without a size
-// holds everything up to the next symbol or the end of its segment. The first call reads the symbol table; an image
-// whose table is missing or broken has no symbols, see SymbolsErr.
+// Lookup returns the symbol that holds the virtual address, and the distance
+// from its start. A symbol without a size holds everything up to the next
+// symbol or the end of its segment. The first call reads the symbol table; an
+// image whose table is missing or broken has no symbols, see SymbolsErr.
 func (i *Image) Lookup(address uint64) (symbol Symbol, offset uint64, found bool) {
 	table, _ := i.loadSymbols()
 	after, exact := slices.BinarySearchFunc(table.entries, address, func(e symbolEntry, a uint64) int { return cmp.Compare(e.start, a) })
@@ -70,10 +72,10 @@ func (i *Image) Lookup(address uint64) (symbol Symbol, offset uint64, found bool
 	return Symbol{}, 0, false
 }
 
-// LookupCall is Lookup for an address that may be where a call returns to.
-// After a call that never returns it is often the very end of a function, and
-// may be the start of the next one: if the image has a call right before it
-// there, it belongs to the call's function.
+// LookupCall is Lookup for an address to which a call may return. After a call
+// that never returns that address is often the very end of a function, and may
+// be the start of the next one. So where it is at a symbol's start or in none,
+// and the image has a call right before it, it belongs to the call's function.
 func (i *Image) LookupCall(address uint64) (symbol Symbol, offset uint64, found bool) {
 	symbol, offset, found = i.Lookup(address)
 	if found && offset != 0 || !i.afterCall(address) {
@@ -118,8 +120,8 @@ func EndsWithCall(code []byte) bool {
 	return false
 }
 
-// readCode fills p from a virtual address on. false: it isn't in the file, as
-// part of what can be executed.
+// readCode fills p from a virtual address on. It reports whether all of it is
+// in the file, as part of what can be executed.
 func (i *Image) readCode(p []byte, address uint64) bool {
 	for _, s := range i.Segments {
 		at := address - s.Virtual
@@ -130,7 +132,8 @@ func (i *Image) readCode(p []byte, address uint64) bool {
 	return false
 }
 
-// Symbols returns the image's functions, objects and labels, ascending by address.
+// Symbols returns the image's functions, objects and labels, ascending by
+// address.
 func (i *Image) Symbols() iter.Seq[Symbol] {
 	table, _ := i.loadSymbols()
 	return func(yield func(Symbol) bool) {
@@ -148,7 +151,8 @@ func (i *Image) SymbolCount() int {
 	return len(table.entries)
 }
 
-// SymbolsErr says why the symbol table could not be read. It is nil for an image that has none.
+// SymbolsErr says why the symbol table could not be read. It is nil for an
+// image that has none.
 func (i *Image) SymbolsErr() error {
 	_, err := i.loadSymbols()
 	return err
@@ -261,9 +265,11 @@ func (t *symbolTable) symbol(e symbolEntry) Symbol {
 	return Symbol{Name: demangleName(string(raw)), Start: e.start, Size: e.size}
 }
 
-// demangleName returns the source's name for a C++ or Rust symbol and any other name as it is.
+// demangleName returns the source's name for a C++ or Rust symbol, and any
+// other name as it is.
 func demangleName(name string) (readable string) {
-	// The name comes from the image, and a fault in the demangler must not end the monitor.
+	// The name comes from the image, and a fault in the demangler must not end
+	// the monitor.
 	defer func() {
 		if recover() != nil {
 			readable = name

@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// journal is a growing text that one can wait on.
+// journal is a growing text that a test can wait for a part of.
 type journal struct {
 	mu      sync.Mutex
 	text    strings.Builder

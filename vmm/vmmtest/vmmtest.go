@@ -1,11 +1,20 @@
 // Package vmmtest boots guests in tests.
 //
-//	g := vmmtest.Boot(t, vmm.Config{Image: img, Args: []string{"127.0.0.1:0"}})
+//	cfg := vmm.Config{Image: img, Args: []string{"127.0.0.1:0"}}
+//	g := vmmtest.Boot(t, cfg)
 //	resp, err := http.Get("http://" + g.Addr().String())
 //
 // The guest ends with the test. A guest that dies before fails the test: see
 // [Boot]. On a machine without a usable KVM the test is skipped with the
 // reason, or fails if ARCAVM_REQUIRE_KVM=1 is set.
+//
+// # Glossary
+//
+//	guest      a VM that runs in a test
+//	death      an end that no test wants: a crash, or a code that isn't 0
+//	report     what the guest's CPUs were doing, as package vmm tells it
+//	journal    the text of a guest's console or log, which a test can wait for
+//	patience   how long a method waits: see [Guest.Within]
 package vmmtest
 
 import (
@@ -31,9 +40,9 @@ import (
 	"github.com/fix-project/arcavm/vmm/image"
 )
 
-// limit is when a guest's time is up, and that of all that waits for it: a
-// tenth of what the test has left before its deadline, at most 10 seconds, so
-// that it can still report. Without a deadline it is never.
+// limit is the context of a guest, and of all that waits for it. It ends a
+// tenth of the test's time before the test's deadline, at most 10 seconds, so
+// that there is time for a report. Without a deadline it doesn't end.
 func limit(t testing.TB) (context.Context, context.CancelFunc) {
 	test, ok := t.(interface{ Deadline() (time.Time, bool) })
 	if !ok {
@@ -51,13 +60,13 @@ const watchInterval = 100 * time.Millisecond
 
 // Guest is a VM that runs in a test.
 //
-// Methods that wait end the test, as [testing.T.FailNow] does, if what they
-// wait for can't come any more, or their time is up: then they say what every
-// CPU was doing. They wait until shortly before the test's deadline (go test's
-// -timeout: a tenth of what is left when the guest boots, at most 10 seconds,
-// before it), or as long as [Guest.Within] says; without a deadline, as in a
-// benchmark or with -timeout 0, forever. They are for the test's goroutine. The
-// others may be called from any.
+// A method that waits ends the test, as [testing.T.FailNow] does, if what it
+// waits for can't come any more or its time is up: then it says what every CPU
+// was doing. It waits until shortly before the test's deadline (a tenth of what
+// go test's -timeout has left when the guest boots, at most 10 seconds, before
+// it), or as long as [Guest.Within] says. Without a deadline, as in a benchmark
+// or with -timeout 0, it waits forever. Methods that wait are for the test's
+// goroutine; the others may be called from any.
 type Guest struct {
 	VM *vmm.VM
 
@@ -65,7 +74,7 @@ type Guest struct {
 	patience time.Duration // of what waits; 0: until the run's limit
 }
 
-// run is what all views of a guest have in common.
+// run is what all views of a guest, see [Guest.Within], have in common.
 type run struct {
 	t      testing.TB
 	limit  context.Context
@@ -83,8 +92,8 @@ type run struct {
 	err  error
 }
 
-// Image returns one of the committed test images. A name that there isn't ends
-// the test with the list of those that there are.
+// Image returns one of the committed test images. An unknown name ends the test
+// with the list of those that there are.
 func Image(t testing.TB, name string) *image.Image {
 	t.Helper()
 	if !slices.Contains(images.Names(), name) {
@@ -110,10 +119,10 @@ func Unavailable(t testing.TB, err error) {
 // Boot starts a guest.
 //
 // The test fails if the guest dies, exits with a code other than 0, or its
-// monitor fails, unless the test asks how it ended by [Guest.Wait], or has said
-// [Guest.AllowDeath]. When the test fails, for whatever reason, its output has
-// the guest's report, log and console in it. The end of the test ends a guest
-// that is still at work: what it would have come to isn't known.
+// monitor fails, unless the test asks how it ended by [Guest.Wait], or has
+// called [Guest.AllowDeath]. When the test fails, for whatever reason, its
+// output has the guest's report, log and console in it. The end of the test
+// ends a guest that is still at work; how it would have ended isn't known.
 //
 // What the guest writes to its console and log, and where it listens, is
 // collected for [Guest.Console], [Guest.Log] and [Guest.Addr], beside what
@@ -182,7 +191,7 @@ func (g *Guest) stop() {
 	g.t.Helper()
 	running := ""
 	if g.t.Failed() && !g.over() && !g.reported.Load() {
-		// It may be about to end: then the report of its end counts.
+		// The guest may be about to end: then the report of its end counts.
 		running, _ = g.now()
 	}
 	g.cancel()
@@ -204,7 +213,8 @@ func (g *Guest) stop() {
 	if g.err == nil || g.death() != "" {
 		ended = g.ending() + g.doing()
 	}
-	// The terminal that shows this isn't the guest's console.
+	// The output is for a terminal that isn't the guest's: what could steer it
+	// is escaped.
 	g.t.Logf("%s", printable.String(fmt.Sprintf("guest's log:\n%s\nguest's console:\n%s\n%s", g.Log(), g.Console(), ended)))
 }
 
@@ -364,7 +374,8 @@ func (g *Guest) Wait() (int, error) {
 	return g.code, g.err
 }
 
-// Cancel ends the guest at once, as cancelling the context of [vmm.VM.Run] does.
+// Cancel ends the guest at once, as cancelling the context of [vmm.VM.Run]
+// does.
 func (g *Guest) Cancel() { g.cancel() }
 
 // Console returns what the guest has written to its debug console so far.

@@ -8,7 +8,8 @@ import (
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
 
-// A test that wants to be told of addresses itself can wait for them all the same.
+// A test that is told of addresses by its own OnListen can wait for them all
+// the same.
 func TestAddrBesideOnListen(t *testing.T) {
 	t.Parallel()
 	told := make(chan netip.AddrPort, 1)
