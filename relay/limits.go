@@ -54,13 +54,15 @@ func (n limitName) String() string {
 	return [...]string{"streams", "ring-memory", "files", "accepts", "bytes", "operations", "disk"}[n]
 }
 
-// reached counts that the guest came up against a limit on a stream, and says so now and then.
+// reached counts that the guest has reached a limit on a stream, and logs it at
+// a limited rate.
 func (s *Server) reached(n limitName, stream pipes.ID) {
 	s.count.reached[n].Add(1)
 	s.logs.reached[n].Log(s.log, slog.LevelWarn, "guest has reached a limit", slog.Any("stream", stream), slog.String("limit", n.String()))
 }
 
-// operation takes one operation of this second's. It reports false if there is none left.
+// operation takes one of this second's operations. It reports false if there is
+// none left.
 func (s *Stream) operation() bool {
 	if s.server.operations.Allow(1) {
 		return true
@@ -76,7 +78,7 @@ func (s *Stream) spend(done <-chan struct{}, n int) {
 	}
 }
 
-// pace slows a link, each direction by itself.
+// pace limits the bytes of a link. Each direction waits by itself.
 type pace struct {
 	stream          *Stream
 	reading, ending chan struct{} // closed when it is of no use to wait: to read, and for anything
@@ -87,14 +89,14 @@ func newPace(s *Stream) *pace {
 	return &pace{stream: s, reading: make(chan struct{}), ending: make(chan struct{})}
 }
 
-// endReading ends the waiting of the direction to the guest. nil has nobody who waits.
+// endReading ends the waits of the direction to the guest. p may be nil.
 func (p *pace) endReading() {
 	if p != nil {
 		p.once.Do(func() { close(p.reading) })
 	}
 }
 
-// end ends all waiting.
+// end ends all waits. p may be nil.
 func (p *pace) end() {
 	if p != nil {
 		p.endReading()
@@ -102,7 +104,7 @@ func (p *pace) end() {
 	}
 }
 
-// pacedReader reads a piece at a time, and keeps it until it may be handed on.
+// pacedReader reads a piece at a time, and returns it when it may be relayed.
 type pacedReader struct {
 	from *receiving
 	pace *pace

@@ -8,14 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lingerTimeout is how long the rest of what a guest sent on a connection that
-// it has closed, both ways, waits for a peer that takes nothing of it.
+// lingerTimeout is how long a peer may take nothing of what a guest has sent,
+// once the guest has closed the connection both ways.
 const lingerTimeout = time.Minute
 
-// lingering are the links whose guest takes no more and that haven't sent all.
-// Their slots, rings and descriptors are held by their peers alone once the
-// guest has closed the other direction too. One timer looks at all of them, a
-// few times in the time that they have; there is none while there are no such
+// lingering are the links whose guest takes no more, while not all that it sent
+// has gone out. Once the guest has closed the other direction, too, only the
+// peer keeps their slots, rings and descriptors in use. One timer looks at all
+// of them, eight times in the timeout. There is none while there are no such
 // links.
 type lingering struct {
 	timeout time.Duration
@@ -25,7 +25,7 @@ type lingering struct {
 	timer *time.Timer // nil while there are no links
 }
 
-// lingerer is what was last seen of a link.
+// lingerer is what the last look saw of a link.
 type lingerer struct {
 	since time.Time // when its peer last took something, zero while the guest has not closed it
 	moved uint64    // bytes
@@ -53,7 +53,7 @@ func (s *lingering) remove(l *link) {
 	}
 }
 
-// look gives up the links whose time is over.
+// look aborts the links whose time is over.
 func (s *lingering) look(now time.Time) {
 	for _, l := range s.stalled(now) {
 		l.stream.server.count.peersStalled.Add(1)

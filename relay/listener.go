@@ -19,14 +19,17 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// How long a listener waits after the kernel failed to accept, which for lack of descriptors or memory it does again at once.
+// How long a listener waits after a failed accept. The kernel would fail again
+// at once, for lack of descriptors or memory.
 const (
 	minBackoff = 5 * time.Millisecond
 	maxBackoff = time.Second
 )
 
-// serveListener answers the Open of s with payload, and relays the connections of ln, each on the pipe that an AcceptConnection names, as a stream of
-// the given protocol. It returns when the guest has closed s, or ctx ends. It closes ln, whatever happens.
+// serveListener answers the Open of s with payload. Then it relays each
+// connection of ln on the pipe that an AcceptConnection names, as a stream of
+// the given protocol. It returns when the guest has closed s, or ctx ends. It
+// closes ln in any case.
 func serveListener(ctx context.Context, s *Stream, ln net.Listener, payload []byte, protocol uint16) error {
 	s.log(slog.LevelDebug, "listening", slog.Any("local", ln.Addr()))
 	if err := s.Opened(0, payload); err != nil {
@@ -42,7 +45,7 @@ func serveListener(ctx context.Context, s *Stream, ln net.Listener, payload []by
 		_ = ln.Close()
 		close(closed)
 	})
-	// A guest that doesn't read can't be told of connections.
+	// A guest that takes no answers can't be told of connections.
 	s.Pipe.OnWriteError(cancel)
 
 	var accepting sync.WaitGroup
@@ -50,7 +53,8 @@ func serveListener(ctx context.Context, s *Stream, ln net.Listener, payload []by
 	err := l.readRequests()
 	cancel()
 	accepting.Wait()
-	// Another Close returns at once while this one still has the socket open.
+	// The socket is closed when the first Close has returned: a second one
+	// returns at once.
 	<-closed
 	l.release()
 	return err
@@ -72,7 +76,7 @@ func listenOn(ctx context.Context, from network.Network, kind, address string, b
 	return ln, nil
 }
 
-// asSocket returns the socket below ln, nil if there is none.
+// asSocket returns the socket that ln wraps, or is; nil if there is none.
 func asSocket(ln net.Listener) syscall.Conn {
 	for {
 		switch x := ln.(type) {
@@ -86,7 +90,8 @@ func asSocket(ln net.Listener) syscall.Conn {
 	}
 }
 
-// setBacklog listens once more: Linux then takes the new backlog, cut at net.core.somaxconn.
+// setBacklog calls listen again: Linux takes the new backlog, at most
+// net.core.somaxconn.
 func setBacklog(ln syscall.Conn, backlog uint32) error {
 	raw, err := ln.SyscallConn()
 	if err != nil {
@@ -150,7 +155,8 @@ func (l *listener) readRequests() error {
 	}
 }
 
-// claim takes the pipe that an accept names, and a place among the accepts that wait.
+// claim takes the pipe that an accept names, and a place among the accepts that
+// wait.
 func (l *listener) claim(id pipes.ID) (*Stream, unix.Errno) {
 	server := l.stream.server
 	if !l.stream.operation() {
@@ -171,9 +177,11 @@ func (l *listener) claim(id pipes.ID) (*Stream, unix.Errno) {
 	return st, 0
 }
 
-// enqueue lets a wait for a connection. A guest that closes or resets the pipe meanwhile takes its request back.
+// enqueue puts a into the queue. A guest that closes or resets the pipe
+// withdraws its request.
 func (l *listener) enqueue(a *accept) {
-	// The hooks come first: once a is in the list they are replaced by those of its connection.
+	// The hooks are set first: once a is in the queue, its connection may set
+	// its own.
 	withdraw := func() { l.withdraw(a) }
 	a.stream.Pipe.OnReadError(withdraw)
 	a.stream.Pipe.OnWriteError(withdraw)
@@ -188,7 +196,8 @@ func (l *listener) enqueue(a *accept) {
 	}
 }
 
-// withdraw runs on a virtual CPU's thread: the answer, which may have to wait for room, gets a goroutine.
+// withdraw runs on a virtual CPU's thread. The answer, which may wait for room,
+// gets a goroutine.
 func (l *listener) withdraw(a *accept) {
 	l.mu.Lock()
 	first := !a.withdrawn
@@ -205,14 +214,16 @@ func (l *listener) withdraw(a *accept) {
 	if first {
 		server.accepts.Add(-1)
 		server.start(func() {
-			// The pipe goes last: so a guest that reads no answers runs out of pipes, and not its host out of goroutines.
+			// The pipe is freed after the answer, so that a guest which reads
+			// no answers runs out of pipes, and not its host out of goroutines.
 			_ = l.answer(a.request, wire.IncomingConnection{Status: uint32(unix.ECANCELED)})
 			server.finish(a.stream, nil)
 		})
 	}
 }
 
-// next takes the oldest accept, nil if there is none. It can't be withdrawn any more.
+// next takes the oldest accept, which can't be withdrawn then; nil if there is
+// none.
 func (l *listener) next() *accept {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -226,7 +237,8 @@ func (l *listener) next() *accept {
 	return a
 }
 
-// recall ends the Accept under way, if any, and those that follow, or lets them wait again. mu is held.
+// recall ends an Accept under way and those that follow (yes), or lets them
+// wait again. mu is held.
 func (l *listener) recall(yes bool) {
 	if l.deadline == nil || l.recalled == yes {
 		return
@@ -235,7 +247,7 @@ func (l *listener) recall(yes bool) {
 	if yes {
 		at = past
 	}
-	// It fails on a closed socket only, which Accept finds out.
+	// It fails only on a closed socket, which Accept reports.
 	_ = l.deadline.SetDeadline(at)
 	l.recalled = yes
 }
@@ -246,7 +258,7 @@ func (l *listener) isRecalled() bool {
 	return l.recalled
 }
 
-// await waits until an accept waits. It reports false when the listener ends.
+// await waits for an accept. It reports false when the listener ends.
 func (l *listener) await() bool {
 	for {
 		l.mu.Lock()
@@ -266,7 +278,9 @@ func (l *listener) await() bool {
 	}
 }
 
-// accept pairs connections with accepts. A connection whose last accept is withdrawn in the moment in which it comes is kept for the next one.
+// accept pairs connections with accepts. If the last accept is withdrawn at the
+// moment in which a connection arrives, the connection waits for the next
+// accept.
 func (l *listener) accept() {
 	var conn network.Conn
 	backoff := minBackoff
@@ -321,7 +335,7 @@ func (l *listener) serve(a *accept, conn network.Conn) {
 	relayConn(a.stream, conn)
 }
 
-// refuse answers the oldest accept with why the kernel gave no connection.
+// refuse answers the oldest accept with the error of accepting.
 func (l *listener) refuse(err error) {
 	l.stream.server.count.acceptsFailed.Add(1)
 	l.stream.warn(l.stream.server.logs.acceptFailed, "accept failed", slog.Any("err", err))
@@ -340,7 +354,7 @@ func (l *listener) pause(d time.Duration) {
 	}
 }
 
-// release gives back the pipes of the accepts that still wait, unanswered.
+// release frees the pipes of the accepts that still wait. They get no answer.
 func (l *listener) release() {
 	for a := l.next(); a != nil; a = l.next() {
 		l.giveBack(a)

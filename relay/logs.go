@@ -12,7 +12,8 @@ import (
 	"github.com/fix-project/arcavm/network"
 )
 
-// logs are the places that log what a guest or the network can cause.
+// logs are the places that log what a guest or a peer can cause, each with a
+// rate limit of its own.
 type logs struct {
 	broken       *limit.Log // the protocol, by the guest
 	denied       *limit.Log // by policy
@@ -28,15 +29,15 @@ type logs struct {
 	failures     sync.Map // of failure; those that were shown
 }
 
-// failure is a kind of what happens every day.
+// failure is a kind of everyday failure: one that a guest causes by asking for
+// what isn't there.
 type failure struct {
 	msg      string
 	protocol uint16
 	errno    unix.Errno
 }
 
-// levelOf is info for the first failure of a kind, and debug for all later
-// ones.
+// levelOf is info for the first failure of a kind, and debug for all others.
 func (l *logs) levelOf(f failure) slog.Level {
 	if _, shown := l.failures.LoadOrStore(f, true); shown {
 		return slog.LevelDebug
@@ -52,14 +53,14 @@ func newLogs() *logs {
 		*place = limit.NewLog(time.Second, 10)
 	}
 	for i := range l.reached {
-		// A guest may live at a limit for as long as it likes.
+		// A guest may stay at a limit for as long as it likes.
 		l.reached[i] = limit.NewLog(10*time.Second, 1)
 	}
 	return l
 }
 
-// failed logs what the guest couldn't have. What happens every day is shown
-// once for each errno, and then at debug level.
+// failed logs an everyday failure: the first of its kind at info, later ones at
+// debug level. A denial is logged as that.
 func (s *Stream) failed(msg string, err error, attrs ...slog.Attr) {
 	if s.denied(msg, err) {
 		return
@@ -72,7 +73,8 @@ func (s *Stream) failed(msg string, err error, attrs ...slog.Attr) {
 	s.log(level, msg, attrs...)
 }
 
-// bindFailed logs that a socket couldn't be made, which the guest's user may have to see to.
+// bindFailed counts and logs that a socket couldn't be made: the monitor's user
+// may have to do something about it.
 func (s *Stream) bindFailed(msg string, err error) {
 	if !s.denied(msg, err) {
 		s.server.count.bindsFailed.Add(1)
@@ -80,7 +82,7 @@ func (s *Stream) bindFailed(msg string, err error) {
 	}
 }
 
-// denied logs and counts what the guest may not have. It reports whether err is about that.
+// denied counts and logs a denial by policy. It reports whether err is one.
 func (s *Stream) denied(msg string, err error) bool {
 	var denied *network.DeniedError
 	if !errors.As(err, &denied) {

@@ -10,19 +10,23 @@ import (
 	"github.com/fix-project/arcavm/network"
 )
 
-// keepWorkers may wait for work on a stream, so that a request seldom needs a new goroutine.
+// keepWorkers is how many workers may wait for requests of a stream, so that a
+// request seldom needs a new goroutine.
 const keepWorkers = 2
 
-// requests are a stream of requests, several of which are at work at once. A worker reads a request, lets another one read the next, does what was
-// asked, and answers.
+// requests are a stream of requests, several of which are at work at once. A
+// worker reads a request, lets another worker read the next, does what the
+// request asks for, and answers.
 type requests[R any] struct {
 	stream  *Stream
 	most    int32 // at work at once; then the stream isn't read until one is answered
 	further *further
 
-	// read reads a request into r, which is zero. One worker at a time does.
+	// read reads a request into r, which is zero. One worker at a time calls
+	// it.
 	read func(in *frames, r *R) error
-	// answer does what was asked. Its error ends the stream, as that of read does.
+	// answer does what r asks for, and answers. Its error, like that of read,
+	// ends the stream.
 	answer func(r *R) error
 
 	workers sync.WaitGroup // but the first, which is the caller of serve
@@ -35,13 +39,15 @@ type requests[R any] struct {
 	err     error // what ended the stream
 }
 
-// further counts what is at work on all streams of a virtual machine, beyond one request on each.
+// further counts the requests at work on all streams of a virtual machine,
+// beyond one on each stream.
 type further struct {
 	most  int64
 	count atomic.Int64
 }
 
-// serve answers requests until the stream has ended and no worker runs any more. It returns what ended the stream.
+// serve answers requests until the stream has ended, and returns what ended it
+// when all workers have returned.
 func (q *requests[R]) serve() error {
 	q.work()
 	q.workers.Wait()
@@ -59,7 +65,9 @@ func (q *requests[R]) work() {
 		if err == nil {
 			q.follow()
 		} else {
-			// Before another one reads: that would find the end of file behind half a request.
+			// The stream fails before another worker reads, which would take
+			// the end of file behind half a request for one between two
+			// requests.
 			q.fail(err)
 		}
 		q.reading.Unlock()
@@ -73,7 +81,8 @@ func (q *requests[R]) work() {
 	}
 }
 
-// wait counts a worker in that wants to read, unless enough others do.
+// wait counts the worker as one that waits for a request. It reports false if
+// enough others wait.
 func (q *requests[R]) wait() bool {
 	for {
 		n := q.waiting.Load()
@@ -86,7 +95,8 @@ func (q *requests[R]) wait() bool {
 	}
 }
 
-// follow sees to it that a worker reads the next request.
+// follow sees to it that a worker reads the next request, unless the stream or
+// the virtual machine has too many at work.
 func (q *requests[R]) follow() {
 	if q.waiting.Load() > 0 || q.count.Load() == q.most-1 {
 		return
@@ -103,14 +113,16 @@ func (q *requests[R]) follow() {
 	})
 }
 
-// fail ends the stream: the other workers find the pipe closed. After an end of file they go on to answer what was asked.
+// fail ends the stream, so that the other workers find the pipe closed. After
+// an end of file they go on to answer the requests that they have read.
 func (q *requests[R]) fail(err error) {
 	q.failing.Do(func() {
 		q.err = err
 		switch {
 		case err == io.EOF:
 		case isBreach(q.stream.Pipe, err):
-			// Also half a request, which the pipe is the one to say. After a Close the guest could find an end of file first.
+			// Half a request is a breach, too. The reset says so at once: after
+			// a Close the guest could find an end of file first.
 			_ = q.stream.Pipe.Reset(unix.EPROTO)
 		case q.stream.Pipe.Caused(err):
 			_ = q.stream.Pipe.Close()

@@ -15,20 +15,22 @@ import (
 
 // Bounds of the resolver protocol.
 const (
-	// maxStreamLookups are at work on a stream at once. Then it isn't read until one is answered.
+	// maxStreamLookups is how many look-ups of a stream are at work at once.
+	// Then the stream isn't read until one is answered.
 	maxStreamLookups = 32
-	// maxLookups are at work on all streams of a virtual machine at once. Others wait for their turn, if they were read: so many, beyond one on each stream.
+	// maxLookups is how many look-ups of a virtual machine are at work at once.
+	// As many more, and one for each stream, may have been read and wait.
 	maxLookups = 128
-	// lookupTimeout is how long a lookup may take when its turn has come: ETIMEDOUT.
+	// lookupTimeout is how long a look-up may take from its turn on: ETIMEDOUT.
 	lookupTimeout = 15 * time.Second
-	// otherFamilyTimeout is how much of that goes to the question whether a
-	// name without an address of the family that was asked for exists:
-	// ETIMEDOUT.
+	// otherFamilyTimeout is how much of that time goes to the question whether
+	// a name without an address of the wanted family exists: ETIMEDOUT.
 	otherFamilyTimeout = 2 * time.Second
 )
 
-// Resolver returns the handler of protocol 6: addresses of names, and names of addresses, as the server's [Network] knows them. The handler serves one
-// virtual machine.
+// Resolver returns the handler of protocol 6: addresses of names, and names of
+// addresses, as the server's network knows them. The handler serves one virtual
+// machine.
 func Resolver() Handler { return newResolver(lookupTimeout) }
 
 func newResolver(timeout time.Duration) *resolver {
@@ -41,7 +43,7 @@ type resolver struct {
 	turns   chan struct{} // holds a value for each lookup that is at work
 }
 
-// Serve answers requests until the guest closes the pipe, several at once.
+// Serve answers requests, several at once, until the guest closes the pipe.
 func (r *resolver) Serve(ctx context.Context, s *Stream) error {
 	if err := noPayload(s); err != nil {
 		return err
@@ -49,7 +51,8 @@ func (r *resolver) Serve(ctx context.Context, s *Stream) error {
 	if err := s.Opened(0, nil); err != nil {
 		return err
 	}
-	// A guest that can't be told the result any more ends the lookups; so does the end of the stream for what it did wrong.
+	// Look-ups end when the guest takes no answers any more, and when the
+	// stream ends for a breach.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s.Pipe.OnWriteError(cancel)
@@ -65,7 +68,8 @@ type resolverStream struct {
 	ctx    context.Context
 }
 
-// lookup is a request: for the addresses of a name, or if that is empty for the names of an address.
+// lookup is a request: for the addresses of a name, or, without a name, for the
+// names of an address.
 type lookup struct {
 	request uint64
 	name    string
@@ -103,7 +107,8 @@ func (r *resolverStream) read(in *frames, l *lookup) error {
 	return nil
 }
 
-// answer looks up and sends the answer. Its error is the pipe's: those of lookups go to the guest.
+// answer looks up and answers. Its error is the pipe's: those of look-ups go to
+// the guest.
 func (r *resolverStream) answer(l *lookup) error {
 	var entries []byte
 	var failure error = unix.EAGAIN
@@ -123,7 +128,8 @@ func (r *resolverStream) answer(l *lookup) error {
 	})
 }
 
-// lookUp waits for its turn and looks up. Without an error there is an entry at least.
+// lookUp waits for its turn and looks up. Without an error there is an entry at
+// least.
 func (r *resolverStream) lookUp(l *lookup) (entries []byte, err error) {
 	select {
 	case r.turns <- struct{}{}:
@@ -139,13 +145,14 @@ func (r *resolverStream) lookUp(l *lookup) (entries []byte, err error) {
 	return r.names(ctx, l.address)
 }
 
-// networks are the names that package net has for a family.
+// networks are package net's names of families.
 var networks = map[uint8]string{0: "ip", 4: "ip4", 6: "ip6"}
 
 func (r *resolverStream) addresses(ctx context.Context, name string, family uint8) (entries []byte, err error) {
 	addrs, err := r.stream.Network().LookupNetIP(ctx, networks[family], name)
 	if errno := network.Errno(err); family != 0 && (errno == unix.ENOENT || errno == unix.EADDRNOTAVAIL) {
-		// Package net has one error for a name that doesn't exist and for one without an address of this family.
+		// Package net has one error for a name that doesn't exist, and for one
+		// without an address of this family.
 		ctx, cancel := context.WithTimeout(ctx, otherFamilyTimeout)
 		defer cancel()
 		_, err = r.stream.Network().LookupNetIP(ctx, networks[0], name)
@@ -179,7 +186,7 @@ func (r *resolverStream) names(ctx context.Context, address netip.Addr) (entries
 	}
 	switch {
 	case len(entries) > 0:
-		// An error besides is about others.
+		// The error is about other names.
 		return entries, nil
 	case err == nil:
 		err = fmt.Errorf("lookup of %v: %w", address, unix.ENOENT)

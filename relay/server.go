@@ -1,12 +1,28 @@
-// Package relay is the monitor's half of the stream protocol (PROTOCOL.md sections 9 to 12): the control pump, which makes
-// pipes, and the protocols that they speak, each a [Handler] in a file of its own.
+// Package relay is the monitor's half of the stream protocol (PROTOCOL.md
+// sections 9 to 12): the control pump, which makes pipes, and the protocols
+// that they speak, each a [Handler] in a file of its own.
 //
-// A [Server] owns a goroutine for the control pipe. A data pipe has none until its first frame arrives. Then a handler serves it on
-// a goroutine of its own. A connection that is relayed keeps one, which moves bytes from socket to ring. The other way they go on the thread that
-// notifies, and where they are many, or have to wait, on a goroutine. Neither way there is a copy in between, but for TLS. All goroutines
-// end with the context that [Server.Serve] was given.
+// A [Server] has a goroutine for the control pipe. A data pipe has none until
+// its first frame arrives. Then a handler serves it on a goroutine of its own.
+// A relayed connection keeps one, which moves bytes from the socket to the
+// ring. Bytes from the ring to the socket go on the thread that notifies; a
+// goroutine takes over when they are many, or have to wait. No byte is copied
+// in between, but for TLS. All goroutines end with the context that
+// [Server.Serve] was given.
 //
-// Pipes are hostile: a guest that breaks the protocol on one loses that one, with EPROTO.
+// Guests are hostile: one that breaks the protocol on a pipe loses that pipe,
+// with EPROTO.
+//
+// Words of this package:
+//
+//   - stream: a data pipe that a guest has opened, and what serves it
+//   - handler: serves the streams of one protocol
+//   - peer: the other end of a connection, or the sender of a datagram
+//   - link: a stream and a connection whose bytes are relayed both ways
+//   - accept: a guest's request for a connection of a listener
+//   - claim: take a pipe for an accept, before its first frame arrives
+//   - breach: what a guest did against the protocol
+//   - greeting: a TLS handshake
 package relay
 
 import (
@@ -30,15 +46,19 @@ import (
 
 // Options are what a Server may be told. The zero value is good.
 type Options struct {
-	// Logger gets the life of streams at debug level. As warnings, each kind limited in its rate, it gets what a guest did wrong, what it may not
-	// have and what its host couldn't do; as errors panics of handlers. nil discards them.
+	// Logger gets the life of streams at debug level; as warnings, at a limited
+	// rate for each kind, a guest's mistakes, what was denied to it, and what
+	// its host couldn't do; as errors, panics of handlers. nil discards all of
+	// it. docs/output.md lists the keys.
 	Logger *slog.Logger
 	// Limits are how much the guest gets.
 	Limits network.Limits
-	// OnListen is called with the bound address of each listener that the guest opens, before the guest learns of it.
+	// OnListen is called with the bound address of each listener that the guest
+	// opens, before the guest is told of it.
 	OnListen func(netip.AddrPort)
-	// ConnectTimeout is how long a connection may take to come about, names, TLS handshake and all. Clients of a TLS listener have as long for
-	// their handshakes. 0 is [network.DefaultConnectTimeout].
+	// ConnectTimeout is how long a connect may take, name look-up and TLS
+	// handshake included. A handshake of a TLS listener's client may take as
+	// long. 0 is [network.DefaultConnectTimeout].
 	ConnectTimeout time.Duration
 	// Network is where sockets and addresses come from. nil is [network.Host].
 	Network network.Network
@@ -62,14 +82,14 @@ type Server struct {
 	registry
 }
 
-// life is which goroutines a server has, and whether it may start more.
+// life is a server's goroutines, and whether it may start more.
 type life struct {
 	beginning sync.RWMutex // held to begin something or, for a moment, to stop
 	stopping  bool         // guarded by beginning
 	running   sync.WaitGroup
 }
 
-// registry is the streams that a server has.
+// registry is the streams of a server.
 type registry struct {
 	mu      sync.Mutex
 	ctx     context.Context // nil before Serve
@@ -78,7 +98,8 @@ type registry struct {
 	closed  traffic   // of streams that have ended
 }
 
-// New returns a server for the pipes of table. control is the control pipe; handler, usually a [Mux], gets every stream that a guest opens.
+// New returns a server for the pipes of table. control is the control pipe.
+// handler, usually a [Mux], gets every stream that the guest opens.
 func New(table *pipes.Table, control *pipes.Pipe, handler Handler, o Options) *Server {
 	s := &Server{
 		table:    table,
@@ -104,8 +125,9 @@ func New(table *pipes.Table, control *pipes.Pipe, handler Handler, o Options) *S
 	return s
 }
 
-// Serve serves until ctx is done. Then it resets what is open, so that TCP peers see a reset, and returns when every goroutine that it started
-// has ended. It may be called once.
+// Serve serves until ctx is done. Then it resets all pipes, so that TCP peers
+// see a reset, and returns when every goroutine that it has started has ended.
+// It may be called once.
 func (s *Server) Serve(ctx context.Context) error {
 	s.mu.Lock()
 	if s.ctx != nil {
@@ -120,7 +142,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.beginning.Lock()
 	s.stopping = true
 	s.beginning.Unlock()
-	// No stream is added any more.
+	// After this no stream is added.
 	_ = s.control.Reset(unix.ECONNRESET)
 	s.mu.Lock()
 	streams := s.list()
@@ -138,8 +160,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	return nil
 }
 
-// Drain waits until every stream has ended by itself, or ctx is done. The caller has seen to it that the guest opens no more. It may
-// be called while Serve runs.
+// Drain waits until every stream has ended by itself, or ctx is done. The
+// caller sees to it that the guest opens no more. It may be called while Serve
+// runs.
 func (s *Server) Drain(ctx context.Context) {
 	stop := context.AfterFunc(ctx, func() {
 		s.mu.Lock()
@@ -223,7 +246,8 @@ func (s *Server) newStream(m wire.NewStreamRequest) wire.DataStreamInfo {
 	}}
 }
 
-// noPipe says why the guest got no pipe. The control pipe's id stands for the stream that there isn't.
+// noPipe counts and logs why the guest got no pipe. The record has the control
+// pipe's id, as there is no stream.
 func (s *Server) noPipe(err error) {
 	s.count.pipesRefused.Add(1)
 	switch {
@@ -236,7 +260,7 @@ func (s *Server) noPipe(err error) {
 	}
 }
 
-// add makes st known. It reports false if the server is stopping.
+// add adds st to the streams. It reports false if the server is stopping.
 func (s *Server) add(st *Stream) bool {
 	s.beginning.RLock()
 	defer s.beginning.RUnlock()
@@ -260,7 +284,8 @@ func (s *Server) await(st *Stream) {
 	})
 }
 
-// claim takes a pipe that no frame has arrived on, to relay an accepted connection.
+// claim takes a pipe for an accepted connection. No frame may have arrived on
+// it.
 func (s *Server) claim(id pipes.ID) (*Stream, unix.Errno) {
 	if id == s.control.ID() {
 		return nil, unix.EBUSY
@@ -278,14 +303,15 @@ func (s *Server) claim(id pipes.ID) (*Stream, unix.Errno) {
 	return st, 0
 }
 
-// unclaim gives a pipe back as it was.
+// unclaim makes a claimed pipe unused again.
 func (s *Server) unclaim(st *Stream) {
 	st.claimed.Store(false)
 	s.await(st)
 }
 
-// run serves a claimed stream to its end, or until its handler hands it over to a link. The handler's context ends with the server's, or with the
-// guest's reset.
+// run serves a claimed stream to its end, or until its handler hands it over to
+// a link. The handler's context ends with the server's, or when the guest
+// resets the stream.
 func (s *Server) run(st *Stream) {
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
@@ -322,7 +348,7 @@ func (s *Server) open(ctx context.Context, st *Stream) error {
 	return err
 }
 
-// handle has the handler serve a stream. If it panics, that is the end of the stream and of nothing else.
+// handle has the handler serve a stream. A panic ends this stream only.
 func (s *Server) handle(ctx context.Context, st *Stream) (err error) {
 	defer func() {
 		if cause := recover(); cause != nil {
@@ -335,7 +361,8 @@ func (s *Server) handle(ctx context.Context, st *Stream) (err error) {
 	return s.handler.Serve(ctx, st)
 }
 
-// opened counts. A guest can name any protocol, so only those that somebody handles are told apart.
+// opened counts an answer to an Open. Protocols are told apart only once a
+// handler has taken a stream, as a guest can name any number.
 func (s *Server) opened(protocol uint16, status unix.Errno) {
 	if status != 0 {
 		s.count.refused.Add(1)
@@ -346,7 +373,8 @@ func (s *Server) opened(protocol uint16, status unix.Errno) {
 	s.count.opened[protocol]++
 }
 
-// finish closes the monitor's end of a stream. The pipe is free as soon as the guest has closed its own.
+// finish closes the monitor's end of a stream. The pipe is free when the guest
+// has closed its own end, too.
 func (s *Server) finish(st *Stream, err error) {
 	s.mu.Lock()
 	delete(s.streams, st.Pipe.ID())
@@ -359,7 +387,8 @@ func (s *Server) finish(st *Stream, err error) {
 	s.end(st.Pipe, "stream ended", err, st)
 }
 
-// end closes p in good order, or resets it if err is more than the news that the guest has ended it. st is nil for the control pipe.
+// end closes p in good order, or resets it if err is more than the news that
+// the guest has ended it. st is nil for the control pipe.
 func (s *Server) end(p *pipes.Pipe, msg string, err error, st *Stream) {
 	level := slog.LevelDebug
 	switch {
@@ -368,7 +397,8 @@ func (s *Server) end(p *pipes.Pipe, msg string, err error, st *Stream) {
 		_ = p.Reset(unix.EPROTO)
 		level, msg = slog.LevelWarn, "guest broke the stream protocol"
 	case s.ctx.Err() != nil:
-		// The virtual machine ends: what is open is reset, however far its handler came.
+		// The virtual machine ends: pipes are reset, however far their handlers
+		// are.
 		_ = p.Reset(unix.ECONNRESET)
 	case err == nil, err == io.EOF, p.Caused(err):
 		_ = p.Close()

@@ -55,7 +55,7 @@ type counters struct {
 	reached          [limitCount]atomic.Uint64
 }
 
-// traffic counts bytes each way.
+// traffic counts relayed bytes, each way.
 type traffic struct{ toGuest, fromGuest uint64 }
 
 func (t *traffic) add(s *Stream) {

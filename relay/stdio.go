@@ -14,13 +14,17 @@ import (
 	"github.com/fix-project/arcavm/network"
 )
 
-// Stdio returns the handler of protocol 8: a standard input and output as a stream, one at a time; a second is EBUSY. A nil in is at its end, a nil out discards; without both
-// there is nothing to open: EOPNOTSUPP. The handler serves one virtual machine and closes neither.
+// Stdio returns the handler of protocol 8: a standard input and output as a
+// stream. One stream may be open at a time: EBUSY. A nil in is at its end, a
+// nil out discards; without both there is nothing to open: EOPNOTSUPP. The
+// handler serves one virtual machine and closes neither.
 //
-// An *[os.File] is read only when there is something, so that nothing is lost, and no goroutine left, when the stream ends. A Read of any other reader that waits then goes on
-// until it returns; what it read is for the next stream. A Write to any other writer isn't broken off.
+// An *[os.File] is read only when it has data, so that no data is lost and no
+// goroutine left when the stream ends. A Read of any other reader isn't broken
+// off, and its data is for the next stream. Nor is a Write to any other writer.
 //
-// onOpen, if not nil, is called with true before the guest learns that it has the stream, and with false when the stream has ended. It must return soon.
+// onOpen, if not nil, is called with true before the guest is told that it has
+// the stream, and with false when the stream has ended. It must return soon.
 func Stdio(in io.Reader, out io.Writer, onOpen func(open bool)) Handler {
 	c := &standardIO{onOpen: onOpen}
 	if in != nil {
@@ -62,7 +66,8 @@ func (c *standardIO) Serve(ctx context.Context, s *Stream) error {
 	return c.relay(ctx, cs)
 }
 
-// take makes cs the stream that is open. Where the guest has left the one before already, it waits for its end.
+// take makes cs the stream that is open. If the guest has left the last one
+// already, it waits for the end of that.
 func (c *standardIO) take(ctx context.Context, cs *standardStream) error {
 	if c.in == nil && c.out == nil {
 		return unix.EOPNOTSUPP
@@ -97,7 +102,7 @@ func (c *standardIO) leave(cs *standardStream) {
 
 func (c *standardIO) relay(ctx context.Context, cs *standardStream) error {
 	s := cs.stream
-	// The input ends with the guest's reader, too.
+	// The input also ends when the guest takes no more of it.
 	stopIn, err := stdio.NewStop()
 	if err != nil {
 		return s.Opened(network.Errno(err), nil)
@@ -135,7 +140,8 @@ func (c *standardIO) relay(ctx context.Context, cs *standardStream) error {
 	return sent
 }
 
-// receive moves the input to the guest until it ends. It returns an error that ends the stream.
+// receive moves the input to the guest until the input ends. An error ends the
+// stream.
 func (c *standardIO) receive(s *Stream, stop *stdio.Stop) error {
 	var err error
 	if c.in != nil {
@@ -152,12 +158,13 @@ func (c *standardIO) receive(s *Stream, stop *stdio.Stop) error {
 	}
 	s.server.count.stdioFailed.Add(1)
 	s.warn(s.server.logs.stdio, "the standard input failed", slog.Any("err", err))
-	// The other direction ends, too.
+	// This ends the other direction, too.
 	_ = s.Pipe.Reset(network.Errno(err))
 	return err
 }
 
-// send moves what the guest writes to the output until the guest closes its writer, or the output takes no more. It returns an error that ends the stream.
+// send moves the guest's bytes to the output until the guest closes its writer,
+// or the output takes no more. An error ends the stream.
 func (c *standardIO) send(s *Stream, stop *stdio.Stop) error {
 	out := io.Discard
 	if c.out != nil {
@@ -175,7 +182,7 @@ func (c *standardIO) send(s *Stream, stop *stdio.Stop) error {
 	}
 	s.server.count.stdioFailed.Add(1)
 	s.warn(s.server.logs.stdio, "the rest of the standard output is lost", slog.Any("err", err))
-	// The input may go on.
+	// The other direction may go on.
 	s.Pipe.OnReadError(nil)
 	_ = s.Pipe.CloseRead()
 	return nil

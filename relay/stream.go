@@ -17,13 +17,14 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// Stream is a data pipe that a guest has made, from its first frame on, or from the AcceptConnection that named it.
+// Stream is a data pipe of a guest, from its first frame on, or from the
+// AcceptConnection that named it.
 type Stream struct {
-	// Pipe is the host end. Bytes after the Open belong to the protocol.
+	// Pipe is the host end. The bytes after the Open belong to the protocol.
 	Pipe *pipes.Pipe
 	// Protocol is the number in the Open.
 	Protocol uint16
-	// Payload is the protocol's own part of the Open.
+	// Payload is the protocol's part of the Open.
 	Payload []byte
 
 	server  *Server
@@ -40,7 +41,7 @@ type Stream struct {
 	frame   []byte     // guarded by writing
 }
 
-// Opened answers the stream's Open. It blocks while the pipe has no room.
+// Opened answers the stream's Open. It waits while the pipe has no room.
 func (s *Stream) Opened(status unix.Errno, payload []byte) error {
 	s.answered.Store(true)
 	s.server.opened(s.Protocol, status)
@@ -49,7 +50,7 @@ func (s *Stream) Opened(status unix.Errno, payload []byte) error {
 	})
 }
 
-// noPayload is the check of an Open whose protocol adds nothing to it.
+// noPayload refuses an Open with a payload, for protocols that have none.
 func noPayload(s *Stream) error {
 	if len(s.Payload) > 0 {
 		return ProtocolError(fmt.Errorf("payload in an Open of protocol %s: %w", wire.ProtocolName(s.Protocol), wire.ErrLength))
@@ -57,11 +58,12 @@ func noPayload(s *Stream) error {
 	return nil
 }
 
-// keepFrame is how large a buffer a stream keeps for its next frame, or for the
-// guest's next, in bytes.
+// keepFrame is up to how many bytes a stream keeps a buffer for its next frame,
+// and for the guest's next.
 const keepFrame = 1 << 10
 
-// write sends the frame that encode appends, whole, whoever else writes to this pipe.
+// write sends the frame that encode appends, in one piece. It may be called
+// concurrently.
 func (s *Stream) write(encode func([]byte) []byte) error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
@@ -73,16 +75,17 @@ func (s *Stream) write(encode func([]byte) []byte) error {
 	return err
 }
 
-// Logger is the server's, with the stream's id and protocol in each record.
-// What a guest can cause again and again belongs at debug level.
+// Logger is the server's, with the stream's id and protocol in each record. A
+// record that a guest can cause again and again belongs at debug level.
 func (s *Stream) Logger() *slog.Logger {
 	return s.server.log.With(slog.Any("stream", s.Pipe.ID()), s.protocol())
 }
 
-// Network is the server's, for handlers.
+// Network is the server's.
 func (s *Stream) Network() network.Network { return s.server.network }
 
-// Count adds bytes that a handler has moved by itself to the [Stats]. Relay counts what it moves.
+// Count adds bytes that a handler has moved by itself to the [Stats].
+// [Stream.Relay] counts its own.
 func (s *Stream) Count(toGuest, fromGuest int) {
 	s.toGuest.Add(uint64(toGuest))
 	s.fromGuest.Add(uint64(fromGuest))
@@ -107,15 +110,16 @@ func (s *Stream) attrs(more []slog.Attr) []slog.Attr {
 
 func (s *Stream) protocol() slog.Attr { return slog.String("protocol", wire.ProtocolName(s.Protocol)) }
 
-// frames reads the guest's frames from a pipe.
+// frames reads a guest's frames from a pipe.
 type frames struct {
 	pipe io.Reader
 	buf  []byte
 }
 
-// next returns the next frame, which must be of the given kind. The payload is a copy that the guest cannot change;
-// it is good until the next call. The error is io.EOF if the guest has closed its end between two frames; one that
-// is EPROTO means a malformed frame, and others are the pipe's.
+// next returns the next frame, which must be of the given kind. The payload is
+// a copy, which the guest can't change, and valid until the next call. The
+// error is io.EOF if the guest has closed its end between two frames, a
+// [ProtocolError] for a malformed frame, and otherwise the pipe's.
 func (f *frames) next(kind wire.Kind) (request uint64, payload []byte, err error) {
 	h, err := f.header()
 	if err != nil {
@@ -128,7 +132,8 @@ func (f *frames) next(kind wire.Kind) (request uint64, payload []byte, err error
 	return h.RequestID, payload, err
 }
 
-// header returns the next frame's header, checked. Its errors are those of next.
+// header returns the next frame's header, checked. Its errors are those of
+// next.
 func (f *frames) header() (wire.Header, error) {
 	if f.buf == nil || cap(f.buf) > keepFrame {
 		f.buf = make([]byte, wire.HeaderSize, 64)

@@ -41,8 +41,10 @@ func serveTCPConnection(ctx context.Context, s *Stream) error {
 	return nil
 }
 
-// setTCPOptions changes what differs from Go's defaults, which are this protocol's too: TCP_NODELAY, and keep-alive as net.KeepAliveConfig has it. A
-// socket that can't take it any more fails when it's used.
+// setTCPOptions sets what differs from Go's defaults, which are this
+// protocol's, too: TCP_NODELAY, and keep-alive as [net.KeepAliveConfig] has it.
+// Errors are ignored: a socket that can't take an option has ended, and fails
+// when it is used.
 func setTCPOptions(conn network.Conn, o wire.TCPOptions) {
 	tcp := network.AsTCP(conn)
 	if tcp == nil {
@@ -69,7 +71,7 @@ func dial(ctx context.Context, s *Stream, m wire.Connect) (network.Conn, error) 
 	return dialOn(ctx, s, "tcp", target)
 }
 
-// dialOn connects. A guest that can't be told the result any more ends the attempt.
+// dialOn connects. The attempt ends when the guest takes no more answers.
 func dialOn(ctx context.Context, s *Stream, kind, address string) (network.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.server.patience)
 	defer cancel()

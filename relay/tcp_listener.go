@@ -9,8 +9,10 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// TCPListener returns the handler of protocol 1: it listens, and relays each connection on the pipe that an AcceptConnection names. It takes a
-// connection from the kernel only when the guest has asked for one, so that the kernel's backlog holds the others.
+// TCPListener returns the handler of protocol 1: it listens, and relays each
+// connection on the pipe that an AcceptConnection names. It accepts a
+// connection only when the guest has asked for one, so that others stay in the
+// kernel's backlog.
 func TCPListener() Handler {
 	return HandlerFunc(serveTCPListener)
 }
@@ -29,7 +31,8 @@ func serveTCPListener(ctx context.Context, s *Stream) error {
 	return serveListener(ctx, s, ln, wire.AppendEndpoint(nil, boundEndpoint(s, ln)), wire.ProtocolTCPConnection)
 }
 
-// listen binds and listens. An IPv6 address takes IPv6 connections only, whatever the host's settings.
+// listen binds and listens. An IPv6 socket serves IPv6 only, whatever the
+// host's settings.
 func listen(ctx context.Context, from network.Network, m wire.Listen) (net.Listener, error) {
 	at, err := localAddress(m.Endpoint)
 	if err != nil {
@@ -38,7 +41,8 @@ func listen(ctx context.Context, from network.Network, m wire.Listen) (net.Liste
 	return listenOn(ctx, from, network.Name("tcp", at), at.String(), m.Backlog)
 }
 
-// boundEndpoint tells the embedding program where ln is bound, and returns where the guest believes it is.
+// boundEndpoint tells the embedding program where ln is bound, and returns
+// where it is as the guest sees it.
 func boundEndpoint(s *Stream, ln net.Listener) wire.Endpoint {
 	if s.server.onListen != nil {
 		defer closeOnPanic(ln)
@@ -47,8 +51,9 @@ func boundEndpoint(s *Stream, ln net.Listener) wire.Endpoint {
 	return guestEndpoint(ln, ln.Addr())
 }
 
-// guestEndpoint is a local address of ln, or of a connection that it accepted, as the guest sees it. One who listens on a published port is told nothing
-// of where that is on the host.
+// guestEndpoint is a local address of ln, or of a connection of it, as the
+// guest sees it. A published port's address on the host isn't told to the
+// guest.
 func guestEndpoint(ln net.Listener, local net.Addr) wire.Endpoint {
 	for {
 		switch l := ln.(type) {
@@ -64,13 +69,13 @@ func guestEndpoint(ln net.Listener, local net.Addr) wire.Endpoint {
 	}
 }
 
-// optionsListener sets options of each connection.
+// optionsListener sets the options of each connection.
 type optionsListener struct {
 	net.Listener
 	options wire.TCPOptions
 }
 
-// NetListener returns the listener that l was made of.
+// NetListener returns the listener that l wraps.
 func (l optionsListener) NetListener() net.Listener { return l.Listener }
 
 func (l optionsListener) Accept() (net.Conn, error) {
@@ -82,7 +87,8 @@ func (l optionsListener) Accept() (net.Conn, error) {
 	return conn, nil
 }
 
-// closeOnPanic is deferred where an embedding program is told of what it then doesn't get to close.
+// closeOnPanic is deferred around a call of the embedding program's function:
+// if that panics, c would be left open.
 func closeOnPanic(c io.Closer) {
 	if cause := recover(); cause != nil {
 		_ = c.Close()

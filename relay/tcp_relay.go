@@ -15,14 +15,17 @@ import (
 	"github.com/fix-project/arcavm/network"
 )
 
-// past is a deadline that wakes who waits in a socket.
+// past is a deadline that ends what waits in a socket.
 var past = time.Unix(1, 0)
 
-// link is a ring pair and a socket that map one to one. The end of one direction leaves the other alone. A reset, wherever it comes from, ends
-// both.
+// link is a stream and a connection that map one to one. The end of one
+// direction leaves the other alone. A reset of either ends both.
 //
-// The direction from the peer is a goroutine that waits in the socket. The other one has none while the guest's ring is empty: readable, the ring's
-// hook, sends a little by itself and leaves to the goroutine send what is more or would wait. Of hook and goroutine there is one at a time.
+// The direction from the peer is a goroutine that waits in the socket. The
+// direction to the peer has none while the guest's ring is empty: the ring's
+// hook, readable, sends a little by itself, and starts the goroutine send for
+// more, or if it would have to wait. Either the hook or the goroutine runs,
+// never both.
 type link struct {
 	stream *Stream
 	conn   network.Conn
@@ -41,11 +44,15 @@ type link struct {
 	sent  bool  // the direction to the peer has ended
 }
 
-// Relay relays the stream and conn, raw, until both directions have ended: the end of file of one closes the other's writer, and a reset of one is the
-// other's, as PROTOCOL.md has it for connections. Then it closes conn and ends the stream. The handler answers the Open before. Where conn has a
-// *[net.TCPConn] below (NetConn), resets go out as RST and come in with their errno; any other one is closed where a reset would be sent.
+// Relay relays the bytes of the stream and of conn until both directions have
+// ended. The end of file of one closes the other's writer, and a reset of one
+// resets the other, as PROTOCOL.md has it for connections. Then it closes conn
+// and ends the stream. The handler answers the Open before. If conn wraps a
+// *[net.TCPConn] (NetConn), resets go out as RST and come in with their errno;
+// any other connection is closed instead of reset.
 //
-// Relay returns at once and owns conn and the stream from then on: the handler leaves both alone and returns; what it returns counts for nothing.
+// Relay returns at once and owns conn and the stream from then on. The handler
+// returns without using them; its error is ignored.
 func (s *Stream) Relay(conn network.Conn) { relayConn(s, conn) }
 
 func relayConn(s *Stream, conn network.Conn) {
@@ -57,7 +64,7 @@ func relayConn(s *Stream, conn network.Conn) {
 	l.from.try, l.to.try = l.from.readv, l.to.writev
 	l.eager, l.source, l.sink = newEager(conn, &l.to), &l.from, &l.to
 	if s.server.bytes != nil {
-		// Who has to wait needs a goroutine.
+		// Waiting for the rate needs a goroutine, so the hook sends nothing.
 		l.pace, l.eager = newPace(s), nil
 		l.source, l.sink = pacedReader{&l.from, l.pace}, pacedWriter{&l.to, l.pace}
 	}
@@ -72,14 +79,15 @@ func relayConn(s *Stream, conn network.Conn) {
 	s.Pipe.OnReadable(l.onReadable)
 }
 
-// guestReset is a hook. Server.Serve calls it too, by resetting the pipe.
+// guestReset is a hook. [Server.Serve] causes it, too, when it resets the pipe.
 func (l *link) guestReset() {
 	if l.beginAbort(unix.ECONNRESET) {
 		go l.finishAbort()
 	}
 }
 
-// guestTakesNoMore is a hook. The goroutine in the socket's Read isn't looking at the ring.
+// guestTakesNoMore is a hook. It ends the Read of the goroutine in the socket,
+// which doesn't look at the ring meanwhile.
 func (l *link) guestTakesNoMore() {
 	_ = l.conn.SetReadDeadline(past)
 	l.pace.endReading()
@@ -91,7 +99,8 @@ func (l *link) guestTakesNoMore() {
 	}
 }
 
-// abort resets both sides. The guest gets the errno in cause, the peer an RST when both directions have ended and the socket is closed.
+// abort resets both sides. The guest gets the errno in cause; the peer gets an
+// RST when both directions have ended and the socket is closed.
 func (l *link) abort(cause error) {
 	if l.beginAbort(cause) {
 		l.finishAbort()
@@ -106,7 +115,7 @@ func (l *link) beginAbort(cause error) bool {
 		return false
 	}
 	first := l.cause == nil
-	// A broken ring may be heard of as a reset first.
+	// A broken ring may show as a reset first.
 	if first || isBreach(l.stream.Pipe, cause) {
 		l.cause = cause
 	}
@@ -117,7 +126,7 @@ func (l *link) beginAbort(cause error) bool {
 	return first
 }
 
-// finishAbort runs the pipe's hooks: mu is not held meanwhile.
+// finishAbort runs the pipe's hooks, so mu isn't held.
 func (l *link) finishAbort() {
 	l.mu.Lock()
 	cause := l.cause
@@ -130,7 +139,7 @@ func (l *link) finishAbort() {
 	}
 }
 
-// leave ends a part of the link. After the last one the link must be closed.
+// leave ends a part of the link. After the last one the caller closes the link.
 func (l *link) leave() (last bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -154,7 +163,8 @@ func (l *link) close() {
 	server.running.Done()
 }
 
-// readable is called by whoever brings the news that the guest's ring isn't empty any more, or has ended: often a virtual CPU's thread, so it must not wait.
+// readable is the hook for a ring that has become non-empty, or has ended. It
+// often runs on a virtual CPU's thread, so it must not wait.
 func (l *link) readable() {
 	if l.eager == nil {
 		go l.onMore()
@@ -166,7 +176,8 @@ func (l *link) readable() {
 	case errNotNow:
 		go l.onMore()
 	case io.EOF:
-		// After a reset by the peer this fails; the other direction has the errno.
+		// This fails after a reset by the peer, whose errno the other direction
+		// has.
 		_ = l.conn.CloseWrite()
 		if l.leaveOutgoing() {
 			go l.close()
@@ -183,8 +194,8 @@ func (l *link) send() {
 	}
 }
 
-// drain moves bytes from the guest to w until the ring is empty. It returns nil
-// once readable is to be called, or may be running already.
+// drain moves bytes from the guest to w until the ring is empty. When it
+// returns nil, readable is called at the next byte, or runs already.
 func (l *link) drain(w io.Writer) error {
 	for {
 		_, err := l.stream.Pipe.WriteAvailable(w)
@@ -194,26 +205,29 @@ func (l *link) drain(w io.Writer) error {
 	}
 }
 
-// endOutgoing ends the direction to the peer, which was ended by err.
+// endOutgoing ends the direction to the peer because of err.
 func (l *link) endOutgoing(err error) {
 	pipe := l.stream.Pipe
 	if errors.Is(err, unix.EPIPE) && !pipe.Caused(err) && isClosed(l.conn) {
-		// The peer's reset came after its FIN, or the other direction has taken its errno. Its Read, if it is in one, returns soon.
+		// The peer has reset the connection after its FIN, or the other
+		// direction has the errno of its reset. A Read under way returns soon.
 		if other := l.from.failure(); isErrno(other) && !errors.Is(other, errTruncated) {
 			err = other
 		}
 	}
 	switch {
 	case err == io.EOF:
-		// After a reset by the peer this fails; the other direction has the errno.
+		// This fails after a reset by the peer, whose errno the other direction
+		// has.
 		_ = l.conn.CloseWrite()
 	case pipe.Caused(err):
 		l.abort(resetBy(err))
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		// Aborted.
+		// The link was aborted.
 	case errors.Is(err, unix.EPIPE):
-		// The peer takes no more. What it said may be on its way to the guest still, and one that isn't TCP may go on: the other direction
-		// ends by itself.
+		// The peer takes no more. Its own bytes may still be on their way to
+		// the guest, and a peer that isn't TCP may go on sending: the other
+		// direction ends by itself.
 		pipe.OnReadError(nil)
 		_ = pipe.CloseRead()
 	default:
@@ -224,26 +238,30 @@ func (l *link) endOutgoing(err error) {
 	}
 }
 
-// receive moves bytes from the peer to the guest, until that direction ends.
+// receive moves bytes from the peer to the guest until that direction ends.
 func (l *link) receive() {
 	_, err := l.stream.Pipe.ReadFrom(l.source)
 	l.endIncoming(err)
 }
 
-// endIncoming ends the direction to the guest, which was ended by err, or by the peer's end of file if that is nil.
+// endIncoming ends the direction to the guest because of err, or, if that is
+// nil, of the peer's end of file.
 func (l *link) endIncoming(err error) {
 	pipe := l.stream.Pipe
 	if err == nil && isClosed(l.conn) {
-		// That was the peer's FIN, or a reset whose errno the other direction has taken. Its Write, if it is in one, returns soon.
+		// This was the peer's FIN, or a reset whose errno the other direction
+		// has. A Write under way returns soon.
 		if other := l.to.failure(); isErrno(other) && !errors.Is(other, unix.EPIPE) {
 			err = other
 		}
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		// Woken because the pipe takes no more: ask it why.
+		// The deadline ended the Read because the pipe takes no more. The pipe
+		// knows why.
 		_, _, err = pipe.ReserveWrite(1)
 	}
-	// A peer that closes a UNIX socket before it has read everything takes back nothing of what it said.
+	// A peer that closes a UNIX socket before it has read everything doesn't
+	// take back what it has sent.
 	_, isUnix := l.conn.(*net.UnixConn)
 	if errors.Is(err, errTruncated) || isUnix && errors.Is(err, unix.ECONNRESET) && !pipe.Caused(err) {
 		err = l.afterAll(err)
@@ -252,7 +270,8 @@ func (l *link) endIncoming(err error) {
 	case err == nil:
 		_ = pipe.CloseWrite()
 	case pipe.Caused(err) && errors.Is(err, unix.EPIPE):
-		// The guest doesn't read any more. The socket's buffer fills up and its window closes.
+		// The guest takes no more. The socket's buffer fills up and its window
+		// closes.
 	case pipe.Caused(err):
 		l.abort(resetBy(err))
 	default:
@@ -263,7 +282,8 @@ func (l *link) endIncoming(err error) {
 	}
 }
 
-// afterAll returns err when the guest has read all that has arrived, or else why it won't.
+// afterAll returns err when the guest has read all that has arrived, or why it
+// won't.
 func (l *link) afterAll(err error) error {
 	pipe := l.stream.Pipe
 	if _, _, perr := pipe.ReserveWrite(int(pipe.Descriptor().IncomingSize)); perr != nil {
@@ -273,7 +293,8 @@ func (l *link) afterAll(err error) error {
 	return err
 }
 
-// resetBy is the cause of an abort because of the pipe: the guest's protocol error, or else its reset.
+// resetBy is the cause of an abort because of the pipe: a breach, or the
+// guest's reset.
 func resetBy(err error) error {
 	if errors.Is(err, unix.EPROTO) {
 		return err
@@ -281,8 +302,10 @@ func resetBy(err error) error {
 	return unix.ECONNRESET
 }
 
-// socket is what one direction needs of a connection, and nothing else: so nobody finds a detour through a buffer. The kernel tells a reset's
-// errno to one caller only, whichever comes first; the others see an end of file or EPIPE. So each direction keeps what it was told.
+// socket is what one direction uses of a connection. It has no other methods,
+// so that io.Copy finds no way through a buffer. The kernel tells the errno of
+// a reset to the first call only; later ones get an end of file or EPIPE. So
+// each direction keeps its last error.
 type socket struct {
 	conn  network.Conn
 	moved *atomic.Uint64
@@ -293,7 +316,8 @@ type socket struct {
 
 var errMiscounted = errors.New("relay: invalid count from Read or Write")
 
-// counted refuses a count of bytes that can't be, as a connection of an embedding program's may give.
+// counted refuses an impossible number of bytes, which a connection of an
+// embedding program may return.
 func counted(n, size int, err error) (int, error) {
 	if n < 0 || n > size {
 		return 0, errMiscounted
@@ -354,7 +378,8 @@ func (s *receiving) ReadVector(a, b []byte, wait func()) (int, error) {
 	return s.n, err
 }
 
-// readv returns false if there is nothing to read: RawConn calls it again when there is.
+// readv returns false if there is nothing to read. RawConn then calls it again
+// when there is.
 func (s *receiving) readv(fd uintptr) bool {
 	for {
 		var err error
@@ -404,9 +429,9 @@ func (s *sending) WriteVector(a, b []byte) (int, error) {
 	return s.sent, err
 }
 
-// writev returns false if the socket has no room: RawConn calls it again when
-// there is some. What has gone counts at once, so that a peer that takes little
-// at a time isn't taken for one that takes nothing.
+// writev returns false if the socket has no room. RawConn then calls it again
+// when there is some. Bytes count as soon as they are sent, so that a peer that
+// takes a few at a time isn't taken for a stalled one.
 func (s *sending) writev(fd uintptr) bool {
 	for {
 		var n int
@@ -439,8 +464,8 @@ func (s *sending) writev(fd uintptr) bool {
 	}
 }
 
-// maxPiece is what one Write of a connection that isn't a socket gets at most:
-// a TLS record. What has gone counts after each.
+// maxPiece is the size of a TLS record in bytes, and the most that one Write of
+// a connection that isn't a socket gets. Bytes count after each Write.
 const maxPiece = 16 << 10
 
 func (s *sending) Write(b []byte) (int, error) {
@@ -463,12 +488,14 @@ func (s *sending) Write(b []byte) (int, error) {
 	}
 }
 
-// maxEager is how many bytes a hook sends before it leaves the rest to a goroutine: what a socket takes in about the time that waking one costs.
+// maxEager is how many bytes a hook sends before it leaves the rest to a
+// goroutine: about as many as a socket takes in the time that waking one takes.
 const maxEager = 16 << 10
 
 var errNotNow = errors.New("relay: the socket takes no more at once")
 
-// eager sends what a socket takes at once. The error errNotNow says that the rest needs a goroutine.
+// eager sends what a socket takes at once. Its error errNotNow means that the
+// rest needs a goroutine.
 type eager struct {
 	to   *sending
 	raw  syscall.RawConn
@@ -480,7 +507,8 @@ type eager struct {
 	err  error
 }
 
-// rawConn returns nil for what isn't a socket itself, but a layer above one for instance.
+// rawConn returns nil if conn isn't a socket itself, as a layer above one
+// isn't.
 func rawConn(conn network.Conn) syscall.RawConn {
 	var raw syscall.RawConn
 	var err error
@@ -519,7 +547,8 @@ func (e *eager) Write(b []byte) (int, error) {
 	e.b = nil
 	switch {
 	case err != nil || e.err == unix.EAGAIN || e.err == unix.EINTR:
-		// A closed socket, or one whose deadline is past, is send's to deal with.
+		// The socket is closed, or its deadline has passed: send deals with
+		// that.
 		return 0, errNotNow
 	case e.err != nil:
 		e.to.err = os.NewSyscallError("sendmsg", e.err)
@@ -532,14 +561,15 @@ func (e *eager) Write(b []byte) (int, error) {
 	return e.sent, nil
 }
 
-// write returns true: RawConn is not to wait until there is room. Nor is the kernel, even if someone has made the descriptor a blocking one.
+// write returns true, so that RawConn doesn't wait for room. MSG_DONTWAIT keeps
+// the kernel from waiting, too, on a descriptor that was made a blocking one.
 func (e *eager) write(fd uintptr) bool {
 	e.sent, e.err = unix.SendmsgN(int(fd), e.b, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	return true
 }
 
-// failure returns the error of the last Read or Write. It waits for one that is under way: for use on a closed socket only, where none
-// takes long.
+// failure returns the error of the last Read or Write. It waits for one that is
+// under way, and is meant for a closed socket, where none takes long.
 func (s *socket) failure() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -551,7 +581,8 @@ func isErrno(err error) bool {
 	return errors.As(err, &errno)
 }
 
-// isClosed reports whether a TCP connection has ended in both directions, by FINs or by a reset.
+// isClosed reports whether a TCP connection has ended in both directions, by
+// FINs or by a reset.
 func isClosed(conn network.Conn) bool {
 	tcp := network.AsTCP(conn)
 	if tcp == nil {
@@ -569,7 +600,8 @@ func isClosed(conn network.Conn) bool {
 	return err == nil && closed
 }
 
-// interrupt ends what waits in conn, and what would. One that has no deadlines, as connections through another protocol often haven't, is closed for that.
+// interrupt ends the calls that wait in conn, and those that would. It closes a
+// connection without deadlines, as those through another protocol often are.
 func interrupt(conn interface {
 	io.Closer
 	SetDeadline(t time.Time) error
@@ -579,7 +611,7 @@ func interrupt(conn interface {
 	}
 }
 
-// resetOnClose makes Close send an RST, where that is possible.
+// resetOnClose makes Close send an RST, if conn is a TCP connection.
 func resetOnClose(c net.Conn) {
 	if tcp := network.AsTCP(c); tcp != nil {
 		_ = tcp.SetLinger(0)

@@ -18,36 +18,43 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// TLS is what the monitor trusts and shows where it does TLS for a guest. It takes TLS 1.2 and 1.3.
+// TLS is what the monitor trusts, and shows, where it does TLS for a guest.
+// Versions are 1.2 and 1.3.
 type TLS struct {
-	// RootCAs are who may vouch for servers that the guest connects to. nil: those that the host trusts.
+	// RootCAs are the authorities of servers that the guest connects to. nil:
+	// the host's.
 	RootCAs *x509.CertPool
-	// Certificates are the guest's as a server, with their keys. Each client is shown the first one that suits it. Without any the guest can't be a server.
+	// Certificates are the guest's as a server, with their keys. Each client is
+	// shown the first one that suits it. Without any the guest can't be a
+	// server.
 	Certificates []tls.Certificate
 }
 
-// tlsConfig is what both sides have in common.
+// tlsConfig is the part of a configuration that client and server share.
 func tlsConfig(alpn []byte) *tls.Config {
 	return &tls.Config{NextProtos: wire.ALPNNames(alpn), MinVersion: tls.VersionTLS12}
 }
 
-// tlsConn is a TLS connection for a link, and raw the one below. Deadlines are raw's. Close closes raw and nothing else: an end in good order has been told
-// to the peer by CloseWrite, and any other end must not look like one, nor wait.
+// tlsConn is a TLS connection for a link, on the connection raw. Deadlines are
+// raw's. Close only closes raw: CloseWrite has told the peer of an end in good
+// order, and any other end must not look like one, nor wait.
 type tlsConn struct {
 	*tls.Conn
 	raw   network.Conn
 	below *tlsTransport
 }
 
-// newTLSConn returns one end of a connection: side is [tls.Client] or [tls.Server].
+// newTLSConn returns one end of a connection. side is [tls.Client] or
+// [tls.Server].
 func newTLSConn(raw network.Conn, cfg *tls.Config, side func(net.Conn, *tls.Config) *tls.Conn) *tlsConn {
 	below := &tlsTransport{Conn: raw, greeting: maxGreeting}
 	return &tlsConn{side(below, cfg), raw, below}
 }
 
-// How many handshakes of all connections are under way at once, and how many
-// with one peer; others wait for their turn. One costs up to half a MiB where a
-// server sends all that it may, and some 50 KiB where a client does.
+// How many handshakes are under way at once in a virtual machine, and how many
+// of them with one peer. Others wait for their turn. A handshake takes up to
+// half a MiB where a server sends all that it may, and some 50 KiB where a
+// client does.
 const (
 	maxGreetings     = 256
 	maxPeerGreetings = 64
@@ -55,7 +62,7 @@ const (
 	maxPeerGreeted   = 256
 )
 
-// turns are places for handshakes, of which one peer may have a part.
+// turns are places for handshakes. A peer may have a part of them.
 type turns struct {
 	all  chan struct{} // holds a token for each in use
 	part int
@@ -110,8 +117,8 @@ func (t *turns) take(ctx context.Context, peer netip.Prefix) (give func(), err e
 	}, nil
 }
 
-// handshake closes the connection if it fails, or ctx ends before, also while
-// it waits for one of places.
+// handshake does the handshake, when there is a place for it. It closes the
+// connection if it fails, or if ctx ends meanwhile.
 func (c *tlsConn) handshake(ctx context.Context, places *turns) error {
 	give, err := places.take(ctx, peerOf(c.raw.RemoteAddr()))
 	if err == nil {
@@ -126,18 +133,18 @@ func (c *tlsConn) handshake(ctx context.Context, places *turns) error {
 	return tlsError(err)
 }
 
-// forgetCertificates lets go of the peer's certificates, whose parsed form has
-// many times the bytes that were sent. crypto/tls shows its own slices, and
-// asks that they be left alone; but without renegotiation and a cache of
-// sessions it reads them no more once the handshake is done, and nothing else
-// has them.
+// forgetCertificates drops the peer's certificates, whose parsed form takes
+// many times the bytes that were sent. crypto/tls returns its own slice and
+// asks callers not to change it. But without renegotiation and a cache of
+// sessions it doesn't read the slice after the handshake, and nothing else has
+// it.
 func (c *tlsConn) forgetCertificates() {
 	state := c.ConnectionState()
 	clear(state.PeerCertificates)
 	clear(state.VerifiedChains)
 }
 
-// session is what the handshake has settled.
+// session is the result of the handshake.
 func (c *tlsConn) session() wire.TLSSession {
 	state := c.ConnectionState()
 	return wire.TLSSession{Version: state.Version, ALPN: []byte(state.NegotiatedProtocol)}
@@ -159,7 +166,8 @@ func (c *tlsConn) Write(b []byte) (int, error) {
 	return n, tlsError(err)
 }
 
-// CloseWrite sends a close_notify and then a FIN. It waits for room as Write does, until the deadline.
+// CloseWrite sends a close_notify, then a FIN. It waits for room as Write does,
+// until the deadline.
 func (c *tlsConn) CloseWrite() error {
 	if err := c.Conn.CloseWrite(); err != nil {
 		return tlsError(err)
@@ -167,18 +175,19 @@ func (c *tlsConn) CloseWrite() error {
 	return c.raw.CloseWrite()
 }
 
-// tlsTransport is a connection as crypto/tls sees it. The end of file of one isn't that of the other: crypto/tls would take it for a close_notify between
-// two records. Deadlines from above are ignored: crypto/tls gives a close_notify five seconds, even if an abort has given it none, and even if a slow peer
-// needs longer to make room for it.
+// tlsTransport is the connection below, as crypto/tls sees it. Its end of file
+// is no close_notify: crypto/tls would take one between two records for that.
+// It ignores crypto/tls's deadlines: a close_notify would get five seconds,
+// even where an abort allows none, or where a slow peer needs longer.
 type tlsTransport struct {
 	network.Conn
 	greeting int  // bytes that the peer may send yet until the handshake is done
 	greeted  bool // the handshake is done; nothing reads meanwhile
 }
 
-// maxGreeting is how much a peer may send until its handshake is done, in
-// bytes. crypto/tls takes more, and keeps buffers for it and all certificates
-// for as long as the connection lasts. A chain of a server has a few KiB.
+// maxGreeting is how many bytes a peer may send until its handshake is done.
+// crypto/tls takes more, and keeps buffers for them, and all certificates, as
+// long as the connection lasts. A server's chain has a few KiB.
 const maxGreeting = 32 << 10
 
 var errGreeting = fmt.Errorf("%w: the peer's part of the handshake is larger than %d bytes", unix.ECONNABORTED, maxGreeting)
@@ -205,10 +214,12 @@ func (t *tlsTransport) Read(b []byte) (int, error) {
 
 func (*tlsTransport) SetWriteDeadline(time.Time) error { return nil }
 
-// errTruncated is an end of the connection below without one of the TLS connection: anybody on the way could have made it.
+// errTruncated is an end of the connection below without a close_notify. Any
+// machine on the way could have made it.
 var errTruncated = fmt.Errorf("%w: the connection ended without a close_notify", unix.ECONNRESET)
 
-// tlsError gives an errno to what TLS and certificates have errors of their own for. Errors of the connection below stay as they are.
+// tlsError gives the errors of TLS and of certificates an errno. It returns
+// errors of the connection below as they are.
 func tlsError(err error) error {
 	if err == nil || err == io.EOF {
 		return err
@@ -226,7 +237,7 @@ func tlsError(err error) error {
 	return fmt.Errorf("%w: %w", unix.ECONNABORTED, err)
 }
 
-// certificateErrno is what a guest is told about a server's certificate.
+// certificateErrno is the errno for an error of a server's certificate.
 func certificateErrno(err error) unix.Errno {
 	var authority x509.UnknownAuthorityError
 	var roots x509.SystemRootsError

@@ -9,7 +9,8 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// TLSConnection returns the handler of protocol 7: it connects as [TCPConnection] does, does TLS as the client, and relays what is inside.
+// TLSConnection returns the handler of protocol 7: it connects as
+// [TCPConnection] does, does TLS as the client, and relays the bytes inside.
 func TLSConnection(t TLS) Handler {
 	return HandlerFunc(func(ctx context.Context, s *Stream) error { return serveTLSConnection(ctx, s, t) })
 }
@@ -38,7 +39,7 @@ func serveTLSConnection(ctx context.Context, s *Stream, t TLS) error {
 	return nil
 }
 
-// dialTLS connects and does the handshake, both within the time for a connect.
+// dialTLS connects and does the handshake, both within the time of a connect.
 func dialTLS(ctx context.Context, s *Stream, m wire.TLSConnect, t TLS) (*tlsConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.server.patience)
 	defer cancel()
@@ -56,7 +57,7 @@ func dialTLS(ctx context.Context, s *Stream, m wire.TLSConnect, t TLS) (*tlsConn
 	return conn, nil
 }
 
-// serverName is what the server's certificate must be for.
+// serverName is the name that the server's certificate must be for.
 func serverName(m wire.TLSConnect) string {
 	switch {
 	case len(m.ServerName) > 0:

@@ -20,18 +20,19 @@ import (
 
 const (
 	// maxHandshakes is how many connections of one listener may be in a
-	// handshake, or wait after it for the guest to ask for one. The kernel's
-	// backlog holds the others.
+	// handshake, or wait for an accept after it. Others stay in the kernel's
+	// backlog.
 	maxHandshakes = 128
-	// handshakeGrace is how long the oldest handshake of a peer is safe from
-	// the peer's own next connection. It outlasts what a busy host needs for as
-	// many handshakes as there may be.
+	// handshakeGrace is how long a peer's oldest handshake isn't given up for
+	// the peer's own next connection. It is longer than a busy host needs for
+	// maxHandshakes of them.
 	handshakeGrace = time.Second
 )
 
 var errNoCertificate = fmt.Errorf("no certificate is given that the guest may show to its clients (arcavm run --tls-cert): %w", unix.ENOKEY)
 
-// TLSListener returns the handler of protocol 9: a [TCPListener] whose connections do TLS as the server before the guest gets them.
+// TLSListener returns the handler of protocol 9: a [TCPListener] whose
+// connections do TLS as the server before the guest gets them.
 func TLSListener(t TLS) Handler {
 	return HandlerFunc(func(ctx context.Context, s *Stream) error { return serveTLSListener(ctx, s, t) })
 }
@@ -56,8 +57,10 @@ func serveTLSListener(ctx context.Context, s *Stream, t TLS) error {
 	return serveListener(ctx, s, newTLSListener(s, ln, cfg), bound, wire.ProtocolTLSConnection)
 }
 
-// tlsListener does handshakes beside each other, so that a peer that stalls holds up nobody. It takes connections from the listener below only while
-// Accept waits, and doesn't give it away: nobody else may set deadlines for its Accept.
+// tlsListener does handshakes side by side, so that a peer that stalls delays
+// no other. It accepts from the listener below only while Accept waits. It
+// doesn't expose that listener, as nothing else may set deadlines of its
+// Accept.
 type tlsListener struct {
 	net.Listener
 	stream *Stream
@@ -82,7 +85,7 @@ type handshake struct {
 	given  bool // up, or to Accept: it can't be given up any more
 }
 
-// accepted is what Accept returns.
+// accepted is a result of Accept.
 type accepted struct {
 	conn net.Conn
 	err  error
@@ -111,7 +114,7 @@ func (l *tlsListener) Accept() (net.Conn, error) {
 	}
 }
 
-// Close ends the handshakes too, and waits for them.
+// Close ends the handshakes, too, and waits for them.
 func (l *tlsListener) Close() error {
 	l.cancel()
 	err := l.Listener.Close()
@@ -143,8 +146,7 @@ func (l *tlsListener) run() {
 	}
 }
 
-// await waits until Accept waits. It reports false when the listener has
-// closed.
+// await waits for an Accept. It reports false when the listener has closed.
 func (l *tlsListener) await() bool {
 	select {
 	case <-l.asked:
@@ -175,10 +177,11 @@ func (l *tlsListener) admit(h *handshake) bool {
 	}
 }
 
-// enter gives h a place if there is one. If there is none it gives up another
-// peer's handshake, where that peer has at least two more than h's, or else the
-// oldest of h's own when the time for it has come. The place is free when that
-// one has ended. It returns how long to wait at most before the next look.
+// enter gives h a place if one is free. If none is, it gives up a handshake:
+// one of the peer that has the most, if that are at least two more than h's
+// peer has; or else the oldest of h's own peer, after handshakeGrace. The place
+// is free when that handshake has ended. enter returns how long to wait at most
+// before the next try.
 func (l *tlsListener) enter(h *handshake, now time.Time) (wait time.Duration, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -215,7 +218,7 @@ func (l *tlsListener) enter(h *handshake, now time.Time) (wait time.Duration, ok
 // errCrowded is why a handshake is given up for another peer's.
 var errCrowded = fmt.Errorf("its peer has the most handshakes, and all places were taken: %w", unix.ECONNABORTED)
 
-// leave gives the place of h back.
+// leave frees the place of h.
 func (l *tlsListener) leave(h *handshake) {
 	h.cancel(nil)
 	l.mu.Lock()
@@ -264,11 +267,11 @@ func (l *tlsListener) handshake(ctx context.Context, h *handshake, raw network.C
 	}
 }
 
-// peerOf is what counts as one peer: an IPv4 address, or the network of 64 bits
-// that an IPv6 address is in, which is what one machine usually has.
+// peerOf is [network.PeerOf] for an address of package net.
 func peerOf(a net.Addr) netip.Prefix { return network.PeerOf(endpoint(a).Addr) }
 
-// deliver hands a to Accept, and waits for that. It reports false when the listener has closed.
+// deliver hands a to an Accept, and waits for one. It reports false when the
+// listener has closed.
 func (l *tlsListener) deliver(a accepted) bool {
 	select {
 	case l.ready <- a:

@@ -19,8 +19,10 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// UDP returns the handler of protocol 3: a UDP socket, bound or connected. Each frame is a datagram. While the guest's ring has no room for the next
-// one, the kernel's socket buffer holds it and those that follow, and drops and counts what that has no room for either.
+// UDP returns the handler of protocol 3: a UDP socket, bound or connected. Each
+// frame is a datagram. While the guest's ring has no room for the next
+// datagram, the kernel's socket buffer holds that and those that follow.
+// Datagrams for which that has no room are dropped, and counted.
 func UDP() Handler {
 	return HandlerFunc(serveUDP)
 }
@@ -77,7 +79,7 @@ func (u *udp) relay(ctx context.Context, conn packetSocket) error {
 	if !stop() {
 		<-woken
 	}
-	// What has been sent is sent; what hasn't been received isn't wanted.
+	// Sent datagrams are sent. Those that haven't been received aren't wanted.
 	end()
 	interrupt(conn)
 	_ = s.Pipe.SetWriteDeadline(past)
@@ -95,7 +97,8 @@ func (u *udp) relay(ctx context.Context, conn packetSocket) error {
 	}
 }
 
-// udp is a guest's socket. A goroutine for each direction moves datagrams; only reports come from both.
+// udp is a guest's socket. Each direction has a goroutine that moves datagrams.
+// Both send reports.
 type udp struct {
 	stream    *Stream
 	sides     []*udpSide
@@ -109,9 +112,9 @@ type udp struct {
 	dropped uint32 // as the guest was last told; the ring's writer has it
 }
 
-// udpSide is a socket of the host that the guest's is made of: one, or on a
-// published port one for each family, each with a goroutine that receives.
-// ReserveWrite until CommitWrite keeps them apart.
+// udpSide is a socket of the host. A guest's socket has one, or on a published
+// port one for each family, each with a goroutine that receives. Between
+// ReserveWrite and CommitWrite a side has the ring for itself.
 type udpSide struct {
 	*udp
 	socket datagrams
@@ -123,7 +126,7 @@ type udpSide struct {
 	arrived int    // bytes of the datagram that was received last
 }
 
-// gaveWay reports whether err is that of a second side which was closed.
+// gaveWay reports whether err says that the second side was closed.
 func (u *udpSide) gaveWay(err error) bool {
 	if !u.second || !errors.Is(err, net.ErrClosed) {
 		return false
@@ -132,12 +135,14 @@ func (u *udpSide) gaveWay(err error) bool {
 	return true
 }
 
-// datagrams is a socket for udp's two directions.
+// datagrams is a socket, for both directions.
 type datagrams interface {
-	// receive waits for a datagram or for news of those that were sent, and puts that into the guest's ring. An error ends the direction.
+	// receive waits for a datagram, or for a report about one that was sent,
+	// and puts it into the guest's ring. An error ends the direction.
 	receive() error
-	// send sends x and y as one datagram; without an address in to, to the
-	// peer, and from an address that the socket chooses unless one is named.
+	// send sends x and y as one datagram. Without an address in to it goes to
+	// the peer; without one in from it goes from an address that the socket
+	// chooses.
 	send(to wire.Endpoint, from netip.Addr, x, y []byte) error
 }
 
@@ -148,7 +153,8 @@ type packetSocket interface {
 	SetDeadline(t time.Time) error
 }
 
-// open binds, or connects. An IPv6 socket is for IPv6 only, whatever the host's settings.
+// open binds, or connects. An IPv6 socket serves IPv6 only, whatever the host's
+// settings.
 func (u *udp) open(ctx context.Context, m wire.UDPSocket) (packetSocket, error) {
 	if u.connected && m.Local.Addr.IsValid() {
 		return nil, unix.EINVAL
@@ -189,7 +195,7 @@ func (u *udp) side() *udpSide {
 	return side
 }
 
-// sideFor is the side that a datagram goes from.
+// sideFor is the side that a datagram to to goes from.
 func (u *udp) sideFor(to wire.Endpoint) *udpSide {
 	for _, side := range u.sides[1:] {
 		if side.local.host.Is6() == to.Addr.Is6() && to.Addr.IsValid() && !side.gone.Load() {
@@ -199,7 +205,7 @@ func (u *udp) sideFor(to wire.Endpoint) *udpSide {
 	return u.sides[0]
 }
 
-// run moves datagrams to the guest. It returns why there will be no more.
+// run moves datagrams to the guest. It returns why it has ended.
 func (u *udpSide) run(done <-chan struct{}) error {
 	for {
 		u.arrived = 0
@@ -210,7 +216,8 @@ func (u *udpSide) run(done <-chan struct{}) error {
 	}
 }
 
-// reserve waits for room for the frame of a datagram of size bytes, or as much of it as the ring has room for. It returns the whole frame's place.
+// reserve waits for room for the frame of a datagram of size bytes, or for the
+// whole ring if that is smaller. It returns the place of the frame.
 func (u *udp) reserve(size int) (a, b []byte, err error) {
 	n := min(u.prefix+size, int(u.stream.Pipe.Descriptor().IncomingSize))
 	a, b, err = u.stream.Pipe.ReserveWrite(n)
@@ -221,8 +228,8 @@ func (u *udp) reserve(size int) (a, b []byte, err error) {
 	return a, b, nil
 }
 
-// commit sends the frame in a and b, whose data is in place: n bytes. The
-// datagram came to local, as far as that is known.
+// commit sends the frame in a and b, whose n bytes of data are in place. local
+// is the address at which the datagram has arrived, as far as that is known.
 func (u *udpSide) commit(a, b []byte, m wire.ReceivedDatagram, local wire.Endpoint, n int) {
 	lost := m.Dropped - u.lost
 	u.lost = m.Dropped
@@ -243,7 +250,8 @@ func (u *udpSide) commit(a, b []byte, m wire.ReceivedDatagram, local wire.Endpoi
 	u.arrived = n
 }
 
-// report tells the guest about a datagram that didn't go, or, with request 0, of one that came back.
+// report tells the guest of a datagram that couldn't be sent, or, with request
+// 0, of one that came back.
 func (u *udp) report(request uint64, status unix.Errno, to wire.Endpoint) error {
 	u.stream.server.count.datagramsFailed.Add(1)
 	return u.stream.write(func(b []byte) []byte {
@@ -274,7 +282,7 @@ func (u *udp) send(ctx context.Context) error {
 		}
 		if err != nil {
 			u.stream.failed("datagram not sent", err)
-			// A guest that has closed its reader doesn't want to know.
+			// A guest that has closed its reader takes no reports.
 			if err := u.report(h.RequestID, network.Errno(err), to); err != nil && !errors.Is(err, unix.EPIPE) {
 				return err
 			}
@@ -282,7 +290,7 @@ func (u *udp) send(ctx context.Context) error {
 	}
 }
 
-// readAddresses reads what is before a datagram's data, prefix bytes.
+// readAddresses reads the prefix bytes before a datagram's data.
 func (u *udp) readAddresses(k wire.Kind) (to, from wire.Endpoint, prefix int, err error) {
 	switch k {
 	case wire.KindSendDatagram:
@@ -307,7 +315,7 @@ func (u *udp) readAddresses(k wire.Kind) (to, from wire.Endpoint, prefix int, er
 	return to, from, prefix, err
 }
 
-// inFrame is truncated for an error after a frame has begun.
+// inFrame is truncated for an error within a frame.
 func inFrame(err error) error {
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
@@ -316,10 +324,10 @@ func inFrame(err error) error {
 }
 
 // maxLarge is how many datagrams that are larger than their stream's ring are
-// put together at once, each in a buffer of 64 KiB; others wait.
+// put together at once, each in a buffer of 64 KiB. Others wait.
 const maxLarge = 64
 
-// largeDatagrams are the buffers for these, shared by all streams.
+// largeDatagrams are the buffers for these. All streams share them.
 type largeDatagrams struct {
 	turns chan struct{} // holds a token for each in use
 	spare chan []byte
@@ -329,7 +337,7 @@ func newLargeDatagrams() largeDatagrams {
 	return largeDatagrams{make(chan struct{}, maxLarge), make(chan []byte, maxLarge)}
 }
 
-// take waits for a buffer. give must follow.
+// take waits for a buffer. give follows.
 func (l *largeDatagrams) take(ctx context.Context) ([]byte, error) {
 	select {
 	case l.turns <- struct{}{}:
@@ -349,7 +357,8 @@ func (l *largeDatagrams) give(b []byte) {
 	<-l.turns
 }
 
-// sendData sends the next n bytes of the ring as one datagram, from where they are. failed is the datagram's own error, fatal the stream's.
+// sendData sends the next n bytes of the ring, in place, as one datagram.
+// failed is the datagram's own error, fatal the stream's.
 func (u *udp) sendData(ctx context.Context, to, from wire.Endpoint, n int) (failed, fatal error) {
 	pipe := u.stream.Pipe
 	var x, y []byte
@@ -448,7 +457,8 @@ func (u *udpSide) useConnected(conn net.Conn) (err error) {
 	return nil
 }
 
-// otherDatagrams is a socket of a network that isn't the kernel's: a datagram is copied once.
+// otherDatagrams is a socket of a network that isn't the kernel's. A datagram
+// is copied once.
 type otherDatagrams struct {
 	udp   *udpSide
 	in    []byte
@@ -484,7 +494,8 @@ func (d *otherDatagrams) send(to wire.Endpoint, _ netip.Addr, x, y []byte) error
 	return err
 }
 
-// fromNetwork reports whether an errno is what a network says about a datagram that was sent. The socket goes on after it.
+// fromNetwork reports whether an errno is a network's report about a datagram
+// that was sent. The socket goes on after it.
 func fromNetwork(e unix.Errno) bool {
 	switch e {
 	case unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EHOSTDOWN, unix.ENONET, unix.ENOPROTOOPT, unix.EMSGSIZE, unix.EACCES:
