@@ -53,17 +53,6 @@ type runner interface {
 	free() error
 }
 
-// entryState is what a CPU starts with, beside the image's entry address.
-type entryState struct {
-	tables      uint64 // physical address of the PML4
-	regs        kvm.Regs
-	noExecute   bool // pages can be not executable
-	globalPages bool // page table entries can be global
-	x2APIC      bool // the local APIC is in x2APIC mode already
-	extended    bool // XSAVE may be used, where there is one, for all that AVX needs
-	tscKHz      int  // of the time stamp counter, if the guest takes it for granted; else 0
-}
-
 // newBuilder returns the builder for the ABI that cfg, which is valid, names.
 func newBuilder(cfg *Config) builder {
 	switch cfg.ABI {

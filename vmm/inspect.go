@@ -41,7 +41,7 @@ func (v *VM) Report() (*Report, error) {
 	v.inspecting.Lock()
 	defer v.inspecting.Unlock()
 	v.mu.Lock()
-	freed := v.freed
+	freed := v.freeing
 	v.mu.Unlock()
 	if freed {
 		return nil, ErrClosed

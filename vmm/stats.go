@@ -37,7 +37,7 @@ type Step struct {
 // counters are a VM's counts that don't lie with what is counted.
 type counters struct {
 	timing timing
-	last   Stats // as they were when the VM was freed; life.mu guards it
+	final  Stats // as they were when the VM was freed; life.mu guards it
 }
 
 // timing collects steps.
@@ -65,8 +65,8 @@ func (v *VM) Timing() (start time.Time, steps []Step) {
 func (v *VM) Stats() Stats {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.freed {
-		return v.last
+	if v.freeing {
+		return v.final
 	}
 	return v.count()
 }

@@ -38,24 +38,24 @@ type VM struct {
 //	built     New                           starts      is tried  as it is
 //	running   Run: started                  ErrClosed   is tried  as it is
 //	ending    end: exit, crash, Close, ctx  ErrClosed   is tried  as it is
-//	freed     free: freed, then done        ErrClosed   nothing   the last counts; ErrClosed
+//	freed     free: freeing, then freed     ErrClosed   nothing   final; ErrClosed
 type life struct {
 	gate    *gate // where the CPUs wait, and see that the VM ends
 	endOnce sync.Once
 	ended   chan struct{} // closed when outcome is set
 	outcome outcome
 
-	done     chan struct{} // closed when freed
+	freed    chan struct{} // closed when everything is freed
 	stopOnce sync.Once
 
 	// mu orders Run, Stop, Stats and Close against the freeing of what they use.
 	mu      sync.Mutex
 	started bool
-	freed   bool
+	freeing bool // the machine and the runner are being freed, or are no more
 }
 
 func newLife() life {
-	return life{gate: newGate(), ended: make(chan struct{}), done: make(chan struct{})}
+	return life{gate: newGate(), ended: make(chan struct{}), freed: make(chan struct{})}
 }
 
 // outcome is how a run ended: an exit code, or an error.
@@ -190,7 +190,7 @@ func (v *VM) Stop() {
 					if v.raiseStop() {
 						return
 					}
-				case <-v.done:
+				case <-v.freed:
 					return
 				}
 			}
@@ -214,7 +214,7 @@ func (v *VM) raiseStop() bool {
 func (v *VM) tryStop() (bool, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.freed {
+	if v.freeing {
 		return true, nil
 	}
 	return v.guest.stop()
@@ -228,25 +228,25 @@ func (v *VM) Close() error {
 	if v.begin() { // a later Run finds the VM closed
 		return v.free()
 	}
-	<-v.done // Run frees, or an earlier Close
+	<-v.freed // Run frees, or an earlier Close
 	return nil
 }
 
 // free gives everything back. No CPU and no stream may be running.
 func (v *VM) free() error {
 	v.mu.Lock()
-	if v.freed {
+	if v.freeing {
 		v.mu.Unlock()
 		return nil
 	}
-	v.freed = true
-	v.last = v.count()
+	v.freeing = true
+	v.final = v.count()
 	v.mu.Unlock()
 	// A report that is being made ends first; the next one sees freed.
 	v.inspecting.Lock()
 	v.inspecting.Unlock() //nolint:staticcheck // waits only
 	// From here on nobody else looks at what is freed. What logs meanwhile may be a Logger that asks for the counters.
-	defer close(v.done)
+	defer close(v.freed)
 	var err error
 	if v.guest != nil {
 		err = v.guest.free()
