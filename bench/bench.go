@@ -191,7 +191,10 @@ func choose(only string, all []item) ([]item, error) {
 
 func newRunner(o Options) *runner {
 	r := &runner{rounds: o.Rounds, quick: o.Quick, arcavm: o.Arcavm}
-	r.report = &Report{Machine: describeMachine(o.Version), Started: time.Now().UTC(), Rounds: o.Rounds, Quick: o.Quick, Only: o.Only}
+	r.report = &Report{
+		Machine: describeMachine(o.Version), Started: time.Now().UTC(),
+		Rounds: o.Rounds, Quick: o.Quick, Only: o.Only,
+	}
 	var err error
 	if r.calls, err = newCallCounter(); err != nil {
 		_ = r.missing("system calls", err)

@@ -56,7 +56,9 @@ func boot(s *scope, r *runner) error {
 	}
 	var sides []func() (booting, error)
 	for _, mib := range sizes {
-		sides = append(sides, func() (booting, error) { return bootOnce(s.ctx, r.arcavm, hello, mib) })
+		sides = append(sides, func() (booting, error) {
+			return bootOnce(s.ctx, r.arcavm, hello, mib)
+		})
 	}
 	rows, err := interleave(s.ctx, 2*r.rounds, sides)
 	if err != nil {
@@ -84,9 +86,11 @@ func reportBoots(r *runner, sizes []int, rows [][]booting) {
 	first := func(b booting) float64 { return b.firstInstruction }
 	for i, mib := range sizes {
 		figure := func(what string, f func(booting) float64) Figure {
-			return Figure{Group: group, Name: fmt.Sprintf("%d MiB of guest memory: %s", mib, what), Unit: "ms", Ours: spreadOf(pick(rows[i], f))}
+			name := fmt.Sprintf("%d MiB of guest memory: %s", mib, what)
+			return newFigure(group, name, "ms", pick(rows[i], f))
 		}
-		r.add(figure("first instruction of the guest", first).wantBelow(15).heads(lineBoot, i, "boot to first instruction"))
+		instruction := figure("first instruction of the guest", first).wantBelow(15)
+		r.add(instruction.heads(lineBoot, i, "boot to first instruction"))
 		r.add(figure("first log record", func(b booting) float64 { return b.firstLog }))
 		r.add(figure("end of the process", func(b booting) float64 { return b.ended }))
 	}
@@ -94,22 +98,24 @@ func reportBoots(r *runner, sizes []int, rows [][]booting) {
 		return
 	}
 	small, large := pick(rows[0], first), pick(rows[len(rows)-1], first)
-	r.add(Figure{
-		Group: group, Name: "flat: first instruction with 64 GiB by that with 128 MiB", Unit: "ms", Ours: spreadOf(large),
-	}.beside("128 MiB", large, small).wantRatioAtMost(1.2).heads(lineBootFlat, 0, "boot, 64 GiB by 128 MiB"))
+	const name = "flat: first instruction with 64 GiB by that with 128 MiB"
+	flat := newFigure(group, name, "ms", large).beside("128 MiB", large, small)
+	r.add(flat.wantRatioAtMost(1.2).heads(lineBootFlat, 0, "boot, 64 GiB by 128 MiB"))
 }
 
 // bootOnce boots hello. When its first instruction ran is what the guest logs,
 // by its own clock, which the monitor sets by the host's.
 func bootOnce(ctx context.Context, arcavm, image string, mib int) (b booting, err error) {
-	cmd := exec.CommandContext(ctx, arcavm, "run", "--mem", fmt.Sprintf("%dM", mib), "--timing=json", "--log-format", "json", image, "--started")
+	cmd := exec.CommandContext(ctx, arcavm, "run", "--mem", fmt.Sprintf("%dM", mib),
+		"--timing=json", "--log-format", "json", image, "--started")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	start := time.Now()
 	err = cmd.Run()
 	b.ended = millis(time.Since(start))
 	if err != nil {
-		return b, fmt.Errorf("boot of hello with %d MiB: %w: %s", mib, err, bytes.TrimSpace(stderr.Bytes()))
+		said := bytes.TrimSpace(stderr.Bytes())
+		return b, fmt.Errorf("boot of hello with %d MiB: %w: %s", mib, err, said)
 	}
 	since := func(ns int64) float64 { return millis(time.Unix(0, ns).Sub(start)) }
 	for lines := bufio.NewScanner(&stderr); lines.Scan(); {
@@ -134,7 +140,8 @@ func bootOnce(ctx context.Context, arcavm, image string, mib int) (b booting, er
 		}
 	}
 	if b.firstInstruction <= 0 || b.firstLog < b.firstInstruction {
-		return b, fmt.Errorf("boot of hello: the first instruction after %v ms, the first record after %v ms", b.firstInstruction, b.firstLog)
+		return b, fmt.Errorf("boot of hello: the first instruction after %v ms, the first record after %v ms",
+			b.firstInstruction, b.firstLog)
 	}
 	return b, nil
 }

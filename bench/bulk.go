@@ -71,7 +71,10 @@ func (b bulk) line(o ringSide) line {
 // and one stream out, in this order of importance.
 func (b bulk) heads(f Figure, l line, what string, o ringSide) Figure {
 	rank := 0
-	for _, preference := range []bool{o.ring == mebibyte, o.name == movingEnd, o.name == bootedEnd, b.streams == 1, b.streams == 64, !b.toGuest} {
+	for _, preference := range []bool{
+		o.ring == mebibyte, o.name == movingEnd, o.name == bootedEnd,
+		b.streams == 1, b.streams == 64, !b.toGuest,
+	} {
 		rank *= 2
 		if !preference {
 			rank++

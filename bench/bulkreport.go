@@ -12,17 +12,18 @@ func (o ringSide) label() string { return fmt.Sprintf("ring %d KiB, %s: ", o.rin
 // other processes, whose processor time isn't this one's.
 func (b bulk) reportSlirp(r *runner, o ringSide, ours, slirp moved) {
 	values := pick(ours.usage, usage.mibPerSecond)
-	r.add(Figure{
-		Group: b.name(), Name: o.label() + "throughput and slirp4netns'", Unit: "MiB/s", Higher: true, Ours: spreadOf(values),
-	}.beside("slirp4netns", values, pick(slirp.usage, usage.mibPerSecond)))
+	f := newFigure(b.name(), o.label()+"throughput and slirp4netns'", "MiB/s", values)
+	f.Higher = true
+	r.add(f.beside("slirp4netns", values, pick(slirp.usage, usage.mibPerSecond)))
 }
 
 func (b bulk) report(r *runner, o ringSide, ours, plain, spliced moved) {
 	label := o.label()
 	at := &Point{Way: b.way(), Series: o.name, Ring: int(o.ring), Streams: b.streams}
-	figure := func(name, unit string, f func(usage) float64, neighbour string, theirs moved) Figure {
+	figure := func(name, unit string, f func(usage) float64, beside string, theirs moved) Figure {
 		values := pick(ours.usage, f)
-		return Figure{Group: b.name(), Name: label + name, Unit: unit, Ours: spreadOf(values)}.beside(neighbour, values, pick(theirs.usage, f))
+		figure := newFigure(b.name(), label+name, unit, values)
+		return figure.beside(beside, values, pick(theirs.usage, f))
 	}
 	rate := figure("throughput", "MiB/s", usage.mibPerSecond, "plain", plain)
 	rate.Higher, rate.Point = true, at
@@ -30,12 +31,13 @@ func (b bulk) report(r *runner, o ringSide, ours, plain, spliced moved) {
 		rate = rate.wantRatioAtLeast(0.95)
 	}
 	rate = b.heads(rate, b.line(o), "bulk", o)
-	proxy := figure("throughput and a proxy's", "MiB/s", usage.mibPerSecond, "io.Copy proxy", spliced)
+	const proxied = "io.Copy proxy"
+	proxy := figure("throughput and a proxy's", "MiB/s", usage.mibPerSecond, proxied, spliced)
 	proxy.Higher = true
 	r.add(rate)
 	r.add(proxy)
 	r.add(figure("processor time", "s/GiB", usage.cpuPerGiB, "plain", plain))
-	r.add(figure("processor time and a proxy's", "s/GiB", usage.cpuPerGiB, "io.Copy proxy", spliced))
+	r.add(figure("processor time and a proxy's", "s/GiB", usage.cpuPerGiB, proxied, spliced))
 	b.count(r, o, ours, plain)
 }
 
@@ -66,7 +68,7 @@ type counted struct {
 // perMiB is a figure of something that our side counts.
 func (c counted) perMiB(name string, f func(counts) float64) Figure {
 	values := pick(c.ours.usage, func(u usage) float64 { return f(u.counts) / u.mib() })
-	return Figure{Group: c.group, Name: c.side.label() + name, Unit: countUnit, Ours: spreadOf(values)}
+	return newFigure(c.group, c.side.label()+name, countUnit, values)
 }
 
 // directions sums what both directions of all pipes count.
@@ -82,44 +84,57 @@ func (c counted) systemCalls(r *runner) {
 	}
 	figure := func(name string, f func(calls) float64) Figure {
 		values := pick(c.ours.calls, f)
-		figure := Figure{Group: c.group, Name: c.side.label() + name, Unit: countUnit, Ours: spreadOf(values)}
+		figure := newFigure(c.group, c.side.label()+name, countUnit, values)
 		return figure.beside("plain", values, pick(c.plain.calls, f))
 	}
-	want := func(f Figure) Figure { return c.heads(f.wantRatioAtMost(1), lineSystemCalls, "system calls", c.side) }
-	moving := figure("system calls of both ends that move bytes or ring doorbells", func(n calls) float64 { return n.moving })
+	want := func(f Figure) Figure {
+		return c.heads(f.wantRatioAtMost(1), lineSystemCalls, "system calls", c.side)
+	}
+	const name = "system calls of both ends"
+	moving := figure(name+" that move bytes or ring doorbells",
+		func(n calls) float64 { return n.moving })
 	if r.calls.tracepoint == 0 {
 		r.add(want(moving))
 		return
 	}
-	r.add(want(figure("system calls of both ends", func(n calls) float64 { return n.all })))
+	r.add(want(figure(name, func(n calls) float64 { return n.all })))
 	r.add(moving)
 }
 
 func (c counted) signals(r *runner) {
-	wakes := directions(func(d pipes.DirectionStats) uint64 { return d.Wakes })
+	type direction = pipes.DirectionStats
+	wakes := directions(func(d direction) uint64 { return d.Wakes })
 	doorbells := func(n counts) float64 { return float64(n.pipes.Doorbells) }
-	signals := c.perMiB("signals: notifications and interrupts", func(n counts) float64 { return wakes(n) + doorbells(n) })
+	signals := c.perMiB("signals: notifications and interrupts",
+		func(n counts) float64 { return wakes(n) + doorbells(n) })
 	r.add(c.heads(signals.wantBelow(4), lineSignals, "signals", c.side))
 	r.add(c.perMiB("notifications by the guest", wakes))
-	r.add(c.perMiB("of these spurious", directions(func(d pipes.DirectionStats) uint64 { return d.SpuriousWakes })))
+	r.add(c.perMiB("of these spurious",
+		directions(func(d direction) uint64 { return d.SpuriousWakes })))
 	r.add(c.perMiB("interrupts", doorbells))
-	r.add(c.perMiB("wake-ups of the guest, sent", directions(func(d pipes.DirectionStats) uint64 { return d.Signals })))
-	suppressed := c.perMiB("wake-ups of the guest, suppressed", directions(func(d pipes.DirectionStats) uint64 { return d.Suppressed }))
+	r.add(c.perMiB("wake-ups of the guest, sent",
+		directions(func(d direction) uint64 { return d.Signals })))
+	suppressed := c.perMiB("wake-ups of the guest, suppressed",
+		directions(func(d direction) uint64 { return d.Suppressed }))
 	suppressed.Neutral = true
 	r.add(suppressed)
-	rescued := c.perMiB("wake-ups rescued", func(n counts) float64 { return float64(lost(n.pipes)) })
+	rescued := c.perMiB("wake-ups rescued",
+		func(n counts) float64 { return float64(lost(n.pipes)) })
 	r.add(c.heads(rescued.wantAtMost(0), lineLost, "lost wake-ups", c.side))
 }
 
 func (c counted) allocations(r *runner) {
 	ours, plain := pick(c.ours.usage, usage.allocations), pick(c.plain.usage, usage.allocations)
-	r.add(Figure{Group: c.group, Name: c.side.label() + "allocations", Unit: countUnit, Ours: spreadOf(ours)}.beside("plain", ours, plain))
+	all := newFigure(c.group, c.side.label()+"allocations", countUnit, ours)
+	r.add(all.beside("plain", ours, plain))
 	// What starts and ends a round allocates as well, once a round. So it is
 	// taken off by the round: rounds differ in length.
 	perChunk := make([]float64, len(c.ours.usage))
 	for i, u := range c.ours.usage {
-		perChunk[i] = max(0, float64(u.mallocs)-float64(c.plain.usage[i].mallocs)) / max(1, u.counts.chunks())
+		beyond := max(0, float64(u.mallocs)-float64(c.plain.usage[i].mallocs))
+		perChunk[i] = beyond / max(1, u.counts.chunks())
 	}
-	beyond := Figure{Group: c.group, Name: c.side.label() + "allocations per chunk beyond plain's", Unit: "/chunk", Ours: spreadOf(perChunk)}
+	name := c.side.label() + "allocations per chunk beyond plain's"
+	beyond := newFigure(c.group, name, "/chunk", perChunk)
 	r.add(c.heads(beyond.wantBelow(0.1), lineAllocations, "allocations", c.side))
 }

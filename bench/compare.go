@@ -50,7 +50,9 @@ func Compare(older, newer *Report) []Change {
 	for _, f := range newer.Figures {
 		o, ok := was[f.key()]
 		if !ok {
-			out = append(out, Change{Figure: f.key(), Unit: f.Unit, What: "value", New: f.Ours, Verdict: isNew})
+			c := Change{Figure: f.key(), Unit: f.Unit, What: "value", Verdict: isNew}
+			c.New = f.Ours
+			out = append(out, c)
 			continue
 		}
 		delete(was, f.key())
@@ -63,7 +65,9 @@ func Compare(older, newer *Report) []Change {
 	}
 	for _, f := range older.Figures {
 		if _, left := was[f.key()]; left {
-			out = append(out, Change{Figure: f.key(), Unit: f.Unit, What: "value", Old: f.Ours, Verdict: isGone})
+			c := Change{Figure: f.key(), Unit: f.Unit, What: "value", Verdict: isGone}
+			c.Old = f.Ours
+			out = append(out, c)
 		}
 	}
 	return out
@@ -131,8 +135,9 @@ func WriteComparison(w io.Writer, older, newer *Report) error {
 		case isGone:
 			fmt.Fprintf(t, "  gone\t%s\t%s %s\t\t\n", c.Figure, number(c.Old.Median), c.Unit)
 		default:
-			fmt.Fprintf(t, "  %s\t%s\t%s %s → %s %s\t%+.0f %%\tnoise ±%.0f %%\n", c.Verdict, c.Figure,
-				c.What, number(c.Old.Median), number(c.New.Median), c.Unit, c.Percent, c.Noise)
+			fmt.Fprintf(t, "  %s\t%s\t%s %s → %s %s\t%+.0f %%\tnoise ±%.0f %%\n",
+				c.Verdict, c.Figure, c.What, number(c.Old.Median), number(c.New.Median), c.Unit,
+				c.Percent, c.Noise)
 		}
 	}
 	if err := t.Flush(); err != nil {
@@ -146,21 +151,25 @@ func WriteComparison(w io.Writer, older, newer *Report) error {
 func differences(older, newer *Report) (out []string) {
 	o, n := older.Machine, newer.Machine
 	if o.Processor != n.Processor || o.Kernel != n.Kernel || o.KVM != n.KVM {
-		out = append(out, fmt.Sprintf("That was another machine: %s, Linux %s, KVM: %s", o.Processor, o.Kernel, o.KVM))
+		out = append(out, fmt.Sprintf("That was another machine: %s, Linux %s, KVM: %s",
+			o.Processor, o.Kernel, o.KVM))
 	}
 	if o.Procs != n.Procs || o.Images != n.Images {
-		out = append(out, fmt.Sprintf("That was with GOMAXPROCS %d and guest images %s, now it is %d and %s", o.Procs, o.Images, n.Procs, n.Images))
+		out = append(out, fmt.Sprintf("That was with GOMAXPROCS %d and guest images %s, now it is %d and %s",
+			o.Procs, o.Images, n.Procs, n.Images))
 	}
 	for _, of := range []struct {
 		run     string
 		machine *Machine
 	}{{"That run's", &o}, {"This run's", &n}} {
 		if of.machine.loaded() {
-			out = append(out, of.run+" machine was busy with other work: nothing is called better or worse")
+			out = append(out, of.run+
+				" machine was busy with other work: nothing is called better or worse")
 		}
 	}
 	if older.Quick != newer.Quick {
-		out = append(out, "One of the runs was quick, the other wasn't: what starts and ends a round weighs more in a quick one")
+		out = append(out, "One of the runs was quick, the other wasn't: "+
+			"what starts and ends a round weighs more in a quick one")
 	}
 	return out
 }
@@ -253,7 +262,9 @@ var shortNames = strings.NewReplacer(
 	"system calls of both ends that move bytes or ring doorbells", "calls that move",
 	"system calls of both ends", "system calls", "signals: notifications and interrupts", "signals",
 	"host memory per idle stream, rings and guest apart", "memory", "streams at once", "streams",
-	" and an echo by two goroutines", " by echo of two", ", in its interrupt handler", " in handler", "of them active", "active",
+	" and an echo by two goroutines", " by echo of two",
+	", in its interrupt handler", " in handler", "of them active", "active",
 	"accept, a byte, close; ", "", "round trip of 64 bytes", "round trip",
-	": 63 light streams beside one at full speed", "", ", since the start of its process", "", " of guest memory", "",
+	": 63 light streams beside one at full speed", "",
+	", since the start of its process", "", " of guest memory", "",
 )

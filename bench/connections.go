@@ -104,15 +104,20 @@ func (c connections) run(s *scope, r *runner, ours *net.TCPAddr) error {
 
 // report reports rounds in which n connections were opened.
 func (c connections) report(r *runner, n int, ours, plain []usage) {
-	figure := func(what, unit string, f func(usage) float64) Figure {
-		is, was := pick(ours, f), pick(plain, f)
-		return Figure{Group: "connections", Name: "accept, a byte, close; " + c.name + what, Unit: unit, Ours: spreadOf(is)}.beside("Go listener", is, was)
+	figure := func(what, unit string, of func(usage) float64) Figure {
+		is, was := pick(ours, of), pick(plain, of)
+		f := newFigure("connections", "accept, a byte, close; "+c.name+what, unit, is)
+		return f.beside("Go listener", is, was)
 	}
 	speed := figure("", "/s", func(u usage) float64 { return float64(n) / u.elapsed.Seconds() })
 	speed.Higher = true
 	r.add(speed.wantRatioAtLeast(0.8).heads(c.line, 0, "connections, "+c.label))
-	r.add(figure(": processor time, both ends", "µs", func(u usage) float64 { return float64(u.cpu.Nanoseconds()) / 1e3 / float64(n) }))
-	r.add(figure(": allocations, both ends", "", func(u usage) float64 { return float64(u.mallocs) / float64(n) }))
+	r.add(figure(": processor time, both ends", "µs", func(u usage) float64 {
+		return float64(u.cpu.Nanoseconds()) / 1e3 / float64(n)
+	}))
+	r.add(figure(": allocations, both ends", "", func(u usage) float64 {
+		return float64(u.mallocs) / float64(n)
+	}))
 }
 
 func connectionsGo(s *scope, r *runner) error {
@@ -134,7 +139,8 @@ func connectionsGo(s *scope, r *runner) error {
 			_ = c.Close()
 		})
 	})
-	return connections{"guest end in Go", "Go end", lineConnectionsGo}.run(s, r, listener.Addr().(*net.TCPAddr))
+	c := connections{"guest end in Go", "Go end", lineConnectionsGo}
+	return c.run(s, r, listener.Addr().(*net.TCPAddr))
 }
 
 func connectionsBooted(s *scope, r *runner) error {
@@ -142,5 +148,6 @@ func connectionsBooted(s *scope, r *runner) error {
 	if err != nil {
 		return err
 	}
-	return connections{"booted guest", "booted guest", lineConnectionsBooted}.run(s, r, net.TCPAddrFromAddrPort(g.at))
+	c := connections{"booted guest", "booted guest", lineConnectionsBooted}
+	return c.run(s, r, net.TCPAddrFromAddrPort(g.at))
 }

@@ -151,7 +151,9 @@ func fairness(s *scope, r *runner) error {
 	if err != nil {
 		return err
 	}
-	reportFairness(r, fairRounds{"guest end in Go", rows[0], rows[1]}, fairRounds{"plain sockets", rows[2], rows[3]})
+	reportFairness(r,
+		fairRounds{"guest end in Go", rows[0], rows[1]},
+		fairRounds{"plain sockets", rows[2], rows[3]})
 	return nil
 }
 
@@ -164,14 +166,13 @@ func reportFairness(r *runner, ours, plain fairRounds) {
 	for _, f := range []fairRounds{ours, plain} {
 		for _, q := range percentiles[:2] {
 			alone, beside := pick(f.alone, q.micros), pick(f.beside, q.micros)
-			r.add(Figure{
-				Group: group, Name: fmt.Sprintf("%s: round trip of 64 bytes, %s", f.name, q.name), Unit: "µs", Ours: spreadOf(beside),
-			}.beside("without the one", beside, alone))
+			name := fmt.Sprintf("%s: round trip of 64 bytes, %s", f.name, q.name)
+			r.add(newFigure(group, name, "µs", beside).beside("without the one", beside, alone))
 		}
 	}
 	p99 := percentiles[1]
 	slower, plainSlower := ours.slowdowns(p99), plain.slowdowns(p99)
-	r.add(Figure{
-		Group: group, Name: ours.name + ": p99 by that without the one", Unit: "times", Ours: spreadOf(slower),
-	}.beside("plain sockets", slower, plainSlower).wantRatioAtMost(mostUnfair).heads(lineFairness, 0, "fairness: p99 beside bulk"))
+	f := newFigure(group, ours.name+": p99 by that without the one", "times", slower)
+	f = f.beside(plain.name, slower, plainSlower).wantRatioAtMost(mostUnfair)
+	r.add(f.heads(lineFairness, 0, "fairness: p99 beside bulk"))
 }

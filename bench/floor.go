@@ -90,7 +90,9 @@ func newFloorGuest(code []byte) (g *floorGuest, err error) {
 	if err != nil {
 		return g, err
 	}
-	if g.memory, err = unix.Mmap(-1, 0, floorMemory, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
+	const flags = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
+	g.memory, err = unix.Mmap(-1, 0, floorMemory, unix.PROT_READ|unix.PROT_WRITE, flags)
+	if err != nil {
 		return g, fmt.Errorf("map memory: %w", err)
 	}
 	g.fill(code)

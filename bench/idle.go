@@ -33,7 +33,8 @@ func (i idle) run(s *scope, r *runner) error {
 		return fmt.Errorf("getrlimit: %w", err)
 	}
 	if need := uint64(most + 300); limit.Max < need {
-		return fmt.Errorf("%w: %d files and sockets at once, a process may have %d: ulimit -Hn", errMissing, need, limit.Max)
+		return fmt.Errorf("%w: %d files and sockets at once, a process may have %d: ulimit -Hn",
+			errMissing, need, limit.Max)
 	}
 	var sides []*still
 	for _, name := range []string{"plain", "guest end in Go", "booted guest"} {
@@ -113,7 +114,9 @@ func (i idle) measure(ctx context.Context, r *runner, sides []*still, n int) err
 
 // round watches all sides together while nothing happens, and then has each
 // make round trips in turn.
-func (i idle) round(ctx context.Context, sides []*still, n int, window, active time.Duration) ([]measured, error) {
+func (i idle) round(
+	ctx context.Context, sides []*still, n int, window, active time.Duration,
+) ([]measured, error) {
 	out := make([]measured, len(sides))
 	for k, side := range sides {
 		if err := side.lookAtMemory(&out[k], n); err != nil {
@@ -199,23 +202,28 @@ func (i idle) report(r *runner, sides []*still, n int, rows [][]measured) {
 	for k, side := range sides[1:] {
 		figure := func(name, unit string, f func(measured) float64) Figure {
 			ours, theirs := pick(rows[k+1], f), pick(rows[0], f)
-			return Figure{Group: group, Name: side.name + ": " + name, Unit: unit, Ours: spreadOf(ours)}.beside("sockets and goroutines", ours, theirs)
+			figure := newFigure(group, side.name+": "+name, unit, ours)
+			return figure.beside("sockets and goroutines", ours, theirs)
 		}
-		memory := figure("host memory per idle stream, rings and guest apart", "KiB", func(m measured) float64 { return m.memory })
+		memory := figure("host memory per idle stream, rings and guest apart", "KiB",
+			func(m measured) float64 { return m.memory })
 		if n >= 1000 {
 			// What a few streams take is less than what a process takes and
 			// gives back for other reasons.
 			memory = memory.wantAtMost(8)
 		}
-		load := figure("processor time, idle", "% of a core", func(m measured) float64 { return m.idleCPU })
+		load := figure("processor time, idle", "% of a core",
+			func(m measured) float64 { return m.idleCPU })
 		if n == 10000 {
 			load = load.wantBelow(0.5)
 		}
 		r.add(memory.heads(lineMemory, rank(k), fmt.Sprintf("memory per stream of %d", n)))
-		r.add(figure("of that, stacks of goroutines", "KiB", func(m measured) float64 { return m.stacks }))
+		r.add(figure("of that, stacks of goroutines", "KiB",
+			func(m measured) float64 { return m.stacks }))
 		r.add(load.heads(lineIdle, rank(k), fmt.Sprintf("idle with %d streams", n)))
 		r.add(figure(active+", round trip p50", "µs", func(m measured) float64 { return m.p50 }))
 		r.add(figure(active+", round trip p99", "µs", func(m measured) float64 { return m.p99 }))
-		r.add(figure(active+", processor time", "% of a core", func(m measured) float64 { return m.activeCPU }))
+		r.add(figure(active+", processor time", "% of a core",
+			func(m measured) float64 { return m.activeCPU }))
 	}
 }

@@ -20,7 +20,9 @@ func items(quick bool) []item {
 	for _, toGuest := range []bool{false, true} {
 		for _, n := range streams {
 			b := bulk{toGuest: toGuest, streams: n, rings: rings}
-			list = append(list, item{b.name() + ", guest end in Go", b.runGo}, item{b.name() + ", booted guest", b.runBooted})
+			list = append(list,
+				item{b.name() + ", guest end in Go", b.runGo},
+				item{b.name() + ", booted guest", b.runBooted})
 		}
 	}
 	return list

@@ -54,8 +54,9 @@ func (m *Machine) loaded() bool {
 
 func describeMachine(version string) Machine {
 	m := Machine{
-		Processor: processor(), CPUs: runtime.NumCPU(), Procs: runtime.GOMAXPROCS(0), Kernel: "unknown",
-		Go: runtime.Version(), Version: version, Images: hashImages(), Load: "unknown",
+		Processor: processor(), CPUs: runtime.NumCPU(), Procs: runtime.GOMAXPROCS(0),
+		Kernel: "unknown",
+		Go:     runtime.Version(), Version: version, Images: hashImages(), Load: "unknown",
 	}
 	var u unix.Utsname
 	if err := unix.Uname(&u); err == nil {
@@ -85,7 +86,8 @@ func processor() string {
 		return "unknown processor"
 	}
 	for line := range bytes.Lines(b) {
-		if name, value, ok := bytes.Cut(line, []byte(":")); ok && string(bytes.TrimSpace(name)) == "model name" {
+		name, value, ok := bytes.Cut(line, []byte(":"))
+		if ok && string(bytes.TrimSpace(name)) == "model name" {
 			return string(bytes.TrimSpace(value))
 		}
 	}
@@ -97,7 +99,8 @@ func processor() string {
 func describeKVM() (module, lane string) {
 	lane = "/dev/kvm"
 	if emulated.Inside() {
-		lane = "/dev/kvm of hardware that QEMU emulates; no time here says anything about a real machine"
+		lane = "/dev/kvm of hardware that QEMU emulates; " +
+			"no time here says anything about a real machine"
 	}
 	system, err := kvm.Open("")
 	if err != nil {

@@ -152,7 +152,8 @@ func (p *part) do(q request) (answer, error) {
 func (p *part) gone(err error) error {
 	_ = p.in.Close()
 	waited := p.cmd.Wait()
-	return errors.Join(fmt.Errorf("a part of the measurement has ended: %w", err), waited, errors.New(p.errors.String()))
+	ended := fmt.Errorf("a part of the measurement has ended: %w", err)
+	return errors.Join(ended, waited, errors.New(p.errors.String()))
 }
 
 // close ends the part. It returns the error with which the part ended, unless
@@ -163,7 +164,8 @@ func (p *part) close() error {
 		return nil // gone has waited and returned the error
 	}
 	if err := p.cmd.Wait(); err != nil {
-		return fmt.Errorf("a part of the measurement: %w: %s", err, bytes.TrimSpace(p.errors.Bytes()))
+		said := bytes.TrimSpace(p.errors.Bytes())
+		return fmt.Errorf("a part of the measurement: %w: %s", err, said)
 	}
 	return nil
 }

@@ -81,6 +81,11 @@ type Missing struct {
 // key is unique in a report, and the same in every report.
 func (f *Figure) key() string { return f.Group + ": " + f.Name }
 
+// newFigure returns a figure of one value for each round.
+func newFigure(group, name, unit string, values []float64) Figure {
+	return Figure{Group: group, Name: name, Unit: unit, Ours: spreadOf(values)}
+}
+
 // beside adds the neighbour: its values, of the same rounds as ours.
 func (f Figure) beside(name string, ours, theirs []float64) Figure {
 	ratio := spreadOf(ratios(ours, theirs))

@@ -29,7 +29,8 @@ type rig struct {
 // virtual machine's is. What isn't touched of it takes no memory.
 func newRig(ctx context.Context, window, streams int) (_ *rig, err error) {
 	r := &rig{}
-	r.window, err = unix.Mmap(-1, 0, window, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	const flags = unix.MAP_SHARED | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE
+	r.window, err = unix.Mmap(-1, 0, window, unix.PROT_READ|unix.PROT_WRITE, flags)
 	if err != nil {
 		return nil, fmt.Errorf("map a window of %d MiB: %w", window>>20, err)
 	}
@@ -70,7 +71,9 @@ func (r *rig) counts() counts { return counts{pipes: r.Guest.Table.Stats()} }
 
 // connect has the guest connect to l. It returns the guest's end and the one
 // that l accepts.
-func (r *rig) connect(l *net.TCPListener, outgoing, incoming uint32) (*guest.Conn, *net.TCPConn, error) {
+func (r *rig) connect(
+	l *net.TCPListener, outgoing, incoming uint32,
+) (*guest.Conn, *net.TCPConn, error) {
 	rings := client.Rings{Outgoing: outgoing, Incoming: incoming}
 	c, err := r.With(rings).Dial(context.Background(), "tcp", l.Addr().String())
 	if err != nil {

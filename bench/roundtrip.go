@@ -152,20 +152,23 @@ func roundTripGo(s *scope, r *runner) error {
 func reportGoTrips(r *runner, t goTrips) {
 	for _, q := range percentiles {
 		f := tripFigure("guest end in Go, ", q, t.waits, "plain echo", t.plain)
-		h := tripFigure("guest end in Go, in its interrupt handler, ", q, t.handler, "plain echo", t.plain)
+		h := tripFigure("guest end in Go, in its interrupt handler, ", q,
+			t.handler, "plain echo", t.plain)
 		if q.name == "p50" {
 			f = f.wantRatioAtMost(1.3).heads(lineTripGo, 0, "round trip, Go end")
 			h = h.wantRatioAtMost(1.3).heads(lineTripHandler, 0, "round trip, Go handler")
 		}
 		r.add(f)
-		r.add(tripFigure("guest end in Go and an echo by two goroutines, ", q, t.waits, "plain echo by two goroutines", t.byTwo))
+		r.add(tripFigure("guest end in Go and an echo by two goroutines, ", q,
+			t.waits, "plain echo by two goroutines", t.byTwo))
 		r.add(h)
 	}
 }
 
 func tripFigure(label string, q quantile, ours []trips, neighbour string, theirs []trips) Figure {
 	is := pick(ours, q.micros)
-	return Figure{Group: roundTrips, Name: label + q.name, Unit: "µs", Ours: spreadOf(is)}.beside(neighbour, is, pick(theirs, q.micros))
+	f := newFigure(roundTrips, label+q.name, "µs", is)
+	return f.beside(neighbour, is, pick(theirs, q.micros))
 }
 
 // bootedTrips are the round trips to a booted guest and to a plain echo, and
@@ -241,13 +244,15 @@ func reportBootedTrips(r *runner, t bootedTrips) {
 // in µs: a plain one, and 1.5 times an exit and an interrupt.
 func reportFloors(r *runner, t bootedTrips) (limit float64) {
 	median := percentiles[0].micros
-	plain, exit, both := pick(t.plain, median), pick(t.exit, median), pick(t.interruptAndExit, median)
+	plain, exit := pick(t.plain, median), pick(t.exit, median)
+	both := pick(t.interruptAndExit, median)
 	interrupt, limits := make([]float64, len(exit)), make([]float64, len(exit))
 	for i := range exit {
 		interrupt[i] = both[i] - exit[i]
 		limits[i] = plain[i] + 1.5*(exit[i]+interrupt[i])
 	}
-	r.add(Figure{Group: roundTrips, Name: "floor of a hypercall: a bare port exit", Unit: "µs", Ours: spreadOf(exit)})
-	r.add(Figure{Group: roundTrips, Name: "floor of an interrupt: eventfd to handler, less the handler's port exit", Unit: "µs", Ours: spreadOf(interrupt)})
+	r.add(newFigure(roundTrips, "floor of a hypercall: a bare port exit", "µs", exit))
+	r.add(newFigure(roundTrips,
+		"floor of an interrupt: eventfd to handler, less the handler's port exit", "µs", interrupt))
 	return spreadOf(limits).Median
 }

@@ -24,24 +24,13 @@ const hostInSlirp = "10.0.2.2"
 // use. The namespace has no other way out, and all connections are to this
 // machine.
 func (s *scope) slirped(toGuest bool, streams int) (*side, error) {
-	slirp, err := exec.LookPath("slirp4netns")
-	if err != nil {
-		return nil, fmt.Errorf("%w: slirp4netns; apt-get install slirp4netns", errMissing)
-	}
 	l, err := s.listen()
 	if err != nil {
 		return nil, err
 	}
-	guest, err := s.part("tap", &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-	})
+	guest, err := s.behindSlirp()
 	if err != nil {
-		return nil, fmt.Errorf("%w: network namespaces of users: %w", errMissing, err)
-	}
-	if err := s.startSlirp(slirp, guest.cmd.Process.Pid); err != nil {
-		return nil, fmt.Errorf("%w: slirp4netns that works here: %w", errMissing, err)
+		return nil, err
 	}
 	var ends []net.Conn
 	for range streams {
@@ -62,11 +51,34 @@ func (s *scope) slirped(toGuest bool, streams int) (*side, error) {
 			return err
 		}
 	}
-	f := flow{there("send"), onAll(ends, func(c net.Conn) func(int) error { return reads(c) })}
+	reading := func(c net.Conn) func(int) error { return reads(c) }
+	writing := func(c net.Conn) func(int) error { return writes(c) }
+	f := flow{there("send"), onAll(ends, reading)}
 	if toGuest {
-		f = flow{onAll(ends, func(c net.Conn) func(int) error { return writes(c) }), there("receive")}
+		f = flow{onAll(ends, writing), there("receive")}
 	}
 	return &side{name: "slirp4netns", flows: []flow{f}}, nil
+}
+
+// behindSlirp starts a process in a network namespace of its own, with
+// slirp4netns as the only way out.
+func (s *scope) behindSlirp() (*part, error) {
+	slirp, err := exec.LookPath("slirp4netns")
+	if err != nil {
+		return nil, fmt.Errorf("%w: slirp4netns; apt-get install slirp4netns", errMissing)
+	}
+	guest, err := s.part("tap", &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: network namespaces of users: %w", errMissing, err)
+	}
+	if err := s.startSlirp(slirp, guest.cmd.Process.Pid); err != nil {
+		return nil, fmt.Errorf("%w: slirp4netns that works here: %w", errMissing, err)
+	}
+	return guest, nil
 }
 
 // onAll makes a function that moves bytes, an equal share on each connection.
@@ -92,7 +104,8 @@ func (s *scope) startSlirp(file string, pid int) error {
 		return err
 	}
 	defer ready.Close()
-	cmd := exec.CommandContext(s.ctx, file, "--configure", "--mtu=65520", "--ready-fd=3", fmt.Sprint(pid), "tap0")
+	cmd := exec.CommandContext(s.ctx, file,
+		"--configure", "--mtu=65520", "--ready-fd=3", fmt.Sprint(pid), "tap0")
 	cmd.ExtraFiles = []*os.File{written}
 	var said bytes.Buffer
 	cmd.Stderr = &said

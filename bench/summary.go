@@ -72,7 +72,9 @@ func (r *Report) summary() []summaryLine {
 	}
 	var out []summaryLine
 	for _, l := range slices.Sorted(maps.Keys(figures)) {
-		best := slices.MinFunc(figures[l], func(a, b Figure) int { return cmp.Compare(a.Headline.rank, b.Headline.rank) })
+		best := slices.MinFunc(figures[l], func(a, b Figure) int {
+			return cmp.Compare(a.Headline.rank, b.Headline.rank)
+		})
 		s := best.summaryLine()
 		if met, targets := score(figures[l]); targets > 0 {
 			s.All = fmt.Sprintf("%d/%d", met, targets)
@@ -87,7 +89,8 @@ func (r *Report) summary() []summaryLine {
 
 func (f *Figure) summaryLine() summaryLine {
 	unit := strings.Replace(f.Unit, "% of a core", "% CPU", 1)
-	s := summaryLine{Label: f.Headline.label, Ours: strings.TrimSpace(number(f.Ours.Median) + " " + unit)}
+	ours := strings.TrimSpace(number(f.Ours.Median) + " " + unit)
+	s := summaryLine{Label: f.Headline.label, Ours: ours}
 	if f.Neighbour != nil {
 		s.Plain, s.Ratio = number(f.Neighbour.Value.Median), number(f.Ratio.Median)
 	}

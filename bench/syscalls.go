@@ -35,7 +35,8 @@ func newCallCounter() (*callCounter, error) {
 			return c, nil
 		}
 	}
-	c := &callCounter{what: "only those of the read and write family, not sendmsg, recvmsg, epoll, futex, ioctl (/proc/self/io; all need root and tracefs)"}
+	c := &callCounter{what: "only those of the read and write family, not sendmsg, recvmsg, epoll, " +
+		"futex, ioctl (/proc/self/io; all need root and tracefs)"}
 	if _, err2 := ioCalls(); err2 != nil {
 		return nil, fmt.Errorf("%w: %w", errMissing, errors.Join(err, err2))
 	}
@@ -131,7 +132,10 @@ func (e *events) add(tracepoint uint64, tid int) error {
 		filter string
 	}{{&e.all, ""}, {&e.moving, movingCalls()}} {
 		fd, err := unix.PerfEventOpen(&unix.PerfEventAttr{
-			Type: unix.PERF_TYPE_TRACEPOINT, Size: uint32(reflect.TypeFor[unix.PerfEventAttr]().Size()), Config: tracepoint, Bits: unix.PerfBitInherit,
+			Type:   unix.PERF_TYPE_TRACEPOINT,
+			Size:   uint32(reflect.TypeFor[unix.PerfEventAttr]().Size()),
+			Config: tracepoint,
+			Bits:   unix.PerfBitInherit,
 		}, tid, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
 		if err != nil {
 			return os.NewSyscallError("perf_event_open", err)
@@ -151,7 +155,8 @@ func (e *events) add(tracepoint uint64, tid int) error {
 func movingCalls() string {
 	var terms []string
 	for _, n := range []int{
-		unix.SYS_READ, unix.SYS_WRITE, unix.SYS_READV, unix.SYS_WRITEV, unix.SYS_SENDTO, unix.SYS_RECVFROM, unix.SYS_SENDMSG, unix.SYS_RECVMSG, unix.SYS_SPLICE,
+		unix.SYS_READ, unix.SYS_WRITE, unix.SYS_READV, unix.SYS_WRITEV,
+		unix.SYS_SENDTO, unix.SYS_RECVFROM, unix.SYS_SENDMSG, unix.SYS_RECVMSG, unix.SYS_SPLICE,
 	} {
 		terms = append(terms, fmt.Sprintf("id == %d", n))
 	}

@@ -14,7 +14,9 @@ func filterEvent(fd int, text string) error {
 	if err != nil {
 		return err
 	}
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.PERF_EVENT_IOC_SET_FILTER, uintptr(unsafe.Pointer(p))); errno != 0 {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd),
+		unix.PERF_EVENT_IOC_SET_FILTER, uintptr(unsafe.Pointer(p)))
+	if errno != 0 {
 		return os.NewSyscallError("ioctl PERF_EVENT_IOC_SET_FILTER", errno)
 	}
 	return nil

@@ -23,8 +23,12 @@ type counts struct {
 func (c counts) since(before counts) counts {
 	direction := func(is, was pipes.DirectionStats) pipes.DirectionStats {
 		return pipes.DirectionStats{
-			Bytes: is.Bytes - was.Bytes, Chunks: is.Chunks - was.Chunks, Signals: is.Signals - was.Signals,
-			Suppressed: is.Suppressed - was.Suppressed, Wakes: is.Wakes - was.Wakes, SpuriousWakes: is.SpuriousWakes - was.SpuriousWakes,
+			Bytes:         is.Bytes - was.Bytes,
+			Chunks:        is.Chunks - was.Chunks,
+			Signals:       is.Signals - was.Signals,
+			Suppressed:    is.Suppressed - was.Suppressed,
+			Wakes:         is.Wakes - was.Wakes,
+			SpuriousWakes: is.SpuriousWakes - was.SpuriousWakes,
 		}
 	}
 	c.exits -= before.exits

@@ -29,20 +29,20 @@ func newBenchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench [flags]",
 		Short: "Measure streams beside plain sockets",
-		Long: `Measure what a guest's streams cost beside plain sockets on this machine, each in
-turn with its neighbour, and print one screen: the figure that matters for each
-question, its ratio to plain sockets, its target, and whether this run met it. -v
-prints every figure. Run it on a machine that does nothing else: a busy one gets no
-verdict.
+		Long: `Measure what a guest's streams cost beside plain sockets on this machine, each
+in turn with its neighbour, and print one screen: the figure that matters for
+each question, its ratio to plain sockets, its target, and whether this run met
+it. -v prints every figure. Run it on a machine that does nothing else: a busy
+one gets no verdict.
 
-Half of it needs no KVM: a guest in Go stands in. What this machine lacks is listed
-and left out: KVM, slirp4netns (apt-get install slirp4netns), root for counting all
-system calls. The report says which targets were met; the exit code doesn't. It is
-70 if something failed, such as by a lost wake-up; the rest is in the report all the
-same. All traffic stays on this machine.
+Half of it needs no KVM: a guest in Go stands in. What this machine lacks is
+listed and left out: KVM, slirp4netns (apt-get install slirp4netns), root for
+counting all system calls. The report says which targets were met; the exit code
+doesn't. It is 70 if something failed, such as by a lost wake-up; the rest is in
+the report all the same. All traffic stays on this machine.
 
-Ctrl-C ends it with a report of what was measured until then; the second one ends it
-at once.`,
+Ctrl-C ends it with a report of what was measured until then; the second one
+ends it at once.`,
 		Example: `  arcavm bench
   arcavm bench --quick
   arcavm bench --list
@@ -57,8 +57,8 @@ at once.`,
 	f := cmd.Flags()
 	f.StringVar(&b.jsonFile, "json", "", "write the report as JSON to `FILE`, for --compare")
 	f.StringVar(&b.htmlFile, "html", "", "write the report as a page with plots to `FILE`")
-	f.StringVar(&b.older, "compare", "", "print what changed since the report in `FILE`, against the noise")
-	f.StringVar(&b.only, "run", "", "measure only what has this name, or if nothing has, a name that matches `REGEXP`")
+	f.StringVar(&b.older, "compare", "", "print what changed since the report in `FILE` beyond the noise")
+	f.StringVar(&b.only, "run", "", "measure what has this name, or else what matches `REGEXP`")
 	f.BoolVar(&b.list, "list", false, "print the names of what can be measured, and measure nothing")
 	f.IntVar(&b.rounds, "rounds", 0, "measure everything `N` times (default 5, or 3 with --quick)")
 	f.BoolVar(&b.quick, "quick", false, "measure less, in less than a minute")
@@ -185,7 +185,8 @@ func failures(report *bench.Report) error {
 	if n == 0 {
 		return nil
 	}
-	return fmt.Errorf("%d of the measurements failed, the first: %s: %s", n, report.Failed[0].Name, report.Failed[0].Reason)
+	first := report.Failed[0]
+	return fmt.Errorf("%d of the measurements failed, the first: %s: %s", n, first.Name, first.Reason)
 }
 
 // outputFile is a file that is opened long before it is written to. nil: there
