@@ -15,14 +15,17 @@ import (
 
 // Bounds of the file system protocol.
 const (
-	// maxFileRequests are at work on a stream at once. Then it isn't read until one is answered.
+	// maxFileRequests is how many requests of a stream are at work at once.
+	// Then the stream isn't read until one is answered.
 	maxFileRequests = 32
-	// maxFurtherRequests bounds what is at work on all streams of a virtual machine, beyond one request on each.
+	// maxFurtherRequests is how many requests are at work on all streams of a
+	// virtual machine, beyond one on each.
 	maxFurtherRequests = 1024
 )
 
-// FileSystem returns the handler of protocol 0: files of what is shared, which stays the caller's to close. No path and
-// no symbolic link leads outside: EACCES. Where nothing is shared every path is ENOENT. The handler serves one virtual machine.
+// FileSystem returns the handler of protocol 0: the files of a share, which the
+// caller closes. No path and no link leads outside: EACCES. If nothing is
+// shared, every path is ENOENT. The handler serves one virtual machine.
 func FileSystem(s share.Share) Handler {
 	return &fileSystem{
 		share: s, gates: share.NewGates(s), further: further{most: maxFurtherRequests},
@@ -40,7 +43,7 @@ type fileSystem struct {
 	lists    chan struct{} // holds a token for each ListRequest that is being answered
 }
 
-// Serve answers requests until the guest closes the pipe, several at once.
+// Serve answers requests, several at once, until the guest closes the pipe.
 func (fs *fileSystem) Serve(ctx context.Context, s *Stream) error {
 	if err := noPayload(s); err != nil {
 		return err
@@ -50,7 +53,7 @@ func (fs *fileSystem) Serve(ctx context.Context, s *Stream) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// A guest that doesn't read can't be told what became of a request.
+	// Calls end when the guest takes no answers any more.
 	s.Pipe.OnWriteError(cancel)
 	f := &fileStream{
 		fileSystem: fs, calls: share.NewCalls(fs.gates, s.server.disk), stream: s, ctx: ctx,
@@ -76,12 +79,13 @@ type fileStream struct {
 	listing *listing
 }
 
-// fileRequest is a request, as it was read.
+// fileRequest is a request that has been read.
 type fileRequest struct {
 	wire.Header
 	payload []byte
 
-	// Of a WriteRequest, which is done as it is read: straight from the ring.
+	// A WriteRequest is done while it is read, straight from the ring. These
+	// are its result.
 	written uint64
 	failure error
 }
@@ -103,7 +107,8 @@ func (f *fileStream) next(in *frames, r *fileRequest) (err error) {
 	}
 }
 
-// answer does what was asked and sends the answer. Its error is the pipe's, or EPROTO: those of files go to the guest.
+// answer does a request and sends the answer. Its error is the pipe's, or a
+// ProtocolError. Errors of files go to the guest.
 func (f *fileStream) answer(r *fileRequest) error {
 	if r.Kind == wire.KindWriteRequest {
 		return f.done(r, r.written, r.failure)
@@ -145,7 +150,8 @@ func (f *fileStream) answer(r *fileRequest) error {
 	}
 }
 
-// change does what a FileDone answers. failure is for the guest; err means a malformed request.
+// change does a request whose answer is a FileDone. failure goes to the guest;
+// err means a malformed request.
 func (f *fileStream) change(r *fileRequest) (value uint64, failure, err error) {
 	switch r.Kind {
 	case wire.KindOpenFileRequest:
@@ -187,7 +193,7 @@ func (f *fileStream) change(r *fileRequest) (value uint64, failure, err error) {
 	return value, failure, err
 }
 
-// refuse answers a request that wasn't looked at.
+// refuse answers a request that isn't done.
 func (f *fileStream) refuse(r *fileRequest, failure error) error {
 	switch r.Kind {
 	case wire.KindReadFileRequest, wire.KindReadRequest:
@@ -206,7 +212,7 @@ func (f *fileStream) done(r *fileRequest, value uint64, failure error) error {
 	return f.stream.write(func(b []byte) []byte { return wire.AppendFileDone(b, r.RequestID, m) })
 }
 
-// status is the errno that tells the guest about a failure; 0 for nil.
+// status is the errno for a failure, which it counts and logs; 0 for nil.
 func (f *fileStream) status(r *fileRequest, failure error) uint32 {
 	if failure == nil {
 		return 0
@@ -281,7 +287,8 @@ func (f *fileStream) withFile(handle uint64, do func(*share.File) error) error {
 	return do(o)
 }
 
-// closeHandle gives a handle back. System calls that are under way end well; those that come later are EBADF.
+// closeHandle ends a handle. System calls that are under way end well; later
+// requests with it are EBADF.
 func (f *fileStream) closeHandle(handle uint64) error {
 	f.mu.Lock()
 	o := f.open[handle]
@@ -293,8 +300,8 @@ func (f *fileStream) closeHandle(handle uint64) error {
 	return o.Close(f.dropFile)
 }
 
-// closeAll closes what the guest has left open, when no worker runs any more.
-// Folders that stall don't keep the stream for longer than one call.
+// closeAll closes the files that the guest has left open. No worker runs any
+// more. Folders that stall keep the stream no longer than one call may take.
 func (f *fileStream) closeAll() {
 	var closing sync.WaitGroup
 	for _, o := range f.open {

@@ -14,7 +14,8 @@ import (
 
 const fileDataPrefix = wire.HeaderSize + wire.FileDataPrefixSize
 
-// readFile answers a ReadFileRequest: all that is asked for, up to the size that the file has now.
+// readFile answers a ReadFileRequest with all that is asked for, up to the size
+// that the file has at its start.
 func (f *fileStream) readFile(r *fileRequest, m wire.ReadFileRequest) error {
 	if err := f.holdFile(); err != nil {
 		return f.sendFailure(r, m.Offset, err)
@@ -24,7 +25,8 @@ func (f *fileStream) readFile(r *fileRequest, m wire.ReadFileRequest) error {
 		f.dropFile()
 		return f.sendFailure(r, m.Offset, err)
 	}
-	// A guest that has the answer may open another file at once: this one doesn't count any more.
+	// The file stops counting before the guest has the answer, with which it
+	// may open another one at once.
 	done := sync.OnceFunc(func() { _ = file.Close(f.dropFile) })
 	defer done()
 	length := uint64(0)
@@ -56,8 +58,10 @@ func (f *fileStream) read(r *fileRequest, m wire.ReadRequest) error {
 	return f.send(r, o, m.Offset, m.Length, func() {})
 }
 
-// send sends length bytes of a file, fewer if it ends before. Between two frames other answers have their turn. Where bytes are limited it waits after each
-// frame, when it keeps nobody from sending. done is called when the file has been read, before the guest has the last frame.
+// send sends length bytes of a file, fewer if the file ends before. Other
+// answers may go out between two frames. Where bytes are limited it waits after
+// each frame, while other answers go on. done is called when the file has been
+// read, before the guest has the last frame.
 func (f *fileStream) send(r *fileRequest, file *share.File, offset, length uint64, done func()) error {
 	for {
 		n, more, err := f.sendData(r, file, offset, length, done)
@@ -70,11 +74,13 @@ func (f *fileStream) send(r *fileRequest, file *share.File, offset, length uint6
 	}
 }
 
-// sendData reads up to left bytes straight into the ring and sends them as one frame. It returns how many these were, and
-// whether the frame promised more: not at the end of the file, nor after an error.
+// sendData reads up to left bytes straight into the ring and sends them as one
+// frame. It returns their number, and whether more frames follow: none do at
+// the end of the file, or after an error.
 func (f *fileStream) sendData(r *fileRequest, file *share.File, offset, left uint64, done func()) (n uint64, more bool, err error) {
 	pipe := f.stream.Pipe
-	// Half a ring at least, so that a slow reader doesn't make for small frames.
+	// It waits for room for half a ring at least, so that a slow reader doesn't
+	// get many small frames.
 	half := uint64(pipe.Descriptor().IncomingSize / 2)
 	a, b, err := pipe.ReserveWrite(int(fileDataPrefix + min(left, wire.MaxFileData, half-fileDataPrefix)))
 	if err != nil {
@@ -109,7 +115,7 @@ func (f *fileStream) sendFailure(r *fileRequest, offset uint64, failure error) e
 	return f.stream.write(func(b []byte) []byte { return wire.AppendFileData(b, r.RequestID, 0, m) })
 }
 
-// readAt fills x, then y. io.EOF says that the file ended before.
+// readAt fills x, then y. io.EOF means that the file has ended before.
 func readAt(ctx context.Context, f *share.File, x, y []byte, offset uint64) (int, error) {
 	if len(x)+len(y) > 0 && offset > math.MaxInt64 {
 		return 0, io.EOF
@@ -117,8 +123,9 @@ func readAt(ctx context.Context, f *share.File, x, y []byte, offset uint64) (int
 	return f.Read(ctx, x, y, int64(offset))
 }
 
-// write does a WriteRequest while it reads it: data go from the ring to the file, piece by piece as they come. After a failure the rest of them is dropped.
-// Its error is the pipe's, or EPROTO.
+// write does a WriteRequest while it reads it: data goes from the ring to the
+// file, piece by piece. After a failure the rest of the data is dropped. Its
+// error is the pipe's, or a ProtocolError.
 func (f *fileStream) write(in *frames, r *fileRequest) error {
 	prefix, err := in.payload(wire.WritePrefixSize)
 	if err != nil {
@@ -167,7 +174,7 @@ func (f *fileStream) writeAt(o *share.File, b []byte, offset uint64) (int, error
 	return o.Write(f.ctx, b, int64(offset&math.MaxInt64))
 }
 
-// part returns bytes from to to of a and b taken together.
+// part returns the bytes from from to to of a and b, as if they were one.
 func part(a, b []byte, from, to int) (x, y []byte) {
 	cut := func(i int) (int, int) { return min(i, len(a)), max(i-len(a), 0) }
 	af, bf := cut(from)

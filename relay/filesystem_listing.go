@@ -7,25 +7,29 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// Bounds of what is read of a folder in advance, so that listing a large one, page by page, doesn't read it as often as it has pages.
+// Bounds of what is read of a folder in advance. Without it, a large folder
+// would be read once for each page of its listing.
 const (
 	// listingSize is how many bytes of entries are kept.
 	listingSize = 1 << 20
-	// maxListings may be kept by the streams of a virtual machine; others read the folder again for each page.
+	// maxListings is how many listings the streams of a virtual machine keep.
+	// Other streams read the folder again for each page.
 	maxListings = 16
-	// maxLists is how many ListRequests of all streams are answered at once: an
-	// answer, of up to 64 KiB, may have to wait for room in its ring.
+	// maxLists is how many ListRequests of all streams are answered at once. An
+	// answer has up to 64 KiB, and may wait for room in its ring.
 	maxLists = 64
 )
 
-// listing is what follows a page that a stream has been sent. A stream keeps one. It is used once, and only for the very next page.
+// listing is the entries that follow the page which a stream was sent last. A
+// stream keeps one. It is used once, and for the next page only.
 type listing struct {
 	path    string
 	after   string // the last name of that page
 	entries []entry
 }
 
-// keepListing replaces what is kept; nil drops it. What it replaces gives its token back.
+// keepListing replaces the stream's listing, whose token it gives back. nil
+// only drops it.
 func (f *fileStream) keepListing(l *listing) {
 	f.mu.Lock()
 	old := f.listing
@@ -36,7 +40,8 @@ func (f *fileStream) keepListing(l *listing) {
 	}
 }
 
-// takeListing returns what follows a name, nil if that isn't kept. The token goes with it.
+// takeListing returns the listing that follows a name, with its token; nil if
+// that isn't kept.
 func (f *fileStream) takeListing(path, after string) *listing {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -48,8 +53,9 @@ func (f *fileStream) takeListing(path, after string) *listing {
 	return l
 }
 
-// page returns the first of a folder's entries after m.After, as many as there is room for. Names, unlike places in a folder, mean the same next time, whatever
-// was made and removed meanwhile.
+// page returns the entries of a folder after m.After, as many as there is room
+// for. A name, unlike a place in a folder, means the same at the next page,
+// whatever was made and removed meanwhile.
 func (f *fileStream) page(m wire.ListRequest) ([]byte, error) {
 	limit := int(min(m.Limit, wire.MaxFileList))
 	if limit < wire.FileEntryPrefixSize+wire.MaxFileName {
@@ -62,7 +68,7 @@ func (f *fileStream) page(m wire.ListRequest) ([]byte, error) {
 	l := f.takeListing(string(m.Path), string(m.After))
 	kept := l != nil
 	if !kept {
-		// The next listing takes the place of the last.
+		// A new listing replaces the last one.
 		f.keepListing(nil)
 		size := limit
 		select {
@@ -89,7 +95,7 @@ func (f *fileStream) page(m wire.ListRequest) ([]byte, error) {
 	return b, nil
 }
 
-// encode takes a page off the listing.
+// encode removes a page from the listing.
 func (l *listing) encode(limit int) (b []byte) {
 	for i, e := range l.entries {
 		if len(b)+wire.FileEntryPrefixSize+len(e.name) > limit {
@@ -103,7 +109,8 @@ func (l *listing) encode(limit int) (b []byte) {
 	return b
 }
 
-// readFolder returns the first of a folder's entries after a name, sorted, as many as fit into size bytes.
+// readFolder returns the entries of a folder after a name, sorted, as many as
+// fit into size bytes.
 func (f *fileStream) readFolder(in share.Share, rest, after string, size int) ([]entry, error) {
 	return share.Do(f.ctx, f.gates.Of(in), func() ([]entry, error) {
 		p := page{after: after, limit: size}

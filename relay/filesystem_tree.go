@@ -18,18 +18,19 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// notSharedError says that there is nothing at all that a path could lead to.
+// notSharedError is the error for a path where nothing is shared at all.
 type notSharedError struct{ path string }
 
 func (e *notSharedError) Error() string {
 	return fmt.Sprintf("%.100q: no folder is shared with the guest", e.path)
 }
 
-// Unwrap returns what the guest is told.
+// Unwrap returns ENOENT.
 func (e *notSharedError) Unwrap() error { return unix.ENOENT }
 
-// notShared logs once, for all streams of a handler, that nothing is shared: a guest can't tell that from a missing file, and its user may have forgotten
-// to. It reports whether err is about that.
+// notShared logs once for a handler that nothing is shared. The guest gets the
+// error of a missing file, so its user, who may have forgotten to share, is
+// told here. It reports whether err is about that.
 func (s *Stream) notShared(once *sync.Once, msg string, err error) bool {
 	var none *notSharedError
 	if !errors.As(err, &none) {
@@ -39,7 +40,8 @@ func (s *Stream) notShared(once *sync.Once, msg string, err error) bool {
 	return true
 }
 
-// place says where a guest's path leads, or why nowhere.
+// place returns the folder that a guest's path leads into, and the path below
+// it.
 func place(s share.Share, path string) (in share.Share, rest string, err error) {
 	switch {
 	case s.None():
@@ -57,7 +59,7 @@ func place(s share.Share, path string) (in share.Share, rest string, err error) 
 	return in, rest, nil
 }
 
-// writable is place for what changes there.
+// writable is place for a request that changes something.
 func writable(s share.Share, path string) (in share.Share, rest string, err error) {
 	in, rest, err = place(s, path)
 	if err == nil && (!in.Writable || in.Root == nil) {
@@ -86,7 +88,7 @@ func (f *fileStream) openShared(path string, flags wire.OpenFlags) (*share.File,
 	return f.calls.Open(f.ctx, in, rest, mode, 0o666)
 }
 
-// openMode turns flags into those of open(2).
+// openMode returns the flags of open(2) for f.
 func openMode(f wire.OpenFlags) (int, error) {
 	has := func(flags wire.OpenFlags) bool { return f&flags != 0 }
 	writes := has(wire.OpenWrite | wire.OpenAppend)
@@ -215,8 +217,8 @@ func (f *fileStream) sendList(r *fileRequest, list []byte, failure error) error 
 	return f.stream.write(func(b []byte) []byte { return wire.AppendFileList(b, r.RequestID, answer) })
 }
 
-// eachName calls do for every name in a folder, until ctx ends. os.File's own
-// reading of folders would look at each entry by its path, past the share.
+// eachName calls do for each name in a folder, until ctx ends. Reading the
+// folder with os.File would look at each entry by its path, outside the share.
 func eachName(ctx context.Context, in share.Share, path string, do func(kind uint8, name []byte)) error {
 	dir, err := in.OpenFolder(path)
 	if err != nil {
@@ -237,7 +239,8 @@ func eachName(ctx context.Context, in share.Share, path string, do func(kind uin
 	return ctx.Err()
 }
 
-// eachDirent goes through what getdents64 returned: inode u64 · offset i64 · length of the record u16 · type u8 · name, ended by NUL.
+// eachDirent walks through the result of getdents64: inode u64 · offset i64 ·
+// length of the record u16 · type u8 · name, ended by NUL.
 func eachDirent(b []byte, do func(kind uint8, name []byte)) {
 	const lengthAt, typeAt, nameAt = 16, 18, 19
 	for len(b) > nameAt {
@@ -251,7 +254,7 @@ func eachDirent(b []byte, do func(kind uint8, name []byte)) {
 	}
 }
 
-// page collects the least names that come after one.
+// page collects the first names after one, in their order.
 type page struct {
 	after, before string // before "" doesn't count
 	limit, size   int    // bytes on the wire
@@ -269,13 +272,14 @@ func (p *page) add(kind uint8, name string) {
 	}
 	p.entries = append(p.entries, entry{kind, name})
 	p.size += wire.FileEntryPrefixSize + len(name)
-	// Twice the room, so that the sorting doesn't cost more than the reading.
+	// It sorts at twice the limit, so that sorting doesn't cost more than
+	// reading.
 	if p.size > 2*p.limit {
 		p.cut()
 	}
 }
 
-// cut sorts and drops what there is no room for.
+// cut sorts the entries, and drops those for which there is no room.
 func (p *page) cut() {
 	slices.SortFunc(p.entries, func(a, b entry) int { return strings.Compare(a.name, b.name) })
 	p.size = 0
@@ -289,7 +293,7 @@ func (p *page) cut() {
 	}
 }
 
-// fileErrno is errnoOf for files.
+// fileErrno is [network.Errno] for files.
 func fileErrno(err error) unix.Errno {
 	if errors.Is(err, os.ErrClosed) {
 		return unix.EBADF

@@ -8,17 +8,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Handler serves the streams of one protocol. Serve runs on a goroutine of its own, from the stream's Open until it
-// returns, and must return soon after ctx ends: that is when the server stops or the guest resets the stream.
-// Then the server closes both directions of the pipe. If Serve returned an error that isn't the pipe's own, it resets them with
-// the errno in that error; a [ProtocolError] is for what the guest did wrong, and counted and logged as that.
+// A Handler serves the streams of one protocol. It answers the Open with
+// [Stream.Opened] before anything else. After a status other than 0 it returns.
 //
-// If Serve panics, the server logs that with the stack, counts it and resets the stream with EIO; all others go on. It can't do so for goroutines that Serve
-// started, nor between a Reserve of the pipe and its Commit: the pipe then stays taken, and the server doesn't end.
+// Serve runs on a goroutine of its own, from the stream's Open on. It must
+// return soon after ctx ends, which it does when the server stops or the guest
+// resets the stream. When Serve has returned, the server closes both directions
+// of the pipe. If it has returned an error that isn't the pipe's own, the
+// server resets them with the errno in that error. A [ProtocolError] is for
+// what the guest did wrong, and is counted and logged as that.
 //
-// A Handler answers the Open with [Stream.Opened] before anything else. After a status other than 0 it returns.
+// If Serve panics, the server logs and counts it, and resets the stream with
+// EIO. Other streams go on. The server can't do so for goroutines that Serve
+// has started, nor between a Reserve of the pipe and its Commit: then the pipe
+// stays taken, and the server doesn't end.
 //
-// The example of package pipes/guest/client tests one without a virtual
+// The example of package pipes/guest/client tests a Handler without a virtual
 // machine.
 type Handler interface {
 	Serve(ctx context.Context, s *Stream) error
@@ -30,8 +35,9 @@ type HandlerFunc func(ctx context.Context, s *Stream) error
 // Serve calls f.
 func (f HandlerFunc) Serve(ctx context.Context, s *Stream) error { return f(ctx, s) }
 
-// Mux hands each stream to the Handler registered for its protocol, and answers EPROTONOSUPPORT where there is
-// none. The zero value has no handlers. Its methods may be called concurrently.
+// Mux hands each stream to the Handler of its protocol, and answers
+// EPROTONOSUPPORT if there is none. The zero value has no handlers. Its methods
+// may be called concurrently.
 type Mux struct {
 	mu       sync.RWMutex
 	handlers map[uint16]Handler
@@ -50,7 +56,7 @@ func (m *Mux) Handle(protocol uint16, h Handler) {
 	m.handlers[protocol] = h
 }
 
-// Serve hands s on.
+// Serve hands s to its Handler.
 func (m *Mux) Serve(ctx context.Context, s *Stream) error {
 	m.mu.RLock()
 	h := m.handlers[s.Protocol]

@@ -14,22 +14,22 @@ type Stats struct {
 	PipesRefused     uint64            // NewStreamRequests that were answered with an errno
 	Accepted         uint64            // connections accepted
 	AcceptsRefused   uint64            // AcceptConnections that named no pipe that is unused
-	AcceptsFailed    uint64            // times that the host had no connection to give: no descriptors, no memory
+	AcceptsFailed    uint64            // failed accepts: no descriptors, no memory
 	ConnectsFailed   uint64            // connections refused, timed out, not found
 	HandshakesFailed uint64            // connections to TLS listeners that came to nothing
-	PeersStalled     uint64            // connections reset that their guest had closed and whose peer took nothing of the rest
+	PeersStalled     uint64            // connections reset as their peer took nothing (linger.go)
 	BindsFailed      uint64            // listeners and UDP sockets that the host refused
 	Denied           uint64            // connects, listens and datagrams that the policy refused
 	DatagramsDropped uint64            // UDP datagrams lost because a guest didn't read
-	DatagramsFailed  uint64            // DatagramErrors: of what could not be sent, and what came back
+	DatagramsFailed  uint64            // reports about datagrams that weren't sent, or came back
 	FileErrors       uint64            // requests about files that were answered with an errno
-	LookupsFailed    uint64            // lookups of the resolver protocol that were answered with an errno
+	LookupsFailed    uint64            // look-ups that were answered with an errno
 	StdioFailed      uint64            // times that the host's standard input or output failed
 	ProtocolErrors   uint64            // pipes reset with EPROTO
 	Panics           uint64            // of handlers
 	ToGuest          uint64            // bytes relayed from sockets and files
 	FromGuest        uint64            // bytes relayed to sockets and files
-	Streams          int               // pipes that the monitor has not closed yet, the control pipe not counted
+	Streams          int               // pipes that the monitor hasn't closed, but the control pipe
 	Reached          network.Reached   // limits
 }
 

@@ -11,7 +11,8 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// TCPConnection returns the handler of protocol 2: it connects to an address, or to a host by name, and relays.
+// TCPConnection returns the handler of protocol 2: it connects to an address,
+// or to a host by name, and relays.
 func TCPConnection() Handler {
 	return HandlerFunc(serveTCPConnection)
 }

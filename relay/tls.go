@@ -72,7 +72,7 @@ type turns struct {
 }
 
 type peerTurns struct {
-	taken chan struct{} // holds a token for each of the peer's that is in use, or waits for one of all
+	taken chan struct{} // holds a token for each in use, or that waits for one of all
 	users int
 }
 

@@ -191,7 +191,7 @@ func (l *tlsListener) enter(h *handshake, now time.Time) (wait time.Duration, ok
 		return 0, true
 	}
 	shares := make(map[netip.Prefix]int)
-	var oldest *handshake // of the peer with the most, and of these the one that has been there longest
+	var oldest *handshake // the oldest one of the peer with the most
 	for _, other := range l.handshakes {
 		if !other.given {
 			shares[other.peer]++

@@ -107,7 +107,8 @@ type udp struct {
 	addressed bool          // the guest wants ReceivedDatagramAt
 	prefix    int           // bytes of a received datagram's frame before its data
 
-	head [wire.HeaderSize + wire.SendDatagramFromPrefixSize]byte // of the frame that the guest sends
+	// head is of the frame that the guest sends.
+	head [wire.HeaderSize + wire.SendDatagramFromPrefixSize]byte
 
 	dropped uint32 // as the guest was last told; the ring's writer has it
 }

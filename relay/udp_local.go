@@ -10,21 +10,22 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// A socket that is bound to all addresses of the host gets datagrams by any of
-// them, and the address of an answer must be the one that was asked. Which one
-// that was the kernel says with each datagram. How an answer gets it:
+// A socket that is bound to all addresses of the host gets datagrams at any of
+// them, and an answer must come from the address that was asked. The kernel
+// tells that address with each datagram. How an answer gets it:
 //
-//	the guest asked to be told (Addressed)   it names the address when it answers
-//	the guest didn't                         remembered for each peer
-//	the socket's port is published           remembered: the guest believes in an
-//	                                         address of its own
+//	the guest asked for it (Addressed)   it names the address in its answer
+//	the guest didn't                     it is remembered for each peer
+//	the socket's port is published       it is remembered: the guest has an
+//	                                     address of its own
 //
-// A socket that is bound to one address has no other.
+// A socket that is bound to one address has no choice.
 
-// maxRemembered is how many peers a socket remembers the local address of.
+// maxRemembered is for how many peers a socket remembers the local address.
 const maxRemembered = 200
 
-// localAddrs is by which of a socket's local addresses datagrams come and go.
+// localAddrs knows at which of a socket's local addresses datagrams arrive, and
+// from which they go.
 type localAddrs struct {
 	guest    wire.Endpoint // where the guest believes that it is bound
 	host     netip.Addr    // where the socket is bound; the zero Addr: the kernel isn't asked
@@ -32,8 +33,9 @@ type localAddrs struct {
 	nameable bool          // and so it is as the guest sees it
 	told     bool          // and the guest wants to know which one it was
 
-	// Only the socket's receiver uses these: most datagrams come as the one
-	// before, which is known then.
+	// Only the goroutine that receives uses these two: most datagrams come from
+	// and to the same addresses as the one before, so that there is nothing to
+	// remember.
 	lastPeer  wire.Endpoint
 	lastLocal netip.Addr
 
@@ -52,14 +54,15 @@ type peerKey struct {
 
 func keyOf(e wire.Endpoint) peerKey { return peerKey{e.Addr.As16(), e.Scope, e.Port} }
 
-// rememberedPeer is a peer and the local address that it asked.
+// rememberedPeer is a peer and the local address at which it sends.
 type rememberedPeer struct {
 	peer  peerKey
 	local [16]byte // IPv4 inside IPv6
 	heard uint32   // when it was last heard of, by now
 }
 
-// newLocalAddrs is for a socket that is bound at host, as at guest.
+// newLocalAddrs is for a socket that is bound at host, which the guest sees at
+// guest.
 func newLocalAddrs(guest, host wire.Endpoint, addressed bool) *localAddrs {
 	l := &localAddrs{guest: guest, host: host.Addr, any: host.Addr.IsUnspecified()}
 	l.nameable = l.any && guest == host
@@ -67,8 +70,8 @@ func newLocalAddrs(guest, host wire.Endpoint, addressed bool) *localAddrs {
 	return l
 }
 
-// received is told the local address of each datagram, and returns what the
-// guest is told.
+// received takes the local address of each datagram, and returns what the guest
+// is told of it.
 func (l *localAddrs) received(peer wire.Endpoint, local wire.Endpoint) wire.Endpoint {
 	if !l.any || !local.Addr.IsValid() || local.Addr.IsUnspecified() || local.Addr.IsMulticast() {
 		return l.guest
@@ -84,8 +87,8 @@ func (l *localAddrs) received(peer wire.Endpoint, local wire.Endpoint) wire.Endp
 	return l.guest
 }
 
-// remember forgets the peer that hasn't been heard of for longest, when there
-// are too many.
+// remember remembers a peer's local address. When there are too many peers, it
+// forgets the one that has been silent for longest.
 func (l *localAddrs) remember(from wire.Endpoint, local netip.Addr) {
 	peer := keyOf(from)
 	l.mu.Lock()
@@ -112,8 +115,8 @@ func (l *localAddrs) remember(from wire.Endpoint, local netip.Addr) {
 	l.peers[i] = rememberedPeer{peer, local.As16(), l.now}
 }
 
-// source returns the address that a datagram is to go from; the zero Addr
-// leaves it to the kernel. from is what the guest names, if it does.
+// source returns the address from which a datagram goes; the zero Addr leaves
+// it to the kernel. from is the address that the guest names, if any.
 func (l *localAddrs) source(to, from wire.Endpoint) (netip.Addr, error) {
 	from.Addr = from.Addr.Unmap()
 	wrong := from.Port != 0 && from.Port != l.guest.Port || from.Scope != 0 && !from.Addr.IsLinkLocalUnicast()
@@ -129,7 +132,8 @@ func (l *localAddrs) source(to, from wire.Endpoint) (netip.Addr, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	// Without a destination there is a peer, and no choice.
+	// A datagram without a destination is one of a connected socket, which has
+	// one source.
 	if i, ok := l.known[keyOf(to)]; ok && to.Addr.IsValid() {
 		return netip.AddrFrom16(l.peers[i].local).Unmap(), nil
 	}

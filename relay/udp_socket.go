@@ -13,7 +13,8 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// kernelDatagrams is a kernel's UDP socket. Datagrams go from it into the ring, and from the ring into it, in one system call each, wrapped or not.
+// kernelDatagrams is a kernel's UDP socket. A datagram goes between socket and
+// ring in one system call, even where it wraps in the ring.
 type kernelDatagrams struct {
 	udp    *udpSide
 	raw    syscall.RawConn
@@ -29,9 +30,9 @@ type kernelDatagrams struct {
 	sendErr unix.Errno
 }
 
-// newKernelDatagrams has the kernel count what it drops, keep what the network
-// reports about datagrams that were sent, and tell the local address of those
-// that come, if the socket has several.
+// newKernelDatagrams has the kernel count the datagrams that it drops, keep the
+// network's reports about those that were sent, and, if the socket has several
+// local addresses, tell that of each datagram.
 func newKernelDatagrams(u *udpSide, socket *net.UDPConn, filter network.DatagramFilter) (*kernelDatagrams, error) {
 	raw, err := socket.SyscallConn()
 	if err != nil {
@@ -87,9 +88,11 @@ func (d *kernelDatagrams) receive() error {
 	return d.receiveErr
 }
 
-// receiveNow reports false if there is nothing.
+// receiveNow reports false if there is no datagram.
 func (d *kernelDatagrams) receiveNow(fd uintptr) bool {
-	// The size first: the ring must have room before the datagram leaves the kernel's buffer, or a guest that is slow for a moment would lose it.
+	// It looks at the size first. The ring must have room before the datagram
+	// leaves the kernel's buffer, or a guest that is slow for a moment would
+	// lose it.
 	size, errno := d.in.size(fd)
 	switch errno {
 	case unix.EAGAIN:
@@ -126,8 +129,9 @@ func (d *kernelDatagrams) deliver(fd uintptr, size int) error {
 	return nil
 }
 
-// reportErrors tells the guest what the network said about datagrams that were sent. errno is what a system call said of that; it says no more
-// than the queue of errors, unless that is empty.
+// reportErrors tells the guest the network's reports about datagrams that were
+// sent. A system call failed with errno because of the first of them, so errno
+// is reported only if the queue of errors is empty.
 func (d *kernelDatagrams) reportErrors(fd uintptr, errno unix.Errno) error {
 	n, err := d.drainErrors(fd)
 	if err == nil && n == 0 {
@@ -136,7 +140,8 @@ func (d *kernelDatagrams) reportErrors(fd uintptr, errno unix.Errno) error {
 	return err
 }
 
-// drainErrors reports the errors in the socket's queue and returns how many these were.
+// drainErrors reports the errors in the socket's queue and returns their
+// number.
 func (d *kernelDatagrams) drainErrors(fd uintptr) (n int, err error) {
 	var control [128]byte
 	for {
@@ -155,7 +160,9 @@ func (d *kernelDatagrams) drainErrors(fd uintptr) (n int, err error) {
 	}
 }
 
-// networkError returns the errno in the control messages of a queued error. The kernel's own errors don't count: the call that failed has said so.
+// networkError returns the errno in the control messages of a queued error.
+// Errors of this kernel don't count: the call that caused them has failed with
+// them.
 func networkError(control []byte) (unix.Errno, bool) {
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {
@@ -204,7 +211,7 @@ func (d *kernelDatagrams) send(to wire.Endpoint, from netip.Addr, x, y []byte) e
 	case d.sendErr == 0:
 		return nil
 	case from.IsValid() && !network.Host{}.Local(from):
-		// What kernels say of that differs.
+		// Kernels have different errors for that.
 		return unix.EADDRNOTAVAIL
 	}
 	return d.sendErr
@@ -212,7 +219,8 @@ func (d *kernelDatagrams) send(to wire.Endpoint, from netip.Addr, x, y []byte) e
 
 // sendNow reports false if the socket's buffer is full.
 func (d *kernelDatagrams) sendNow(fd uintptr) bool {
-	// The error may be that of an earlier datagram, which came back. Then this one is still to be sent.
+	// The error may be the report about an earlier datagram. Then this one is
+	// still to be sent.
 	for range 2 {
 		d.sendErr = d.out.send(fd)
 		switch d.sendErr {
@@ -221,7 +229,7 @@ func (d *kernelDatagrams) sendNow(fd uintptr) bool {
 		case 0:
 			return true
 		}
-		// Whoever doesn't take these reports doesn't take that of this datagram either.
+		// A guest that takes no reports takes none of this datagram either.
 		_, _ = d.drainErrors(fd)
 	}
 	return true

@@ -10,13 +10,13 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// controlSize is room for what the kernel says of a datagram: how many were
+// controlSize is room for the control messages of a datagram: how many were
 // lost, and the local address.
 const controlSize = 2*(unix.SizeofCmsghdr+8) + unix.SizeofCmsghdr + unix.SizeofInet6Pktinfo + 4
 
-// message is what recvmsg and sendmsg work with: a datagram in up to two parts,
-// an address, and control messages. It must stay where it is, and serves one
-// goroutine.
+// message is the argument of recvmsg and sendmsg: a datagram in up to two
+// parts, an address, and control messages. It points into itself, so it must
+// not be copied, and serves one goroutine.
 type message struct {
 	header  unix.Msghdr
 	parts   [2]unix.Iovec
@@ -38,7 +38,8 @@ func (m *message) data(x, y []byte) {
 	m.header.SetIovlen(n)
 }
 
-// address sets where the datagram goes; without an address in to, to the peer.
+// address sets where the datagram goes. Without an address in to it goes to the
+// peer.
 func (m *message) address(to wire.Endpoint) {
 	m.header.Name = &m.name[0]
 	binary.BigEndian.PutUint16(m.name[2:], to.Port)
@@ -60,7 +61,7 @@ func (m *message) address(to wire.Endpoint) {
 	}
 }
 
-// from is where the datagram came from.
+// from is the address that the datagram has come from.
 func (m *message) from() wire.Endpoint {
 	e := wire.Endpoint{Port: binary.BigEndian.Uint16(m.name[2:])}
 	switch binary.LittleEndian.Uint16(m.name[:]) {
@@ -73,8 +74,8 @@ func (m *message) from() wire.Endpoint {
 	return e
 }
 
-// source sets which local address the datagram goes from; the zero Addr leaves
-// that to the kernel.
+// source sets from which local address the datagram goes. The zero Addr leaves
+// it to the kernel.
 func (m *message) source(a netip.Addr) {
 	m.header.Control = nil
 	m.header.SetControllen(0)
@@ -89,7 +90,7 @@ func (m *message) source(a netip.Addr) {
 	binary.LittleEndian.PutUint32(m.control[8:], uint32(level))
 	binary.LittleEndian.PutUint32(m.control[12:], uint32(kind))
 	info := m.control[unix.SizeofCmsghdr:][:size]
-	// The interface is the kernel's to choose, or that of the destination.
+	// An interface of 0 leaves that to the kernel, or to the destination.
 	clear(info)
 	if a.Is6() {
 		ip := a.As16()
@@ -102,9 +103,9 @@ func (m *message) source(a netip.Addr) {
 	m.header.SetControllen(unix.CmsgSpace(size))
 }
 
-// told is what the kernel said of the datagram that was received: how many the
-// socket had lost then, before if it says nothing, and the local address to
-// answer from, the zero Endpoint if it says nothing.
+// told returns what the kernel has told with a datagram: how many the socket
+// had lost by then (before, if it doesn't tell), and the local address to
+// answer from (the zero Endpoint, if it doesn't tell).
 func (m *message) told(before uint32) (dropped uint32, local wire.Endpoint) {
 	dropped = before
 	rest := m.control[:min(int(m.header.Controllen), len(m.control))]
@@ -131,14 +132,15 @@ func (m *message) told(before uint32) (dropped uint32, local wire.Endpoint) {
 	return dropped, local
 }
 
-// size returns how long the next datagram is, without waiting for one.
+// size returns the size of the next datagram, without waiting for one.
 func (m *message) size(fd uintptr) (int, unix.Errno) {
 	m.header = unix.Msghdr{}
 	n, _, errno := unix.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&m.header)), unix.MSG_PEEK|unix.MSG_TRUNC|unix.MSG_DONTWAIT)
 	return int(n), errno
 }
 
-// receive receives into x and y without waiting. It returns how long the datagram is, even if that is longer than x and y.
+// receive receives into x and y without waiting. It returns the size of the
+// datagram, even if that is larger than x and y.
 func (m *message) receive(fd uintptr, x, y []byte) (int, unix.Errno) {
 	m.data(x, y)
 	m.header.Name, m.header.Namelen = &m.name[0], uint32(len(m.name))

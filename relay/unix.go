@@ -19,14 +19,15 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// maxSocketName is the longest name that a guest may give to a socket: with
-// /proc/self/fd/1234567/ before it, it still fits into a sockaddr_un.
+// maxSocketName is how long a socket's name may be: with /proc/self/fd/1234567/
+// before it, it fits into a sockaddr_un.
 const maxSocketName = 85
 
 const noSockets = "no folder with UNIX sockets is shared with the guest"
 
-// UnixListener returns the handler of protocol 4: it makes a socket at a path below sockets, which has to be writable, and listens there as
-// [TCPListener] does. The socket's file goes when the listener does.
+// UnixListener returns the handler of protocol 4: it makes a socket at a path
+// below sockets, which must be writable, and listens there as [TCPListener]
+// does. The socket's file is removed at the end.
 func UnixListener(sockets share.Share) Handler {
 	var warned sync.Once
 	gates := share.NewGates(sockets)
@@ -48,7 +49,8 @@ func UnixListener(sockets share.Share) Handler {
 	})
 }
 
-// UnixConnection returns the handler of protocol 5: it connects to the socket at a path below sockets, and relays.
+// UnixConnection returns the handler of protocol 5: it connects to the socket
+// at a path below sockets, and relays.
 func UnixConnection(sockets share.Share) Handler {
 	var warned sync.Once
 	gates := share.NewGates(sockets)
@@ -74,9 +76,9 @@ func UnixConnection(sockets share.Share) Handler {
 	})
 }
 
-// dialUnix connects. The attempt ends with the guest's interest in it and after
-// the time that every attempt has, whatever the folder does: for connect looks
-// at the socket's file, too.
+// dialUnix connects. The attempt ends when the guest takes no more answers, and
+// after the time of every attempt, whatever the folder does: connect looks at
+// the socket's file, too, and so may stall.
 func dialUnix(ctx context.Context, s *Stream, sockets share.Share, gates share.Gates, to string) (network.Conn, error) {
 	in, rest, err := place(sockets, to)
 	if err != nil {
@@ -105,15 +107,15 @@ func dialUnix(ctx context.Context, s *Stream, sockets share.Share, gates share.G
 	return conn, nil
 }
 
-// attempt bounds the time of an attempt to connect or to listen. One whose
-// guest can't be told the result any more ends.
+// attempt is the context of an attempt to connect or to listen. It ends after
+// the time of an attempt, and when the guest takes no more answers.
 func (s *Stream) attempt(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, s.server.patience)
 	s.Pipe.OnWriteError(cancel)
 	return ctx, cancel
 }
 
-// openSocket opens a socket's file, which doesn't connect yet.
+// openSocket opens a socket's file, without connecting.
 func openSocket(in share.Share, name string) (*os.File, error) {
 	f, err := in.OpenPath(name, 0)
 	if err != nil {
@@ -130,8 +132,9 @@ func openSocket(in share.Share, name string) (*os.File, error) {
 	return f, nil
 }
 
-// listenUnix binds by way of an open folder, and so stays in that one whatever is renamed or replaced meanwhile. A bind doesn't follow a link in its
-// last part.
+// listenUnix binds by way of the open folder, and so stays in that folder,
+// whatever is renamed or replaced meanwhile. A bind doesn't follow a link in
+// the last name.
 func listenUnix(ctx context.Context, s *Stream, sockets share.Share, gates share.Gates, m wire.UnixListen) (net.Listener, error) {
 	at := string(m.Path)
 	in, rest, err := writable(sockets, at)
@@ -198,14 +201,15 @@ func (l *unixListener) listen(ctx context.Context, from network.Network, in shar
 		return err
 	}
 	if u, ok := asSocket(l.Listener).(*net.UnixListener); ok {
-		// By then the descriptor's number belongs to another file.
+		// Package net would remove the file by a descriptor's number, which
+		// belongs to another file by then.
 		u.SetUnlinkOnClose(false)
 		l.made, _ = l.look()
 	}
 	return nil
 }
 
-// inUse says, for the monitor's user, what has a name already and what to do
+// inUse tells the monitor's user what has the name already, and what to do
 // about it. It is an EADDRINUSE.
 func inUse(in share.Share, name string) error {
 	at := hostPath(in, name)
@@ -223,7 +227,7 @@ func inUse(in share.Share, name string) error {
 	return fmt.Errorf("another server listens at %s: %w", at, unix.EADDRINUSE)
 }
 
-// isDeserted reports whether nothing listens at a socket any more. It knocks,
+// isDeserted reports whether nothing listens at a socket any more. It connects,
 // without waiting.
 func isDeserted(socket *os.File) bool {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -234,23 +238,23 @@ func isDeserted(socket *os.File) bool {
 	return unix.Connect(fd, &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d", socket.Fd())}) == unix.ECONNREFUSED
 }
 
-// hostPath is what the monitor's user calls a file.
+// hostPath is the name of a file for the monitor's user.
 func hostPath(in share.Share, name string) string { return filepath.Join(in.Root.Name(), name) }
 
-// look returns what has the socket's name now.
+// look returns the state of the node that has the socket's name.
 func (l *unixListener) look() (*unix.Stat_t, error) {
 	var st unix.Stat_t
 	err := unix.Fstatat(int(l.folder.Fd()), l.name, &st, unix.AT_SYMLINK_NOFOLLOW)
 	return &st, err
 }
 
-// NetListener is the listener below.
+// NetListener returns the listener that l wraps.
 func (l *unixListener) NetListener() net.Listener { return l.Listener }
 
-// Addr is the guest's path.
+// Addr is the path as the guest gave it.
 func (l *unixListener) Addr() net.Addr { return &net.UnixAddr{Name: l.at, Net: "unix"} }
 
-// Close doesn't wait for a folder that stalls: then the socket's file stays.
+// Close doesn't wait for a folder that stalls. Then the socket's file stays.
 func (l *unixListener) Close() error {
 	l.closing.Do(func() {
 		if !l.gate.Finish(l.end) {
@@ -261,8 +265,8 @@ func (l *unixListener) Close() error {
 	return nil
 }
 
-// end removes first: as long as the socket is open no other file has its
-// inode.
+// end removes the file first: no other file has its inode number as long as the
+// socket is open.
 func (l *unixListener) end() {
 	st, err := l.look()
 	if err == nil && l.made != nil && !l.closed.Load() && st.Dev == l.made.Dev && st.Ino == l.made.Ino {

@@ -10,28 +10,29 @@ import (
 	"github.com/fix-project/arcavm/internal/regular"
 )
 
-// Calls are a guest's requests about what a [Share] has. Each is at work in one
-// folder, bounded by its gate, and ends soon after its context, whatever the
-// file system does. Paths and errors are those of the methods of Share; in is
-// what [Share.Resolve] has found. They may be called concurrently.
+// Calls does a guest's requests on a [Share]. A request is at work in one
+// folder, bounded by the folder's gate, and ends soon after its context,
+// whatever the file system does. in is the result of [Share.Resolve]. Paths and
+// errors are those of the methods of Share. The methods may be called
+// concurrently.
 type Calls struct {
 	gates Gates
 	quota *Quota
 }
 
-// NewCalls returns the calls of a guest that may fill the disk as far as a
-// quota goes.
+// NewCalls returns the calls of a guest that may fill the disk up to a quota.
 func NewCalls(g Gates, q *Quota) Calls { return Calls{g, q} }
 
-// Stat returns what a path leads to, or, without follow, the link itself.
+// Stat returns the state of what a path leads to, or, without follow, of the
+// link itself.
 func (c Calls) Stat(ctx context.Context, in Share, path string, follow bool) (unix.Stat_t, error) {
 	return Do(ctx, c.gates.Of(in), func() (unix.Stat_t, error) { return in.Stat(path, follow) }, nil)
 }
 
-// Open opens a file with flags and permissions of open(2). Anything but a
-// regular file is EISDIR or EINVAL, and isn't touched: opening it might wait,
-// or do something; unless the share's Host is set, for then only folders are. A
-// file on which another process has a lease is waited for.
+// Open opens a file with flags and permissions of open(2). Only regular files
+// are opened, as an open of another kind might wait, or have an effect: EISDIR,
+// EINVAL. If the share's Host is set, only folders are refused. Open waits for
+// a lease that another process has on the file.
 func (c Calls) Open(ctx context.Context, in Share, path string, flags int, perm uint32) (f *File, err error) {
 	err = regular.Retry(ctx, func() (err error) {
 		f, err = Do(ctx, c.gates.Of(in), func() (*File, error) {
@@ -47,7 +48,8 @@ func (c Calls) open(in Share, path string, flags int, perm uint32) (*File, error
 	for range maxTries {
 		st, err := in.Stat(path, true)
 		if err == nil && !exclusive {
-			// What gets there in between is found out below.
+			// A file of another kind may take the place after this. The opened
+			// file is checked again.
 			if err := in.check(path, &st); err != nil {
 				return nil, err
 			}
@@ -65,7 +67,7 @@ func (c Calls) open(in Share, path string, flags int, perm uint32) (*File, error
 			if st, err := in.Stat(path, false); err != nil || st.Mode&unix.S_IFMT != unix.S_IFLNK {
 				continue // it wasn't there, and is now
 			}
-			// A link to what isn't there.
+			// The path is a link to a file that doesn't exist.
 			f, err = c.openOnce(in, path, flags, perm, made)
 		}
 		if errors.Is(err, unix.ENXIO) && !in.Host {
@@ -76,8 +78,8 @@ func (c Calls) open(in Share, path string, flags int, perm uint32) (*File, error
 	return nil, pathError("open", path, unix.ENOENT)
 }
 
-// openOnce opens a file, which is charged as one that is made, or isn't made.
-// What is to be emptied is so when it is open and known to be a regular file.
+// openOnce opens a file, and charges a node if it is made. The file is
+// truncated only when it is open and known to be a regular file.
 func (c Calls) openOnce(in Share, path string, flags int, perm uint32, made bool) (*File, error) {
 	f := &File{gate: c.gates.Of(in), append: flags&unix.O_APPEND != 0}
 	if in.Writable {
@@ -115,7 +117,7 @@ func (c Calls) openOnce(in Share, path string, flags int, perm uint32, made bool
 	return f, nil
 }
 
-// check refuses what can't be opened.
+// check refuses files that can't be opened.
 func (s Share) check(path string, st *unix.Stat_t) error {
 	switch kind := st.Mode & unix.S_IFMT; {
 	case kind == unix.S_IFDIR:
@@ -126,8 +128,8 @@ func (s Share) check(path string, st *unix.Stat_t) error {
 	return nil
 }
 
-// Mkdir makes a folder, with parents also those above it that don't exist: then
-// it is no error if it is there.
+// Mkdir makes a folder. With parents it also makes the missing folders above,
+// and a folder that exists is no error.
 func (c Calls) Mkdir(ctx context.Context, in Share, path string, parents bool) error {
 	mkdir := func(path string) error {
 		if err := c.quota.TakeNode(); err != nil {
@@ -147,7 +149,7 @@ func (c Calls) Mkdir(ctx context.Context, in Share, path string, parents bool) e
 	})
 }
 
-// Remove removes a file, or a folder that is empty.
+// Remove removes a file or an empty folder.
 func (c Calls) Remove(ctx context.Context, in Share, path string) error {
 	return c.do(ctx, in, func() error {
 		return c.unlink(in, path, func(there error) error {
@@ -159,7 +161,7 @@ func (c Calls) Remove(ctx context.Context, in Share, path string) error {
 	})
 }
 
-// Rename moves what is at one path to another in the same folder.
+// Rename moves a node to another path in the same folder of the share.
 func (c Calls) Rename(ctx context.Context, in Share, from, to string) error {
 	return c.do(ctx, in, func() error {
 		for range maxTries {
@@ -186,12 +188,12 @@ func (c Calls) Rename(ctx context.Context, in Share, from, to string) error {
 	})
 }
 
-// errAgain says that something has got where nothing was.
+// errAgain means that another process has made a node where none was.
 var errAgain = errors.New("it is there now")
 
-// unlink does what may take the last name of what is at a path, and sees to
-// what the guest gets back for that. there is why nothing can be seen there, or
-// nil. What another process puts there in between gives nothing.
+// unlink calls do, which may remove the last name of the node at path, and then
+// gives its charge back. Its argument is why the node couldn't be opened, or
+// nil. A node that another process puts there meanwhile gives nothing back.
 func (c Calls) unlink(in Share, path string, do func(there error) error) error {
 	if c.quota == nil {
 		return do(nil)

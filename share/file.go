@@ -13,18 +13,19 @@ import (
 )
 
 const (
-	// maxPiece is the most that a call moves by way of a buffer, in bytes.
+	// maxPiece is how many bytes a call moves at most through a buffer.
 	maxPiece = 64 << 10
-	// maxNow is the most that one moves straight out of the kernel's memory:
-	// some hundred microseconds. A guest can ask for as much as it has memory.
+	// maxNow is how many bytes a call moves at most straight from the page
+	// cache, which takes some hundred microseconds. A guest may ask for as many
+	// as it has memory.
 	maxNow = 1 << 20
 )
 
 // pieces are buffers of maxPiece.
 var pieces = sync.Pool{New: func() any { return new([maxPiece]byte) }}
 
-// File is a file that a guest has open. Its methods, but for Close, end soon
-// after their context, whatever the file system does. They may be called
+// File is a file that a guest has opened. All methods but Close end soon after
+// their context, whatever the file system does. They may be called
 // concurrently.
 type File struct {
 	os      *os.File
@@ -37,23 +38,23 @@ type File struct {
 	waits   atomic.Bool // the file system can't tell when a read would wait
 }
 
-// File returns what is open, for what doesn't block and for files that aren't
-// regular.
+// File returns the open file, for calls that don't block and for files that
+// aren't regular.
 func (f *File) File() *os.File { return f.os }
 
-// Regular reports whether it is a regular file.
+// Regular reports whether the file is a regular one.
 func (f *File) Regular() bool { return f.regular }
 
-// Appends reports whether each write goes to the end.
+// Appends reports whether each write goes to the end of the file.
 func (f *File) Appends() bool { return f.append }
 
-// Current stands for the file's own offset.
+// Current as an offset is the file's own, which reads and writes move.
 const Current = -1
 
-// Read fills x, then y, from an offset on, or from [Current]. io.EOF says that
-// the file ended before. What the kernel has in memory it puts straight into x
-// and y; what it has to wait for comes by way of a buffer, for after the end of
-// ctx x and y may be another's.
+// Read fills x, then y, from an offset on, or from [Current]. io.EOF means that
+// the file has ended before. Bytes in the page cache go straight into x and y.
+// Others go through a buffer, as the caller may use x and y for something else
+// when ctx has ended.
 func (f *File) Read(ctx context.Context, x, y []byte, offset int64) (n int, err error) {
 	for len(x)+len(y) > 0 && err == nil {
 		if err := ctx.Err(); err != nil {
@@ -76,7 +77,7 @@ func (f *File) Read(ctx context.Context, x, y []byte, offset int64) (n int, err 
 	return n, err
 }
 
-// readNow reads what is in memory, and is EAGAIN where a read might wait.
+// readNow reads from the page cache. It is EAGAIN if a read might wait.
 func (f *File) readNow(x, y []byte, offset int64) (n int, err error) {
 	if f.waits.Load() {
 		return 0, unix.EAGAIN
@@ -108,7 +109,7 @@ func (f *File) readNow(x, y []byte, offset int64) (n int, err error) {
 	return 0, err
 }
 
-// readLater reads a piece, and waits for it.
+// readLater reads a piece, and may wait for the file system.
 func (f *File) readLater(ctx context.Context, x, y []byte, offset int64) (int, error) {
 	piece := pieces.Get().(*[maxPiece]byte)
 	buf := piece[:min(len(x)+len(y), maxPiece)]
@@ -130,8 +131,8 @@ func (f *File) readLater(ctx context.Context, x, y []byte, offset int64) (int, e
 	return n, err
 }
 
-// Write writes b at an offset, or at [Current]; to the end of a file that was
-// opened to append. EFBIG: no file can be as long; [ErrQuota].
+// Write writes b at an offset, or at [Current], or to the end of a file that
+// was opened to append. EFBIG: no file can be so long; [ErrQuota].
 func (f *File) Write(ctx context.Context, b []byte, offset int64) (n int, err error) {
 	for len(b) > 0 && err == nil {
 		var k int
@@ -145,7 +146,8 @@ func (f *File) Write(ctx context.Context, b []byte, offset int64) (n int, err er
 	return n, err
 }
 
-// writePiece copies first: after the end of ctx b may be another's.
+// writePiece writes a copy of b, as the caller may use b for something else
+// when ctx has ended.
 func (f *File) writePiece(ctx context.Context, b []byte, offset int64) (int, error) {
 	if offset > math.MaxInt64-int64(len(b)) {
 		return 0, unix.EFBIG
@@ -172,7 +174,7 @@ func (f *File) writePiece(ctx context.Context, b []byte, offset int64) (int, err
 	return n, err
 }
 
-// need is by how much a write makes a file grow at most.
+// need is by how many bytes a write makes a file grow at most.
 func (f *File) need(st *unix.Stat_t, offset, n int64) int64 {
 	switch {
 	case f.append:
@@ -187,7 +189,7 @@ func (f *File) need(st *unix.Stat_t, offset, n int64) int64 {
 	return grown
 }
 
-// Truncate cuts a file, or makes it longer: EFBIG, [ErrQuota].
+// Truncate makes a file shorter, or longer: EFBIG, [ErrQuota].
 func (f *File) Truncate(ctx context.Context, size uint64) error {
 	if size > math.MaxInt64 {
 		return unix.EFBIG
@@ -201,22 +203,22 @@ func (f *File) truncate(size int64) error {
 	}, func() error { return f.os.Truncate(size) })
 }
 
-// Sync writes to the disk what isn't there yet.
+// Sync writes the file's data to the disk.
 func (f *File) Sync(ctx context.Context) error { return f.do(ctx, f.os.Sync) }
 
-// Seek changes the offset that [Current] stands for, as [os.File.Seek] does.
+// Seek sets the offset of [Current], as [os.File.Seek] does.
 func (f *File) Seek(ctx context.Context, offset int64, whence int) (int64, error) {
 	return Do(ctx, f.gate, func() (int64, error) { return f.os.Seek(offset, whence) }, nil)
 }
 
-// Stat returns what the file is now.
+// Stat returns the file's state.
 func (f *File) Stat(ctx context.Context) (unix.Stat_t, error) {
 	return Do(ctx, f.gate, f.stat, nil)
 }
 
-// Close closes the file. Calls that are under way end well. It waits for
-// [Grace] at most; what takes longer goes on by itself. after, if not nil, is
-// called when the file is closed indeed.
+// Close closes the file, after calls that are under way. It waits for [Grace]
+// at most; closing then goes on by itself. after, if not nil, is called when
+// the file is closed.
 func (f *File) Close(after func()) (err error) {
 	result := make(chan error, 1)
 	if f.gate.Finish(func() {
@@ -230,8 +232,8 @@ func (f *File) Close(after func()) (err error) {
 	return err
 }
 
-// close closes the account first: as long as the file is open no other has its
-// number.
+// close closes the account first: the file's inode number belongs to no other
+// file as long as it is open.
 func (f *File) close() error {
 	if f.closed.Swap(true) {
 		return os.ErrClosed

@@ -12,26 +12,26 @@ import (
 	"github.com/fix-project/arcavm/internal/regular"
 )
 
-// MaxParts is how many names a path may have, counted without "." and without
-// what links put in: ENAMETOOLONG beyond. So one path costs its host some ten
-// microseconds at most.
+// MaxParts is how many names a path may have: ENAMETOOLONG. "." and the names
+// in links don't count. It bounds a path's cost to some ten microseconds.
 const MaxParts = 255
 
-// maxTries is how often a path is resolved again that a rename has disturbed.
-// One in the time that it takes is rare.
+// maxTries is how often a path is resolved again after a rename has disturbed
+// it, which is rare.
 const maxTries = 100
 
 var errOutside = fmt.Errorf("path escapes from the folder: %w", unix.EACCES)
 
 // The methods below take a path below the folder, as Resolve returns it, or any
 // path of the host's if Host is set. The kernel resolves it in one call
-// (openat2, Linux 5.6) that never leaves the folder, whatever is renamed
-// meanwhile, follows links as elsewhere, 40 of them, and refuses those that
+// (openat2, Linux 5.6). It never leaves the folder, whatever is renamed
+// meanwhile. It follows up to 40 links, as elsewhere, and refuses links that
 // lead outside, absolute ones and those of /proc among them: EACCES. The
-// methods may block as long as the file system does; [Gate.Do] bounds that.
-// Errors are *[fs.PathError] or *[os.LinkError].
+// methods may block as long as the file system does; [Do] bounds that. Errors
+// are *[fs.PathError] or *[os.LinkError].
 
-// Stat returns what a path leads to, or, without follow, the link itself.
+// Stat returns the state of what a path leads to, or, without follow, of the
+// link itself.
 func (s Share) Stat(path string, follow bool) (st unix.Stat_t, err error) {
 	flags := unix.O_PATH
 	if !follow {
@@ -41,7 +41,7 @@ func (s Share) Stat(path string, follow bool) (st unix.Stat_t, err error) {
 	return st, pathError("stat", path, err)
 }
 
-// Readlink returns what a link holds.
+// Readlink returns the target of a link.
 func (s Share) Readlink(path string) (target string, err error) {
 	err = s.with(path, unix.O_PATH|unix.O_NOFOLLOW, func(fd int) error {
 		buf := make([]byte, unix.PathMax)
@@ -55,7 +55,8 @@ func (s Share) Readlink(path string) (target string, err error) {
 	return target, pathError("readlink", path, err)
 }
 
-// OpenPath opens a file, or what a link leads to, only to name it (O_PATH).
+// OpenPath opens a node only to name it (O_PATH), for a link the node that it
+// leads to.
 func (s Share) OpenPath(path string, flags int) (*os.File, error) {
 	fd, err := s.open(path, unix.O_PATH|flags, 0)
 	if err != nil {
@@ -74,8 +75,8 @@ func (s Share) OpenFolder(path string) (*os.File, error) {
 }
 
 // OpenFile opens a file with flags and permissions of open(2). It waits for no
-// other process: a FIFO opens at once, and a file on which another process has
-// a lease is EAGAIN. A regular file is in blocking mode from then on.
+// other process: a FIFO opens at once, and a file with another process's lease
+// is EAGAIN. A regular file's descriptor is in blocking mode.
 func (s Share) OpenFile(path string, flags int, perm uint32) (*os.File, error) {
 	if flags&unix.O_CREAT == 0 {
 		perm = 0
@@ -91,10 +92,10 @@ func (s Share) Mkdir(path string) error {
 	return pathError("mkdir", path, err)
 }
 
-// mkdirAll makes a folder and those above it that don't exist, each by a call
-// of mkdir. It is no error if the folder is there.
+// mkdirAll makes a folder and the missing ones above, each by a call of mkdir.
+// A folder that exists is no error.
 func (s Share) mkdirAll(path string, mkdir func(path string) error) error {
-	// From the end on, so that a path that exists costs one look.
+	// It looks from the end on, so that a path that exists costs one call.
 	parts := cuts(path)
 	at := len(parts)
 	for at > 0 {
@@ -118,7 +119,7 @@ func (s Share) mkdirAll(path string, mkdir func(path string) error) error {
 		below := path[:parts[at]]
 		err := mkdir(below)
 		if errors.Is(err, unix.EEXIST) {
-			// Made by another process meanwhile, or "..".
+			// Another process has made it meanwhile, or the name is "..".
 			if st, serr := s.Stat(below, true); serr == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
 				err = nil
 			}
@@ -130,7 +131,7 @@ func (s Share) mkdirAll(path string, mkdir func(path string) error) error {
 	return nil
 }
 
-// Remove removes a file, or a folder that is empty.
+// Remove removes a file or an empty folder.
 func (s Share) Remove(path string) error {
 	err := s.inParent(path, func(parent int, name string) error {
 		err := retry(func() error { return unix.Unlinkat(parent, name, 0) })
@@ -145,11 +146,11 @@ func (s Share) Remove(path string) error {
 	return pathError("remove", path, err)
 }
 
-// Rename moves what is at one path to another in the same folder. What takes
-// the place of a folder is EEXIST, as of os.Rename.
+// Rename moves a node to another path in the same folder of the share. A folder
+// at to is EEXIST, as with os.Rename.
 func (s Share) Rename(from, to string) error { return s.rename(from, to, 0) }
 
-// rename takes flags of renameat2(2).
+// rename takes the flags of renameat2(2).
 func (s Share) rename(from, to string, flags uint) error {
 	err := s.inParent(from, func(a int, old string) error {
 		return s.inParent(to, func(b int, name string) error {
@@ -170,9 +171,9 @@ func (s Share) rename(from, to string, flags uint) error {
 	return nil
 }
 
-// inParent calls do with the open folder that the last part of a path is in,
-// and that part. A call that takes both doesn't follow it, even with slashes
-// behind.
+// inParent calls do with the open folder that the path's last name is in, and
+// that name. System calls with both don't follow a link of that name, even with
+// slashes behind it.
 func (s Share) inParent(path string, do func(parent int, name string) error) error {
 	end := len(strings.TrimRight(path, "/"))
 	at := strings.LastIndexByte(path[:end], '/') + 1
@@ -183,7 +184,7 @@ func (s Share) inParent(path string, do func(parent int, name string) error) err
 	return s.with(parent, unix.O_PATH|unix.O_DIRECTORY, func(fd int) error { return do(fd, name) })
 }
 
-// with calls do with a descriptor that is open meanwhile.
+// with calls do with a descriptor of path, which it closes afterwards.
 func (s Share) with(path string, flags int, do func(fd int) error) error {
 	fd, err := s.open(path, flags, 0)
 	if err != nil {
@@ -213,12 +214,11 @@ func (s Share) open(path string, flags int, perm uint32) (fd int, err error) {
 	return fd, err
 }
 
-// folder calls do with the descriptor of the folder, which stays open
-// meanwhile.
+// folder calls do with a descriptor of the folder, which stays open meanwhile.
 func (s Share) folder(do func(dir int) error) error {
 	dir := s.dir
 	if dir == nil {
-		// Root alone was given.
+		// A caller made this Share of a Root, without Open.
 		var err error
 		if dir, err = s.Root.OpenFile(".", unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
 			return err
@@ -236,9 +236,9 @@ func (s Share) folder(do func(dir int) error) error {
 	return failure
 }
 
-// openat2 opens. A rename or a mount at the wrong moment makes the kernel give
-// up on a path with ".." in it: EAGAIN, as an open that must not wait for a
-// lease is as well.
+// openat2 opens a path. The kernel gives up on a path with ".." when a rename
+// or a mount disturbs it: EAGAIN, which is also the error for a lease that an
+// open must not wait for.
 func openat2(dir int, path string, how unix.OpenHow) (fd int, err error) {
 	for range maxTries {
 		err = retry(func() (err error) {
@@ -258,7 +258,7 @@ func openat2(dir int, path string, how unix.OpenHow) (fd int, err error) {
 	return fd, err
 }
 
-// retry calls a system call until no signal interrupts it.
+// retry repeats a system call as long as a signal interrupts it.
 func retry(call func() error) error {
 	for {
 		if err := call(); err != unix.EINTR {

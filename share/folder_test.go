@@ -15,8 +15,8 @@ import (
 	"github.com/fix-project/arcavm/share"
 )
 
-// chain makes n links, one to the next, the last to a file. It returns the
-// first.
+// chain makes n links, each to the next, the last to file. It returns the first
+// one's name.
 func chain(t testing.TB, dir, file string, n int) string {
 	t.Helper()
 	to := file
@@ -30,7 +30,7 @@ func chain(t testing.TB, dir, file string, n int) string {
 	return to
 }
 
-// Links are followed as far as Linux follows them, and never to outside.
+// Links are followed as far as Linux follows them, and never outside.
 func TestLinks(t *testing.T) {
 	t.Parallel()
 	outside := t.TempDir()
@@ -72,8 +72,7 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// A long path costs little beside what a walk from name to name, each a call of
-// its own, costs.
+// A long path costs little, compared with a call for each of its names.
 func TestPathCost(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -89,7 +88,7 @@ func TestPathCost(t *testing.T) {
 	if one > walk/4 {
 		t.Errorf("a path of %d bytes takes %v, and a walk %v", len(long), one, walk)
 	}
-	// One that has too many names costs nothing.
+	// A path with too many names costs nothing.
 	if _, err := s.Stat(strings.Repeat("a/../", 800), true); !errors.Is(err, unix.ENAMETOOLONG) {
 		t.Errorf("got %v", err)
 	}
@@ -136,8 +135,8 @@ func BenchmarkPath(b *testing.B) {
 	}
 }
 
-// A file on which another process has a lease opens when that is given up. A
-// FIFO doesn't keep an open.
+// An open waits until another process gives up its lease. A FIFO doesn't make
+// it wait.
 func TestLease(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

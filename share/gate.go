@@ -9,40 +9,40 @@ import (
 )
 
 const (
-	// MaxCalls are calls that may be under way in one folder of a guest's at
-	// once. Each that waits for a disk or a server costs a thread.
+	// MaxCalls is how many calls may be under way at once in one folder of a
+	// guest. Each call that waits for a disk or a server takes a thread.
 	MaxCalls = 256
-	// maxAllCalls are those of all folders of a process, whose runtime ends it
-	// when there are 10,000 threads.
+	// maxAllCalls is how many may be under way in all folders of a process.
+	// Go's runtime ends a process with 10,000 threads.
 	maxAllCalls = 4096
-	// Grace is how long a call that is under way is waited for when its context
-	// has ended. One that takes longer goes on by itself.
+	// Grace is how long a call is waited for when its context has ended. Then
+	// it goes on by itself.
 	Grace = time.Second
 )
 
 // allCalls holds a token for each call under way.
 var allCalls = make(chan struct{}, maxAllCalls)
 
-// LimitCalls lets no more calls of a process be under way at once than n, at
-// least 1, where that is less than there may be anyway: for a process that may
-// start few threads. It is called before any Gate is used.
+// LimitCalls lowers how many calls of the process may be under way at once to
+// n, at least 1, for a process that may start few threads only. It is called
+// before any Gate is used.
 func LimitCalls(n int) { allCalls = make(chan struct{}, max(1, min(n, maxAllCalls))) }
 
-// Gate bounds the calls that are under way in one folder. Folders that stall,
-// such as those of a network or FUSE file system, so stop nothing but what
-// waits for them. Its methods may be called concurrently.
+// Gate bounds the calls under way in one folder, so that a folder that stalls,
+// as one of a network or FUSE file system may, stops only what waits for
+// it. Its methods may be called concurrently.
 type Gate struct {
 	calls chan struct{} // holds a token for each call under way
 
-	// names is held while a call takes names away, so that it knows what had
-	// them.
+	// names is held while a call removes a name, so that the call knows which
+	// node has lost it.
 	names sync.Mutex
 }
 
-// Gates are one for each folder of a [Share].
+// Gates has a gate for each folder of a [Share].
 type Gates map[*os.Root]*Gate
 
-// NewGates returns the gates of a guest's.
+// NewGates returns gates for the folders of a guest's share.
 func NewGates(s Share) Gates {
 	g := Gates{s.Root: newGate()}
 	for _, n := range s.Named {
@@ -56,7 +56,8 @@ func newGate() *Gate { return &Gate{calls: make(chan struct{}, MaxCalls)} }
 // Of returns the gate of the folder that [Share.Resolve] has found.
 func (g Gates) Of(in Share) *Gate { return g[in.Root] }
 
-// enter waits until a call may begin. Without ctx it waits as long as it takes.
+// enter waits until a call may begin. With a nil ctx it waits as long as it
+// takes.
 func (g *Gate) enter(ctx context.Context) error {
 	for _, calls := range []chan struct{}{g.calls, allCalls} {
 		select {
@@ -81,11 +82,11 @@ func (g *Gate) leave() {
 	<-g.calls
 }
 
-// Do calls a function that may block in the file system, when its turn comes,
-// and returns what that does. When ctx ends first, Do returns ctx's error: at
-// once if call hasn't begun, which it then doesn't, and otherwise after
-// [Grace]. Then the call goes on, what it returns goes to drop unless it is an
-// error, and what the call uses must not be the caller's any more.
+// Do waits for its turn, runs call, which may block in the file system, and
+// returns its result. If ctx ends first, Do returns ctx's error: at once if
+// call hasn't begun, which it then never does, and otherwise after [Grace]. A
+// call that goes on then must not use what the caller uses. Its result goes to
+// drop, unless it is an error.
 func Do[T any](ctx context.Context, g *Gate, call func() (T, error), drop func(T)) (T, error) {
 	var none T
 	if err := ctx.Err(); err != nil {
@@ -129,9 +130,8 @@ func Do[T any](ctx context.Context, g *Gate, call func() (T, error), drop func(T
 	return r.value, r.err
 }
 
-// Finish calls what ends something, whatever has become of the context that it
-// lived in, and waits for [Grace] at most. It reports whether the call has
-// ended.
+// Finish runs a call that ends something, and so doesn't depend on a context.
+// It waits for [Grace] at most, and reports whether the call has ended.
 func (g *Gate) Finish(call func()) (ended bool) {
 	done := make(chan struct{})
 	go func() {

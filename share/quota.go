@@ -7,26 +7,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrQuota is what would take more of the host's disk than a [Quota] has. It is
-// an EDQUOT.
+// ErrQuota refuses to take more of the host's disk than a [Quota] has left. It
+// is an EDQUOT.
 var ErrQuota = fmt.Errorf("the guest has used up its part of the disk: %w", unix.EDQUOT)
 
 const (
-	// nodeCost is what a file, a folder or a socket counts, beside its bytes.
+	// nodeCost is the charge for a node, beside its bytes.
 	nodeCost = 4096
-	// maxAccounts bounds what a Quota remembers of files. Beyond, what a file
-	// has been charged isn't given back any more.
+	// maxAccounts is of how many files a Quota keeps an account. The charges
+	// for further files aren't given back.
 	maxAccounts = 1 << 16
 )
 
-// Quota bounds by how much a guest may make the files of its host grow, in
-// bytes. Each file is charged what its size, or the space that it takes, has
-// grown by since the guest came to it first, holes counted as if they were
-// written; and a fixed cost for being made. What the guest removes or truncates
-// is given back: of a file's bytes no more than the guest was charged for them,
-// and of a file that is open not before it is closed. What other processes do
-// isn't counted, but where it can't be told from what the guest does. nil is no
-// limit. Its methods may be called concurrently, and don't block.
+// Quota bounds by how many bytes a guest may make the files of its host grow.
+//
+// A file is charged the growth of its size, or of its space on the disk if that
+// is more, since the guest opened it first; holes count as if they were
+// written. A node that the guest makes is charged a fixed cost. Removing and
+// truncating give back: of a file's bytes at most what the guest was charged
+// for them, and of an open file not before it is closed. Changes by other
+// processes don't count, unless they can't be told from the guest's.
+//
+// nil is no limit. The methods may be called concurrently, and don't block.
 type Quota struct {
 	limit int64
 
@@ -37,16 +39,16 @@ type Quota struct {
 
 type fileID struct{ device, inode uint64 }
 
-// account is what a guest has been charged for a file.
+// account is the charge of a file.
 type account struct {
 	id fileID
 
-	// change is held around a call that changes the file's size, so that what
-	// is seen before and after it is that call's doing. It comes before
+	// change is held around a call that changes the file's size, so that the
+	// difference between before and after is of that call. It is taken before
 	// Quota.mu.
 	change sync.Mutex
 
-	// The rest is guarded by Quota.mu.
+	// Quota.mu guards the rest.
 	opens       int // open files, and calls at work, that use the account
 	size, space int64
 	charged     int64
@@ -54,7 +56,7 @@ type account struct {
 	node        int64 // what its end gives back beside its bytes
 }
 
-// NewQuota returns a quota of so many bytes.
+// NewQuota returns a quota of limit bytes.
 func NewQuota(limit uint64) *Quota {
 	return &Quota{limit: int64(min(limit, 1<<62)), files: make(map[fileID]*account)}
 }
@@ -69,10 +71,10 @@ func (q *Quota) Used() uint64 {
 	return uint64(q.used)
 }
 
-// TakeNode charges what is about to be made.
+// TakeNode charges a node that is about to be made.
 func (q *Quota) TakeNode() error { return q.take(nodeCost) }
 
-// GiveNode gives that back.
+// GiveNode gives the charge of a node back.
 func (q *Quota) GiveNode() { q.give(nodeCost) }
 
 func (q *Quota) take(n int64) error {
@@ -97,15 +99,15 @@ func (q *Quota) give(n int64) {
 	q.used = max(q.used-n, 0)
 }
 
-// open returns the account of an open file, of which st was seen; close must
-// follow, as long as the file is open.
+// open returns the account of an open file with state st. close follows before
+// the file is closed.
 func (q *Quota) open(st unix.Stat_t, stat func() (unix.Stat_t, error)) (*account, error) {
 	if q == nil {
 		return nil, nil
 	}
 	a, known := q.account(fileID{st.Dev, st.Ino})
 	defer a.change.Unlock()
-	// What is seen now no other call of the guest's changes.
+	// No other call of the guest changes what stat returns here.
 	st, err := stat()
 	if err != nil {
 		q.close(a)
@@ -118,9 +120,9 @@ func (q *Quota) open(st unix.Stat_t, stat func() (unix.Stat_t, error)) (*account
 		a.size, a.space = st.Size, space(&st)
 	case st.Nlink > 0 && st.Size > 0:
 	default:
-		// A file that has lost its name already may have been given back: it
-		// counts as long as it is open. An empty one may have the number of one
-		// that is gone.
+		// A file without a name may have been given back already, and is
+		// charged as long as it is open. An empty file may have the inode
+		// number of one that is gone.
 		a.doomed = a.doomed || st.Nlink == 0
 		if !known || st.Nlink > 0 {
 			a.size, a.space = 0, 0
@@ -148,7 +150,7 @@ func (q *Quota) account(id fileID) (a *account, known bool) {
 	return a, known
 }
 
-// close ends the use of an account.
+// close ends one use of an account.
 func (q *Quota) close(a *account) {
 	if q == nil {
 		return
@@ -167,16 +169,16 @@ func (q *Quota) close(a *account) {
 	delete(q.files, a.id)
 }
 
-// doom has the account's charge given back when it is closed for the last time.
+// doom gives the account's charge back when its last use ends.
 func (q *Quota) doom(a *account) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	a.doomed, a.node = true, nodeCost
 }
 
-// change does what changes a file's size. It charges before what the change may
-// need at most, as need says from the file's state, and afterwards corrects
-// that.
+// change does a change of a file's size. It first charges the most that the
+// change may need, which need says of the file's state, and afterwards what the
+// change has needed.
 func (q *Quota) change(a *account, stat func() (unix.Stat_t, error), need func(*unix.Stat_t) int64, do func() error) error {
 	if q == nil {
 		return do()
@@ -192,7 +194,7 @@ func (q *Quota) change(a *account, stat func() (unix.Stat_t, error), need func(*
 		return err
 	}
 	err = do()
-	// What can't be seen stays charged.
+	// A change that can't be seen stays charged.
 	if st, serr := stat(); serr == nil {
 		q.mu.Lock()
 		defer q.mu.Unlock()
@@ -202,15 +204,15 @@ func (q *Quota) change(a *account, stat func() (unix.Stat_t, error), need func(*
 	return err
 }
 
-// charge charges what a file has become. mu is held.
+// charge charges the difference to a file's state. mu is held.
 func (q *Quota) charge(a *account, st *unix.Stat_t) {
 	now := max(st.Size-a.size, space(st)-a.space, 0)
 	q.used = max(q.used+now-a.charged, 0)
 	a.charged = now
 }
 
-// space is what a file's bytes take on the disk. Some file systems take more
-// for a while, behind the end.
+// space is how many bytes a file takes on the disk. Some file systems reserve
+// more behind its end for a while.
 func space(st *unix.Stat_t) int64 {
 	const block = 4096
 	return min(st.Blocks*512, (st.Size+block-1)&^(block-1))

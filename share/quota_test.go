@@ -98,7 +98,7 @@ func TestQuota(t *testing.T) {
 	}
 	w.wantUsed("cut", 2*node)
 
-	// What is removed stays until it is closed.
+	// A removed file is charged until it is closed.
 	w.write(f, 0, 512<<10)
 	if err := w.calls.Remove(w.ctx, w.in, "f"); err != nil {
 		t.Error(err)
@@ -108,7 +108,7 @@ func TestQuota(t *testing.T) {
 	w.close(f)
 	w.wantUsed("and closed", 0)
 
-	// What is replaced counts no more, and what is emptied.
+	// A replaced file isn't charged any more, nor is a truncated one.
 	for range 10 {
 		g := w.open("new", unix.O_CREAT|unix.O_TRUNC)
 		w.write(g, 0, 300<<10)
@@ -120,8 +120,8 @@ func TestQuota(t *testing.T) {
 	w.close(w.open("name", unix.O_TRUNC))
 	w.wantUsed("replaced and emptied", node)
 
-	// What was there before gives back nothing, but as much as a new file
-	// takes.
+	// A file that was there before the guest gives nothing back, but as much as
+	// a new file takes.
 	old := w.open("old", 0)
 	w.write(old, 50_000, 60_000)
 	w.wantUsed("a file that was there has grown", node+10_000)
@@ -133,7 +133,7 @@ func TestQuota(t *testing.T) {
 	w.wantUsed("never less than nothing", 0)
 }
 
-// Small files and folders run out, too, however they are made.
+// Small files and folders use the quota up, too, however they are made.
 func TestQuotaOfNames(t *testing.T) {
 	t.Parallel()
 	const most = 16
@@ -180,7 +180,7 @@ func TestQuotaOfNames(t *testing.T) {
 	}
 }
 
-// tree returns what is in the folder, the deepest first.
+// tree returns the paths in the folder, the deepest first.
 func (w *writer) tree() (paths []string) {
 	w.t.Helper()
 	err := filepath.WalkDir(w.dir, func(path string, _ os.DirEntry, err error) error {
@@ -196,8 +196,8 @@ func (w *writer) tree() (paths []string) {
 	return paths
 }
 
-// Whatever guests do beside each other to the same few names, the files are
-// never more than what is counted.
+// Whatever guests do concurrently to the same few names, the files never take
+// more than is charged.
 func TestQuotaRace(t *testing.T) {
 	t.Parallel()
 	const limit, workers, rounds = 1 << 20, 8, 300
@@ -240,7 +240,7 @@ func TestQuotaRace(t *testing.T) {
 	}
 	used := w.quota.Used()
 	t.Logf("%d bytes, %d counted", real, used)
-	// The last block of each may take more.
+	// The last block of each file may take more.
 	if real > used || used > real+uint64(len(w.tree()))*node || used > limit+workers*node {
 		t.Errorf("there are %d bytes, %d counted", real, used)
 	}

@@ -1,4 +1,17 @@
-// Package share is what a guest may reach of the host's files, under either ABI.
+// Package share is what a guest may reach of the host's files, under every ABI.
+//
+// A [Share] resolves paths, in the kernel, without ever leaving its folder.
+// [Calls] does a guest's requests on it: each call is bounded by a [Gate], as a
+// file system may stall, and by a [Quota], as a guest may fill the disk.
+//
+// Words of this package:
+//
+//   - folder: a directory; what a guest reaches is in one, or in several
+//   - name: one part of a path
+//   - link: a symbolic link
+//   - node: a file, folder or socket, whatever is in it
+//   - call: a system call that may block as long as the file system does
+//   - charge: count as used of a quota
 package share
 
 import (
@@ -10,29 +23,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Share is a folder that a guest may reach, and others that appear in it under names of their own. The zero value is nothing.
+// Share is a folder that a guest may reach, and further folders that appear in
+// it under names of their own. The zero value shares nothing.
 type Share struct {
-	// Root is the folder that all paths are resolved below, absolute ones too. No path and no symbolic link leads outside. It may be nil
-	// where only Named ones are shared: then there is nothing else at the top.
+	// Root is the folder below which all paths are resolved, absolute ones,
+	// too. No path and no link leads outside. It may be nil where there are
+	// Named folders: then nothing else is at the top.
 	Root *os.Root
 
-	// Host is used instead of Root by guests of the request/response ABI: paths mean what they mean to the monitor. A relative one starts at its
-	// working directory, and the process's rights are the only bounds.
+	// Host replaces Root for guests of the request/response ABI: paths mean
+	// what they mean to the monitor. A relative one starts at its working
+	// directory, and the rights of its process are the only bounds.
 	Host bool
 
-	// Writable lets the guest change what is there: files' contents, files and folders.
+	// Writable lets the guest change the contents of files, and make, remove
+	// and rename files and folders.
 	Writable bool
 
-	// Named are further folders, which appear at the top under these names and hide what Root has of the same name. A path doesn't lead from one of
-	// them to another by "..". Of theirs, only Root and Writable count.
+	// Named are further folders. They appear at the top under these names, and
+	// hide names of Root. ".." doesn't lead from one to another. Only their
+	// Root and Writable count.
 	Named map[string]Share
 
 	dir *os.File // Root as an O_PATH descriptor; nil if Open didn't make it
 }
 
-// Open returns what is at dir: the folder, or for "/" all that the monitor can
-// reach. ENOSYS: the kernel is older than Linux 5.6, or a filter of system
-// calls hides openat2.
+// Open shares the folder dir, or, for "/", all that the monitor can reach.
+// ENOSYS: the kernel is older than Linux 5.6, or a filter of system calls hides
+// openat2.
 func Open(dir string, writable bool) (Share, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -51,7 +69,7 @@ func Open(dir string, writable bool) (Share, error) {
 	return s, nil
 }
 
-// Close closes every Root.
+// Close closes the folders.
 func (s Share) Close() error {
 	var errs []error
 	if s.Root != nil {
@@ -69,7 +87,7 @@ func (s Share) Close() error {
 // None reports whether nothing is shared.
 func (s Share) None() bool { return !s.Host && s.Root == nil && len(s.Named) == 0 }
 
-// CheckName says why a folder can't appear under a name, if so.
+// CheckName returns why a folder can't appear under a name, nil if it can.
 func CheckName(name string) error {
 	switch {
 	case name == "" || name == "." || name == "..":
@@ -82,8 +100,9 @@ func CheckName(name string) error {
 	return nil
 }
 
-// Resolve returns the folder that a guest's path leads into, s itself or a named one, and the path from there, "." for the folder itself. It looks at the
-// path's first part only; the rest is for the kernel to resolve.
+// Resolve returns the folder that a guest's path leads into, s or a named one,
+// and the path below it, "." for the folder itself. It looks at the path's
+// first name only: the kernel resolves the rest.
 func (s Share) Resolve(path string) (in Share, rest string) {
 	rest = relative(path)
 	if len(s.Named) == 0 {
@@ -96,7 +115,7 @@ func (s Share) Resolve(path string) (in Share, rest string) {
 	return s, rest
 }
 
-// relative strips what means nothing at the start of a path.
+// relative drops slashes and "./" at the start of a path.
 func relative(path string) string {
 	for {
 		switch {

@@ -87,8 +87,8 @@ func TestCheckName(t *testing.T) {
 	}
 }
 
-// A read of more than the kernel moves at once is whole, and one whose context
-// has ended goes no further, even where all of it is in memory.
+// A read of more than the kernel moves at once is whole. One whose context has
+// ended goes no further, even if all of it is in memory.
 func TestLargeRead(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

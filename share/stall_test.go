@@ -15,8 +15,8 @@ import (
 	"github.com/fix-project/arcavm/share"
 )
 
-// patience is how long anything may take. Nothing waits for it unless it is
-// broken.
+// patience is how long anything may take. A test that passes never waits so
+// long.
 const patience = 30 * time.Second
 
 func open(t testing.TB, dir string, writable bool) share.Share {
@@ -29,8 +29,8 @@ func open(t testing.TB, dir string, writable bool) share.Share {
 	return s
 }
 
-// Whatever waits for a folder that stalls, no more threads do than there may
-// be, each wait ends with its context, and another folder goes on.
+// However many calls wait for a folder that stalls, there are no more threads
+// than allowed, each wait ends with its context, and another folder goes on.
 func TestStalledFolder(t *testing.T) {
 	folder := stalled.New(t)
 	dir := t.TempDir()
@@ -57,7 +57,7 @@ func TestStalledFolder(t *testing.T) {
 	}{
 		{1000, func() error { _, err := calls.Stat(ctx, s, name(), true); return err }},
 		{1000, func() error { _, err := calls.Open(ctx, s, name(), unix.O_RDONLY, 0); return err }},
-		// Of these the folder hears one at a time.
+		// The folder gets one call of these at a time.
 		{10, func() error { _, err := f.Read(ctx, make([]byte, 10), nil, 0); return err }},
 		{10, func() error { return calls.Remove(ctx, s, name()) }},
 	} {
@@ -100,7 +100,7 @@ func TestStalledFolder(t *testing.T) {
 	_ = f.Close(nil)
 }
 
-// threads counts this process's.
+// threads counts this process's threads.
 func threads(t testing.TB) int {
 	t.Helper()
 	tasks, err := os.ReadDir("/proc/self/task")
