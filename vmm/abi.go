@@ -9,11 +9,11 @@ import (
 )
 
 // What differs between the guest ABIs comes in two parts, of which the first
-// makes the second: no guest can be served before its machine is complete.
+// makes the second: a guest can't be served before its machine is complete.
 //
-//	New ──features──▶ builder.needs ──▶ memory of that size
-//	                  builder.build ──▶ image, interrupts, CPUs ──▶ runner
-//	Run ──▶ runner.serve … runner.drain ──▶ runner.free
+//	New   features -> builder.needs -> memory of that size
+//	               -> builder.build -> image, interrupts, CPUs -> runner
+//	Run   runner.serve, runner.drain, runner.free
 
 // builder makes a machine that guests of one ABI run in.
 type builder interface {

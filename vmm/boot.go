@@ -116,7 +116,8 @@ func tablePages(m *memory, gibPages bool) int {
 	return 2 + int(ramGiBs+windowGiBs)
 }
 
-// writeTables builds the direct map of PROTOCOL.md section 4 at physical address at.
+// writeTables builds the direct map of PROTOCOL.md section 4 at physical
+// address at.
 func writeTables(m *memory, gibPages bool, at uint64) error {
 	t, err := m.Bytes(at, uint64(tablePages(m, gibPages))*pageSize)
 	if err != nil {

@@ -102,8 +102,8 @@ func (v *VM) openKVM(b builder) (err error) {
 const tssPages = 0xFFFB_D000
 
 // mapMemory makes the memory slots. It comes before the interrupt controllers:
-// a change of slots waits for all readers of KVM's interrupt routes, which takes
-// milliseconds once there are any.
+// once there are interrupt routes, a change of slots waits for all their
+// readers in KVM, which takes milliseconds.
 func (v *VM) mapMemory() (err error) {
 	if v.memory, err = newMemory(v.cfg.Memory, v.needs.window); err != nil {
 		return err

@@ -27,7 +27,8 @@ func (c *cpu) hypercall() {
 	}
 }
 
-// dispatch does the call in r. It reports whether the guest goes on, with the result in r.
+// dispatch does the call in r. It reports whether the guest goes on, with the
+// result in r.
 func (c *cpu) dispatch(r *kvm.Regs) bool {
 	c.call = hypercall.Call{
 		Number:    hypercall.Number(r.RAX),
@@ -41,7 +42,8 @@ func (c *cpu) dispatch(r *kvm.Regs) bool {
 	return !ended
 }
 
-// refused says that a call failed. A notification for a pipe that is gone means nothing (PROTOCOL.md section 12).
+// refused logs that a call failed. A notification for a pipe that is gone isn't
+// worth a record: it may cross with the pipe's end (PROTOCOL.md section 12).
 func (c *cpu) refused(call hypercall.Call, errno unix.Errno) {
 	if errno == unix.ENOENT && (call.Number == hypercall.NotifyRead || call.Number == hypercall.NotifyWrite) {
 		return
@@ -64,8 +66,9 @@ func (v *VM) newCalls() *hypercall.Table {
 	return hypercall.NewTable(v.memory, h)
 }
 
-// symbol answers SYMNAME. Kernels of the older ABIs ask for return addresses as
-// they are; those of PROTOCOL.md for what they mean.
+// symbol answers SYMNAME. Kernels of the older ABIs ask with return addresses,
+// which may lie behind the function of the call; those of PROTOCOL.md ask with
+// the address that they mean.
 func (v *VM) symbol(address uint64) (name string, start uint64, found bool) {
 	lookup := v.cfg.Image.Lookup
 	if v.cfg.ABI.Older() {
@@ -75,8 +78,8 @@ func (v *VM) symbol(address uint64) (name string, start uint64, found bool) {
 	return s.Name, s.Start, ok
 }
 
-// panicked ends the VM because the guest said so. It runs on the CPU's thread.
-// A record that can't be read doesn't hide that the guest is dead.
+// panicked ends the VM because the guest asked for it. It runs on the CPU's
+// thread. A record that can't be read doesn't hide that the guest is dead.
 func (v *VM) panicked(cpu int, p hypercall.PanicRecord, err error) {
 	c := v.cpus[cpu]
 	reason := "panic: " + p.Message

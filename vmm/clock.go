@@ -12,8 +12,8 @@ import (
 type hostClock struct {
 	// read returns a clock's nanoseconds; tests set and step it.
 	read func(id int32) (int64, error)
-	// start is when the VM was made, by the clock that counts a suspended
-	// host's time, too.
+	// start is when the VM was made, by the clock that goes on while the host
+	// is suspended.
 	start int64
 }
 
@@ -25,7 +25,8 @@ func newHostClock(read func(id int32) (int64, error)) (*hostClock, error) {
 	return &hostClock{read: read, start: start}, nil
 }
 
-// now is called on the virtual CPUs' threads, concurrently.
+// now returns what a clock shows. It is called on the CPUs' threads,
+// concurrently.
 func (c *hostClock) now(clock hypercall.Clock) (int64, error) {
 	if clock == hypercall.WallTime {
 		return c.read(unix.CLOCK_REALTIME)

@@ -27,14 +27,17 @@ import (
 // Defaults and limits of a [Config].
 const (
 	DefaultMemory = 256 << 20
-	// DefaultRPCMemory is for guests of the older ABI, whose kernels take 2 MiB and more for each connection at work. It is what Arca's own monitor gives
-	// them, and costs what they touch.
+	// DefaultRPCMemory is for guests of the older ABIs, whose kernels take 2
+	// MiB and more for each connection at work. It is what Arca's own monitor
+	// gives them, and costs what they touch.
 	DefaultRPCMemory = 16 << 30
-	// DefaultRPCCPUs is for guests of the older ABI, if the host has as many processors: with one, a connection that is idle can keep all others waiting, for these
-	// kernels spin.
+	// DefaultRPCCPUs is for guests of the older ABIs, if the host has as many
+	// processors. These kernels spin: with one CPU, a connection that is idle
+	// can keep all others waiting.
 	DefaultRPCCPUs = 2
 	DefaultWindow  = 1 << 30
-	// DefaultStreamLimit is lower for a window of less than 1 GiB: one stream for each 64 KiB.
+	// DefaultStreamLimit is lower for a window of less than 1 GiB: one stream
+	// for each 64 KiB.
 	DefaultStreamLimit = 16384
 	DefaultLogLimit    = 256 << 10
 	watchInterval      = 2 * time.Second
@@ -52,33 +55,42 @@ const (
 )
 
 // Config says what to run and with what. The zero value of every field but
-// Image is a working default.
+// Image is a working default. It is one flat struct: most programs set three or
+// four fields, and none belongs to another.
 //
-// The guest waits for the functions and writers in it that are called, on several goroutines at once unless said otherwise, and so does the
-// end of [VM.Run]: they must not call [VM.Close], but may call all other methods.
+// The guest waits for the functions and writers that the VM calls, and so does
+// the end of [VM.Run]. They are called on several goroutines at once unless
+// their fields say otherwise. They must not call [VM.Close], but may call all
+// other methods.
 type Config struct {
 	// Image is the kernel to boot.
 	Image *image.Image
-	// Args are the guest's arguments, without the image's name, which comes first by itself.
+	// Args are the guest's arguments. Its own name comes first by itself.
 	Args []string
 
-	// CPUs is the number of virtual CPUs, 1 to 64. Default 1, or [DefaultRPCCPUs].
+	// CPUs is the number of virtual CPUs, 1 to 64. Default 1; for the older
+	// ABIs [DefaultRPCCPUs].
 	CPUs int
-	// Memory is the guest's RAM in bytes, a multiple of 2 MiB. Default [DefaultMemory], or [DefaultRPCMemory].
+	// Memory is the guest's RAM in bytes, a multiple of 2 MiB. Default
+	// [DefaultMemory]; for the older ABIs [DefaultRPCMemory].
 	Memory uint64
-	// Window is the shared window in bytes, a multiple of 2 MiB. It is sparse:
-	// only what rings touch is used. Default [DefaultWindow].
+	// Window is the size in bytes of the memory that guest and monitor share, a
+	// multiple of 2 MiB. It is sparse: only what rings touch is used. Default
+	// [DefaultWindow].
 	Window uint64
 	// StreamLimit is the number of pipes that may exist at once, the control
 	// pipe included. Default [DefaultStreamLimit].
 	StreamLimit int
-	// RingLimit is the number of bytes that the rings of all pipes may have together, the control pipe's 128 KiB included. Default: what the window has room for.
+	// RingLimit is the number of bytes that the rings of all pipes may have
+	// together, the control pipe's 128 KiB included. Default: what the window
+	// has room for.
 	RingLimit uint64
-	// Limits are how much the guest gets of other things. Of these, guests of
-	// the older ABI know Files, Bytes and Disk.
+	// Limits are how much the guest gets of other things. Of these, Files,
+	// Bytes and Disk hold for guests of the older ABIs, too.
 	Limits network.Limits
-	// LogLimit is how many bytes of log records the guest may write in a second, each counted with its text and 128 bytes more; for a while
-	// 4 MiB at once. What is more is left out, and its number said. Default [DefaultLogLimit].
+	// LogLimit is how many bytes of log records the guest may write in a
+	// second, each counted with its text and 128 bytes more; 4 MiB may come at
+	// once. What is more is left out and counted. Default [DefaultLogLimit].
 	LogLimit uint64
 
 	// ABI is what the guest is served by. Default: what the image says, see
@@ -87,44 +99,56 @@ type Config struct {
 	ABI image.ABI
 
 	// Share is what the guest may reach of the host's files. The zero value
-	// shares nothing. For guests of the stream ABI its Host doesn't count. The VM doesn't close it.
+	// shares nothing. The VM doesn't close it. Its Host counts for guests of
+	// the older ABIs only.
 	Share Share
 
-	// Sockets is where the guest may connect to UNIX sockets and, where Writable, make its own. The zero value is nowhere. It is for guests of the
-	// stream ABI; its Host doesn't count. The VM doesn't close it.
+	// Sockets is where a guest of the stream ABI may connect to UNIX sockets
+	// and, where Writable, make its own. The zero value is nowhere. The VM
+	// doesn't close it. Its Host doesn't count.
 	Sockets Share
 
 	// Console receives what the guest writes to its debug console, byte for
-	// byte. It is called from virtual CPU threads, one at a time. A slow
-	// writer slows the guest, and one that never returns keeps [VM.Run] from
-	// ending; so does a Logger's. Nil discards.
+	// byte. It is called from the CPUs' threads, one at a time. A slow writer
+	// slows the guest, and one that never returns keeps [VM.Run] from ending;
+	// so does a Logger's. Nil discards.
 	Console io.Writer
-	// Input and Output are the standard input and output that the guest gets as a stream when it asks for them, one stream at a time; [VM.Run]
-	// doesn't close them. A nil Input is at its end, a nil Output discards; without both the guest is refused. Use *[os.File] where Input may
-	// keep a Read waiting, or Output a Write: files are waited for in a way that ends with the VM. A Read of any other reader goes on until it returns, and
-	// a Write that never returns keeps Run from ending. Guests of the older ABI have neither.
+	// Input and Output are the standard input and output. A guest of the stream
+	// ABI gets them as a stream when it asks for it, one stream at a time;
+	// [VM.Run] doesn't close them. A nil Input is at its end, a nil Output
+	// discards; without both, the guest is refused.
+	//
+	// Use *[os.File] where a Read of Input or a Write to Output may wait: the
+	// wait for a file ends with the VM. A Read of any other reader goes on
+	// until it returns, and a Write that never returns keeps Run from ending.
 	Input  io.Reader
 	Output io.Writer
-	// OnStdio, if not nil, is called with true when the guest opens that stream,
-	// before the guest learns of it, and with false when the stream has ended. It
-	// must return soon.
+	// OnStdio, if not nil, is called with true when the guest opens that
+	// stream, before the guest learns of it, and with false when the stream has
+	// ended. It must return soon.
 	OnStdio func(open bool)
-	// Logger receives the guest's log records and the monitor's own. Nil discards.
+	// Logger receives the guest's log records and the monitor's own. Nil
+	// discards.
 	Logger *slog.Logger
 	// OnListen, if not nil, is called once for each address on which the guest
 	// has begun to listen, before the guest learns of it. It must not block.
 	OnListen func(netip.AddrPort)
 
-	// Network is where the guest's sockets and addresses come from. Default: the host's with a [network.Policy] without rules, which
-	// keeps the guest from the host's own addresses. Guests of the older ABI need one that gives *[net.TCPConn].
+	// Network is where the guest's sockets and addresses come from. Default:
+	// the host's with a [network.Policy] without rules, which keeps the guest
+	// from the host's own addresses. Guests of the older ABIs need one whose
+	// connections are *[net.TCPConn].
 	Network network.Network
-	// TLS is what the monitor trusts and shows where it does TLS for a guest of the stream ABI. The zero value trusts whom the host trusts, and lets the guest
-	// be a client only.
+	// TLS is what the monitor trusts and shows where it does TLS for a guest of
+	// the stream ABI. With the zero value it trusts what the host trusts, and
+	// the guest can only be a client.
 	TLS relay.TLS
-	// Handlers serve protocols of the embedding program, numbered from 0x8000, of guests of the stream ABI.
+	// Handlers serve protocols of the embedding program, numbered from 0x8000,
+	// for guests of the stream ABI.
 	Handlers map[uint16]relay.Handler
 
-	// WatchInterval is how often the watchdog looks for lost wake-ups; see [pipes.Options]. Default 2 seconds.
+	// WatchInterval is how often the watchdog looks for lost wake-ups; see
+	// [pipes.Options]. Default 2 seconds.
 	WatchInterval time.Duration
 
 	// Device is the path of the KVM device. Default /dev/kvm.
@@ -143,9 +167,9 @@ type ConfigError struct {
 func (e *ConfigError) Error() string { return e.Field + ": " + e.Reason }
 
 // WithDefaults returns the configuration with its defaults in the place of what
-// is zero. It judges nothing: where neither the configuration nor the image
-// names an ABI, it is still [image.ABIAuto]. The first call for an image without
-// a note reads its symbols.
+// is zero. It judges nothing: if neither the configuration nor the image names
+// an ABI, it is [image.ABIAuto] still. The first call for an image without a
+// note reads the image's symbols.
 func (c Config) WithDefaults() Config {
 	if c.ABI == image.ABIAuto && c.Image != nil {
 		c.ABI, _ = c.Image.ABI()
@@ -266,8 +290,8 @@ func (c Config) checkHandlers() error {
 	return nil
 }
 
-// maxArgsSize bounds the bytes of all arguments, each with its place in the boot
-// block's list and a NUL.
+// maxArgsSize bounds the bytes of all arguments, each with its place in the
+// boot block's list and a NUL.
 const maxArgsSize = 1 << 20
 
 func (c Config) checkArgs() error {
@@ -288,7 +312,7 @@ func (c Config) checkArgs() error {
 	return nil
 }
 
-// checkCertificate finds what a handshake would fail of, each time.
+// checkCertificate finds what every handshake would fail for.
 func checkCertificate(c tls.Certificate) error {
 	if len(c.Certificate) == 0 {
 		return errors.New("it is empty")

@@ -62,10 +62,11 @@ func bits(numbers ...int) (mask uint32) {
 //
 //   - virtualisation: VMX, SVM and its leaf 0x8000_000A, SEV (0x8000_001F);
 //   - performance counters and tracing: leaf 0xA, PDCM, DS and DTES64,
-//     PerfCtr…, 0x8000_0022, processor trace (0x14), last branch records (0x1C),
-//     IBS (0x8000_001B), LWP (0x8000_001C);
+//     PerfCtr…, 0x8000_0022, processor trace (0x14), last branch records
+//     (0x1C), IBS (0x8000_001B), LWP (0x8000_001C);
 //   - power and heat: leaves 5 and 6 but for ARAT, MONITOR and MONITORX,
-//     WAITPKG, ACPI, TM, TM2, EIST, APERF and MPERF with RDPRU and IRPERF, CPPC;
+//     WAITPKG, ACPI, TM, TM2, EIST, APERF and MPERF with RDPRU and IRPERF,
+//     CPPC;
 //   - enclaves and measured launch: SGX (0x12), SMX, SKINIT, PCONFIG, key
 //     locker (0x19);
 //   - the host's cache and bandwidth control: leaves 0xF, 0x10, 0x8000_0020;
@@ -141,7 +142,7 @@ var cpuidShown = []cpuidRow{
 			28, 29, 30), // PSFD BTC_NO IBPB_RET
 		0, 0},
 	{0x8000_0019, anyIndex, allBits, allBits, 0, 0},             // TLBs for 1 GiB pages
-	{0x8000_001A, anyIndex, allBits, 0, 0, 0},                   // which SSE and AVX widths are fast
+	{0x8000_001A, anyIndex, allBits, 0, 0, 0},                   // which SSE and AVX are fast
 	{0x8000_001D, anyIndex, allBits, allBits, allBits, allBits}, // caches
 	{leafAMDCPU, anyIndex, 0, 0, 0, 0},
 	{lastExtended, anyIndex,

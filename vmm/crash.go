@@ -37,7 +37,8 @@ func (e *CrashError) onCPU() string {
 // Unwrap returns the host's error behind the crash, if there is one.
 func (e *CrashError) Unwrap() error { return e.cause }
 
-// WriteReport writes everything that is known about the crash, for a person to read.
+// WriteReport writes everything that is known about the crash, for a person to
+// read.
 func (e *CrashError) WriteReport(w io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "guest died%s: %s\n", e.onCPU(), e.Reason)
@@ -58,7 +59,8 @@ func (e *CrashError) WriteReport(w io.Writer) error {
 	return err
 }
 
-// exceptionName is the name of an exception vector (Intel SDM volume 3, table 6-1).
+// exceptionName is the name of an exception vector (Intel SDM volume 3, table
+// 6-1).
 func exceptionName(vector uint64) string {
 	names := map[uint64]string{
 		0: "divide error", 1: "debug", 2: "NMI", 3: "breakpoint", 4: "overflow", 5: "bound range",

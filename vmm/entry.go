@@ -89,7 +89,8 @@ func (c *cpu) setSystemRegisters(entry entryState) error {
 	return nil
 }
 
-// rflagsReserved is the bit that is always set (Intel SDM volume 1, section 3.4.3).
+// rflagsReserved is the bit that is always set (Intel SDM volume 1, section
+// 3.4.3).
 const rflagsReserved = 2
 
 // Control register bits (Intel SDM volume 3, sections 2.2.1 and 2.5).
@@ -144,7 +145,8 @@ func enterLongMode(s *kvm.Sregs, f kvm.Features, e entryState, bsp bool) {
 	}
 }
 
-// setTSC gives the time stamp counter a frequency. Where the processor can't, the guest is wrong about durations.
+// setTSC gives the time stamp counter a frequency. Where the processor can't,
+// the guest is wrong about durations.
 func (c *cpu) setTSC(khz int) error {
 	if c.vm.features.TSCScaling {
 		return c.vcpu.SetTSCKHz(khz)

@@ -54,7 +54,8 @@ func (c *cpu) handleIO(io kvm.IOExit) {
 const resetVector = 0xFFF0
 
 // tripleFault reports a fault that the guest couldn't take. AMD processors
-// leave nothing of the guest's state after it, and KVM then shows a CPU after reset.
+// leave nothing of the guest's state after it, and KVM then shows a CPU after
+// reset.
 func (c *cpu) tripleFault() {
 	r := c.registers()
 	if r != nil && r.RIP == resetVector {

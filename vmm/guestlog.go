@@ -92,7 +92,8 @@ func logLine(r hypercall.LogRecord) string {
 	return fmt.Sprintf("%-5v %s: %s%s", r.Level, r.Target, r.Message, where)
 }
 
-// console is the guest's debug console. A CPU's thread writes while the guest waits.
+// console is the guest's debug console. A CPU's thread writes while the guest
+// waits.
 type console struct {
 	logger *slog.Logger
 
@@ -100,8 +101,8 @@ type console struct {
 	w  io.Writer
 }
 
-// write passes bytes on. A writer that fails is not asked again: the guest
-// must not die because somebody closed the terminal.
+// write passes bytes on. A writer that fails isn't asked again: the guest goes
+// on without its reader.
 func (c *console) write(p []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

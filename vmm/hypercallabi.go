@@ -12,7 +12,7 @@ import (
 	"github.com/fix-project/arcavm/rpc"
 )
 
-// hypercallBuilder makes machines of the oldest of Arca's ABIs, whose guests ask
+// hypercallBuilder makes machines of the oldest of Arca's ABIs: its guests ask
 // for sockets and files by hypercalls.
 type hypercallBuilder struct{}
 

@@ -22,7 +22,8 @@ type region struct {
 	mem  []byte
 }
 
-// newRegion makes size bytes of zeroed, sparse memory for guest-physical address base.
+// newRegion makes size bytes of zeroed, sparse memory for guest-physical
+// address base.
 func newRegion(name string, base, size uint64) (*region, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
@@ -42,7 +43,8 @@ func newRegion(name string, base, size uint64) (*region, error) {
 
 func (r *region) end() uint64 { return r.base + uint64(len(r.mem)) }
 
-// bytes returns the n bytes at guest-physical address addr, if all of them lie in r.
+// bytes returns the n bytes at guest-physical address addr, if all of them lie
+// in r.
 func (r *region) bytes(addr, n uint64) ([]byte, bool) {
 	if addr < r.base || n > uint64(len(r.mem)) || addr-r.base > uint64(len(r.mem))-n {
 		return nil, false
@@ -51,7 +53,8 @@ func (r *region) bytes(addr, n uint64) ([]byte, bool) {
 	return r.mem[off : off+n : off+n], true
 }
 
-// release gives the pages of n bytes at offset off back to the host; they read as zero afterwards.
+// release gives the pages of n bytes at offset off back to the host; they read
+// as zero afterwards.
 func (r *region) release(off, n int64) error {
 	err := unix.Fallocate(r.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	if err != nil {
@@ -64,12 +67,14 @@ func (r *region) close() error {
 	return errors.Join(unix.Munmap(r.mem), unix.Close(r.fd))
 }
 
-// memory is all that the guest can reach: RAM and, if there is one, the shared window.
+// memory is all that the guest can reach: RAM and, if there is one, the shared
+// window.
 type memory struct {
 	ram, window *region
 }
 
-// newMemory maps RAM and, above it and 1 GiB aligned, the window; none if its size is 0.
+// newMemory maps RAM and, above it and aligned to 1 GiB, the window; no window
+// if its size is 0.
 func newMemory(ramSize, windowSize uint64) (*memory, error) {
 	ram, err := newRegion("arcavm-ram", guestmap.RAMBase, ramSize)
 	if err != nil {
@@ -100,8 +105,8 @@ func (m *memory) end() uint64 {
 }
 
 // Bytes returns the n bytes at guest-physical address addr as a slice of guest
-// memory. It fails with EFAULT unless all of them lie in RAM or all in the window.
-// The guest can change them at any time: copy once, then check.
+// memory. It fails with EFAULT unless all of them lie in RAM or all in the
+// window. The guest can change them at any time: copy once, then check.
 func (m *memory) Bytes(addr, n uint64) ([]byte, error) {
 	if b, ok := m.ram.bytes(addr, n); ok {
 		return b, nil

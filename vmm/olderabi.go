@@ -134,8 +134,8 @@ func writeOlderTables(m *memory, at uint64) error {
 }
 
 // olderRunner is what is alike in the machines of Arca's older ABIs, in all
-// their dialects: page tables, stacks and interrupts. What a guest asks for, and
-// how, is for the types that embed it.
+// their dialects: page tables, stacks and interrupts. What a guest asks for,
+// and how, is for the types that embed it.
 type olderRunner struct {
 	signal, quit int // eventfds of the pins; -1 before connect
 }

@@ -12,13 +12,15 @@ import (
 
 // Stats are counters since the VM was made.
 type Stats struct {
-	// Exits counts the guest's exits to the monitor, by the name of their reason.
+	// Exits counts the guest's exits to the monitor, by the name of their
+	// reason.
 	Exits map[string]uint64
 	// Hypercalls counts by name; unknown numbers together.
 	Hypercalls map[string]uint64
 	// Refused counts the hypercalls that got a negative result.
 	Refused uint64
-	// LogSuppressed counts the guest's log records that were left out because there were too many.
+	// LogSuppressed counts the guest's log records that were left out because
+	// there were too many.
 	LogSuppressed uint64
 	// Pipes counts bytes, signals and interrupts.
 	Pipes pipes.Stats
@@ -54,14 +56,16 @@ func (t *timing) mark(name string) {
 	t.mu.Unlock()
 }
 
-// Timing returns when New began and the steps since, in the order in which they were done.
+// Timing returns when New began and the steps since, in the order in which they
+// were done.
 func (v *VM) Timing() (start time.Time, steps []Step) {
 	v.timing.mu.Lock()
 	defer v.timing.mu.Unlock()
 	return v.timing.start, append([]Step(nil), v.timing.steps...)
 }
 
-// Stats returns the counters. It may be called at any time; after the end they stay as they were.
+// Stats returns the counters. It may be called at any time; after the end they
+// stay as they were.
 func (v *VM) Stats() Stats {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -143,8 +143,8 @@ func protocols(cfg *Config) *relay.Mux {
 	return mux
 }
 
-// writeBlock writes the boot block. It has CPU 0's time in it, so it comes after
-// the CPUs.
+// writeBlock writes the boot block. It has CPU 0's time in it, so the CPUs come
+// first.
 func (r *streamRunner) writeBlock(v *VM, l bootLayout) error {
 	hz, err := v.cpus[0].tscHz()
 	if err != nil {

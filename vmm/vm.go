@@ -32,13 +32,15 @@ type VM struct {
 	inspecting sync.Mutex
 }
 
-// life is how far a VM is. Each state is entered once, from those above it:
+// life is how far a VM is. Each state is entered once, from any above it:
 //
-//	state     entered by                    Run         Stop      Stats, Report
-//	built     New                           starts      is tried  as it is
-//	running   Run: started                  ErrClosed   is tried  as it is
-//	ending    end: exit, crash, Close, ctx  ErrClosed   is tried  as it is
-//	freed     free: freeing, then freed     ErrClosed   nothing   final; ErrClosed
+//	state    entered by                    Run        Stop     Stats, Report
+//	built    New                           starts     tries    answer
+//	running  Run: started                  ErrClosed  tries    answer
+//	ending   end: exit, crash, Close, ctx  ErrClosed  tries    answer
+//	freed    free: freeing, then freed     ErrClosed  nothing  final, or error
+//
+// A pause isn't one of these states: see gate.
 type life struct {
 	gate    *gate // where the CPUs wait, and see that the VM ends
 	endOnce sync.Once
@@ -48,7 +50,8 @@ type life struct {
 	freed    chan struct{} // closed when everything is freed
 	stopOnce sync.Once
 
-	// mu orders Run, Stop, Stats and Close against the freeing of what they use.
+	// mu orders Run, Stop, Stats and Close against the freeing of what they
+	// use.
 	mu      sync.Mutex
 	started bool
 	freeing bool // the machine and the runner are being freed, or are no more
@@ -159,7 +162,8 @@ func (v *VM) completeReport() {
 	}
 }
 
-// lingerTime bounds how long what the guest wrote before its EXIT may take to go out.
+// lingerTime bounds how long what the guest wrote before its EXIT may take to
+// go out.
 const lingerTime = 5 * time.Second
 
 // end records how the run ended, once, and makes every CPU leave the guest.
@@ -221,8 +225,9 @@ func (v *VM) tryStop() (bool, error) {
 }
 
 // Close ends the VM if it runs, waits for [VM.Run] to let go of it, and frees
-// it. It may be called at any time and more than once, but not by what the VM itself calls and waits for:
-// a function, a handler or a writer of its [Config].
+// it. It may be called at any time and more than once, but not by what the VM
+// itself calls and waits for: a function, a handler or a writer of its
+// [Config].
 func (v *VM) Close() error {
 	v.end(outcome{err: ErrClosed})
 	if v.begin() { // a later Run finds the VM closed
@@ -245,7 +250,8 @@ func (v *VM) free() error {
 	// A report that is being made ends first; the next one sees freed.
 	v.inspecting.Lock()
 	v.inspecting.Unlock() //nolint:staticcheck // waits only
-	// From here on nobody else looks at what is freed. What logs meanwhile may be a Logger that asks for the counters.
+	// From here on only this goroutine looks at what is freed. It logs without
+	// mu: a Logger may ask for the counters.
 	defer close(v.freed)
 	var err error
 	if v.guest != nil {
