@@ -117,6 +117,11 @@ func ParsePublish(text string) (Publish, error) {
 	return Publish{Protocol: protocol, Host: netip.AddrPortFrom(addr, at.Port()), Guest: uint16(guest)}, nil
 }
 
+// String is the text that [ParsePublish] reads p from.
+func (p Publish) String() string {
+	return fmt.Sprintf("%v:%d/%s", p.Host, p.Guest, p.Protocol)
+}
+
 // check judges a request, whose address is canonical. An address that something
 // goes out to must be allowed itself, and so must all that it may reach.
 func (p *Policy) check(q request) error {

@@ -117,6 +117,9 @@ func TestParsePublish(t *testing.T) {
 		if got, err := ParsePublish(text); err != nil || got != want {
 			t.Errorf("%s: %+v, %v; want %+v", text, got, err, want)
 		}
+		if again, err := ParsePublish(want.String()); err != nil || again != want {
+			t.Errorf("%v is read as %v, %v", want, again, err)
+		}
 	}
 	for _, text := range []string{"", "80", "80:", ":80", "80:0", "80:65536", "65536:80", "80:80/sctp", "80:80/", "host:80:80", "::1:80:80", "1.2.3:80:80",
 		"224.0.0.1:80:80", "255.255.255.255:80:80/udp", "[ff02::1%1]:80:80", "[::1%1]:80:80",

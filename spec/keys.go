@@ -40,7 +40,7 @@ var keys = slices.Concat([]key{
 	folders("share", func(s *Spec) *[]Folder { return &s.Shares }),
 	folders("sockets", func(s *Spec) *[]Folder { return &s.Sockets }),
 	list[Rule]{key: "rules", of: func(s *Spec) *[]Rule { return &s.Network.Rules }, parse: ParseRule, format: Rule.String, first: true},
-	list[network.Publish]{key: "publish", of: func(s *Spec) *[]network.Publish { return &s.Network.Publish }, parse: network.ParsePublish, format: formatPublish, replaces: samePort},
+	list[network.Publish]{key: "publish", of: func(s *Spec) *[]network.Publish { return &s.Network.Publish }, parse: network.ParsePublish, format: network.Publish.String, replaces: samePort},
 	ranges("nat64", func(s *Spec) *[]netip.Prefix { return &s.Network.NAT64 }, network.ParseNAT64),
 	ranges("own-addresses", func(s *Spec) *[]netip.Prefix { return &s.Network.Own }, parseRange),
 	list[string]{key: "tls-ca", of: func(s *Spec) *[]string { return &s.TLS.CA }, parse: nonempty, format: itself[string], replaces: equal[string]},

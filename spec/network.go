@@ -40,11 +40,6 @@ func (r Rule) String() string {
 	return "deny " + r.Match
 }
 
-// formatPublish is the text that [network.ParsePublish] reads p from.
-func formatPublish(p network.Publish) string {
-	return fmt.Sprintf("%v:%d/%s", p.Host, p.Guest, p.Protocol)
-}
-
 // samePort reports whether two ports can't both be published.
 func samePort(a, b network.Publish) bool {
 	return a.Guest == b.Guest && a.Protocol == b.Protocol && a.Host.Addr().Is4() == b.Host.Addr().Is4()

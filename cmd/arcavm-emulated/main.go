@@ -14,6 +14,7 @@ import (
 
 	"github.com/fix-project/arcavm/emulated"
 	"github.com/fix-project/arcavm/internal/exitcode"
+	"github.com/fix-project/arcavm/network"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
@@ -138,7 +139,7 @@ func runCommand() *cobra.Command {
 			cfg.Stdout, cfg.Stderr = os.Stdout, os.Stderr
 			cfg.OnPublish = func(p emulated.Port) { say(fmt.Sprintf("port %d is at %v", p.Guest, p.Host)) }
 			for _, p := range ports {
-				port, err := emulated.ParsePort(p)
+				port, err := parsePort(p)
 				if err != nil {
 					return usageError{fmt.Errorf("--publish %w", err)}
 				}
@@ -172,6 +173,15 @@ func runCommand() *cobra.Command {
 	flags.StringArrayVar(&ports, "publish", nil, "make a port reachable on the host, as `[ADDRESS:]HOSTPORT:PORT[/udp]`;\n0 is a free one; the address is 127.0.0.1 unless given")
 	flags.BoolVar(&timing, "timing", false, "say how long it took")
 	return cmd
+}
+
+// parsePort reads a port to publish.
+func parsePort(text string) (emulated.Port, error) {
+	p, err := network.ParsePublish(text)
+	if err != nil {
+		return emulated.Port{}, err
+	}
+	return emulated.Port{Host: p.Host, Guest: p.Guest, UDP: p.Protocol == "udp"}, nil
 }
 
 // sayTiming says how long a machine took, however it ended.
