@@ -23,8 +23,8 @@ Try it:
   arcavm run kernel.elf a b c    boot your own image with three arguments
 
 Exit codes of run and demo: the guest's own code; 70 if the guest died; 64 to 78
-if it didn't start, as in sysexits.h: 64 wrong command line, 65 image can't run,
-66 file missing, 69 no usable KVM, 71 the system refused, 77 not allowed;
+if it didn't start, as in sysexits.h: 64 wrong command line or --config file, 65 image
+can't run, 66 file missing, 69 no usable KVM, 71 the system refused, 77 not allowed;
 74 if all went well but output couldn't be written, as of any command;
 130 after a second Ctrl-C, 143 after a second SIGTERM, 129 after a closed terminal, 131
 after SIGQUIT. Of an rpc image the first SIGTERM is the end, with 143. --exit-file tells

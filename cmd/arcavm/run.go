@@ -43,7 +43,12 @@ report goes to stderr and the exit code is 70.
 
 The first Ctrl-C (or SIGTERM) asks the guest to stop; the second ends it, and says what
 each of its CPUs was doing: registers and backtrace. Ctrl-\ (SIGQUIT) does so at once. An
-rpc image can't be asked by SIGTERM, which ends it.`,
+rpc image can't be asked by SIGTERM, which ends it.
+
+--config reads flags, the image and its arguments from a file, in TOML. Flags override
+the file: what may be given several times is added, rules before the file's. Words after
+IMAGE, or after -- for the file's image, replace the file's arguments. Relative paths in
+the file count from its folder. Its keys: docs/config.md.`,
 		Example: `  arcavm run kernel.elf
   arcavm run --cpus 4 --mem 1G kernel.elf --listen 127.0.0.1:8080
   arcavm run --share ./www httpd.elf
@@ -57,6 +62,8 @@ rpc image can't be asked by SIGTERM, which ends it.`,
   arcavm run --allow localhost:5432 --deny 10.0.0.0/8 kernel.elf
   arcavm run --tls-cert server.crt --tls-key server.key kernel.elf 0.0.0.0:443
   arcavm run --limit bytes=100M --limit streams=500 kernel.elf
+  arcavm run --config vm.toml --cpus 4
+  arcavm run --print-config --mem 1G kernel.elf a b >vm.toml
   arcavm run --emulated --publish 8080:80 kernel.elf 0.0.0.0 80`,
 		DisableFlagsInUseLine: true,
 		Args:                  r.checkWords,
