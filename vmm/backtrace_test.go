@@ -16,17 +16,18 @@ import (
 func TestFold(t *testing.T) {
 	t.Parallel()
 	for calls, want := range map[string]string{
-		"":                             "",
-		"a":                            "a",
-		"abc":                          "abc",
-		"aab":                          "aab",
-		"aaab":                         "a(2×1)b",
-		"xaaaaa":                       "xa(4×1)",
-		"ababab":                       "ab(2×2)",
-		"xabababay":                    "xab(2×2)ay",
-		"aaabbbabcabcabc":              "a(2×1)b(2×1)abc(2×3)",
-		"abcdefghabcdefghabcdefgh":     "abcdefgh(2×8)",
-		strings.Repeat("abcdefghi", 3): strings.Repeat("abcdefghi", 3), // longer than what is looked for
+		"":                         "",
+		"a":                        "a",
+		"abc":                      "abc",
+		"aab":                      "aab",
+		"aaab":                     "a(2×1)b",
+		"xaaaaa":                   "xa(4×1)",
+		"ababab":                   "ab(2×2)",
+		"xabababay":                "xab(2×2)ay",
+		"aaabbbabcabcabc":          "a(2×1)b(2×1)abc(2×3)",
+		"abcdefghabcdefghabcdefgh": "abcdefgh(2×8)",
+		// A round that is longer than what is looked for.
+		strings.Repeat("abcdefghi", 3): strings.Repeat("abcdefghi", 3),
 		strings.Repeat("a", 1000):      "a(999×1)",
 	} {
 		var addresses []uint64

@@ -26,7 +26,8 @@ func newTestMemory(t *testing.T, ram, window uint64) *memory {
 	return m
 }
 
-// Both shapes of the direct map must send every byte of RAM and window to itself, and nothing else anywhere.
+// Both shapes of the direct map must send every byte of RAM and window to
+// itself, and nothing else anywhere.
 func TestDirectMap(t *testing.T) {
 	t.Parallel()
 	for name, gibPages := range map[string]bool{"1 GiB pages": true, "2 MiB pages": false} {

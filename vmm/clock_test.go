@@ -112,7 +112,7 @@ func (g *clockGuest) again() (wall, elapsed int64) {
 	return g.next()
 }
 
-// A guest's clocks are the host's now, not those of its start.
+// A guest's clocks are the host's at each call, not those of its start.
 func TestClockFollows(t *testing.T) {
 	t.Parallel()
 	begin := time.Now()

@@ -17,7 +17,8 @@ import (
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
 
-// unsteady is the host's network, with one name. From silent no answer ever comes. Names are looked up by the policy around it.
+// unsteady is the host's network, with one name that the policy around it looks
+// up. The address silent never answers.
 type unsteady struct {
 	network.Host
 	name    string
@@ -52,7 +53,8 @@ func (u *unsteady) policy(t *testing.T) *network.Policy {
 	return network.NewPolicy(u, []network.Rule{allow}, nil)
 }
 
-// A guest connects to a name's first address that answers, whatever becomes of the others; it waits for none of them.
+// A guest connects to a name's first address that answers, whatever becomes of
+// the others; it waits for none of them.
 func TestConnectHappyEyeballs(t *testing.T) {
 	t.Parallel()
 	silent, local, unused := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")
@@ -106,7 +108,7 @@ func TestConnectByNameFails(t *testing.T) {
 		{"no such name", nil, &net.DNSError{Name: "server.test", IsNotFound: true}, unix.ENOENT},
 		{"no answer now", nil, &net.DNSError{Name: "server.test", IsTemporary: true}, unix.EAGAIN},
 		{"no answer in time", nil, &net.DNSError{Name: "server.test", IsTimeout: true, IsTemporary: true}, unix.ETIMEDOUT},
-		{"nobody listens", []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")}, nil, unix.ECONNREFUSED},
+		{"no listener", []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")}, nil, unix.ECONNREFUSED},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -27,7 +27,8 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// A guest on a network that exists in memory only: its server can be reached by who has the network, and by nobody else.
+// A guest on a network that exists in memory only: a program that has the
+// network can reach its server, and no other can.
 func ExampleConfig_network() {
 	img, err := image.ParseBytes(images.Bytes("httpd"), "httpd")
 	if err != nil {
@@ -65,7 +66,8 @@ func ExampleConfig_network() {
 	// It prints: 00 01 02 <nil>
 }
 
-// TestExamples runs the examples that boot a guest, where there is a KVM. An example can't be skipped.
+// TestExamples runs the examples that boot a guest, where there is a KVM. An
+// example can't be skipped.
 func TestExamples(t *testing.T) {
 	system, err := kvm.Open("")
 	if err != nil {
@@ -105,7 +107,8 @@ func printed(t *testing.T, f func()) string {
 	return string(text)
 }
 
-// A protocol of the embedding program: each stream that a guest opens with it is a connection to a server of the program's, here one that answers in
+// A protocol of the embedding program: each stream that a guest opens with it
+// is a connection to a server of the program's, here one that answers in
 // capital letters. The guest sends, half-closes, and prints the answer.
 func ExampleConfig_handlers() {
 	folder, err := os.MkdirTemp("", "")
@@ -160,7 +163,8 @@ func ExampleConfig_handlers() {
 	// 0 <nil>
 }
 
-// A guest that may connect to one network only, and whose port 80 is bound at port 8080 of this machine.
+// A guest that may connect to one network only, and whose port 80 is bound at
+// port 8080 of this machine.
 func ExampleConfig_policy() {
 	allow, err := network.ParseRule(true, "out:10.1.0.0/16:443")
 	if err != nil {

@@ -28,7 +28,8 @@ func openShare(t *testing.T, dir string, writable bool) share.Share {
 	return s
 }
 
-// A guest works on a folder that it may write, beside one that it may read; the operations are those of the program files.
+// A guest works on a folder that it may write, beside one that it may read. The
+// operations are those of the program files.
 func TestFiles(t *testing.T) {
 	t.Parallel()
 	in := t.TempDir()
@@ -152,7 +153,8 @@ func TestLongList(t *testing.T) {
 	}
 }
 
-// Many threads of a guest share a pipe. The answer to one of them takes many frames, and the others don't wait for its end.
+// Many threads of a guest share a pipe. The answer to one of them takes many
+// frames, and the others don't wait for its end.
 func TestFileBurst(t *testing.T) {
 	t.Parallel()
 	for _, cpus := range []int{1, 3} {

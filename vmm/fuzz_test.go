@@ -11,7 +11,8 @@ import (
 	"github.com/fix-project/arcavm/vmm/image"
 )
 
-// Whatever a crashed guest has left in its registers, on its stack and in its page tables, the report ends and is fit for a terminal.
+// Whatever a crashed guest has left in its registers, on its stack and in its
+// page tables, the report ends and is fit for a terminal.
 func FuzzBacktrace(f *testing.F) {
 	img, err := image.ParseBytes(images.Bytes("crash"), "crash")
 	if err != nil {

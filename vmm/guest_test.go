@@ -194,7 +194,8 @@ func registerBytes(registers ...uint32) string {
 	return string(b)
 }
 
-// The image is as hostile as the guest: what its symbols are called must not reach a terminal as it is.
+// The image is as hostile as the guest: the names of its symbols must not reach
+// a terminal as they are.
 func TestCrashWithHostileSymbols(t *testing.T) {
 	t.Parallel()
 	data := bytes.ReplaceAll(images.Bytes("crash"), []byte("program_main\x00"), []byte("\x1b]0;ab\x07\n\x1b[2J\x00"))
@@ -268,7 +269,8 @@ func TestCloseWhileRunning(t *testing.T) {
 	}
 }
 
-// A VM that is gone leaves no descriptor and no mapping behind, however it ended.
+// A VM that is gone leaves no descriptor and no mapping behind, however it
+// ended.
 func TestNothingIsLeft(t *testing.T) {
 	use := func() {
 		boot(t, "hello").Wait()
@@ -285,7 +287,7 @@ func TestNothingIsLeft(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	use() // what the runtime opens once is open now
+	use() // so that what the runtime opens once is open
 	descriptors, mappings := openDescriptors(t), guestMappings(t)
 	for range 5 {
 		use()
@@ -322,7 +324,8 @@ func guestMappings(t *testing.T) (n int) {
 	return n
 }
 
-// A guest that hasn't enabled its interrupts yet is reached later: a request to stop is never lost.
+// A guest that hasn't enabled its interrupts yet is reached later: a request to
+// stop is never lost.
 func TestStopBeforeTheStart(t *testing.T) {
 	t.Parallel()
 	vm, err := vmm.New(vmm.Config{Image: vmmtest.Image(t, "idle")})

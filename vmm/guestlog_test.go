@@ -12,7 +12,8 @@ import (
 	"github.com/fix-project/arcavm/internal/limit"
 )
 
-// A guest that logs without end doesn't fill the disk. What a crash report shows is none the less.
+// A guest that logs without end doesn't fill the disk, and a crash report shows
+// the last records all the same.
 func TestLogLimit(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -22,7 +23,8 @@ func TestLogLimit(t *testing.T) {
 		const flood = 2 * logBurst / 1024
 		for range flood {
 			l.add(0, r)
-			l.add(0, hypercall.LogRecord{Level: hypercall.LevelTrace}) // isn't shown and costs nothing
+			// Of a level that isn't shown, it costs nothing.
+			l.add(0, hypercall.LogRecord{Level: hypercall.LevelTrace})
 		}
 		if n := strings.Count(out.String(), "\n"); n != flood/2 || l.lost.Load() != flood/2 || strings.Contains(out.String(), "suppressed") {
 			t.Errorf("%d of %d records passed on, %d lost", n, flood, l.lost.Load())

@@ -18,9 +18,13 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// A guest that attacks the monitor from several CPUs, with every protocol and a folder to write, hurts nobody but itself: one of its streams, which behaves, carries
-// its bytes to the end, and nothing is left of it all. It can break the control pipe once only, so each seed is a guest of its own. make hostile sets
-// ARCAVM_HOSTILE_GUEST_OPERATIONS, of each attacking CPU and all guests together, and ARCAVM_HOSTILE_SEED for a long run.
+// A guest attacks the monitor from several CPUs, with every protocol and a
+// folder to write, and hurts only itself: one of its streams, which behaves,
+// carries its bytes to the end, and nothing is left of it all.
+//
+// A guest can break the control pipe once only, so each seed is a guest of its
+// own. make hostile sets ARCAVM_HOSTILE_GUEST_OPERATIONS, of each attacking CPU
+// and all guests together, and ARCAVM_HOSTILE_SEED for a long run.
 func TestHostileGuest(t *testing.T) {
 	const (
 		guests = 8    // as many as there are ways to break the control pipe
@@ -86,7 +90,8 @@ func variable(t *testing.T, name string, otherwise uint64) uint64 {
 	return n
 }
 
-// attack boots one guest. Nothing of it reaches anything but a World of its own, and itself.
+// attack boots one guest. Nothing that it does reaches anything but itself and
+// a World of its own.
 func attack(t *testing.T, seed, operations uint64) (vmm.Stats, []outside.Count) {
 	dir := t.TempDir()
 	if err := errors.Join(os.Mkdir(filepath.Join(dir, "f"), 0o700), os.WriteFile(filepath.Join(dir, "a"), content(seed, 100_000), 0o600)); err != nil {

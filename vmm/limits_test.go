@@ -16,7 +16,8 @@ import (
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
 
-// A guest that comes up against a limit gets the errno that PROTOCOL.md has for it, and is counted.
+// A guest that comes up against a limit gets the errno that PROTOCOL.md has for
+// it, and is counted.
 func TestLimits(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -67,7 +68,8 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// The accept that is one too many fails; those that wait go on, and get their connections.
+// The accept that is one too many fails; those that wait go on, and get their
+// connections.
 func TestAcceptLimit(t *testing.T) {
 	t.Parallel()
 	g := vmmtest.Boot(t, vmm.Config{
@@ -88,7 +90,8 @@ func TestAcceptLimit(t *testing.T) {
 // Bytes of a connection that are too many for a second wait, and get there.
 func TestByteLimit(t *testing.T) {
 	t.Parallel()
-	// Of them 65,536 may go at once. Even a slow guest sends the others faster than they may follow.
+	// 65,536 of them may go at once. Even a slow guest sends the others faster
+	// than they may follow.
 	const n = 100_000
 	cfg := vmm.Config{Image: vmmtest.Image(t, "tcp"), Args: []string{"accept", "127.0.0.1:0", fmt.Sprint("fill=", n)}, Limits: network.Limits{Bytes: 1 << 14}}
 	g := vmmtest.Boot(t, cfg)
@@ -103,12 +106,14 @@ func TestByteLimit(t *testing.T) {
 	}
 }
 
-// Datagrams that are too many for a second don't go out, and the guest learns why.
+// Datagrams that are too many for a second don't go out, and the guest learns
+// why.
 func TestDatagramByteLimit(t *testing.T) {
 	t.Parallel()
 	g := vmmtest.Boot(t, vmm.Config{
 		Image: vmmtest.Image(t, "udp"), Args: []string{"echo", "127.0.0.1:0"},
-		// However slow the guest is, hardly more than the 65,536 bytes that may go at once.
+		// However slow the guest is, hardly more than the 65,536 bytes that may
+		// go at once.
 		Limits: network.Limits{Bytes: 1},
 	})
 	to := boundTo(t, g)

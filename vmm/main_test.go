@@ -8,7 +8,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	// As the command does: the emulated machine has one processor, and a virtual CPU holds it.
+	// As the command does: the emulated machine has one processor, and a
+	// virtual CPU holds it.
 	runtime.GOMAXPROCS(runtime.NumCPU() + 1)
 	goleak.VerifyTestMain(m)
 }

@@ -16,7 +16,8 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// A protocol that the embedding program adds: the guest's payload reaches the handler, bytes go both ways, ends and errnos too.
+// A protocol that the embedding program adds: the guest's payload reaches the
+// handler, bytes go both ways, and so do ends and errnos.
 func TestPrivateProtocol(t *testing.T) {
 	t.Parallel()
 	handlers := map[uint16]relay.Handler{

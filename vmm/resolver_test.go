@@ -23,7 +23,8 @@ func (*busyNames) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, 
 	return nil, &net.DNSError{Err: "server misbehaving", Name: host, IsTemporary: true}
 }
 
-// A guest looks up names in a network that exists in memory only, and the host's localhost.
+// A guest looks up names in a network that exists in memory only, and the
+// host's localhost.
 func TestResolve(t *testing.T) {
 	t.Parallel()
 	memory := &networktest.Network{Hosts: map[string]netip.Addr{

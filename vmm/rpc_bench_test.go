@@ -15,7 +15,8 @@ import (
 	"github.com/fix-project/arcavm/vmm"
 )
 
-// BenchmarkRPCHello is the time from nothing to the guest's first log record, and to its end.
+// BenchmarkRPCHello is the time from nothing to the guest's first log record,
+// and to its end.
 func BenchmarkRPCHello(b *testing.B) {
 	for b.Loop() {
 		start := time.Now()
@@ -117,7 +118,8 @@ func BenchmarkRPCRequests(b *testing.B) {
 	}
 }
 
-// BenchmarkRPCFile is what a guest writes and reads of a file, in pieces of 64 KiB and 1 MiB.
+// BenchmarkRPCFile is what a guest writes and reads of a file, in pieces of 64
+// KiB and 1 MiB.
 func BenchmarkRPCFile(b *testing.B) {
 	for _, piece := range []int{64 << 10, 1 << 20} {
 		inTurns(b, fmt.Sprint(piece, "/"), func(b *testing.B, d dialect) {
@@ -143,7 +145,8 @@ func BenchmarkRPCFile(b *testing.B) {
 	}
 }
 
-// BenchmarkRPCIdle is the monitor's own use of the processor while the guest waits for connections: that of all threads but the virtual CPUs', which spin.
+// BenchmarkRPCIdle is the monitor's own use of the processor while the guest
+// waits for connections: that of all threads but the CPUs', which spin.
 func BenchmarkRPCIdle(b *testing.B) {
 	const window = 10 * time.Second
 	inTurns(b, "", func(b *testing.B, d dialect) {
@@ -179,7 +182,8 @@ func monitorTicks(b *testing.B) map[string]uint64 {
 		if err != nil {
 			continue // the thread has ended
 		}
-		// After the name in parentheses: utime is field 14, stime 15, guest_time 43.
+		// After the name in parentheses, utime is field 14, stime 15,
+		// guest_time 43.
 		fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
 		var user, system, guest uint64
 		if _, err := fmt.Sscan(fmt.Sprintf("%s %s %s", fields[11], fields[12], fields[40]), &user, &system, &guest); err != nil {

@@ -22,7 +22,8 @@ import (
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
 
-// rpcBoot boots one of our own guests of the request/response ABI. Machines whose KVM lacks what such kernels need are common.
+// rpcBoot boots one of our own guests of the request/response ABI. It skips the
+// test where KVM lacks what such kernels need, as many machines' does.
 func rpcBoot(t testing.TB, cfg vmm.Config, name string, args ...string) *vmmtest.Guest {
 	t.Helper()
 	cfg.Image, cfg.Args = vmmtest.Image(t, name), args
@@ -40,7 +41,8 @@ func rpcBoot(t testing.TB, cfg vmm.Config, name string, args ...string) *vmmtest
 	return vmmtest.Boot(t, cfg)
 }
 
-// onCPUs runs a test with 1, 2 and 4 CPUs, one after the other: these guests spin.
+// onCPUs runs a test with 1, 2 and 4 CPUs, one after the other: these guests
+// spin.
 func onCPUs(t *testing.T, test func(t *testing.T, cfg vmm.Config)) {
 	t.Helper()
 	for _, cpus := range []int{1, 2, 4} {
@@ -87,7 +89,8 @@ func TestRPCEntryState(t *testing.T) {
 	})
 }
 
-// What all CPUs take from the allocator that guest and monitor share comes back.
+// Whatever the CPUs take from the allocator that guest and monitor share comes
+// back.
 func TestRPCManyCPUs(t *testing.T) {
 	rounds := "200"
 	if testing.Short() {
@@ -202,7 +205,8 @@ func TestRPCHTTP(t *testing.T) {
 	wantCode(t, g, 0)
 }
 
-// Many connections, one after the other and in parallel, leave the guest's allocator as it was: the guest compares.
+// Many connections, one after the other and in parallel, leave the guest's
+// allocator as it was: the guest compares.
 func TestRPCConnections(t *testing.T) {
 	const workers = 32
 	for _, c := range []struct {
@@ -267,7 +271,8 @@ func rpcRequest(addr string, _ int) error {
 	return err
 }
 
-// rpcEcho sends some bytes and takes them back; every eighth connection is closed without a word, every other eighth reset.
+// rpcEcho sends some bytes and takes them back. Every eighth connection is
+// closed without a word, every other eighth reset.
 func rpcEcho(addr string, seed int) error {
 	c, err := net.Dial("tcp", addr)
 	if err != nil {
@@ -294,7 +299,8 @@ func rpcEcho(addr string, seed int) error {
 	return errors.Join(err, <-sent)
 }
 
-// The kernels of this ABI convert their time stamp counter by a frequency that they take for granted.
+// The kernels of this ABI convert their time stamp counter by a frequency that
+// they take for granted.
 func TestRPCTimeStamps(t *testing.T) {
 	g := rpcBoot(t, vmm.Config{}, "rpc-clock", "127.0.0.1", "0")
 	addr := g.Addr().String()
@@ -384,7 +390,8 @@ func TestRPCConnect(t *testing.T) {
 	wantLog(t, g, "sent 4 of 4", "received: you said ping", "received 13 in all")
 }
 
-// A socket that is bound but doesn't listen keeps its port from others, and refuses.
+// boundPort returns a port that is in use: its socket is bound but doesn't
+// listen, and so refuses connections.
 func boundPort(t *testing.T) string {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -413,7 +420,8 @@ func TestRPCConnectRefused(t *testing.T) {
 	})
 }
 
-// At a port that is in use nobody arrives, and the guest can still be stopped.
+// No connection arrives at a port that is in use, and the guest can still be
+// stopped.
 func TestRPCPortInUse(t *testing.T) {
 	g := rpcBoot(t, vmm.Config{CPUs: 2}, "rpc-httpd", "127.0.0.1", boundPort(t))
 	g.WaitLog("serving on 2 CPUs")

@@ -33,8 +33,10 @@ import (
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
 
-// Guests that serve for a long time, and guests that come and go, under mixed traffic: each byte is what it should be, no wake-up is lost, and the process needs no more
-// in the second half than in the first. At the end nothing is left. make soak sets ARCAVM_SOAK to how long; without it the test is skipped.
+// Guests that serve for a long time, and guests that come and go, under mixed
+// traffic: each byte is what it should be, no wake-up is lost, and the process
+// needs no more in the second half than in the first. At the end nothing is
+// left. make soak sets ARCAVM_SOAK to how long; without it the test is skipped.
 func TestSoak(t *testing.T) {
 	text := os.Getenv("ARCAVM_SOAK")
 	if text == "" {
@@ -46,7 +48,7 @@ func TestSoak(t *testing.T) {
 	}
 	s := newSoak(t)
 	s.run("warm-up", min(length/10, time.Minute))
-	// The guests' own spare threads and rings are there now.
+	// By then the guests' own spare threads and rings are there.
 	idle := s.settle(sample{})
 	end := s.run("soak", length)
 	if t.Failed() {
@@ -111,7 +113,8 @@ func newSoak(t *testing.T) *soak {
 
 var boundLine = regexp.MustCompile(`bound to ([0-9.:]+)`)
 
-// boot starts a guest that stays. Its log isn't kept but for what matters; bound gets the address of a datagram socket.
+// boot starts a guest that stays. Of its log only what matters is kept; bound
+// gets the address of a datagram socket.
 func (s *soak) boot(cpus int, name string, args ...string) (g *vmmtest.Guest, bound <-chan netip.AddrPort) {
 	found := make(chan netip.AddrPort, 1)
 	log := writerFunc(func(p []byte) (int, error) {
@@ -257,7 +260,8 @@ func (s *soak) dial(to netip.AddrPort) (*net.TCPConn, error) {
 	return c.(*net.TCPConn), c.SetDeadline(time.Now().Add(patience))
 }
 
-// datagram has some datagrams echoed. A datagram may get lost, as on any network; a wrong one may not come.
+// datagram has some datagrams echoed. A datagram may get lost, as on any
+// network; a wrong one may not come.
 func (s *soak) datagram(random *rand.Rand) error {
 	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(s.udpAt))
 	if err != nil {
@@ -392,7 +396,8 @@ func (x *sample) add(p pipes.Stats) {
 	x.late += p.Late
 }
 
-// settle waits until no more is in use than before, or, if before is nothing, until nothing changes any more.
+// settle waits until no more is in use than before. If before is nothing, it
+// waits until nothing changes any more.
 func (s *soak) settle(before sample) sample {
 	late := time.After(patience)
 	last, calm := s.sample(), 0
@@ -434,7 +439,8 @@ func (r *report) add(x sample) {
 	h.lost, h.late = max(h.lost, x.lost), max(h.late, x.late)
 }
 
-// compare allows the second half as much as the first, and what chance adds: which connections are open at once, and when the garbage collector runs.
+// compare allows the second half as much as the first, and what chance adds:
+// which connections are open at once, and when the garbage collector runs.
 func (r *report) compare(t *testing.T) {
 	first, second := r.halves[0], r.halves[1]
 	t.Logf("largest in the first half: %v", first)

@@ -59,7 +59,7 @@ func TestStdioOthers(t *testing.T) {
 	}
 }
 
-// The second stream is refused; after the first the next one has the standard input and output.
+// The second stream is refused; after the first one's end another may open.
 func TestStdioSecond(t *testing.T) {
 	t.Parallel()
 	in, typed := outside.Pipe(t)

@@ -136,7 +136,8 @@ func answer(t *testing.T, resp *http.Response, err error, status int) []byte {
 	return b
 }
 
-// checkPattern checks the body of GET /bytes/N: byte i is j + 7 * (j / 256), modulo 256, where j = i % 4096.
+// checkPattern checks the body of GET /bytes/N: byte i is j + 7 * (j / 256),
+// modulo 256, where j = i % 4096.
 func checkPattern(t *testing.T, b []byte, n int) {
 	t.Helper()
 	if len(b) != n {
@@ -147,7 +148,8 @@ func checkPattern(t *testing.T, b []byte, n int) {
 	}
 }
 
-// A thousand connections at once, all open before the first is served, each with its own content.
+// A thousand connections at once, all open before the first is served, each
+// with its own content.
 func TestManyConnections(t *testing.T) {
 	t.Parallel()
 	connections, size := 1000, 3000
@@ -241,7 +243,8 @@ func TestLargeBodyBesideOthers(t *testing.T) {
 	}
 }
 
-// A busy stream must not signal per chunk: signals are orders of magnitude fewer than chunks.
+// A busy stream must not signal per chunk: signals are orders of magnitude
+// fewer than chunks.
 func TestBulkWithFewSignals(t *testing.T) {
 	t.Parallel()
 	size := 256 << 20
@@ -276,14 +279,17 @@ func TestBulkWithFewSignals(t *testing.T) {
 	out := s.Pipes.Pipes.Read
 	t.Logf("%d MiB: %d host reads, %d signals from the guest, %d to it, exits %v, hypercalls %v, %d interrupts",
 		size>>20, out.Chunks, out.Wakes, out.Signals, s.Exits, s.Hypercalls, s.Pipes.Doorbells)
-	// This ring has room for eight host reads, and each end sleeps about once a lap. BenchmarkBulk shows larger ones. In its first lap the
-	// guest fills the ring with bytes, so slowly that the monitor sleeps in between: that is most of a short transfer.
+	// This ring has room for eight host reads, and each end sleeps about once a
+	// lap; BenchmarkBulk shows larger ones. In its first lap the guest fills
+	// the ring with bytes, so slowly that the monitor sleeps in between: that
+	// is most of a short transfer.
 	if signals := out.Wakes + out.Signals; signals > out.Chunks/2 && !testing.Short() {
 		t.Errorf("%d signals for %d chunks: one for each chunk, or nearly", signals, out.Chunks)
 	}
 }
 
-// patternError returns the index of the first byte of b that isn't the pattern's from offset on, or -1.
+// patternError returns the index of the first byte of b that isn't the
+// pattern's from offset on, or -1.
 func patternError(b []byte, offset int) int {
 	for i := range b {
 		j := (offset + i) % 4096
@@ -315,7 +321,8 @@ func TestEchoAfterHalfClose(t *testing.T) {
 	}
 }
 
-// A peer that doesn't read stops the guest, which stops the peer: nothing piles up between, and other streams go on.
+// A peer that doesn't read stops the guest, which stops the peer: nothing piles
+// up between, and other streams go on.
 func TestBackpressure(t *testing.T) {
 	t.Parallel()
 	g := boot(t, "echo", "127.0.0.1:0")
@@ -327,7 +334,8 @@ func TestBackpressure(t *testing.T) {
 	chunk := content(5, 64<<10)
 	var sent int
 	for {
-		// The kernel's buffers and two rings fill up; then the write makes no progress.
+		// The kernel's buffers and two rings fill up; then the write makes no
+		// progress.
 		stuck.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
 		n, err := stuck.Write(chunk)
 		sent += n
@@ -492,7 +500,8 @@ func TestSMP(t *testing.T) {
 	}
 }
 
-// Peers of a guest that exits see the end of the stream; of one that is ended by force, a reset; never silence.
+// Peers of a guest that exits see the end of the stream, and of one that is
+// ended by force a reset: never silence.
 func TestPeersSeeTheEnd(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

@@ -20,7 +20,8 @@ import (
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
 
-// tcpGuest boots the program tcp and returns the other end of its connection. The guest connects, or accepts.
+// tcpGuest boots the program tcp and returns the other end of its connection.
+// The guest connects, or accepts.
 func tcpGuest(t *testing.T, accepts bool, addr string, network network.Network, steps ...string) (*vmmtest.Guest, *net.TCPConn) {
 	t.Helper()
 	cfg := vmm.Config{Image: vmmtest.Image(t, "tcp"), Network: network}
@@ -93,7 +94,8 @@ func filled(n int) []byte {
 	return b
 }
 
-// Connections end in every order, and by resets; what was sent before an end in good order arrives.
+// Connections end in every order, and by resets. What was sent before an end in
+// good order arrives.
 func TestTCPEndings(t *testing.T) {
 	t.Parallel()
 	const much = 300_000
@@ -288,7 +290,8 @@ func TestTCPSocketOptions(t *testing.T) {
 				g.WaitLog("local ")
 				if accepts {
 					withSocket(t, <-network.sockets, func(fd int) error {
-						// A listening socket's info has its backlog in this field.
+						// A listening socket's info has its backlog in this
+						// field.
 						if info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO); err != nil || info.Sacked != 7 {
 							return fmt.Errorf("the backlog is %d, %w; want 7", info.Sacked, err)
 						}
@@ -309,7 +312,8 @@ func TestTCPSocketOptions(t *testing.T) {
 	}
 }
 
-// greeted reads what the program tcp says to each connection, until it ends it, and ends the connection, too.
+// greeted reads what the program tcp says to each connection until the program
+// ends it, and then ends the connection, too.
 func greeted(t *testing.T, addr string) {
 	t.Helper()
 	c := dial(t, addr)
@@ -331,7 +335,8 @@ func TestAcceptTakenBack(t *testing.T) {
 	}
 }
 
-// A listener that is closed tells those who wait at it, and its port can be listened on again at once, although its last connection lingers there.
+// A listener that is closed tells the peers that wait at it. Its port can be
+// listened on again at once, although its last connection lingers there.
 func TestListenAgain(t *testing.T) {
 	t.Parallel()
 	g := boot(t, "tcp", "again", "127.0.0.1:0")

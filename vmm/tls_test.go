@@ -96,7 +96,7 @@ func TestTLSServe(t *testing.T) {
 				Image: vmmtest.Image(t, "tls"), Args: []string{"serve", addr}, TLS: relay.TLS{Certificates: []tls.Certificate{a.Issue(t, nil)}},
 			})
 			to := g.Addr().String()
-			dial(t, to) // says nothing, and holds up nobody
+			dial(t, to) // says nothing, and holds up no other
 			for i := range 3 {
 				c := tls.Client(dial(t, to), &tls.Config{RootCAs: a.Pool, ServerName: "server.test"})
 				body := content(uint64(i), 100_000)
@@ -182,7 +182,8 @@ func TestTLSServeWithoutCertificate(t *testing.T) {
 	}
 }
 
-// A virtual machine ends at once while its peers are in the middle of a handshake.
+// A virtual machine ends at once while its peers are in the middle of a
+// handshake.
 func TestTLSCancel(t *testing.T) {
 	t.Parallel()
 	a := networktest.NewAuthority(t)

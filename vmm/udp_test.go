@@ -129,7 +129,7 @@ func TestUDPSend(t *testing.T) {
 	}
 }
 
-// The guest learns that nobody is there.
+// The guest learns that its peer isn't there.
 func TestUDPRefused(t *testing.T) {
 	t.Parallel()
 	// A socket that is connected elsewhere keeps the port closed.
@@ -148,7 +148,8 @@ func TestUDPRefused(t *testing.T) {
 	}
 }
 
-// A guest that is late is told how many datagrams that cost it, and of one that its ring is too small for, how long it was.
+// A guest that is late is told how many datagrams that cost it; and of one for
+// which its ring is too small, how long it was.
 func TestUDPLost(t *testing.T) {
 	t.Parallel()
 	const (
@@ -165,7 +166,8 @@ func TestUDPLost(t *testing.T) {
 		}
 	}
 	g.VM.Stop()
-	// An empty one ends it. Those that find no room are lost as well, and counted, until the guest has made some.
+	// An empty datagram ends the guest. Those that find no room are lost as
+	// well, and counted, until the guest has made some.
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)

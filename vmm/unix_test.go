@@ -15,7 +15,8 @@ import (
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
 
-// socketIn is an address for a socket in a folder whose own path may be too long for one. It is good until the test ends.
+// socketIn is an address for a socket in a folder whose own path may be too
+// long for one. It is good until the test ends.
 func socketIn(t *testing.T, dir, name string) string {
 	t.Helper()
 	folder, err := os.Open(dir)

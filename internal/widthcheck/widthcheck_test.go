@@ -38,7 +38,6 @@ var unread = map[string]bool{
 	"rpc/message":          true,
 	"rpc/rpctest":          true,
 	"share":                true,
-	"vmm":                  true,
 	"wire":                 true,
 }
 
