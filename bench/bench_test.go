@@ -108,7 +108,10 @@ func TestInterleave(t *testing.T) {
 
 func TestNumber(t *testing.T) {
 	t.Parallel()
-	for v, want := range map[float64]string{0: "0", 1234.6: "1235", 12.34: "12.3", 1.234: "1.23", 0.012: "0.01", 0.0012: "0.0012", -3: "-3.00"} {
+	for v, want := range map[float64]string{
+		0: "0", 1234.6: "1235", 12.34: "12.3", 1.234: "1.23",
+		0.012: "0.01", 0.0012: "0.0012", -3: "-3.00",
+	} {
 		if got := number(v); got != want {
 			t.Errorf("%v: got %s, want %s", v, got, want)
 		}
@@ -118,14 +121,21 @@ func TestNumber(t *testing.T) {
 // sample has a figure of each kind.
 func sample() *Report {
 	at := &Point{Way: "guest → TCP", Series: "Go end", Ring: 1 << 20, Streams: 64}
-	fast := Figure{Group: "bulk", Name: "throughput", Unit: "MiB/s", Higher: true, Point: at, Ours: spreadOf([]float64{90, 95, 100})}.
-		beside("plain", []float64{90, 95, 100}, []float64{100, 100, 100}).wantRatioAtLeast(0.95)
-	slow := Figure{Group: "bulk", Name: "signals", Unit: "/MiB", Ours: spreadOf([]float64{8, 9, 10})}.wantBelow(4)
+	rates := []float64{90, 95, 100}
+	fast := newFigure("bulk", "throughput", "MiB/s", rates)
+	fast.Higher, fast.Point = true, at
+	fast = fast.beside("plain", rates, []float64{100, 100, 100}).wantRatioAtLeast(0.95)
+	slow := newFigure("bulk", "signals", "/MiB", []float64{8, 9, 10}).wantBelow(4)
 	alone := Figure{Group: "boot", Name: "<whole>", Unit: "ms", Ours: spreadOf([]float64{5})}
 	return &Report{
-		Machine: Machine{Processor: "a processor", CPUs: 2, Kernel: "6.1", KVM: "kvm_x", Lane: "/dev/kvm", Go: "go1", Version: "v1", Load: "0 0 0"},
+		Machine: Machine{
+			Processor: "a processor", CPUs: 2, Kernel: "6.1", KVM: "kvm_x",
+			Lane: "/dev/kvm", Go: "go1", Version: "v1", Load: "0 0 0",
+		},
 		Started: time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC), Seconds: 7, Rounds: 3,
-		Figures: []Figure{fast, slow, alone}, Missing: []Missing{{"floor", "no KVM"}, {"slirp", "no tool"}, {"boot", "no KVM"}}, Failed: []Missing{{"fairness", "it took too long"}},
+		Figures: []Figure{fast, slow, alone},
+		Missing: []Missing{{"floor", "no KVM"}, {"slirp", "no tool"}, {"boot", "no KVM"}},
+		Failed:  []Missing{{"fairness", "it took too long"}},
 		Counted: "all",
 	}
 }
@@ -149,7 +159,7 @@ func TestJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	leased.WantBroken(t, broken)
-	if diff := cmp.Diff(sample(), got); diff != "" {
+	if diff := cmp.Diff(sample(), got, cmp.AllowUnexported(Figure{})); diff != "" {
 		t.Error(diff)
 	}
 	for _, text := range []string{"", "[]", "{}", `{"started": "2001-02-03T04:05:06Z"}`} {
@@ -186,7 +196,10 @@ func TestText(t *testing.T) {
 	if err := sample().WriteText(&b); err != nil {
 		t.Fatal(err)
 	}
-	wantAll(t, b.String(), "2001-02-03 04:05 UTC", "kvm_x", "95.0", "90.0–100", "ratio ≥ 0.95: met", "< 4.00: not met", "Not measured\n  floor; boot: no KVM\n  slirp: no tool\n", "Failed\n  fairness: it took too long", "system calls counted: all", "1 of 2 targets met")
+	wantAll(t, b.String(), "2001-02-03 04:05 UTC", "kvm_x", "95.0", "90.0–100",
+		"ratio ≥ 0.95: met", "< 4.00: not met",
+		"Not measured\n  floor; boot: no KVM\n  slirp: no tool\n",
+		"Failed\n  fairness: it took too long", "system calls counted: all", "1 of 2 targets met")
 }
 
 func TestHTML(t *testing.T) {
@@ -195,7 +208,9 @@ func TestHTML(t *testing.T) {
 	if err := sample().WriteHTML(&b); err != nil {
 		t.Fatal(err)
 	}
-	wantAll(t, b.String(), "<svg", "guest → TCP, 64 streams", "<li>fairness: it took too long", "<li>floor; boot: no KVM", "prefers-color-scheme: dark", "&lt;whole&gt;", "ratio ≥ 0.95: met", "1 of 2 targets")
+	wantAll(t, b.String(), "<svg", "guest → TCP, 64 streams", "<li>fairness: it took too long",
+		"<li>floor; boot: no KVM", "prefers-color-scheme: dark", "&lt;whole&gt;",
+		"ratio ≥ 0.95: met", "1 of 2 targets")
 	// Throughput over ring size and over streams, bulk's ratio and its signals,
 	// and the boot make five plots.
 	if n := strings.Count(b.String(), "<svg"); n != 5 || strings.Contains(b.String(), "<?xml") {
@@ -243,7 +258,10 @@ func TestCompare(t *testing.T) {
 	for _, c := range Compare(sample(), slower()) {
 		verdicts = append(verdicts, c.Figure+" "+c.What+" "+c.Verdict)
 	}
-	want := []string{"bulk: throughput ratio worse", "bulk: signals value better", "boot: part value new", "boot: <whole> value gone"}
+	want := []string{
+		"bulk: throughput ratio worse", "bulk: signals value better",
+		"boot: part value new", "boot: <whole> value gone",
+	}
 	if diff := cmp.Diff(want, verdicts); diff != "" {
 		t.Error(diff)
 	}
@@ -294,7 +312,8 @@ func TestWriteComparison(t *testing.T) {
 	if err := WriteComparison(&b, sample(), newer); err != nil {
 		t.Fatal(err)
 	}
-	wantAll(t, b.String(), "gone", "worse", "-47 %", "noise ±11 %", "0.95 → 0.50", "another machine", "was quick", "0 figures within the noise")
+	wantAll(t, b.String(), "gone", "worse", "-47 %", "noise ±11 %", "0.95 → 0.50",
+		"another machine", "was quick", "0 figures within the noise")
 	b.Reset()
 	newer.Only = "bulk"
 	if err := WriteComparison(&b, sample(), newer); err != nil || strings.Contains(b.String(), "gone") {
@@ -474,7 +493,10 @@ func TestSince(t *testing.T) {
 	all := func(n uint64) counts {
 		return counts{
 			exits: n, hypercalls: n,
-			pipes: pipes.Stats{Opened: n, Broken: n, Rescued: n, Forgotten: n, Late: n, Doorbells: n, Pipes: pipes.PipeStats{Read: direction(n), Write: direction(2 * n)}},
+			pipes: pipes.Stats{
+				Opened: n, Broken: n, Rescued: n, Forgotten: n, Late: n, Doorbells: n,
+				Pipes: pipes.PipeStats{Read: direction(n), Write: direction(2 * n)},
+			},
 		}
 	}
 	if diff := cmp.Diff(all(5), all(12).since(all(7)), cmp.AllowUnexported(counts{})); diff != "" {

@@ -10,7 +10,6 @@ import (
 )
 
 const (
-	bulkChunk = 64 << 10
 	// leastBulk is what a stream moves in a round at least. It is several times
 	// what two sockets usually hold, so that filling and emptying them weighs
 	// little, with many streams, too.
@@ -44,11 +43,13 @@ func (b bulk) short() string {
 	return b.many() + " out"
 }
 
-func (b bulk) many() string {
-	if b.streams == 1 {
+func (b bulk) many() string { return manyStreams(b.streams) }
+
+func manyStreams(n int) string {
+	if n == 1 {
 		return "1 stream"
 	}
-	return fmt.Sprintf("%d streams", b.streams)
+	return fmt.Sprintf("%d streams", n)
 }
 
 // line is where a side's throughput stands in the summary.

@@ -157,22 +157,24 @@ func fairness(s *scope, r *runner) error {
 	return nil
 }
 
+// fairGroup is the group of the figures.
+var fairGroup = fmt.Sprintf("fairness: %d light streams beside one at full speed", fairStreams-1)
+
 // mostUnfair is how many times plain sockets' slowdown at p99 ours may be. Most
 // of it is waiting for a processor, and plain sockets wait for it as well.
 const mostUnfair = 1.25
 
 func reportFairness(r *runner, ours, plain fairRounds) {
-	group := fmt.Sprintf("fairness: %d light streams beside one at full speed", fairStreams-1)
 	for _, f := range []fairRounds{ours, plain} {
 		for _, q := range percentiles[:2] {
 			alone, beside := pick(f.alone, q.micros), pick(f.beside, q.micros)
 			name := fmt.Sprintf("%s: round trip of 64 bytes, %s", f.name, q.name)
-			r.add(newFigure(group, name, "µs", beside).beside("without the one", beside, alone))
+			r.add(newFigure(fairGroup, name, "µs", beside).beside("without the one", beside, alone))
 		}
 	}
 	p99 := percentiles[1]
 	slower, plainSlower := ours.slowdowns(p99), plain.slowdowns(p99)
-	f := newFigure(group, ours.name+": p99 by that without the one", "times", slower)
+	f := newFigure(fairGroup, ours.name+": p99 by that without the one", "times", slower)
 	f = f.beside(plain.name, slower, plainSlower).wantRatioAtMost(mostUnfair)
 	r.add(f.heads(lineFairness, 0, "fairness: p99 beside bulk"))
 }

@@ -10,6 +10,9 @@ import (
 	"github.com/fix-project/arcavm/pipes/guest"
 )
 
+// bulkChunk is what is written and read at a time.
+const bulkChunk = 64 << 10
+
 // flow is one way of one stream. send and receive move n bytes, each on a
 // goroutine of its own; receive returns when all have arrived.
 type flow struct{ send, receive func(n int) error }

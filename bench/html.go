@@ -29,6 +29,7 @@ type pageRow struct {
 func (r *Report) WriteHTML(w io.Writer) error {
 	var data struct {
 		Head    []string
+		Columns summaryLine
 		Summary []summaryLine
 		End     string // the verdict on all of them
 		Key     string // what the summary's words mean
@@ -37,6 +38,7 @@ func (r *Report) WriteHTML(w io.Writer) error {
 		Lists   []list
 	}
 	data.Head, data.Lists = r.head(), r.lists()
+	data.Columns = r.summaryHead()
 	data.Summary, data.End = r.summary(), r.summaryEnd()
 	data.Key = summaryKey(data.Summary)
 	data.Curves = plotCurves(r.Figures)
@@ -133,7 +135,7 @@ func plotCurves(figures []Figure) []template.HTML {
 	}
 	for _, f := range figures {
 		if p := f.Point; p != nil && f.Ratio != nil {
-			title := fmt.Sprintf("%s, %d streams, over the ring's size in KiB", p.Way, p.Streams)
+			title := fmt.Sprintf("%s, %s, over the ring's size in KiB", p.Way, manyStreams(p.Streams))
 			add(title, p.Series, xy{float64(p.Ring), f.Ratio.Median, fmt.Sprint(p.Ring >> 10)})
 		}
 	}

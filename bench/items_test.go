@@ -30,7 +30,8 @@ func measureQuickly(t *testing.T, it item) (*Report, map[string]Figure) {
 	}
 	figures := map[string]Figure{}
 	for _, f := range report.Figures {
-		if math.IsNaN(f.Ours.Median) || math.IsInf(f.Ours.Median, 0) || f.Ours.Median < 0 && !strings.Contains(f.Name, "memory") {
+		v := f.Ours.Median
+		if math.IsNaN(v) || math.IsInf(v, 0) || v < 0 && !strings.Contains(f.Name, "memory") {
 			t.Errorf("%s: %v", f.key(), f.Ours)
 		}
 		if _, twice := figures[f.key()]; twice {
@@ -75,7 +76,9 @@ func needKVM(t *testing.T) {
 func TestRoundTripGo(t *testing.T) {
 	t.Parallel()
 	_, figures := measureQuickly(t, item{"round trip", roundTripGo})
-	wantFigures(t, figures, "guest end in Go, p50", "guest end in Go and an echo by two goroutines, p99", "guest end in Go, in its interrupt handler, p99.9")
+	wantFigures(t, figures, "guest end in Go, p50",
+		"guest end in Go and an echo by two goroutines, p99",
+		"guest end in Go, in its interrupt handler, p99.9")
 }
 
 func TestBulk(t *testing.T) {
@@ -83,13 +86,18 @@ func TestBulk(t *testing.T) {
 	for _, toGuest := range []bool{false, true} {
 		b := bulk{toGuest: toGuest, streams: 3, rings: []uint32{64 << 10, mebibyte}}
 		report, figures := measureQuickly(t, item{b.name(), b.runGo})
-		wantFigures(t, figures, "ring 64 KiB, "+movingEnd+": throughput", "ring 1024 KiB, "+copyingEnd+": throughput", "processor time and a proxy's",
-			"ring 64 KiB, "+movingEnd+": notifications by the guest", "ring 64 KiB, "+movingEnd+": signals", "chunks")
+		wantFigures(t, figures, "ring 64 KiB, "+movingEnd+": throughput",
+			"ring 1024 KiB, "+copyingEnd+": throughput", "processor time and a proxy's",
+			"ring 64 KiB, "+movingEnd+": notifications by the guest",
+			"ring 64 KiB, "+movingEnd+": signals", "chunks")
 		if report.Counted != "" {
 			wantFigures(t, figures, "system calls of both ends")
 		}
 		for name, f := range figures {
-			if strings.Contains(name, ": throughput") && strings.HasSuffix(name, "throughput") && (f.Point == nil || f.Point.Streams != 3) {
+			if !strings.HasSuffix(name, ": throughput") {
+				continue
+			}
+			if f.Point == nil || f.Point.Streams != 3 {
 				t.Errorf("%s: %+v", name, f.Point)
 			}
 		}
@@ -102,14 +110,16 @@ func TestBulkBooted(t *testing.T) {
 	for _, toGuest := range []bool{false, true} {
 		b := bulk{toGuest: toGuest, streams: 2, rings: []uint32{256 << 10}}
 		_, figures := measureQuickly(t, item{b.name(), b.runBooted})
-		wantFigures(t, figures, "ring 256 KiB, "+bootedEnd+": throughput", "exits to the monitor", "hypercalls", "notifications by the guest")
+		wantFigures(t, figures, "ring 256 KiB, "+bootedEnd+": throughput",
+			"exits to the monitor", "hypercalls", "notifications by the guest")
 	}
 }
 
 func TestConnections(t *testing.T) {
 	t.Parallel()
 	_, figures := measureQuickly(t, item{"connections", connectionsGo})
-	wantFigures(t, figures, "close; guest end in Go", "guest end in Go: processor time, both ends", "guest end in Go: allocations, both ends")
+	wantFigures(t, figures, "close; guest end in Go",
+		"guest end in Go: processor time, both ends", "guest end in Go: allocations, both ends")
 }
 
 func TestConnectionsBooted(t *testing.T) {
@@ -124,7 +134,8 @@ func TestRoundTripBooted(t *testing.T) {
 	needKVM(t)
 	_, figures := measureQuickly(t, item{"round trip", roundTripBooted})
 	wantFigures(t, figures, "booted guest, p50", "floor of a hypercall")
-	f, exit := figures[roundTrips+": booted guest, p50"], figures[roundTrips+": floor of a hypercall: a bare port exit"]
+	f := figures[roundTrips+": booted guest, p50"]
+	exit := figures[roundTrips+": floor of a hypercall: a bare port exit"]
 	if f.Target == nil || exit.Ours.Median <= 0 {
 		t.Errorf("no floor: %+v", f)
 	}
@@ -133,14 +144,19 @@ func TestRoundTripBooted(t *testing.T) {
 func TestFairness(t *testing.T) {
 	t.Parallel()
 	_, figures := measureQuickly(t, item{"fairness", fairness})
-	wantFigures(t, figures, "guest end in Go: round trip of 64 bytes, p99", "plain sockets: round trip of 64 bytes, p99")
+	wantFigures(t, figures, "guest end in Go: round trip of 64 bytes, p99",
+		"plain sockets: round trip of 64 bytes, p99")
+	if f := figures[fairGroup+": guest end in Go: p99 by that without the one"]; f.Target == nil {
+		t.Errorf("fairness has no target: %+v", f)
+	}
 }
 
 // Without KVM the booted guest is missing, and the other sides are measured.
 func TestIdle(t *testing.T) {
 	t.Parallel()
 	report, figures := measureQuickly(t, item{"streams at once", idle{[]int{10, 150}}.run})
-	wantFigures(t, figures, "10 streams at once: guest end in Go: processor time, idle", "150 streams at once: guest end in Go: 2 of them active, round trip p99")
+	wantFigures(t, figures, "10 streams at once: guest end in Go: processor time, idle",
+		"150 streams at once: guest end in Go: 2 of them active, round trip p99")
 	if len(report.Missing) == 0 {
 		wantFigures(t, figures, "150 streams at once: booted guest: host memory")
 	}

@@ -48,8 +48,9 @@ type Figure struct {
 	// Point is the figure's place in the plots over ring size and streams.
 	// nil: it is in none.
 	Point *Point `json:"point,omitempty"`
-	// Headline is the figure's place in the summary. nil: it has none.
-	Headline *Headline `json:"-"`
+	// headline is the figure's place in the summary. nil: it has none, as in a
+	// report that was read from a file.
+	headline *headline
 }
 
 // Point is what a throughput was measured with.

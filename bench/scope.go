@@ -17,7 +17,9 @@ type scope struct {
 	unhook func() bool
 
 	mu      sync.Mutex
-	closers []io.Closer
+	closers []io.Closer // guarded by mu
+
+	// These are for the item's own goroutine.
 	rigs    []*rig
 	guests  []*booted
 	parts   []*part

@@ -10,9 +10,9 @@ import (
 	"strings"
 )
 
-// Headline says which line of the summary a figure belongs to. The line shows
-// one of its figures, and of all of them how many have met their target.
-type Headline struct {
+// headline says which line of the summary a figure belongs to. The line shows
+// one of its figures, and how many of all have met their target.
+type headline struct {
 	line  line
 	label string // of the line, if it shows this figure
 	rank  int    // the line shows the figure with the least
@@ -26,8 +26,8 @@ const (
 	lineTripGo line = iota
 	lineTripHandler
 	lineTripBooted
-	lineOneOut // throughput of one stream to a Go guest end; out: guest → TCP
-	lineOneIn
+	lineOneOut // throughput of one stream from a guest end in Go
+	lineOneIn  // to it
 	lineManyOut
 	lineManyIn
 	lineBulkBooted
@@ -46,7 +46,7 @@ const (
 
 // heads puts the figure on a line of the summary.
 func (f Figure) heads(l line, rank int, label string) Figure {
-	f.Headline = &Headline{line: l, label: label, rank: rank}
+	f.headline = &headline{line: l, label: label, rank: rank}
 	return f
 }
 
@@ -66,14 +66,14 @@ type summaryLine struct {
 func (r *Report) summary() []summaryLine {
 	figures := map[line][]Figure{}
 	for _, f := range r.Figures {
-		if f.Headline != nil {
-			figures[f.Headline.line] = append(figures[f.Headline.line], f)
+		if f.headline != nil {
+			figures[f.headline.line] = append(figures[f.headline.line], f)
 		}
 	}
 	var out []summaryLine
 	for _, l := range slices.Sorted(maps.Keys(figures)) {
 		best := slices.MinFunc(figures[l], func(a, b Figure) int {
-			return cmp.Compare(a.Headline.rank, b.Headline.rank)
+			return cmp.Compare(a.headline.rank, b.headline.rank)
 		})
 		s := best.summaryLine()
 		if met, targets := score(figures[l]); targets > 0 {
@@ -87,10 +87,20 @@ func (r *Report) summary() []summaryLine {
 	return out
 }
 
+// summaryHead has the names of the columns. A loaded machine's has none for
+// what it has no verdict on.
+func (r *Report) summaryHead() summaryLine {
+	head := summaryLine{Ours: "ours", Plain: "plain", Ratio: "ratio", Target: "target"}
+	if !r.Machine.loaded() {
+		head.All = "all"
+	}
+	return head
+}
+
 func (f *Figure) summaryLine() summaryLine {
 	unit := strings.Replace(f.Unit, "% of a core", "% CPU", 1)
 	ours := strings.TrimSpace(number(f.Ours.Median) + " " + unit)
-	s := summaryLine{Label: f.Headline.label, Ours: ours}
+	s := summaryLine{Label: f.headline.label, Ours: ours}
 	if f.Neighbour != nil {
 		s.Plain, s.Ratio = number(f.Neighbour.Value.Median), number(f.Ratio.Median)
 	}
@@ -115,11 +125,7 @@ func (r *Report) WriteSummary(w io.Writer) error {
 		wrap(&b, text)
 	}
 	lines := r.summary()
-	head := summaryLine{Ours: "ours", Plain: "plain", Ratio: "ratio", Target: "target"}
-	if !r.Machine.loaded() {
-		head.All = "all"
-	}
-	rows := [][]string{head.cells()}
+	rows := [][]string{r.summaryHead().cells()}
 	for _, l := range lines {
 		rows = append(rows, l.cells())
 	}

@@ -57,7 +57,9 @@ func fakeTrips(micros ...float64) (out []trips) {
 // system calls and signals per MiB.
 func fakeMoved(rate, called, signals float64) moved {
 	u := usage{elapsed: time.Second, bytes: int(rate * mebibyte), cpu: time.Second}
-	u.counts.pipes.Pipes.Read = pipes.DirectionStats{Wakes: uint64(signals * rate), Chunks: uint64(rate)}
+	u.counts.pipes.Pipes.Read = pipes.DirectionStats{
+		Wakes: uint64(signals * rate), Chunks: uint64(rate),
+	}
 	return moved{usage: []usage{u, u, u}, calls: []calls{{all: called, moving: called}}}
 }
 
@@ -67,26 +69,48 @@ func fakeReport() *Report {
 	few := 0.02
 	r := &runner{rounds: 3, calls: &callCounter{tracepoint: 1}, report: &Report{
 		Machine: Machine{
-			Processor: "AMD EPYC", CPUs: 2, Kernel: "6.18.44", KVM: "kvm_pvm (software: guest kernel code is interpreted)",
+			Processor: "AMD EPYC", CPUs: 2, Kernel: "6.18.44",
+			KVM:  "kvm_pvm (software: guest kernel code is interpreted)",
 			Lane: "/dev/kvm", Version: "v1", Procs: 2, Images: "0123", Others: &few,
 		},
-		Started: time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC), Seconds: 335, Rounds: 3, Counted: "all",
+		Started: time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC),
+		Seconds: 335, Rounds: 3, Counted: "all",
 	}}
 	fakeStreams(r)
-	reportGoTrips(r, goTrips{waits: fakeTrips(17, 18, 19), handler: fakeTrips(11, 12, 13), plain: fakeTrips(9, 10, 11), byTwo: fakeTrips(13, 13, 13)})
-	reportBootedTrips(r, bootedTrips{guest: fakeTrips(200, 206, 199), plain: fakeTrips(9, 10, 9), exit: fakeTrips(7, 7, 7), interruptAndExit: fakeTrips(15, 15, 15)})
-	ours, plain := usage{elapsed: 30 * time.Millisecond, cpu: 54 * time.Millisecond, mallocs: 40000}, usage{elapsed: 20 * time.Millisecond, cpu: 41 * time.Millisecond, mallocs: 16800}
-	connections{"guest end in Go", "Go end", lineConnectionsGo}.report(r, 800, []usage{ours}, []usage{plain})
-	ours.elapsed = 1600 * time.Millisecond
-	connections{"booted guest", "booted guest", lineConnectionsBooted}.report(r, 800, []usage{ours}, []usage{plain})
-	reportFairness(r, fairRounds{"guest end in Go", fakeTrips(170, 180), fakeTrips(2100, 2200)}, fairRounds{"plain sockets", fakeTrips(160, 150), fakeTrips(1500, 1300)})
-	reportBoots(r, []int{128, 1 << 10, 64 << 10}, [][]booting{{{6, 9, 12}}, {{6.2, 9, 12}}, {{36, 40, 43}}})
+	reportGoTrips(r, goTrips{
+		waits: fakeTrips(17, 18, 19), handler: fakeTrips(11, 12, 13),
+		plain: fakeTrips(9, 10, 11), byTwo: fakeTrips(13, 13, 13),
+	})
+	reportBootedTrips(r, bootedTrips{
+		guest: fakeTrips(200, 206, 199), plain: fakeTrips(9, 10, 9),
+		exit: fakeTrips(7, 7, 7), interruptAndExit: fakeTrips(15, 15, 15),
+	})
+	fakeConnections(r)
+	reportFairness(r,
+		fairRounds{"guest end in Go", fakeTrips(170, 180), fakeTrips(2100, 2200)},
+		fairRounds{"plain sockets", fakeTrips(160, 150), fakeTrips(1500, 1300)})
+	reportBoots(r, []int{128, 1 << 10, 64 << 10},
+		[][]booting{{{6, 9, 12}}, {{6.2, 9, 12}}, {{36, 40, 43}}})
 	for _, toGuest := range []bool{false, true} {
 		for _, streams := range []int{1, 8, 64} {
 			fakeBulk(r, bulk{toGuest: toGuest, streams: streams})
 		}
 	}
 	return r.report
+}
+
+func fakeConnections(r *runner) {
+	const n = 800
+	took := func(millis int, cpu time.Duration, mallocs uint64) []usage {
+		return []usage{{
+			elapsed: time.Duration(millis) * time.Millisecond, cpu: n * cpu, mallocs: n * mallocs,
+		}}
+	}
+	plain := took(20, 51*time.Microsecond, 21)
+	connections{"guest end in Go", "Go end", lineConnectionsGo}.
+		report(r, n, took(30, 68*time.Microsecond, 50), plain)
+	connections{"booted guest", "booted guest", lineConnectionsBooted}.
+		report(r, n, took(1600, 2200*time.Microsecond, 50), plain)
 }
 
 // fakeStreams reports 10, 1000 and 10000 streams at once.
@@ -107,12 +131,14 @@ func fakeBulk(r *runner, b bulk) {
 	for _, ring := range []uint32{64 << 10, 256 << 10, 1 << 20, 4 << 20} {
 		laps := mebibyte / float64(ring)
 		for _, name := range []string{movingEnd, copyingEnd} {
-			b.report(r, ringSide{&side{name: name}, ring}, fakeMoved(3500-60*laps, 37+laps, 2*laps), plain, plain)
+			ours := fakeMoved(3500-60*laps, 37+laps, 2*laps)
+			b.report(r, ringSide{&side{name: name}, ring}, ours, plain, plain)
 		}
 	}
 	for _, ring := range []uint32{64 << 10, 256 << 10, 1 << 20, 4 << 20} {
 		laps := mebibyte / float64(ring)
-		b.report(r, ringSide{&side{name: bootedEnd}, ring}, fakeMoved(2900-150*laps, 30+laps, laps), plain, plain)
+		ours := fakeMoved(2900-150*laps, 30+laps, laps)
+		b.report(r, ringSide{&side{name: bootedEnd}, ring}, ours, plain, plain)
 	}
 }
 
@@ -121,7 +147,7 @@ func TestSummary(t *testing.T) {
 	t.Parallel()
 	r := fakeReport()
 	for _, f := range r.Figures {
-		if f.Target != nil && f.Headline == nil {
+		if f.Target != nil && f.headline == nil {
 			t.Errorf("%s has a target and is in no line of the summary", f.key())
 		}
 	}
@@ -146,8 +172,12 @@ func TestSummaryOfSome(t *testing.T) {
 	r := &runner{calls: &callCounter{}, report: fakeReport()}
 	r.report.Figures, r.report.Only, r.report.Interrupted = nil, "bulk", true
 	b := bulk{toGuest: true, streams: 8}
-	b.report(r, ringSide{&side{name: bootedEnd}, 1 << 20}, fakeMoved(900, 30, 1), fakeMoved(1000, 30, 0), fakeMoved(1000, 30, 0))
-	r.report.Missing = []Missing{{"boot", "not on this machine: no KVM"}, {"connections, booted guest", "not on this machine: no KVM"}}
+	plain := fakeMoved(1000, 30, 0)
+	b.report(r, ringSide{&side{name: bootedEnd}, 1 << 20}, fakeMoved(900, 30, 1), plain, plain)
+	r.report.Missing = []Missing{
+		{"boot", "not on this machine: no KVM"},
+		{"connections, booted guest", "not on this machine: no KVM"},
+	}
 	r.report.Failed = []Missing{{"fairness", "it took too long"}}
 	wantScreen(t, "summary-some", summaryOf(t, r.report))
 }
@@ -157,7 +187,9 @@ func TestSummaryLoaded(t *testing.T) {
 	t.Parallel()
 	r, busy := fakeReport(), 1.5
 	r.Machine.Others = &busy
-	r.Figures = slices.DeleteFunc(r.Figures, func(f Figure) bool { return f.Group != "connections" })
+	r.Figures = slices.DeleteFunc(r.Figures, func(f Figure) bool {
+		return f.Group != "connections"
+	})
 	text := summaryOf(t, r)
 	wantScreen(t, "summary-loaded", text)
 	if strings.Contains(text, "not met") || strings.Contains(text, "targets met.") {
