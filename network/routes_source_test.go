@@ -33,8 +33,8 @@ func newAsks(t *testing.T) *asks {
 func (a *asks) Routes() (Routes, error) { return a.routes, nil }
 
 // want runs do, which may ask the kernel atMost times. The run doesn't count if
-// something has changed meanwhile, as interfaces do for some seconds after their
-// start: a change costs one more round trip.
+// something has changed meanwhile, as interfaces do for some seconds after
+// their start: a change costs one more round trip.
 func (a *asks) want(t *testing.T, what string, atMost uint32, do func()) {
 	t.Helper()
 	a.routes.look()

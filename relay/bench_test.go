@@ -50,7 +50,8 @@ func bulk(b *testing.B, w io.Writer, r io.Reader, chunk int) {
 	}
 }
 
-// processorTime is what this process has used so far. Unlike time it doesn't depend on what else the machine does.
+// processorTime is the processor time that this process has used. Unlike the
+// clock's, it doesn't depend on what else the machine does.
 func processorTime(b *testing.B) time.Duration {
 	b.Helper()
 	var u unix.Rusage
@@ -60,7 +61,7 @@ func processorTime(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// plain is a TCP connection without anything in between, to compare with.
+// plain is a TCP connection with nothing in between, to compare with.
 func plain(b *testing.B) (x, y *net.TCPConn) {
 	b.Helper()
 	l, to := hostListener(b, "127.0.0.1:0")
@@ -68,7 +69,8 @@ func plain(b *testing.B) (x, y *net.TCPConn) {
 	return x, accepted(b, l)
 }
 
-// mover is a guest's end that moves cursors and copies nothing: so the relay is what is measured.
+// mover is a guest's end that moves cursors and copies nothing, so that only
+// the relay is measured.
 type mover struct{ *pipestest.GuestConn }
 
 func (m mover) Read(b []byte) (int, error) {
@@ -94,7 +96,8 @@ func (m mover) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// walker is a plain socket whose reads go to one place after the other, as into a ring: what the caches make of that.
+// walker is a plain socket that reads to one place after the other, as into a
+// ring: it shows what that costs in the caches.
 type walker struct {
 	net.Conn
 	ring []byte
@@ -107,7 +110,8 @@ func (w *walker) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// BenchmarkBulk moves b.N MiB on one stream. BenchmarkManyBulk's guest copies its bytes, this one doesn't.
+// BenchmarkBulk moves b.N MiB on one stream. Its guest copies no bytes; that of
+// BenchmarkManyBulk does.
 func BenchmarkBulk(b *testing.B) {
 	const chunk = 64 << 10
 	b.Run("plain", func(b *testing.B) {
@@ -153,8 +157,9 @@ func BenchmarkBulk(b *testing.B) {
 	}
 }
 
-// BenchmarkWrap sends a chunk through a TCP connection and reads it into memory in one piece, and in the two that a ring's wrap leaves: what mapping
-// rings twice in a row could spare.
+// BenchmarkWrap sends a chunk through a TCP connection and reads it into memory
+// in one piece, and in the two pieces that a wrap in a ring makes: the most
+// that mapping each ring twice in a row could save.
 func BenchmarkWrap(b *testing.B) {
 	const chunk = 64 << 10
 	for _, first := range []int{chunk, chunk / 2, 64} {
@@ -190,7 +195,8 @@ func BenchmarkWrap(b *testing.B) {
 	}
 }
 
-// relayed returns the guest's end of a stream and the TCP connection that it is relayed to.
+// relayed returns the guest's end of a stream and the TCP connection that it is
+// relayed to.
 func relayed(b *testing.B, m *machine, ring uint32) (*pipestest.GuestConn, *net.TCPConn) {
 	b.Helper()
 	l, to := hostListener(b, "127.0.0.1:0")
@@ -268,8 +274,9 @@ func BenchmarkManyBulk(b *testing.B) {
 	}
 }
 
-// BenchmarkIdle says what a stream costs that does nothing: one whose guest has sent no frame yet, and one that relays a connection. The
-// Go guest's end and the peer's socket are counted too.
+// BenchmarkIdle measures the memory of a stream that does nothing: one whose
+// guest has sent no frame yet, and one that relays a connection. The Go guest's
+// end and the peer's socket count, too.
 func BenchmarkIdle(b *testing.B) {
 	idle := func(b *testing.B, streams int, each func(*machine)) {
 		m := start(b, setup{quiet: true, streams: streams + 1, window: 128 << 20})
@@ -314,7 +321,8 @@ func BenchmarkIdle(b *testing.B) {
 	})
 }
 
-// BenchmarkRoundTrip sends 64 bytes to a TCP peer and back, and, by a guest that answers in its interrupt handler, from the peer to the guest and back.
+// BenchmarkRoundTrip sends 64 bytes to a TCP peer and back, and from the peer
+// to a guest that answers in its interrupt handler and back.
 func BenchmarkRoundTrip(b *testing.B) {
 	trip := func(b *testing.B, c io.ReadWriter) {
 		buf := make([]byte, 64)
@@ -357,7 +365,8 @@ func BenchmarkRoundTrip(b *testing.B) {
 	})
 }
 
-// BenchmarkConnections opens a connection, moves a byte each way and closes it: one after the other, and several at once.
+// BenchmarkConnections opens a connection, moves a byte each way and closes it:
+// one after the other, and several at once.
 func BenchmarkConnections(b *testing.B) {
 	for _, parallel := range []int{1, 16} {
 		b.Run(fmt.Sprintf("guest/parallel=%d", parallel), func(b *testing.B) {

@@ -35,7 +35,7 @@ func wireEndpoint(t testing.TB, text string, scope uint32) wire.Endpoint {
 	return e
 }
 
-// bindings are the ways in which a guest binds a socket.
+// bindings binds by each way in which a guest can.
 func bindings(m *machine, e wire.Endpoint) map[string]error {
 	errs := make(map[string]error)
 	_, errs["UDP"] = m.tryUDP(4096, 4096, wire.UDPSocket{Local: e})
@@ -44,8 +44,8 @@ func bindings(m *machine, e wire.Endpoint) map[string]error {
 	return errs
 }
 
-// An address that isn't one machine's is bound by nothing, whatever the rules;
-// and a scope is for addresses that have one.
+// An address that isn't one machine's can't be bound, whatever the rules; nor
+// can one with a scope that has none.
 func TestBindRefused(t *testing.T) {
 	t.Parallel()
 	a := networktest.NewAuthority(t)
@@ -98,8 +98,8 @@ func published(t testing.TB, hosts ...string) (list []network.Publish) {
 	return list
 }
 
-// A guest that listens on one family of a port is found at each address that it
-// is published at, until it listens on the other family, too.
+// A guest that listens on one family of a port is found at each address at
+// which the port is published, until it listens on the other family, too.
 func TestPublishedTwiceForOneListener(t *testing.T) {
 	t.Parallel()
 	families(t)
@@ -158,8 +158,8 @@ func TestPublishedTwiceForOneListener(t *testing.T) {
 	}
 }
 
-// As for TCP: one UDP socket is found at each address that its port is
-// published at.
+// As for TCP: one UDP socket is found at each address at which its port is
+// published.
 func TestPublishedTwiceForOneSocket(t *testing.T) {
 	t.Parallel()
 	families(t)
@@ -208,7 +208,7 @@ func TestPublishedTwiceForOneSocket(t *testing.T) {
 				own := <-hosts
 				ask(u2, own, loopback(own)[0])
 				ask(u, both[0], loopback(both[0])[0])
-				// What was the other side isn't this socket's any more.
+				// This socket has lost the other family.
 				to := wire.Endpoint{Addr: netip.MustParseAddr(loopback(own)[0]), Port: 9}
 				u.send(7, to.AddrPort(), []byte("x"))
 				u.wantError(7, unix.EAFNOSUPPORT, to.AddrPort())

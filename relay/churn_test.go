@@ -28,7 +28,8 @@ func descriptors(t testing.TB) int {
 	return len(entries)
 }
 
-// settled waits until a count is what it was. Sockets and goroutines of the test itself go a moment after their last act.
+// settled waits until a count is what it was. The test's own sockets and
+// goroutines end a moment after their last use.
 func settled(t testing.TB, what string, want int, count func() int) {
 	t.Helper()
 	late := time.Now().Add(patience)
@@ -40,7 +41,8 @@ func settled(t testing.TB, what string, want int, count func() int) {
 	}
 }
 
-// Connections that end in all ways, at all times, leave nothing behind. Not parallel: it counts what the process has.
+// Connections that end in all ways, at all times, leave nothing behind. Not
+// parallel: it counts the process's descriptors and goroutines.
 func TestChurn(t *testing.T) {
 	m := start(t, setup{})
 	l, to := hostListener(t, "127.0.0.1:0")
@@ -139,7 +141,7 @@ func misbehave(c end, i int) {
 	}
 }
 
-// The server stops with something under way in every place.
+// The server stops while it is at work in every place.
 func TestStop(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{root: share(t)})
@@ -184,7 +186,7 @@ func TestStop(t *testing.T) {
 	m.stop()
 }
 
-// A server that is stopped while new streams open ends all the same.
+// A server that is stopped while new streams open ends nevertheless.
 func TestStopWhileOpening(t *testing.T) {
 	t.Parallel()
 	for range 20 {
@@ -210,11 +212,12 @@ func TestStopWhileOpening(t *testing.T) {
 	}
 }
 
-// The kernel has no descriptors left: each accept is told, and the listener goes on when there are some again.
+// The kernel has no descriptors left. Each accept is answered with that, and
+// the listener goes on when there are some again.
 func TestAcceptWithoutDescriptors(t *testing.T) {
 	if os.Getenv("RELAY_TEST_CHILD") == "" {
 		t.Parallel()
-		// A process of its own: the limit is the process's.
+		// The limit is a process's, so the test runs in one of its own.
 		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
 		cmd.Env = append(os.Environ(), "RELAY_TEST_CHILD=1")
 		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS") {
@@ -252,7 +255,8 @@ func TestAcceptWithoutDescriptors(t *testing.T) {
 	echo(t, first, peer)
 }
 
-// full returns the address of a listener whose backlog is full, so that a connect to it waits.
+// full returns the address of a listener whose backlog is full, so that a
+// connect to it waits.
 func full(t *testing.T) (to netip.AddrPort) {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -276,7 +280,7 @@ func full(t *testing.T) (to netip.AddrPort) {
 	return to
 }
 
-// A guest that goes away ends its connection attempt.
+// A guest that closes its pipe ends its connect.
 func TestConnectAbandoned(t *testing.T) {
 	t.Parallel()
 	for name, leave := range map[string]func(*pipestest.GuestConn){

@@ -33,7 +33,8 @@ func (poorListener) Accept() (net.Conn, error) {
 	return nil, fmt.Errorf("accept4: %w", unix.EMFILE)
 }
 
-// What goes wrong is an errno for the guest, a record that names the stream, and a number.
+// A failure is an errno for the guest, a record that names the stream, and a
+// counter.
 func TestDiagnostics(t *testing.T) {
 	t.Parallel()
 	_, busyAt := hostListener(t, "127.0.0.1:0")
@@ -136,8 +137,8 @@ func TestDiagnostics(t *testing.T) {
 	}
 }
 
-// Refused connects and datagrams are everyday: counted, the first of each kind
-// shown, the others to a user who asks for details.
+// Refused connects and datagrams are everyday failures: counted, the first of
+// each kind logged, the others at debug level.
 func TestEverydayFailures(t *testing.T) {
 	t.Parallel()
 	unknown := lookups{addrs: func(_ context.Context, _, host string) ([]netip.Addr, error) { return nil, notFound(host) }}
@@ -176,7 +177,7 @@ func TestEverydayFailures(t *testing.T) {
 	}
 }
 
-// A handler that forgets to answer is told of, one that answers or fails isn't.
+// A handler that doesn't answer is logged. One that answers or fails isn't.
 func TestUnanswered(t *testing.T) {
 	t.Parallel()
 	answering := func(_ context.Context, s *relay.Stream) error { return s.Opened(0, nil) }
@@ -201,7 +202,8 @@ func TestUnanswered(t *testing.T) {
 	}
 }
 
-// A guest that looks for files or sockets where nothing is shared gets ENOENT, and its user one warning, which isn't as long as the guest likes.
+// A guest that looks for files or sockets where nothing is shared gets ENOENT,
+// and its user one warning of a bounded length.
 func TestNothingShared(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{})
@@ -218,8 +220,9 @@ func TestNothingShared(t *testing.T) {
 		wantErrno(t, "listen", err, unix.ENOENT)
 	}
 	for msg, want := range map[string]int{
-		"no folder is shared with the guest":                   1,
-		"no folder with UNIX sockets is shared with the guest": 2, // of those that connect and those that listen
+		"no folder is shared with the guest": 1,
+		// Connecting and listening have a handler each.
+		"no folder with UNIX sockets is shared with the guest": 2,
 	} {
 		got := m.records(msg)
 		if len(got) != want || got[0]["level"] != "WARN" || got[0]["path"] != path[:100] {
@@ -254,7 +257,7 @@ func TestFloodHidesNothing(t *testing.T) {
 	}
 }
 
-// failingConn is a connection whose host has trouble with its own protocols.
+// failingConn is a connection whose errors are EPROTO.
 type failingConn struct{ *net.UnixConn }
 
 func (failingConn) Read([]byte) (int, error) { return 0, fmt.Errorf("read: %w", unix.EPROTO) }
@@ -295,7 +298,7 @@ func TestForeignErrno(t *testing.T) {
 		wantReadError(t, c, unix.EPROTO)
 		c.Reset(unix.ECANCELED)
 		m.wantFree()
-		// Only the last is.
+		// Only the last of the three is the guest's fault.
 		if s := m.server.Stats(); s.ProtocolErrors != uint64(want/2) {
 			t.Errorf("case %d: %d counted as the guest's", want, s.ProtocolErrors)
 		}
@@ -308,7 +311,7 @@ type unlucky struct{}
 func (unlucky) Read([]byte) (int, error)  { panic("bad read") }
 func (unlucky) Write([]byte) (int, error) { panic("bad write") }
 
-// A handler that panics ends its stream, with an errno, and nothing else.
+// A handler that panics ends its stream, with an errno, and no other.
 func TestHandlerPanics(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{handlers: map[uint16]relay.Handler{
@@ -355,7 +358,8 @@ func TestHandlerPanics(t *testing.T) {
 	m.wantFree()
 }
 
-// On a network that isn't the kernel's, too, an error about a datagram that was sent isn't the end of the socket.
+// An error about a datagram that was sent doesn't end the socket, nor on a
+// network that isn't the kernel's.
 func TestUDPRefusedOnAnotherNetwork(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{network: memoryNetwork{}})

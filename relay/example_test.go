@@ -12,10 +12,12 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// Two protocols of an embedding program: one whose streams are connections to a server of its own, and one that answers by itself.
+// Two protocols of an embedding program. The streams of the first are
+// connections to a server of the program. The second answers by itself.
 func ExampleMux_Handle() {
 	var mux relay.Mux
-	// The Open's payload names the server. What the guest and the server send each other is relayed, ends and resets too.
+	// The Open's payload names the server. The bytes of guest and server are
+	// relayed, and so are ends and resets.
 	mux.Handle(wire.ProtocolPrivate, relay.HandlerFunc(func(ctx context.Context, s *relay.Stream) error {
 		var d net.Dialer
 		conn, err := d.DialContext(ctx, "unix", "/run/example/"+string(s.Payload))
@@ -30,7 +32,7 @@ func ExampleMux_Handle() {
 		s.Relay(conn.(*net.UnixConn))
 		return nil
 	}))
-	// A clock that ticks as often as the guest sends a byte.
+	// A clock that ticks when the guest sends a byte.
 	mux.Handle(wire.ProtocolPrivate+1, relay.HandlerFunc(func(_ context.Context, s *relay.Stream) error {
 		if err := s.Opened(0, nil); err != nil {
 			return err

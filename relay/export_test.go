@@ -4,7 +4,7 @@ import (
 	"time"
 )
 
-// ResolverWithin is [Resolver] with another limit of a lookup's time.
+// ResolverWithin is [Resolver] with another timeout of a look-up.
 func ResolverWithin(timeout time.Duration) Handler { return newResolver(timeout) }
 
 // Bounds of the resolver.
@@ -13,12 +13,12 @@ const (
 	MaxLookups       = maxLookups
 )
 
-// LingerTimeout is how long a stream that its guest has closed waits for a peer
-// that takes nothing.
+// LingerTimeout is for how long the peer of a stream that its guest has closed
+// may take nothing.
 const LingerTimeout = lingerTimeout
 
-// LookAtLingering looks at the streams that wait so, as if it were the given
-// time. A server's own timer comes too late to disturb a test.
+// LookAtLingering looks at these streams as if it were the given time. The
+// server's own timer is too late to disturb a test.
 func (s *Server) LookAtLingering(now time.Time) { s.lingering.look(now) }
 
 // MaxHandshakes is how many handshakes of a TLS listener run at once.

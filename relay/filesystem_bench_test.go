@@ -11,8 +11,8 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// BenchmarkFiles measures requests about files, one after the other: what a
-// call costs, and bytes in pieces of 64 KiB.
+// BenchmarkFiles measures requests about files, one after the other: a call,
+// and bytes in pieces of 64 KiB.
 func BenchmarkFiles(b *testing.B) {
 	const piece = 64 << 10
 	dir := b.TempDir()

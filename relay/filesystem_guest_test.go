@@ -10,8 +10,8 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// fileGuest is a guest's stream of files, whose open files are the numbers that
-// the protocol has for them.
+// fileGuest is a guest's stream of files. Open files are named by the
+// protocol's handles.
 type fileGuest struct {
 	*pipestest.GuestConn
 	t     testing.TB
@@ -54,7 +54,7 @@ func (g *fileGuest) mustOpen(path string, flags wire.OpenFlags) uint64 {
 	return handle
 }
 
-// write writes any amount, by as many requests as it takes.
+// write writes data by as many requests as it takes.
 func (g *fileGuest) write(handle, offset uint64, data []byte) (written uint64, err error) {
 	n, err := g.files.File(handle).WriteAt(data, int64(offset))
 	return uint64(n), err
@@ -70,8 +70,8 @@ func (g *fileGuest) stat(handle uint64) (wire.FileInfo, error) { return g.files.
 
 func (g *fileGuest) statPath(path string) (wire.FileInfo, error) { return g.files.Stat(path) }
 
-// page asks for one page of names. Each is followed by / if it is a folder, @ if
-// it is a link, | if it is a FIFO.
+// page asks for one page of names. A name is followed by / if it is a folder,
+// by @ if it is a link, by | if it is a FIFO.
 func (g *fileGuest) page(path, after string, limit uint32) (names []string, err error) {
 	g.t.Helper()
 	m, err := g.files.List(path, after, limit)
@@ -89,7 +89,7 @@ func (g *fileGuest) page(path, after string, limit uint32) (names []string, err 
 	return names, err
 }
 
-// list asks for page after page.
+// list asks for all pages.
 func (g *fileGuest) list(path string, limit uint32) (all []string, err error) {
 	g.t.Helper()
 	for after := ""; ; {

@@ -18,7 +18,8 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// node is a file or folder of the plain model that the protocol is compared with.
+// node is a file or folder of the simple model that the protocol is compared
+// with.
 type node struct {
 	names map[string]*node // nil: a file
 	data  []byte
@@ -26,7 +27,8 @@ type node struct {
 
 func folder() *node { return &node{names: make(map[string]*node)} }
 
-// find returns the folder that a path's last part is in, that part, and what it is, if it is there.
+// find returns the folder that a path's last name is in, that name, and its
+// node, if there is one.
 func (n *node) find(path string) (parent *node, name string, at *node, err error) {
 	parts := strings.Split(strings.TrimLeft(path, "/"), "/")
 	for _, part := range parts[:len(parts)-1] {
@@ -144,13 +146,14 @@ func (n *node) truncate(size uint64) {
 	n.data = append(slices.Clone(n.data[:min(size, uint64(len(n.data)))]), make([]byte, size-min(size, uint64(len(n.data))))...)
 }
 
-// opened is a handle of the model.
+// modelHandle is a handle of the model.
 type modelHandle struct {
 	*node
 	flags wire.OpenFlags
 }
 
-// Whatever a guest does with files, it finds what a plain tree of files would hold, and the errno for what can't be.
+// A guest finds what a simple tree of files would hold, and the same errors,
+// whatever it does.
 func TestFilesAgainstModel(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{quiet: true, window: 64 << 20})

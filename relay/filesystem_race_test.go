@@ -17,8 +17,9 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// A folder on the way of every path is exchanged for a link to outside and back, again and again, while a guest works on what lies below. Nothing
-// outside is ever read, written, made, renamed or removed.
+// A folder that is part of every path is exchanged for a link to outside and
+// back, again and again, while a guest works below it. Nothing outside is ever
+// read, written, made, renamed or removed.
 func TestFolderBecomesLink(t *testing.T) {
 	t.Parallel()
 	rounds := 500
@@ -67,7 +68,8 @@ func TestFolderBecomesLink(t *testing.T) {
 	work := func(what func(g *fileGuest)) {
 		g := m.fileGuest(16 << 10)
 		working.Go(func() {
-			// On a busy machine nobody may have moved anything meanwhile: then it goes on until somebody has.
+			// It goes on until the guest was both served and refused: on a busy
+			// machine the folder may not be exchanged for a while.
 			for i := 0; i < rounds || !(reached.Load() && refused.Load()) && time.Now().Before(late); i++ {
 				deadline(t, g) // for one round
 				what(g)
@@ -151,7 +153,7 @@ func root(t *testing.T, dir string) *os.Root {
 	return r
 }
 
-// snapshot is what lies below dir, in words.
+// snapshot is a text with all that is below dir.
 func snapshot(t *testing.T, dir string) string {
 	t.Helper()
 	var all bytes.Buffer

@@ -30,7 +30,8 @@ func wantErrno(t *testing.T, what string, got, want error) {
 	}
 }
 
-// Several folders under names, beside one at the top: what is where, and what may be changed.
+// Several folders under names, beside one at the top: where each file is, and
+// what may be changed.
 func TestShares(t *testing.T) {
 	t.Parallel()
 	outside := t.TempDir()
@@ -154,14 +155,14 @@ func TestFileHandles(t *testing.T) {
 	a.Close()
 	b.Close()
 	m.wantFree()
-	// What one stream left open counts for no other.
+	// Files that another stream left open don't count.
 	c := m.fileGuest(4096)
 	for range limit - 1 {
 		c.mustOpen("log", wire.OpenRead)
 	}
 }
 
-// A long answer doesn't keep others waiting: they come between its frames.
+// A long answer doesn't delay others, which come between its frames.
 func TestFileAnswersOutOfOrder(t *testing.T) {
 	t.Parallel()
 	const long, short, fileSize = 1, 2, 64 << 20

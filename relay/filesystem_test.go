@@ -30,7 +30,7 @@ func (m *machine) files(incoming uint32) *pipestest.GuestConn {
 	return c
 }
 
-// readFile returns a file's bytes and in how many frames they came.
+// readFile returns a file's bytes, and the number of frames that they came in.
 func readFile(c *pipestest.GuestConn, path string, offset, length uint64) (data []byte, frames int, err error) {
 	request := wire.AppendReadFileRequest(nil, 42, wire.ReadFileRequest{Offset: offset, Length: length, Path: []byte(path)})
 	if _, err := c.Write(request); err != nil {
@@ -62,7 +62,7 @@ func readFile(c *pipestest.GuestConn, path string, offset, length uint64) (data 
 	}
 }
 
-// share makes a folder with some files, one of them outside.
+// share makes a folder with some files, and a file outside.
 func share(t *testing.T) *os.Root {
 	t.Helper()
 	outside := t.TempDir()
@@ -181,7 +181,8 @@ func TestReadFileNothingShared(t *testing.T) {
 	}
 }
 
-// Requests may be sent before the answers to earlier ones are read, and are answered in any order.
+// Requests may be sent before earlier ones are answered. Answers come in any
+// order.
 func TestReadFilePipelined(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{root: share(t)})
@@ -208,7 +209,7 @@ func TestReadFilePipelined(t *testing.T) {
 	}
 }
 
-// A file that shrinks under the reader ends the answer early, in good order.
+// A file that shrinks while it is read ends the answer early, in good order.
 func TestReadFileShrinks(t *testing.T) {
 	t.Parallel()
 	root := share(t)
@@ -245,7 +246,7 @@ func TestReadFileShrinks(t *testing.T) {
 	}
 }
 
-// A guest that goes away in the middle of an answer frees the pipe.
+// A guest that closes its pipe in the middle of an answer frees the pipe.
 func TestReadFileAbandoned(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{root: share(t)})
@@ -266,8 +267,8 @@ func TestReadFileAbandoned(t *testing.T) {
 	}
 }
 
-// A file on which another process has a lease is read when that is given up,
-// and a long chain of links is followed as Linux follows it.
+// A file with another process's lease is read when the lease is given up. A
+// long chain of links is followed as Linux follows it.
 func TestReadFileLeased(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -19,7 +19,8 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// foreignNetwork is a network of an embedding program. What isn't set is the host's.
+// foreignNetwork is a network of an embedding program. Functions that aren't
+// set are the host's.
 type foreignNetwork struct {
 	network.Host
 	dial   func() (net.Conn, error)
@@ -48,30 +49,31 @@ func (n foreignNetwork) ListenPacket(ctx context.Context, network, address strin
 	return n.packet()
 }
 
-// LookupNetIP knows two addresses, so that there are two attempts.
+// LookupNetIP returns two addresses, so that there are two attempts.
 func (foreignNetwork) LookupNetIP(context.Context, string, string) ([]netip.Addr, error) {
 	return []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}, nil
 }
 
-// noListener is a listener that gives nothing, and no error either.
+// noListener is a listener that returns no connection, and no error either.
 type noListener struct{ net.Listener }
 
 func (noListener) Accept() (net.Conn, error) { return nil, nil }
 
-// noTimes is a connection that knows no deadlines, as those that are tunnelled through another protocol often don't.
+// noTimes is a connection without deadlines, as one through another protocol
+// often is.
 type noTimes struct{ network.Conn }
 
 func (noTimes) SetDeadline(time.Time) error      { return errors.ErrUnsupported }
 func (noTimes) SetReadDeadline(time.Time) error  { return errors.ErrUnsupported }
 func (noTimes) SetWriteDeadline(time.Time) error { return errors.ErrUnsupported }
 
-// udpNamed is a connection that says it is UDP.
+// udpNamed is a connection that claims to be UDP.
 type udpNamed struct{ network.Conn }
 
 func (udpNamed) LocalAddr() net.Addr  { return &net.UDPAddr{IP: net.IPv4(192, 0, 2, 2), Port: 1} }
 func (udpNamed) RemoteAddr() net.Addr { return &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 80} }
 
-// A network that gives neither a socket nor an error refuses.
+// A network that returns neither a socket nor an error is a refusal.
 func TestNetworkThatGivesNothing(t *testing.T) {
 	t.Parallel()
 	named := wire.AppendConnect(nil, wire.Connect{Endpoint: wire.Endpoint{Port: 80}, Name: []byte("server.test")})
@@ -119,7 +121,8 @@ func TestNetworkThatGivesNothing(t *testing.T) {
 	})
 }
 
-// A connection without deadlines ends all the same, with the guest's end and with the server.
+// A connection without deadlines ends with the guest's end, and with the
+// server.
 func TestConnWithoutDeadlines(t *testing.T) {
 	t.Parallel()
 	for name, leave := range map[string]func(*machine, *pipestest.GuestConn){
@@ -154,7 +157,8 @@ func TestConnWithoutDeadlines(t *testing.T) {
 	}
 }
 
-// miscounting is a connection that claims to have read or written another number of bytes than there was place for.
+// miscounting is a connection that claims to have moved another number of bytes
+// than it was given.
 type miscounting struct {
 	network.Conn
 	by int
@@ -163,7 +167,7 @@ type miscounting struct {
 func (c miscounting) Read(b []byte) (int, error)  { return len(b) + c.by, nil }
 func (c miscounting) Write(b []byte) (int, error) { return len(b) + c.by, nil }
 
-// A connection that counts wrongly is its stream's end and nobody else's.
+// A connection that counts wrongly ends its stream, and no other.
 func TestConnThatMiscounts(t *testing.T) {
 	t.Parallel()
 	for name, by := range map[string]int{"more": 1, "less than nothing": -1 << 40} {
@@ -213,7 +217,7 @@ func (c closing) Close() error {
 	return c.Listener.Close()
 }
 
-// A listener whose embedding program panics when it is told of it doesn't stay open.
+// A listener is closed if the embedding program panics when it is told of it.
 func TestOnListenPanics(t *testing.T) {
 	t.Parallel()
 	for _, protocol := range []uint16{wire.ProtocolTCPListener, wire.ProtocolTLSListener} {

@@ -14,7 +14,8 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// Whatever a guest sends on a pipe, the pipe ends when the guest closes it, and is free. The protocols that would reach the network aren't there.
+// A pipe ends when the guest closes it, and is free, whatever the guest sends.
+// Protocols that would reach the network are left out.
 func FuzzDataPipe(f *testing.F) {
 	openFiles := wire.AppendOpen(nil, 1, wire.Open{Protocol: wire.ProtocolFileSystem})
 	read := wire.AppendReadFileRequest(nil, 2, wire.ReadFileRequest{Length: wire.ToEnd, Path: []byte("file")})
@@ -36,7 +37,8 @@ func FuzzDataPipe(f *testing.F) {
 	})
 }
 
-// sendAll sends b and closes its writer, and takes what comes until the monitor has closed or reset its own: it must not wait for more.
+// sendAll sends b, closes its writer, and reads until the monitor has closed or
+// reset its own, as it must.
 func sendAll(t *testing.T, c *pipestest.GuestConn, b []byte) {
 	t.Helper()
 	var writing sync.WaitGroup
@@ -55,7 +57,8 @@ func isTimeout(err error) bool {
 	return ok && timeout.Timeout()
 }
 
-// Whatever a guest sends on the control pipe, a pipe that it has already goes on, and everything ends with the server.
+// Whatever a guest sends on the control pipe, the pipes that it has go on, and
+// everything ends with the server.
 func FuzzControlPipe(f *testing.F) {
 	request := wire.AppendNewStreamRequest(nil, 1, wire.NewStreamRequest{OutgoingSize: 4096, IncomingSize: 4096})
 	f.Add(request)
@@ -80,8 +83,8 @@ func FuzzControlPipe(f *testing.F) {
 	})
 }
 
-// Whatever a guest sends to a listener, the listener ends when the guest closes it. There are a pipe that waits to be named in an accept, and a
-// connection that waits for one.
+// A listener ends when the guest closes it, whatever the guest sends to it. One
+// pipe waits to be named in an accept, and one connection waits for an accept.
 func FuzzListenerPipe(f *testing.F) {
 	accept := func(pipe uint64) []byte {
 		return wire.AppendAcceptConnection(nil, 1, wire.AcceptConnection{Pipe: pipe})
@@ -117,8 +120,9 @@ func FuzzListenerPipe(f *testing.F) {
 	})
 }
 
-// Whatever a guest opens any protocol with and sends then, the pipe ends when the guest closes it, and is free. Sockets and names are in memory; a server there sends back
-// what it gets.
+// A pipe ends when the guest closes it, and is free, whatever the guest opens
+// it with and sends then. Sockets and names are in memory. A server there
+// echoes what it gets.
 func FuzzProtocolPipe(f *testing.F) {
 	network := &networktest.Network{Hosts: map[string]netip.Addr{"a.test": netip.MustParseAddr("192.0.2.1")}}
 	server, any4 := at(netip.MustParseAddrPort("192.0.2.1:80")), at(netip.MustParseAddrPort("0.0.0.0:0"))

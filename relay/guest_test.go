@@ -28,10 +28,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds each wait of a test; it is reached only by a test that fails.
+// patience bounds each wait of a test. A test that passes never waits so long.
 const patience = 30 * time.Second
 
-// machine is a server, and a guest that talks to it in Go.
+// machine is a server, and a guest in Go that talks to it.
 type machine struct {
 	t      testing.TB
 	guest  *pipestest.Guest
@@ -47,7 +47,8 @@ type machine struct {
 	conns []*pipestest.GuestConn // whose deadlines end with the test
 }
 
-// journal is a log handler that tests wait on: the server's streams end with a record.
+// journal is a log handler. Tests wait for its records, as the end of a stream
+// is one.
 type journal struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed by the next record
@@ -78,7 +79,7 @@ func (j *journal) count(msg string) (n int) {
 	return n
 }
 
-// lostWakeups is what the watchdog has said.
+// lostWakeups are the watchdog's records.
 func (m *machine) lostWakeups() (found []string) {
 	m.log.mu.Lock()
 	defer m.log.mu.Unlock()
@@ -92,7 +93,8 @@ func (m *machine) lostWakeups() (found []string) {
 	return found
 }
 
-// records returns the attributes of the records with a message, and their level, as text.
+// records returns the attributes and levels of the records with a message, as
+// text.
 func (m *machine) records(msg string) (found []map[string]string) {
 	m.log.mu.Lock()
 	defer m.log.mu.Unlock()
@@ -110,7 +112,7 @@ func (m *machine) records(msg string) (found []map[string]string) {
 	return found
 }
 
-// wait looks at a condition again after each record.
+// wait waits until a condition holds. It looks again after each record.
 func (m *machine) wait(otherwise string, ok func() bool) {
 	m.t.Helper()
 	late := time.After(patience)
@@ -146,7 +148,9 @@ type setup struct {
 	limits         network.Limits
 	ringLimit      int64
 	quiet          bool // no log to wait on
-	hasty          bool // no last look for lost wake-ups, so that a fuzz target has more than a few machines a second
+	// hasty leaves out the last look for lost wake-ups: a fuzz target would
+	// have only a few machines a second.
+	hasty bool
 
 	noNetwork bool
 }
@@ -173,7 +177,7 @@ func start(t testing.TB, o setup) *machine {
 	deadline(t, m.control)
 	t.Cleanup(func() {
 		m.stop()
-		// Deadlines that run on would keep the window's memory for as long.
+		// A deadline's timer would keep the window's memory until it ends.
 		for _, c := range m.conns {
 			c.SetDeadline(time.Time{})
 		}
@@ -313,7 +317,8 @@ func (m *machine) listen(on string, backlog uint32) *listening {
 	return &listening{c, m, e.AddrPort()}
 }
 
-// warm has a connection accepted and ended. Afterwards all goroutines of the listener run, which its answer to the Open doesn't wait for.
+// warm accepts a connection and ends it. After it all goroutines of the
+// listener run, which the answer to the Open doesn't wait for.
 func (l *listening) warm() {
 	l.m.t.Helper()
 	open := l.m.guest.Table.Stats().Open
@@ -348,7 +353,7 @@ func (l *listening) answer() (uint64, wire.IncomingConnection) {
 	return h.RequestID, a
 }
 
-// dialed connects to the guest's listener from outside.
+// dialed connects to a guest's listener, from outside of the guest.
 func dialed(t testing.TB, to netip.AddrPort) *net.TCPConn {
 	t.Helper()
 	c, err := net.DialTimeout("tcp", to.String(), patience)
@@ -386,7 +391,7 @@ func accepted(t testing.TB, l *net.TCPListener) *net.TCPConn {
 	return c
 }
 
-// connected is a connection that the guest opened: its end, and the peer's.
+// connected is a connection that the guest has opened: its end, and the peer's.
 func (m *machine) connected() (guest *pipestest.GuestConn, peer *net.TCPConn) {
 	m.t.Helper()
 	l, to := hostListener(m.t, "127.0.0.1:0")
@@ -394,7 +399,7 @@ func (m *machine) connected() (guest *pipestest.GuestConn, peer *net.TCPConn) {
 	return guest, accepted(m.t, l)
 }
 
-// pattern is n bytes that differ from place to place and from seed to seed.
+// pattern is n bytes that depend on their place and on the seed.
 func pattern(seed, n int) []byte {
 	b := make([]byte, n)
 	x := uint32(seed)*2654435761 + 1
@@ -430,7 +435,7 @@ func wantReadError(t testing.TB, r io.Reader, want unix.Errno) {
 	}
 }
 
-// wantFree waits until no stream, and no pipe but the control pipe is left.
+// wantFree waits until there is no stream, and no pipe but the control pipe.
 func (m *machine) wantFree() {
 	m.t.Helper()
 	m.wait("pipes are left", func() bool { return m.guest.Table.Stats().Open == 1 && m.server.Stats().Streams == 0 })

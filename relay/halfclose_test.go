@@ -15,14 +15,15 @@ import (
 	"github.com/fix-project/arcavm/pipes/pipestest"
 )
 
-// end is what both ends of a connection can do.
+// end is the part that both ends of a connection have.
 type end interface {
 	net.Conn
 	CloseWrite() error
 	CloseRead() error
 }
 
-// Each end in turn sends, half-closes, and gets an answer that began after its FIN arrived.
+// Each end in turn sends, half-closes, and gets an answer that begins after its
+// FIN has arrived.
 func TestHalfClose(t *testing.T) {
 	t.Parallel()
 	const size = 1 << 20
@@ -58,7 +59,8 @@ func TestHalfClose(t *testing.T) {
 	}
 }
 
-// The ends close while the other's bytes still lie in ring and socket: none are lost.
+// The ends close while bytes of the other are still in ring and socket. None
+// are lost.
 func TestCloseWithDataInFlight(t *testing.T) {
 	t.Parallel()
 	const size = 1 << 20
@@ -74,7 +76,7 @@ func TestCloseWithDataInFlight(t *testing.T) {
 		g.Write(there)
 		g.CloseWrite()
 	})
-	// Nobody reads until the guest's ring is full.
+	// No byte is read until the guest's ring is full.
 	if _, _, err := g.ReserveRead(64 << 10); err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +88,8 @@ func TestCloseWithDataInFlight(t *testing.T) {
 	m.wantFree()
 }
 
-// A peer that answers and closes, while the guest goes on sending, resets. The answer arrives nevertheless.
+// A peer that answers and closes, while the guest goes on sending, resets. The
+// answer arrives nevertheless.
 func TestAnswerBeforeReset(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{})
@@ -115,7 +118,8 @@ func TestAnswerBeforeReset(t *testing.T) {
 	m.wantFree()
 }
 
-// A guest that reads no more can go on writing. When it is done with that too, a peer with unread bytes under way sees a reset.
+// A guest that reads no more may go on writing. When it has closed its writer,
+// too, a peer whose bytes are unread sees a reset.
 func TestGuestClosesReader(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{})
@@ -143,7 +147,7 @@ func TestGuestClosesReader(t *testing.T) {
 
 func gone(err error) bool { return errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) }
 
-// stuff writes to c until nothing moves any more.
+// stuff writes to c until all buffers on the way are full.
 func stuff(t *testing.T, c net.Conn) {
 	t.Helper()
 	chunk := make([]byte, 1<<20)
@@ -158,7 +162,7 @@ func stuff(t *testing.T, c net.Conn) {
 	deadline(t, c)
 }
 
-// A reset goes through wherever the relay waits.
+// A reset arrives, wherever the relay waits.
 func TestReset(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range map[string]func(*testing.T, *pipestest.GuestConn, *net.TCPConn){
@@ -210,7 +214,8 @@ func TestReset(t *testing.T) {
 			} else {
 				wantReadError(t, g, unix.ECONNRESET)
 			}
-			// Which ring is reset first is open; and a relay that waits for bytes learns of a reset only as it writes them.
+			// Either ring may be reset first. A relay that waits for bytes
+			// finds a reset only when it writes them.
 			for _, err := g.Write([]byte("x")); !closed && !errors.Is(err, want); _, err = g.Write([]byte("x")) {
 				if err != nil {
 					t.Fatalf("writing after a reset: %v, want %v", err, want)
@@ -222,7 +227,8 @@ func TestReset(t *testing.T) {
 	}
 }
 
-// A guest that doesn't read stops the peer: the relay takes what fits into the ring and not a byte more.
+// A guest that doesn't read stops the peer: the relay takes what has room in
+// the ring, and not a byte more.
 func TestBackpressure(t *testing.T) {
 	t.Parallel()
 	const size = 64 << 20

@@ -8,7 +8,8 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// frame is the next one for t: its Open, or a request of its protocol. It is right, but for its values; now and then its header isn't.
+// frame is the next one for t: its Open, or a request of its protocol. It is
+// well-formed, with wild values. Sometimes its header is wrong.
 func (a *attacker) frame(t *target) []byte {
 	a.mild = t.mild
 	var b []byte
@@ -103,7 +104,7 @@ func (a *attacker) openPayload(protocol uint16) []byte {
 	}
 }
 
-// peer is to an address, or to a name with that port.
+// peer is an address, or a name with that port.
 func (a *attacker) peer(to netip.AddrPort) wire.Connect {
 	if a.odd(3) {
 		return wire.Connect{Endpoint: wire.Endpoint{Port: to.Port()}, Name: a.name()}
@@ -111,7 +112,7 @@ func (a *attacker) peer(to netip.AddrPort) wire.Connect {
 	return wire.Connect{Endpoint: at(to)}
 }
 
-// alpn is a list of ALPN names, or nearly.
+// alpn is a list of ALPN names, or nearly one.
 func (a *attacker) alpn() []byte {
 	lists := []string{"", "\x02h2", "\x08http/1.1\x02h2"}
 	if a.odd(4) {
@@ -152,7 +153,7 @@ func (a *attacker) socket() string {
 	return []string{outside.Socket, outside.Socket, "s", "/s", "../s", "s/s", "\x00", ".", "t"}[a.rng.IntN(9)]
 }
 
-// endpoint is the UDP server's, or a wild one.
+// endpoint is the UDP server's address, or a wild one.
 func (a *attacker) endpoint() wire.Endpoint {
 	e := at(a.outside.Echo)
 	if !a.odd(2) {
@@ -169,13 +170,14 @@ func (a *attacker) endpoint() wire.Endpoint {
 	return e
 }
 
-// fileRequest is a request of any kind about files. Only w may be written; the good streams read file.
+// fileRequest is a request of any kind about files. Only w may be written. The
+// good streams read file.
 func (a *attacker) fileRequest() []byte {
 	if a.mild || a.rng.IntN(2) == 0 {
 		return a.openFileRequest()
 	}
 	request, handle := a.rng.Uint64(), uint64(a.rng.IntN(6))
-	// Offsets that the disk has room for, or none at all.
+	// The disk has room for this offset, or none can have.
 	offset := uint64(a.rng.IntN(1 << 16))
 	if a.rng.IntN(2) == 0 {
 		offset = a.value() | 1<<63

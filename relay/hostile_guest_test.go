@@ -28,18 +28,22 @@ const (
 	attackers   = 4
 	targetsEach = 6
 	hostileRing = 4096
-	// The good streams live on CPU 0 alone.
+	// The good streams have CPU 0 for themselves.
 	hostileCPUs = 4
-	// How often an attacker lets others run, at most, until a pipe of its has an answer.
+	// maxPatience is how often an attacker yields at most for the answer on one
+	// of its pipes.
 	maxPatience = 100_000
 )
 
-// A guest writes whatever it likes over the headers and rings of some pipes, calls with whatever it likes, and sets pending bits, on several
-// CPUs at once. The monitor doesn't panic, hang or leak, and the streams of the same guest that behave carry their bytes. make hostile
-// sets ARCAVM_HOSTILE_OPERATIONS and ARCAVM_HOSTILE_SEED for a long run. Not parallel: it counts what the process has.
+// A guest writes wild values over headers and rings of some pipes, makes
+// hypercalls with wild arguments, and sets pending bits, on several CPUs at
+// once. The monitor doesn't panic, hang or leak, and the streams of the same
+// guest that behave carry their bytes. make hostile sets
+// ARCAVM_HOSTILE_OPERATIONS and ARCAVM_HOSTILE_SEED for a long run. Not
+// parallel: it counts the process's resources.
 func TestHostileGuest(t *testing.T) {
 	t.Run("no limits", func(t *testing.T) { attackMonitor(t, network.Limits{}) })
-	// Those that the good streams don't come up against, or only wait at.
+	// The good streams don't reach these limits, or only wait at them.
 	t.Run("limits", func(t *testing.T) { attackMonitor(t, network.Limits{Bytes: 20 << 20, Accepts: 2, StreamFiles: 2}) })
 }
 
@@ -71,7 +75,8 @@ func attackMonitor(t *testing.T, limits network.Limits) {
 				case <-stop:
 					return
 				default:
-					// On one processor the scheduler would leave it to those who wake each other, and forget the attackers.
+					// On one processor the scheduler prefers goroutines that
+					// wake each other, and would forget the attackers.
 					runtime.Gosched()
 				}
 			}
@@ -130,7 +135,7 @@ func number(t *testing.T, variable string, otherwise uint64) uint64 {
 	return n
 }
 
-// wantReached looks for signs that the attack was on everything.
+// wantReached checks that the attack has reached everything.
 func (h *hostile) wantReached() {
 	t, p, s := h.m.t, h.m.guest.Table.Stats(), h.m.server.Stats()
 	t.Helper()
@@ -153,17 +158,18 @@ func (h *hostile) wantReached() {
 type hostile struct {
 	m       *machine
 	outside *outside.World
-	refused netip.AddrPort // of nobody
+	refused netip.AddrPort // no socket listens there
 	targets []*target
 }
 
-// target is a pipe under attack. Its owner makes it, behaves for a while, and lets everybody loose on it then.
+// target is a pipe under attack. Its owner makes it and behaves for a while.
+// Then all attackers may attack it.
 type target struct {
 	mu   sync.RWMutex
 	d    *pipes.Descriptor // nil: none
 	wild bool
 
-	// The owner's:
+	// Only the owner uses these.
 	left     int // steps that it still behaves for
 	protocol uint16
 	mild     bool // what is sent is right
@@ -203,7 +209,7 @@ func newHostile(t *testing.T, limits network.Limits) *hostile {
 	mux.Handle(wire.ProtocolTLSConnection, relay.TLSConnection(trust))
 	mux.Handle(wire.ProtocolTLSListener, relay.TLSListener(trust))
 	mux.Handle(wire.ProtocolStdio, relay.Stdio(h.outside.Input, h.outside.Output, nil))
-	// Nothing gets out but what this test expects.
+	// The guest reaches only what this test expects.
 	h.m.serve(&mux, relay.Options{Network: h.outside.Network(t, "out:"+h.refused.String()), OnListen: h.outside.Call, Limits: limits})
 	return h
 }
@@ -215,7 +221,7 @@ func (h *hostile) end() {
 	for _, c := range h.m.conns {
 		c.SetDeadline(time.Time{})
 	}
-	// A guest that owes wake-ups is no news here.
+	// The guest owes wake-ups, so Close returns an error.
 	_ = h.m.guest.Close()
 	waited := make(chan struct{})
 	go func() {
@@ -239,7 +245,7 @@ func (h *hostile) ruinControl() {
 	}
 }
 
-// behaved is a stream whose every byte is checked, a round at a time.
+// behaved is a stream that is checked byte by byte, a round at a time.
 type behaved interface{ round() error }
 
 type echoed struct {
@@ -304,20 +310,21 @@ type attacker struct {
 	mild    bool     // the frame that is being made shall be right
 }
 
-// mildPipes are the protocols of an attacker's first pipes, on which all it does is right until it lets go of them: so the attack begins with something at work in
-// every handler.
+// mildPipes are the protocols of an attacker's first pipes. It behaves on them
+// until it lets go of them, so that every handler has work when the attack
+// begins.
 var mildPipes = []uint16{
 	noProtocol, wire.ProtocolTLSListener, wire.ProtocolTLSConnection, noProtocol, wire.ProtocolTCPListener, wire.ProtocolResolver, wire.ProtocolStdio,
 	wire.ProtocolUnixConnection, wire.ProtocolUnixListener, wire.ProtocolUDP, wire.ProtocolTCPConnection, wire.ProtocolFileSystem,
 }
 
-// noProtocol is for a pipe that waits to be given a connection.
+// noProtocol is for a pipe that waits for a connection of a listener.
 const noProtocol = 0xffff
 
-// odd reports true once in n times, and never if what is being made shall be right.
+// odd is true once in n times, and never for a frame that shall be right.
 func (a *attacker) odd(n int) bool { return !a.mild && a.rng.IntN(n) == 0 }
 
-// step is one operation. It reports false if it waits instead.
+// step makes one operation. It reports false if it waits instead.
 func (a *attacker) step() bool {
 	if a.rng.IntN(2) == 0 && a.join(a.targets[a.rng.IntN(len(a.targets))]) {
 		return true
@@ -340,7 +347,7 @@ func (a *attacker) step() bool {
 	return true
 }
 
-// join attacks a pipe, whosever it is, if its owner has let it loose.
+// join attacks a pipe of any owner, if its owner has let go of it.
 func (a *attacker) join(t *target) bool {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -401,7 +408,8 @@ func (a *attacker) renew(t *target) {
 	if t.silent = t.protocol == noProtocol; t.silent {
 		a.silent = append(a.silent[max(0, len(a.silent)-targetsEach+1):], p.ID)
 	}
-	// Without any, no handler that waits for others would get far before the attack on it begins.
+	// Without these, the attack would begin before a handler that waits for
+	// something gets far.
 	switch {
 	case t.mild, t.protocol == wire.ProtocolTLSConnection: // a handshake takes long
 		t.patience = maxPatience
@@ -433,7 +441,8 @@ func (a *attacker) newPipe() (wire.DataStreamInfo, error) {
 	return wire.DecodeDataStreamInfo(p)
 }
 
-// behave takes the pipe a step further, as a guest would that means well, or nearly. It reports false if it waits for the monitor instead.
+// behave makes a step on the pipe as a good guest would, or nearly. It reports
+// false if it waits for the monitor instead.
 func (a *attacker) behave(t *target) bool {
 	runtime.Gosched()
 	if t.patience > 0 && (t.silent || t.cursor > 0) && a.m.guest.Load(t.d.Header+128) == t.answered && a.m.guest.Load(t.d.Header+128+8)&0xffff == 0 {
@@ -461,7 +470,7 @@ func (a *attacker) behave(t *target) bool {
 	return true
 }
 
-// abandon closes both directions for good, whatever was written there before.
+// abandon closes both directions for good, whatever is in the ring.
 func (a *attacker) abandon(t *target) {
 	t.mu.Lock()
 	d := t.d
@@ -474,7 +483,7 @@ func (a *attacker) abandon(t *target) {
 	_ = a.m.guest.Table.NotifyWrite(d.ID)
 }
 
-// attack does one bad thing to a pipe, or beside it.
+// attack attacks a pipe, or memory beside it.
 func (a *attacker) attack(d *pipes.Descriptor) {
 	g := a.m.guest
 	switch n := a.rng.IntN(16); {
@@ -501,7 +510,8 @@ func (a *attacker) attack(d *pipes.Descriptor) {
 	}
 }
 
-// scribble is copy, but the race detector doesn't see it: a guest may write what the monitor reads at the same time.
+// scribble is copy, but the race detector doesn't see it: a guest may write
+// what the monitor reads at the same time.
 //
 //go:norace
 func scribble(to, from []byte) int {
@@ -512,7 +522,7 @@ func scribble(to, from []byte) int {
 	return n
 }
 
-// cpu is one that no good stream lives on.
+// cpu is a CPU without good streams.
 func (a *attacker) cpu() uint32 { return 1 + uint32(a.rng.IntN(hostileCPUs-1)) }
 
 // id is a pipe's, or nearly.
@@ -521,14 +531,14 @@ func (a *attacker) id() pipes.ID {
 	if a.rng.IntN(2) == 0 {
 		return id | pipes.ID(a.value())<<32
 	}
-	// The current generation: the good streams' and the control pipe's too.
+	// The current generation, also of good streams and of the control pipe.
 	if p, err := a.m.guest.Table.Pipe(id); err == nil {
 		return p.ID()
 	}
 	return id
 }
 
-// value is a number at which checks go wrong, or any other.
+// value is a number that a check may get wrong, or any other.
 func (a *attacker) value() uint64 {
 	switch a.rng.IntN(4) {
 	case 0:

@@ -18,7 +18,7 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// wantLimit looks for the one record of a limit, and the stream in it.
+// wantLimit expects one record of a limit, with this stream.
 func (m *machine) wantLimit(name string, stream pipes.ID) {
 	m.t.Helper()
 	found := m.records("guest has reached a limit")
@@ -46,7 +46,7 @@ func TestStreamLimit(t *testing.T) {
 	m.wantLimit("streams", m.control.ID())
 }
 
-// freePipe lets the monitor close a pipe on which nothing was sent.
+// freePipe has the monitor close a pipe on which nothing was sent.
 func (m *machine) freePipe(c *pipestest.GuestConn) {
 	m.t.Helper()
 	m.wait("the pipe isn't free", func() bool {
@@ -131,7 +131,8 @@ func TestAcceptLimit(t *testing.T) {
 			t.Fatalf("request %d: %+v, want EAGAIN", request, answer)
 		}
 	}
-	// Requests of a listener are read in their order: what it was asked before has been read when it answers this.
+	// A listener reads requests in their order. When it answers this one, it
+	// has read the others.
 	other.ask(9, m.control.ID())
 	if request, answer := other.answer(); request != 9 || answer.Status != uint32(unix.EBUSY) {
 		t.Errorf("request %d: %+v", request, answer)
@@ -139,13 +140,14 @@ func TestAcceptLimit(t *testing.T) {
 	refused()
 	refused()
 
-	// One that has its connection waits no more.
+	// An accept that has its connection doesn't count.
 	dialed(t, l.at)
 	if request, answer := l.answer(); request != 1 || answer.Status != 0 {
 		t.Errorf("request %d: %+v", request, answer)
 	}
 	l.ask(4, c.ID())
-	// Nor does one that was withdrawn, nor those of a listener that has ended.
+	// Nor does one that was withdrawn, nor do those of a listener that has
+	// ended.
 	b.Close()
 	if request, answer := other.answer(); request != 2 || answer.Status != uint32(unix.ECANCELED) {
 		t.Errorf("request %d: %+v", request, answer)
@@ -174,7 +176,7 @@ func TestAcceptLimit(t *testing.T) {
 	m.wantLimit("accepts", l.ID())
 }
 
-// until does something again and again, each time with an answer of the monitor in it, until a condition holds.
+// until repeats do, in which the monitor answers, until a condition holds.
 func (m *machine) until(ok func() bool, do func()) {
 	m.t.Helper()
 	for late := time.Now().Add(patience); !ok(); do() {
@@ -184,7 +186,8 @@ func (m *machine) until(ok func() bool, do func()) {
 	}
 }
 
-// Each kind of operation is answered with an errno when there were too many, and goes on when time has passed.
+// Too many operations of each kind are answered with an errno. The stream goes
+// on when time has passed.
 func TestOperationLimit(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -243,7 +246,7 @@ func TestOperationLimit(t *testing.T) {
 					return err
 				},
 			}
-			// All of them, one after the other.
+			// One after the other.
 			return func() error {
 				var err error
 				for i := 0; i < len(requests); {
@@ -266,7 +269,7 @@ func TestOperationLimit(t *testing.T) {
 				for i := range uint64(100) {
 					u.send(i+1, to, []byte("x"))
 				}
-				// The last ones didn't go.
+				// The last ones weren't sent.
 				h, p, err := receive(u)
 				if err != nil {
 					return err
@@ -360,7 +363,8 @@ func TestByteLimit(t *testing.T) {
 	}
 }
 
-// A stream that waits for its bytes can be ended at once, and keeps no other from what costs none.
+// A stream that waits for its bytes can be ended at once, and delays no stream
+// that moves none.
 func TestByteLimitWaits(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(t *testing.T, g *pipestest.GuestConn, peer *net.TCPConn){
@@ -384,7 +388,8 @@ func TestByteLimitWaits(t *testing.T) {
 				t.Parallel()
 				m := start(t, setup{limits: network.Limits{Bytes: 1}})
 				g, peer := m.connected()
-				// A second's worth is 64 KiB at least; after that it takes ages.
+				// A second's worth is 64 KiB at least. All further bytes take
+				// ages.
 				var from, to net.Conn = g, peer
 				if toGuest {
 					from, to = peer, g
@@ -428,7 +433,7 @@ func TestDatagramByteLimit(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	m.wantLimit("bytes", u.ID())
-	// What arrives waits. The socket ends all the same.
+	// The datagrams that arrive wait. The socket ends nevertheless.
 	sendTo(t, host, u.local, data)
 	u.wantDatagram(to, data)
 	sendTo(t, host, u.local, data)
@@ -436,7 +441,7 @@ func TestDatagramByteLimit(t *testing.T) {
 	m.wantFree()
 }
 
-// What is read of a folder for one page serves the next ones.
+// A folder that was read for one page isn't read again for the next ones.
 func TestListingIsReadOnce(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -472,14 +477,15 @@ func TestListingIsReadOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Events have no names here. Two that are alike in a row would be one, so each open is followed by its close.
+		// The events have no names here, and the kernel merges two equal ones
+		// in a row. So the close after each open is watched, too.
 		opens += n / unix.SizeofInotifyEvent / 2
 	}
 	if opens == 0 || opens > 3 {
 		t.Errorf("the folder was opened %d times", opens)
 	}
 
-	// Two that list at once on a stream, and one that stops in the middle, are no trouble.
+	// Two listings at once on a stream, and one that stops in the middle, work.
 	first, _ := g.page(".", "", 1000)
 	second, _ := g.page("/", "", 1000)
 	if !slices.Equal(first, second) {
@@ -504,7 +510,8 @@ func TestListingIsReadOnce(t *testing.T) {
 	}
 }
 
-// Calls that wait for a disk are bounded, whatever the number of streams and requests: each costs a thread.
+// The calls that wait for a disk are bounded, whatever the number of streams
+// and requests, as each takes a thread.
 func TestBlockedFileCalls(t *testing.T) {
 	t.Parallel()
 	const streams, most = 12, 256
@@ -541,7 +548,7 @@ func TestBlockedFileCalls(t *testing.T) {
 	}
 	waiting := 0
 	buf := make([]byte, 24*64)
-	// More than there may be would come within the last wait.
+	// Too many calls would show within the last wait.
 	for timeout := int(patience.Milliseconds()); ; {
 		p := []unix.PollFd{{Fd: int32(disk), Events: unix.POLLIN}}
 		n, err := unix.Poll(p, timeout)
@@ -568,7 +575,7 @@ func TestBlockedFileCalls(t *testing.T) {
 	if waiting != most {
 		t.Errorf("%d calls wait for the disk at once, want %d", waiting, most)
 	}
-	// All else goes on.
+	// Everything else goes on.
 	m.connected()
 	unix.Close(disk)
 	closed = true

@@ -18,7 +18,8 @@ import (
 	"github.com/fix-project/arcavm/relay"
 )
 
-// tight is a network whose sockets take little before their peer reads.
+// tight is a network whose sockets have room for little before their peer
+// reads.
 type tight struct{ network.Host }
 
 func (n tight) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
@@ -29,8 +30,8 @@ func (n tight) DialContext(ctx context.Context, network, address string) (net.Co
 	return c, err
 }
 
-// unixPair is a UNIX connection: the relay's end, which takes little before the
-// other is read.
+// unixPair is a UNIX connection. The relay's end, near, has room for little
+// before far is read.
 func unixPair(t *testing.T) (near, far *net.UnixConn) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -54,8 +55,8 @@ func unixPair(t *testing.T) (near, far *net.UnixConn) {
 	return ends[0], ends[1]
 }
 
-// lingerCases are the kinds of connections that are relayed: the guest's end,
-// the peer's, and what the peer finds when it is given up.
+// lingerCases are the kinds of relayed connections: the guest's end, the
+// peer's, and the error of a peer that is given up.
 var lingerCases = map[string]func(t *testing.T) (*machine, *pipestest.GuestConn, net.Conn, error){
 	"TCP": func(t *testing.T) (*machine, *pipestest.GuestConn, net.Conn, error) {
 		m := start(t, setup{network: tight{}})
@@ -106,7 +107,7 @@ func setReceiveBuffer(t *testing.T, l *net.TCPListener) {
 }
 
 // A peer that takes nothing keeps a stream that its guest has closed for a
-// minute, one that takes a little as long as it does so.
+// minute. One that takes a little keeps it as long as it does.
 func TestLinger(t *testing.T) {
 	t.Parallel()
 	for name, connected := range lingerCases {
@@ -135,7 +136,7 @@ func TestLinger(t *testing.T) {
 			}
 			look(1, 0)
 			look(relay.LingerTimeout-1, 0)
-			// What the peer has read may have let more go since.
+			// The relay may have sent more since the peer's last read.
 			for range 10 {
 				now = now.Add(relay.LingerTimeout)
 				m.server.LookAtLingering(now)
@@ -151,7 +152,7 @@ func TestLinger(t *testing.T) {
 	}
 }
 
-// fillRing writes more than the sockets take before the peer reads.
+// fillRing writes more than the sockets have room for before the peer reads.
 func fillRing(t *testing.T, g *pipestest.GuestConn) {
 	t.Helper()
 	if _, err := g.Write(make([]byte, g.Descriptor().OutgoingSize)); err != nil {
@@ -159,7 +160,7 @@ func fillRing(t *testing.T, g *pipestest.GuestConn) {
 	}
 }
 
-// A stream that its guest has closed one way is the guest's own affair.
+// A stream that its guest has closed one way stays.
 func TestLingerHalfClosed(t *testing.T) {
 	t.Parallel()
 	for name, close := range map[string]func(*pipestest.GuestConn) error{

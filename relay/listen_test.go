@@ -26,7 +26,7 @@ func TestBacklog(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := raw.Control(func(fd uintptr) {
-			// A listening socket's info has its backlog in this field.
+			// This field is the backlog in the info of a listening socket.
 			info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 			if err != nil || info.Sacked != want {
 				t.Errorf("backlog %d, %v, want %d", info.Sacked, err, want)

@@ -120,7 +120,7 @@ type listener struct {
 	mu       sync.Mutex
 	waiting  list.List // of *accept, oldest first; no more than there are pipes, as each claims one
 	deadline deadline  // of ln's Accept; nil where it can't be ended by one
-	recalled bool      // the deadline is past, for nobody asks any more
+	recalled bool      // the deadline has passed, as no accept waits
 }
 
 type deadline interface{ SetDeadline(time.Time) error }
@@ -128,8 +128,8 @@ type deadline interface{ SetDeadline(time.Time) error }
 type accept struct {
 	request   uint64
 	stream    *Stream
-	place     *list.Element // in waiting, nil when not in it; guarded by listener.mu
-	withdrawn bool          // or taken, which is too late to withdraw; guarded by listener.mu
+	place     *list.Element // in waiting; nil: not in it; guarded by listener.mu
+	withdrawn bool          // or taken by next; guarded by listener.mu
 }
 
 // readRequests takes AcceptConnections until the guest closes the pipe.

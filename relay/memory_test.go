@@ -22,10 +22,9 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// TestStreamMemory bounds what a stream keeps of the monitor's memory: heap and
-// stacks, when it has done what costs most and waits again. With -v it says
-// what that is, which docs/security.md names. Not parallel: it looks at the
-// process.
+// TestStreamMemory bounds how much of the monitor's memory (heap and stacks) a
+// stream keeps when it has done what costs most and waits again. -v shows the
+// amounts, which docs/security.md names. Not parallel: it measures the process.
 func TestStreamMemory(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector's own memory counts")
@@ -70,8 +69,8 @@ func TestStreamMemory(t *testing.T) {
 			c.use()
 		}
 		each := (memoryUse() - before) / n
-		// Stacks and parsed certificates of handshakes that have just ended go
-		// with one of the next collections.
+		// Stacks and parsed certificates of handshakes that have just ended are
+		// freed by one of the next collections.
 		for tries := 0; each > c.most<<10 && tries < 20; tries++ {
 			each = (memoryUse() - before) / n
 		}
@@ -82,9 +81,9 @@ func TestStreamMemory(t *testing.T) {
 	}
 }
 
-// memoryUse is what the process has in use of Go's memory.
+// memoryUse is how much of Go's memory the process uses.
 func memoryUse() int {
-	// Twice: what the first has only found to be unused the second frees.
+	// The second collection frees what the first one found to be unused.
 	runtime.GC()
 	runtime.GC()
 	var s runtime.MemStats
@@ -92,7 +91,7 @@ func memoryUse() int {
 	return int(s.HeapAlloc + s.StackInuse)
 }
 
-// smallPipe is one with the smallest rings.
+// smallPipe is a pipe with the smallest rings.
 func (m *machine) smallPipe() *pipestest.GuestConn {
 	m.t.Helper()
 	c, err := m.tryPipe(4096, 4096, 0)
@@ -102,7 +101,7 @@ func (m *machine) smallPipe() *pipestest.GuestConn {
 	return c
 }
 
-// hearAll receives a datagram of each peer by one of all addresses.
+// hearAll receives a datagram of each peer on a socket at all addresses.
 func (m *machine) hearAll(peers []*net.UDPConn) {
 	m.t.Helper()
 	u := m.udpBound(4096, "0.0.0.0:0")
@@ -129,7 +128,8 @@ func (m *machine) sendLarge() {
 		m.t.Fatal(err)
 	}
 	b := wire.AppendSendDatagram(nil, 1, wire.SendDatagram{To: socket.Local, Data: make([]byte, 60000)})
-	// What has no destination is answered, after what came before has gone.
+	// A datagram without a destination is answered after those before it were
+	// sent.
 	b = wire.AppendSendDatagram(b, 2, wire.SendDatagram{})
 	if _, err := c.Write(b); err != nil {
 		m.t.Fatal(err)
@@ -145,7 +145,7 @@ func (m *machine) sendLarge() {
 	}
 }
 
-// folderOfNames is a folder whose list has more than 64 KiB.
+// folderOfNames is a folder whose listing has more than 64 KiB.
 func folderOfNames(t *testing.T) *os.Root {
 	t.Helper()
 	dir := t.TempDir()
@@ -185,8 +185,8 @@ func (m *machine) tlsTo(server netip.AddrPort) {
 	}
 }
 
-// tlsServers is a server that shows each client a chain of its own, of about
-// size bytes, and then says nothing.
+// tlsServers is a server that shows each client a chain of certificates of its
+// own, of about size bytes, and then sends nothing.
 func tlsServers(t *testing.T, a *networktest.Authority, size int) netip.AddrPort {
 	t.Helper()
 	l, to := hostListener(t, "127.0.0.1:0")
@@ -218,7 +218,7 @@ func tlsServers(t *testing.T, a *networktest.Authority, size int) netip.AddrPort
 	return to
 }
 
-// A server can't have the monitor keep however large a chain.
+// A server can't make the monitor keep a chain of any size.
 func TestTLSGreetingTooLarge(t *testing.T) {
 	t.Parallel()
 	a := networktest.NewAuthority(t)

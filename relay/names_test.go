@@ -21,9 +21,9 @@ import (
 )
 
 // nameServer starts a name server on loopback, and returns a host that asks it.
-// It gives every name the addresses 127.0.0.1 and ::1, but for what a label
-// says: no4 and no6 are questions that aren't answered, only4 and only6 are the
-// family that there are addresses of, none is a name that doesn't exist.
+// Each name has the addresses 127.0.0.1 and ::1, unless a label says otherwise:
+// no4 and no6 are questions that aren't answered, only4 and only6 names with
+// addresses of one family, none is a name that doesn't exist.
 func nameServer(t testing.TB) network.Host {
 	t.Helper()
 	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
@@ -80,11 +80,11 @@ func answerTo(question []byte) []byte {
 	return b
 }
 
-// soon is less than package net waits for an answer, which is five seconds, and
+// soon is less than the five seconds that package net waits for an answer, and
 // much more than anything here takes.
 const soon = 4 * time.Second
 
-// A question about one family that isn't answered holds up nothing.
+// A question about one family that isn't answered delays nothing.
 func TestUnansweredFamily(t *testing.T) {
 	t.Parallel()
 	host := nameServer(t)
@@ -160,7 +160,8 @@ func TestUnansweredFamily(t *testing.T) {
 				return err
 			},
 			"resolver, no address of this family": func() error {
-				// Whether there is one of the other isn't known.
+				// Whether the name has an address of the other family isn't
+				// known.
 				g.ask(1, version, map[uint8]string{4: "only6.no6.test", 6: "only4.no4.test"}[version])
 				if _, text, err := g.answer(); !errors.Is(err, unix.ETIMEDOUT) {
 					return errors.Join(errors.New(text), err)
@@ -184,8 +185,8 @@ func netPort(at netip.AddrPort) string {
 	return port
 }
 
-// What is known when the time is up is the answer, and nothing goes on after
-// that: the sockets of questions without an answer are closed.
+// The answer is what is known when the time is over. Nothing goes on after
+// that: the sockets of unanswered questions are closed.
 func TestLookupHost(t *testing.T) {
 	t.Parallel()
 	host := nameServer(t)
@@ -217,7 +218,7 @@ func TestLookupHost(t *testing.T) {
 	if _, err := host.LookupNetIP(t.Context(), "ip", "none.test"); !errors.As(err, &lookup) || !lookup.IsNotFound {
 		t.Errorf("none.test: %v", err)
 	}
-	// Shorter than the second family is waited for.
+	// This is shorter than the wait for the second family.
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if addrs, err := host.LookupNetIP(ctx, "ip", "no6.test"); err != nil || len(addrs) != 1 {

@@ -41,12 +41,13 @@ func (f fault) String() string {
 	return fmt.Sprintf("%s after %d, %d at a time", [...]string{"sound", "cut", "ended", "stuck"}[f.kind], f.after, f.step)
 }
 
-// script is a hostile network and the guest's part in an exchange: what each end sends, what the wires do to it, and how the guest behaves.
+// script is an exchange over a hostile network: what each end sends, what the
+// wires do to it, and how the guest behaves.
 type script struct {
 	request, answer []byte
 	up, down        fault // from the guest, to the guest
 	guest           behaviour
-	part            int // how much of the request or the answer a guest waits for that doesn't wait for all
+	part            int // of the request, or the answer, that an impatient guest waits for
 	ring            uint32
 }
 
@@ -65,7 +66,8 @@ func (s script) String() string {
 	return fmt.Sprintf("request of %d (%v), answer of %d (%v), guest %d after %d, ring of %d", len(s.request), s.up, len(s.answer), s.down, s.guest, s.part, s.ring)
 }
 
-// hostileNetwork is a proxy between the guest and an application. It carries one connection at a time.
+// hostileNetwork is a proxy between the guest and an application. It carries
+// one connection at a time.
 type hostileNetwork struct {
 	front, back *net.TCPListener
 	at, app     netip.AddrPort
@@ -78,7 +80,7 @@ func newHostileNetwork(t testing.TB) *hostileNetwork {
 	return n
 }
 
-// account is what came out of the other end of the network.
+// account is what came out at the application's end of the network.
 type account struct {
 	toApp      []byte
 	appEnd     error // nil: end of file
@@ -86,7 +88,8 @@ type account struct {
 	err        error // of the test itself
 }
 
-// carry accepts a connection of the guest's, and plays the application too. It returns when the connection has ended at all four sockets.
+// carry accepts a connection of the guest, and plays the application, too. It
+// returns when the connection has ended at all four sockets.
 func (n *hostileNetwork) carry(s script, guestGone <-chan struct{}) (a account) {
 	near, err := n.front.AcceptTCP()
 	if err != nil {
@@ -111,7 +114,7 @@ func (n *hostileNetwork) carry(s script, guestGone <-chan struct{}) (a account) 
 
 	var all sync.WaitGroup
 	all.Go(func() {
-		// The application's errors show in what the guest got.
+		// The guest's account shows the application's errors.
 		_, _ = app.Write(s.answer)
 		_ = app.CloseWrite()
 	})
@@ -232,7 +235,7 @@ func (s script) play(c *pipestest.GuestConn) (g seen) {
 	return g
 }
 
-// run makes one connection and checks what came of it.
+// run makes one connection and checks its result.
 func (s script) run(m *machine, n *hostileNetwork) error {
 	guestGone := make(chan struct{})
 	carried := make(chan account, 1)
@@ -242,7 +245,7 @@ func (s script) run(m *machine, n *hostileNetwork) error {
 		return err
 	}
 	var g seen
-	// A wire that is cut at once may be faster than the answer to Open.
+	// A wire that is cut at once may be faster than the answer to the Open.
 	if _, err := open(c, wire.ProtocolTCPConnection, connectTo(n.at)); err == nil {
 		g = s.play(c)
 	} else {
@@ -257,7 +260,7 @@ func (s script) run(m *machine, n *hostileNetwork) error {
 	return s.check(a, g)
 }
 
-// passes is what a direction lets through.
+// passes is the part of b that a direction lets through.
 func (f fault) passes(b []byte) []byte {
 	if f.kind == sound {
 		return b
@@ -296,11 +299,12 @@ func (s script) check(a account, g seen) error {
 	return nil
 }
 
-// leftovers counts what the process and the table have; the result checks that there is no more now. For tests that aren't parallel.
+// leftovers counts the resources of process and table. check fails the test if
+// there are more of them when it is called. For tests that aren't parallel.
 func leftovers(m *machine) (check func()) {
 	m.t.Helper()
 	stats := m.guest.Table.Stats()
-	// After an answer the server's goroutines run.
+	// The server's goroutines run once it has answered.
 	m.pipe().Close()
 	settled(m.t, "pipes", stats.Open, func() int { return m.guest.Table.Stats().Open })
 	streams := m.server.Stats().Streams
@@ -315,7 +319,8 @@ func leftovers(m *machine) (check func()) {
 	}
 }
 
-// play runs scripts on several networks at once. Not for parallel tests: it counts what the process has.
+// play runs scripts on several networks at once. Not for parallel tests: it
+// counts the process's resources.
 func play(t *testing.T, scripts func(yield func(script) bool)) {
 	t.Helper()
 	m := start(t, setup{quiet: true})
@@ -351,8 +356,9 @@ func play(t *testing.T, scripts func(yield func(script) bool)) {
 	t.Logf("%d pipes, %d bytes from the guest, %d to it", m.guest.Table.Stats().Opened, s.FromGuest, s.ToGuest)
 }
 
-// An exchange is spoilt after each of its bytes in each direction, in all ways. The ends see no byte that wasn't sent, miss none before a FIN, and know an
-// end from a reset.
+// An exchange is disturbed after each of its bytes in each direction, in all
+// ways. The ends get no byte that wasn't sent, miss none before a FIN, and can
+// tell an end from a reset.
 func TestNetworkFailsAfterEachByte(t *testing.T) {
 	request, answer := pattern(21, 12), pattern(22, 12)
 	play(t, func(yield func(script) bool) {
@@ -398,7 +404,7 @@ func TestNetworkFailsAnywhere(t *testing.T) {
 			s := script{request: pattern(i, size()), answer: pattern(i+1, size()), guest: behaviour(random.IntN(int(behaviours))), ring: 4096 << random.IntN(4)}
 			s.up, s.down = direction(len(s.request)), direction(len(s.answer))
 			if s.guest == polite && (s.up.kind == stuck || s.down.kind == stuck) {
-				s.guest = desperate // who waits politely at a stuck network waits for ever
+				s.guest = desperate // a polite guest at a stuck network waits for ever
 			}
 			if s.up.kind == stuck || s.down.kind == stuck {
 				s.request, s.part = s.request[:min(len(s.request), 4096)], 0
@@ -412,7 +418,8 @@ func TestNetworkFailsAnywhere(t *testing.T) {
 	})
 }
 
-// The four directions close in every order. Bytes go through all that are open before each.
+// The four directions close in every order. Before each close, bytes go through
+// all that are open.
 func TestHalfCloseInEveryOrder(t *testing.T) {
 	m := start(t, setup{quiet: true})
 	l, to := hostListener(t, "127.0.0.1:0")
@@ -451,7 +458,8 @@ func TestHalfCloseInEveryOrder(t *testing.T) {
 			if !closed["peer's writer"] && !closed["guest's reader"] {
 				transfer(t, order, p, g, pattern(i+1, 500))
 			}
-			if err := acts[name](g, p); err != nil && !errors.Is(err, unix.ENOTCONN) { // there is nothing left to shut down
+			// ENOTCONN: there is nothing left to shut down.
+			if err := acts[name](g, p); err != nil && !errors.Is(err, unix.ENOTCONN) {
 				t.Errorf("%q: closing %s: %v", order, name, err)
 			}
 			closed[name] = true
@@ -476,7 +484,8 @@ func transfer(t *testing.T, order []string, from io.Writer, to io.Reader, b []by
 	wantBytes(t, to, b)
 }
 
-// Thousands of connections, out and in, that somebody gives up at once: before they are made, while they wait to be accepted, or after.
+// Thousands of connections, out and in, that one side gives up: before they are
+// made, while they wait to be accepted, or after.
 func TestConnectAndAbort(t *testing.T) {
 	count := 5000
 	if testing.Short() || raceEnabled {
@@ -499,7 +508,8 @@ func TestConnectAndAbort(t *testing.T) {
 		}
 	})
 
-	// The answers of a listener come to whoever asked; here nobody is interested, but they have to be read.
+	// The answers of a listener must be read, though this test doesn't need
+	// them.
 	asked, answered := make(chan struct{}, count), make(chan struct{})
 	go func() {
 		defer close(answered)
@@ -549,10 +559,10 @@ func abort(t *testing.T, m *machine, c *pipestest.GuestConn, inside *listening, 
 		}
 	}
 	switch random.IntN(8) {
-	case 0: // nobody ever accepts, and the guest doesn't wait for that
+	case 0: // no server accepts, and the guest doesn't wait for one
 		_, _ = c.Write(openFrame(nobody))
 		end()
-	case 1: // nobody ever accepts, and the guest waits
+	case 1: // no server accepts, and the guest waits
 		if random.IntN(8) != 0 {
 			end()
 			return
@@ -564,7 +574,7 @@ func abort(t *testing.T, m *machine, c *pipestest.GuestConn, inside *listening, 
 	case 2: // a connect that is given up
 		_, _ = c.Write(openFrame(to))
 		end()
-	case 3: // an accept, and who connects resets at once
+	case 3: // an accept, whose client resets at once
 		if err := ask(m, inside, c.ID()); err != nil {
 			t.Error(err)
 		}

@@ -51,7 +51,7 @@ func (n oneConn) DialContext(_ context.Context, _, address string) (net.Conn, er
 	return n.conn, nil
 }
 
-// A connection needn't be TCP to be relayed and half-closed.
+// A connection that isn't TCP is relayed and half-closed.
 func TestConnOfAnotherKind(t *testing.T) {
 	t.Parallel()
 	inside, outside := socketPair(t)
@@ -81,7 +81,7 @@ func TestConnOfAnotherKind(t *testing.T) {
 	m.wantFree()
 }
 
-// The guest's reset ends a connection that knows no RST.
+// The guest's reset ends a connection without RST.
 func TestConnOfAnotherKindReset(t *testing.T) {
 	t.Parallel()
 	inside, outside := socketPair(t)
@@ -96,7 +96,8 @@ func TestConnOfAnotherKindReset(t *testing.T) {
 	m.wantFree()
 }
 
-// A peer that reads no more, which TCP can't say, is known to the guest at once, though the peer goes on to send.
+// The guest is told at once of a peer that reads no more, which TCP can't say,
+// though the peer goes on sending.
 func TestConnOfAnotherKindReadsNoMore(t *testing.T) {
 	t.Parallel()
 	inside, outside := socketPair(t)
@@ -126,7 +127,7 @@ func TestConnOfAnotherKindReadsNoMore(t *testing.T) {
 	m.wantFree()
 }
 
-// What can't be half-closed can't be relayed, and isn't leaked.
+// A connection without half-close isn't relayed, and isn't leaked.
 func TestConnWithoutHalfClose(t *testing.T) {
 	t.Parallel()
 	inside, outside := net.Pipe()
@@ -140,7 +141,8 @@ func TestConnWithoutHalfClose(t *testing.T) {
 	wantEOF(t, outside)
 }
 
-// A refusal is EACCES for the guest, a record that names the stream, and a number.
+// A refusal is EACCES for the guest, a record that names the stream, and a
+// counter.
 func TestDenied(t *testing.T) {
 	t.Parallel()
 	rule, err := network.ParseRule(false, "in:*")
@@ -184,7 +186,8 @@ func TestDenied(t *testing.T) {
 	}
 }
 
-// A guest may listen where its port is published, whatever the rules, and believes in its own address.
+// A guest may listen where its port is published, whatever the rules, and sees
+// its own address.
 func TestPublished(t *testing.T) {
 	t.Parallel()
 	rule, err := network.ParseRule(false, "*")
@@ -233,7 +236,7 @@ func TestConnectTimeout(t *testing.T) {
 	m.wantFree()
 }
 
-// silent is a network where nobody answers.
+// silent is a network where no connect is answered.
 type silent struct{ network.Host }
 
 func (silent) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -241,7 +244,7 @@ func (silent) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
 	return nil, ctx.Err()
 }
 
-// late is a connection whose every write waits until it may go on.
+// late is a connection whose writes wait until the test lets them go on.
 type late struct {
 	*net.UnixConn
 	goOn chan struct{}
@@ -275,7 +278,8 @@ func fill(t testing.TB, c *net.UnixConn) (n int) {
 	return n
 }
 
-// A notification never waits for the network, whatever kind of connection an embedding program has made: it may be a virtual CPU's.
+// A notification never waits for the network, whatever kind of connection an
+// embedding program has made, as a virtual CPU's thread may make it.
 func TestNotificationDoesNotWait(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range map[string]func(t *testing.T, c *net.UnixConn, goOn chan struct{}) net.Conn{

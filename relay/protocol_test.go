@@ -83,7 +83,8 @@ func TestPrivateProtocol(t *testing.T) {
 	}
 }
 
-// A handler of an embedding program relays to a connection of that program's: each end by itself, and a reset.
+// A handler of an embedding program relays to a connection of that program:
+// each end by itself, and a reset.
 func TestPrivateRelay(t *testing.T) {
 	t.Parallel()
 	inside := make(chan network.Conn, 1)
@@ -125,7 +126,7 @@ func TestPrivateRelay(t *testing.T) {
 	m.wantFree()
 }
 
-// What a handler moves by itself counts if it says so.
+// Bytes that a handler has moved by itself are counted when it reports them.
 func TestCount(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{handlers: map[uint16]relay.Handler{
@@ -145,7 +146,7 @@ func TestCount(t *testing.T) {
 	}
 }
 
-// A pipe that is closed before it says anything is freed.
+// A pipe that is closed before it is used is freed.
 func TestUnusedPipe(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{})
@@ -158,7 +159,7 @@ func TestUnusedPipe(t *testing.T) {
 	}
 }
 
-// What a guest does wrong costs it the pipe, and nobody else anything.
+// A breach of the protocol costs a guest the pipe, and nothing else.
 func TestProtocolErrors(t *testing.T) {
 	t.Parallel()
 	raw := func(c *pipestest.GuestConn, b []byte) { c.Write(b) }
@@ -246,7 +247,7 @@ func echoNew(t *testing.T, m *machine) {
 	echo(t, g, p)
 }
 
-// The cursor of a connection that is being relayed goes astray: the peer sees a reset.
+// The guest breaks a cursor of a relayed connection. The peer sees a reset.
 func TestBrokenRingOfConnection(t *testing.T) {
 	t.Parallel()
 	for name, ring := range map[string]pipestest.Ring{"outgoing": pipestest.Outgoing, "incoming": pipestest.Incoming} {
@@ -283,7 +284,7 @@ func TestProtocolErrorOnControlPipe(t *testing.T) {
 	echo(t, next, peer)
 }
 
-// A guest that errs all the time doesn't fill the log.
+// A guest that breaks the protocol all the time doesn't fill the log.
 func TestLogFlood(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{})
@@ -301,7 +302,8 @@ func TestLogFlood(t *testing.T) {
 	}
 }
 
-// A pipe's first frame and an accept that names it race: one of them gets it, whole.
+// The first frame of a pipe and an accept that names it race. One of them gets
+// the pipe, whole.
 func TestClaimRace(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{})
@@ -314,7 +316,8 @@ func TestClaimRace(t *testing.T) {
 		both.Go(func() { c.Write(frame) })
 		both.Go(func() { l.ask(1, c.ID()) })
 		both.Wait()
-		// The second ask tells which of the two it was: by then the first has been answered, or waits.
+		// The second accept tells which of the two it was: by then the first
+		// one has been answered, or waits.
 		l.ask(2, c.ID())
 		request, a := l.answer()
 		if a.Status != uint32(unix.EBUSY) {

@@ -22,7 +22,7 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// lookups is a network that answers lookups by functions.
+// lookups is a network whose look-ups are functions.
 type lookups struct {
 	network.Host
 	addrs func(ctx context.Context, network, host string) ([]netip.Addr, error)
@@ -41,7 +41,7 @@ func notFound(name string) error {
 	return &net.DNSError{Err: "no such host", Name: name, IsNotFound: true}
 }
 
-// resolverGuest is a guest's stream of lookups.
+// resolverGuest is a guest's stream of look-ups.
 type resolverGuest struct {
 	*pipestest.GuestConn
 	t testing.TB
@@ -74,7 +74,8 @@ func (g *resolverGuest) askNames(request uint64, address netip.Addr, scope uint3
 	}
 }
 
-// answer returns the next answer: its entries with a space between, or its status as an error.
+// answer returns the next answer: its entries, separated by spaces, or its
+// status as an error.
 func (g *resolverGuest) answer() (request uint64, text string, err error) {
 	g.t.Helper()
 	h, p, err := receive(g)
@@ -127,7 +128,8 @@ func TestResolveName(t *testing.T) {
 	for i := range 100 {
 		many = append(many, fmt.Sprintf("192.0.2.%d", i))
 	}
-	// What package net does for a name that has addresses of one family only depends on where it found them.
+	// For a name with addresses of one family, package net's answer depends on
+	// where it has found them.
 	table := map[string]map[string]any{
 		"both.test":   {"ip": "2001:db8::1 192.0.2.1", "ip4": "192.0.2.1", "ip6": "2001:db8::1"},
 		"four.test":   {"ip": "192.0.2.4", "ip4": "192.0.2.4", "ip6": notFound("four.test")},
@@ -257,7 +259,7 @@ func TestResolverPolicy(t *testing.T) {
 	}
 }
 
-// The host's resolver knows localhost without asking anybody.
+// The host's resolver knows localhost without a name server.
 func TestResolveLocalhost(t *testing.T) {
 	t.Parallel()
 	if hosts, err := os.ReadFile("/etc/hosts"); err != nil || !strings.Contains(string(hosts), "localhost") {
@@ -271,7 +273,8 @@ func TestResolveLocalhost(t *testing.T) {
 	}
 }
 
-// gate is a network whose lookups wait until they are let go, each by its name, or until they are cancelled.
+// gate is a network whose look-ups wait until the test lets each go, by its
+// name, or until they are cancelled.
 type gate struct {
 	mu           sync.Mutex
 	open         map[string]chan struct{}
@@ -336,7 +339,7 @@ func (g *gate) network() network.Network {
 	return lookups{addrs: func(ctx context.Context, _, host string) ([]netip.Addr, error) { return g.LookupNetIP(ctx, host) }}
 }
 
-// Answers come as they are known.
+// Answers come as soon as they are known.
 func TestResolverOutOfOrder(t *testing.T) {
 	t.Parallel()
 	names := newGate()
@@ -356,7 +359,8 @@ func TestResolverOutOfOrder(t *testing.T) {
 	wantEOF(t, g)
 }
 
-// So many lookups are at work on a stream, and so many on all; the others have their turn later.
+// A bounded number of look-ups is at work on a stream, and on all streams. The
+// others have their turn later.
 func TestResolverBounds(t *testing.T) {
 	t.Parallel()
 	names := newGate()
@@ -396,7 +400,7 @@ func TestResolverStreamBound(t *testing.T) {
 		g.ask(i, 0, "first")
 	}
 	names.wantRunning(t, relay.MaxStreamLookups)
-	// Another stream isn't held up.
+	// Another stream isn't delayed.
 	other := m.resolver(wire.ProtocolResolver)
 	names.letGo("second")
 	for i := range uint64(20) {
@@ -421,7 +425,7 @@ func TestResolverTimeout(t *testing.T) {
 	g.want(1, "", unix.ETIMEDOUT)
 }
 
-// Lookups are operations, of which a guest gets so many a second.
+// Look-ups are operations, whose number a second is limited.
 func TestResolverOperations(t *testing.T) {
 	t.Parallel()
 	names := newGate()
@@ -445,7 +449,7 @@ func TestResolverOperations(t *testing.T) {
 	}
 }
 
-// Whoever ends the stream ends its lookups.
+// The end of a stream ends its look-ups, whichever side ends it.
 func TestResolverCancelled(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(m *machine, g *resolverGuest){
@@ -502,7 +506,8 @@ func TestResolverMalformed(t *testing.T) {
 	}
 }
 
-// Whatever a guest sends to a resolver, the stream ends when the guest closes it.
+// A stream ends when the guest closes it, whatever the guest sends to the
+// resolver.
 func FuzzResolverPipe(f *testing.F) {
 	name := wire.AppendResolveName(nil, 1, wire.ResolveName{Name: []byte("a.test")})
 	address := wire.AppendResolveAddress(nil, 2, wire.ResolveAddress{Address: wire.Endpoint{Addr: netip.MustParseAddr("192.0.2.1")}})

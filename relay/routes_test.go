@@ -27,8 +27,8 @@ func try(t testing.TB, err error) {
 	}
 }
 
-// network are all ways by which a guest, or an embedding program, gets at an
-// address, on one machine. Each returns an error if it is refused.
+// waysOut are all ways by which a guest, or an embedding program, reaches an
+// address. Each returns an error if it is refused.
 func waysOut(m *machine, policy *network.Policy) map[string]func(e wire.Endpoint) error {
 	bound := map[bool]*udpSocket{false: m.udpBound(4096, "0.0.0.0:0"), true: m.udpBound(4096, "[::]:0")}
 	stream := func(protocol uint16, payload []byte) error {
@@ -65,7 +65,8 @@ func waysOut(m *machine, policy *network.Policy) map[string]func(e wire.Endpoint
 			if _, err := u.Write(wire.AppendSendDatagram(nil, 1, wire.SendDatagram{To: e, Data: []byte("to the host")})); err != nil {
 				return err
 			}
-			// What went well isn't answered: the next one's error is.
+			// A datagram that was sent isn't answered. The error of this one
+			// tells that the first one was.
 			if _, err := u.Write(wire.AppendSendDatagram(nil, 2, wire.SendDatagram{Data: []byte("nowhere")})); err != nil {
 				return err
 			}
@@ -84,7 +85,7 @@ func waysOut(m *machine, policy *network.Policy) map[string]func(e wire.Endpoint
 				}
 			}
 		},
-		// As the older ABI does, and embedding programs.
+		// The older ABI and embedding programs connect like this.
 		"dial tcp": func(e wire.Endpoint) error { return dial("tcp", e) },
 		"dial udp": func(e wire.Endpoint) error { return dial("udp", e) },
 		"packet": func(e wire.Endpoint) error {
@@ -107,9 +108,9 @@ func waysOut(m *machine, policy *network.Policy) map[string]func(e wire.Endpoint
 	}
 }
 
-// Whatever the kernel brings to this machine is refused, by every way, and what
-// it doesn't isn't. With a rule that allows all, the same targets are reached:
-// so they are what they are said to be.
+// Every address whose packets the kernel keeps with this machine is refused, by
+// every way, and no other address is. The same targets are reached with a rule
+// that allows all, which shows that they are what they are said to be.
 func TestHostIsOutOfReach(t *testing.T) {
 	if !netns.Inside(t) {
 		return
@@ -200,7 +201,7 @@ func TestHostIsOutOfReach(t *testing.T) {
 				if policy == "deny out:localhost, then allow all" {
 					want = c.kind == localhost || c.kind == scoped
 				}
-				// A server that doesn't do TLS was reached if it ends the
+				// The server doesn't do TLS. It was reached if it ends the
 				// connection.
 				reached := err == nil || way == "TLS" && (errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.ECONNABORTED) || errors.Is(err, unix.ETIMEDOUT))
 				refused := denied || c.kind == scoped && err != nil && !reached
@@ -226,7 +227,7 @@ func TestHostIsOutOfReach(t *testing.T) {
 		}
 	}
 
-	// Where nothing leads, the kernel says so.
+	// The kernel tells of addresses without a route.
 	for to, want := range map[string]unix.Errno{"10.66.1.1": unix.EINVAL, "10.67.1.1": unix.EHOSTUNREACH, "172.16.1.1": unix.ENETUNREACH} {
 		at := wire.Endpoint{Addr: netip.MustParseAddr(to), Port: port}
 		for way, reach := range ways["no rules"] {
@@ -236,9 +237,8 @@ func TestHostIsOutOfReach(t *testing.T) {
 		}
 	}
 
-	// Addresses come and go. A datagram to a machine of the network may be
-	// sent; as soon as the address is the host's own it isn't, and the other
-	// way round.
+	// Addresses come and go. A datagram may go to another machine, but not as
+	// soon as the address is the host's own, and may again afterwards.
 	late := wire.Endpoint{Addr: netip.MustParseAddr("10.9.0.50"), Port: port}
 	connected, err := policies["no rules"].DialContext(t.Context(), "udp", late.AddrPort().String())
 	try(t, err)
@@ -270,8 +270,8 @@ func TestHostIsOutOfReach(t *testing.T) {
 	}
 }
 
-// Routes depend on where packets come from, too: on the source address, its
-// port, and the link of a socket that is bound to a link-local address.
+// Routes also depend on where packets come from: on the source address, on its
+// port, and on the link of a socket that is bound to a link-local address.
 func TestRoutesBySource(t *testing.T) {
 	if !netns.Inside(t) {
 		return
@@ -345,15 +345,15 @@ func TestRoutesBySource(t *testing.T) {
 		}
 		try(t, u.Close())
 	}
-	// A connected socket has a source when it has been connected.
+	// A connected socket has a source once it is connected.
 	c, err := network.NewPolicy(network.Host{}, nil, nil).DialContext(t.Context(), "udp", fmt.Sprint("10.83.1.1:", port))
 	if !errors.Is(err, unix.EACCES) {
 		t.Errorf("connected: %v, %v; want EACCES", c, err)
 	}
 }
 
-// A datagram whose source is the unspecified address, which a neighbour can
-// send, opens no way to the host's localhost.
+// A datagram from the unspecified address, which a neighbour can send, doesn't
+// open a way to the host's localhost.
 func TestAnswerToUnspecified(t *testing.T) {
 	if !netns.Inside(t) {
 		return
@@ -411,7 +411,7 @@ func udpHeader(b []byte, from, to, sum uint16, data []byte) []byte {
 	return binary.BigEndian.AppendUint16(b, sum)
 }
 
-// internetSum is that of RFC 1071, of bytes that may be odd in number.
+// internetSum is the checksum of RFC 1071. The number of bytes may be odd.
 func internetSum(b []byte) uint16 {
 	sum := uint32(0)
 	for i, x := range b {

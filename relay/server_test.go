@@ -8,7 +8,8 @@ import (
 	"github.com/fix-project/arcavm/pipes/pipestest"
 )
 
-// What begins on a virtual CPU's thread doesn't wait for who looks at all streams.
+// Starting a goroutine from a virtual CPU's thread doesn't wait for the lock of
+// the streams.
 func TestStartWaitsForNobody(t *testing.T) {
 	t.Parallel()
 	g, err := pipestest.NewGuest(1<<20, pipes.Options{})

@@ -26,7 +26,7 @@ func threads(t testing.TB) int {
 	return len(tasks)
 }
 
-// untilWaiting waits until so many requests wait for a folder.
+// untilWaiting waits until n requests wait for a folder.
 func untilWaiting(t testing.TB, folder *stalled.Folder, n int) {
 	t.Helper()
 	late := time.After(patience)
@@ -39,9 +39,9 @@ func untilWaiting(t testing.TB, folder *stalled.Folder, n int) {
 	}
 }
 
-// Ten thousand connects and listens in a folder of sockets that stalls cost as
-// many threads as may wait for it. Others go on, and a machine that ends
-// doesn't wait. Not parallel: it counts threads.
+// Ten thousand connects and listens in a folder of sockets that stalls take as
+// many threads as may wait for it. Other streams go on, and the end of the
+// machine doesn't wait. Not parallel: it counts threads.
 func TestStalledSockets(t *testing.T) {
 	const attempts = 10_000
 	folder := stalled.New(t)
@@ -55,7 +55,7 @@ func TestStalledSockets(t *testing.T) {
 		protocol := wire.ProtocolUnixConnection
 		payload := wire.AppendUnixConnect(nil, wire.UnixConnect{Path: fmt.Append(nil, "s", i)})
 		if i%2 == 1 {
-			// The folder's name is looked up, where the socket's would be made.
+			// The folder is looked up, where the socket would be made.
 			protocol = wire.ProtocolUnixListener
 			payload = wire.AppendUnixListen(nil, wire.UnixListen{Path: fmt.Append(nil, "s", i, "/s")})
 		}
@@ -81,7 +81,7 @@ func TestStalledSockets(t *testing.T) {
 }
 
 // A guest that resets a stream whose folder stalls has its pipe back soon,
-// whatever the stream was at.
+// whatever was at work on the stream.
 func TestStalledFiles(t *testing.T) {
 	t.Parallel()
 	for what, request := range map[string]func(handle uint64, name []byte) []byte{
@@ -123,7 +123,7 @@ func TestStalledFiles(t *testing.T) {
 				untilWaiting(t, folder, 1)
 				leave(g)
 				m.wantFree()
-				// Another is at work when the machine ends.
+				// Another request is at work when the machine ends.
 				g = m.fileGuest(4096)
 				if _, err := g.Write(wire.AppendStatRequest(nil, 9, wire.StatRequest{Path: []byte("other")})); err != nil {
 					t.Fatal(err)
@@ -135,7 +135,7 @@ func TestStalledFiles(t *testing.T) {
 	}
 }
 
-// A guest gets EDQUOT when it has used up its part of the disk, and can go on
+// A guest gets EDQUOT when it has used up its part of the disk. It can go on
 // when it has removed something.
 func TestDiskLimit(t *testing.T) {
 	t.Parallel()
@@ -188,7 +188,7 @@ func TestDiskLimit(t *testing.T) {
 	wantErrno(t, "after that", a.mkdir("another", 0), nil)
 }
 
-// As many links as Linux follows lead to a socket, and its folder.
+// A socket, and its folder, are found by as many links as Linux follows.
 func TestUnixLinks(t *testing.T) {
 	t.Parallel()
 	dir := socketFolder(t)

@@ -43,7 +43,8 @@ func mustWrite(t testing.TB, w io.Writer, text string) {
 	}
 }
 
-// Files and other readers and writers carry the same bytes, and the end of the input.
+// Files and other readers and writers carry the same bytes, and the end of the
+// input.
 func TestStdio(t *testing.T) {
 	t.Parallel()
 	in, out := pattern(1, 100_000), pattern(2, 100_000)
@@ -127,7 +128,7 @@ func TestStdioWithout(t *testing.T) {
 	})
 }
 
-// These protocols add nothing to an Open.
+// These protocols have no payload in an Open.
 func TestOpenWithPayload(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{input: strings.NewReader("")})
@@ -138,7 +139,9 @@ func TestOpenWithPayload(t *testing.T) {
 	}
 }
 
-// One stream has the standard input and output; when the guest has closed it the next one may have it at once, and what the first didn't take.
+// One stream has the standard input and output. When the guest has closed it
+// the next one may open at once, and gets the input that the first one didn't
+// take.
 func TestStdioOneAtATime(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"files", "others"} {
@@ -168,7 +171,7 @@ func TestStdioOneAtATime(t *testing.T) {
 	}
 }
 
-// The end of the virtual machine isn't held up by an input that doesn't come, or an output that isn't read.
+// The virtual machine ends, though no input comes and no output is read.
 func TestStdioStops(t *testing.T) {
 	t.Parallel()
 	r, _ := outside.Pipe(t)
@@ -183,7 +186,8 @@ func TestStdioStops(t *testing.T) {
 	m.stop()
 }
 
-// Nobody reads the output any more: the guest's writes fail, its input goes on.
+// The reader of the output has ended: the guest's writes fail, its input goes
+// on.
 func TestStdioOutputGone(t *testing.T) {
 	t.Parallel()
 	r, typed := outside.Pipe(t)

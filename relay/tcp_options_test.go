@@ -12,7 +12,7 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// sighted is the host's network, whose connections the test sees, too.
+// sighted is the host's network, which also hands its connections to the test.
 type sighted struct {
 	network.Host
 	conns chan *net.TCPConn
@@ -44,7 +44,7 @@ func (l sightedListener) Accept() (net.Conn, error) {
 	return c, err
 }
 
-// tcpOptions are a socket's options, as the kernel has them.
+// tcpOptions are a socket's options, as the kernel tells them.
 type tcpOptions struct{ noDelay, keepAlive, idle, interval, count int }
 
 func optionsOf(t *testing.T, c *net.TCPConn) (o tcpOptions) {
@@ -75,7 +75,8 @@ func optionsOf(t *testing.T, c *net.TCPConn) (o tcpOptions) {
 	return o
 }
 
-// What a guest chooses of its connections' sockets, whichever side opened them; and what it gets without a choice.
+// The options that a guest chooses for its connections' sockets, whichever side
+// has opened them, and the defaults.
 func TestTCPOptions(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

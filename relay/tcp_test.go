@@ -52,7 +52,8 @@ func TestConnect(t *testing.T) {
 	}
 }
 
-// echo sends a megabyte from one end to the other and back, and closes both in good order.
+// echo sends a megabyte from one end to the other and back, and closes both in
+// good order.
 func echo(t testing.TB, g *pipestest.GuestConn, peer network.Conn) {
 	t.Helper()
 	const size = 1 << 20
@@ -88,8 +89,8 @@ func wantAll(t testing.TB, r io.Reader, want []byte) {
 	}
 }
 
-// closedTCPPort is a port of 127.0.0.1 at which no socket listens, and no other
-// can: a socket is bound there.
+// closedTCPPort is a port of 127.0.0.1 without a listening socket. One is bound
+// there that doesn't listen, so that no other program can.
 func closedTCPPort(t testing.TB) netip.AddrPort {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -166,7 +167,7 @@ func TestAccept(t *testing.T) {
 	}
 }
 
-// Many accepts wait at once; each connection gets its own bytes.
+// Many accepts wait at once. Each connection gets its own bytes.
 func TestAcceptMany(t *testing.T) {
 	t.Parallel()
 	const n = 100
@@ -259,7 +260,7 @@ func TestAcceptErrors(t *testing.T) {
 			t.Errorf("pipe %v: request %d got %+v, want %v", c.id, request, a, c.want)
 		}
 	}
-	// The one that waits is none the worse.
+	// The accept that waits isn't disturbed.
 	peer := dialed(t, l.at)
 	if request, a := l.answer(); request != 0 || a.Status != 0 {
 		t.Fatalf("request %d got %+v", request, a)
@@ -267,7 +268,7 @@ func TestAcceptErrors(t *testing.T) {
 	echo(t, waiting, peer)
 }
 
-// Closing a listener gives the pipes of waiting accepts back, unused.
+// Closing a listener makes the pipes of its accepts unused again.
 func TestListenerCloses(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{})
@@ -288,7 +289,8 @@ func TestListenerCloses(t *testing.T) {
 	m.wantFree()
 }
 
-// A guest that closes the pipe takes its accept back; the connection goes to the next one.
+// A guest that closes the pipe withdraws its accept. The connection goes to the
+// next accept.
 func TestAcceptWithdrawn(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(*pipestest.GuestConn){
@@ -302,7 +304,7 @@ func TestAcceptWithdrawn(t *testing.T) {
 			first, second := m.pipe(), m.pipe()
 			l.ask(1, first.ID())
 			l.ask(2, second.ID())
-			// The answer to a third says that both wait.
+			// The answer to a third accept tells that both wait.
 			l.ask(3, second.ID())
 			if request, _ := l.answer(); request != 3 {
 				t.Fatalf("answer to request %d", request)
@@ -322,7 +324,7 @@ func TestAcceptWithdrawn(t *testing.T) {
 	}
 }
 
-// watchedListener tells of each Accept as it begins and as it ends.
+// watchedListener reports the beginning and the end of each Accept.
 type watchedListener struct {
 	*net.TCPListener
 	began chan struct{}
@@ -350,7 +352,8 @@ func (n watchedNetwork) Listen(ctx context.Context, network, address string) (ne
 	return n.watch, nil
 }
 
-// When the guest has taken back all of its accepts, nobody takes connections from the kernel until there is another one.
+// When the guest has withdrawn all its accepts, no connection is taken from the
+// kernel until there is another accept.
 func TestAcceptAllWithdrawn(t *testing.T) {
 	t.Parallel()
 	watch := watchedListener{began: make(chan struct{}, 8), ended: make(chan error, 8)}
@@ -384,7 +387,8 @@ func TestAcceptAllWithdrawn(t *testing.T) {
 	m.wantFree()
 }
 
-// A guest that writes small pieces to a peer that reads late isn't held up before the ring is full, and loses nothing.
+// A guest that writes small pieces to a peer that reads late doesn't wait
+// before the ring is full, and loses nothing.
 func TestSmallPieces(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{})
@@ -414,7 +418,8 @@ func TestSmallPieces(t *testing.T) {
 	m.wantFree()
 }
 
-// A connection on which nothing happens has one goroutine, which waits for the peer. Not parallel: it counts the process's.
+// An idle connection has one goroutine, which waits for the peer. Not parallel:
+// it counts the process's.
 func TestIdleGoroutines(t *testing.T) {
 	const streams = 20
 	m := start(t, setup{})

@@ -16,12 +16,13 @@ import (
 	"time"
 )
 
-// halfCloser is a connection without room: whoever writes waits for who reads.
+// halfCloser is a connection without a buffer: a writer waits for the reader.
 type halfCloser struct{ net.Conn }
 
 func (halfCloser) CloseWrite() error { return nil }
 
-// tlsPair is a connection whose handshake is done. It has TLS 1.2, whose servers send nothing after that by themselves.
+// tlsPair is a connection whose handshake is done. It is TLS 1.2, whose servers
+// send nothing by themselves after that.
 func tlsPair(t *testing.T) (*tlsConn, *tls.Conn) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -51,7 +52,7 @@ func tlsPair(t *testing.T) (*tlsConn, *tls.Conn) {
 	return conn, peer
 }
 
-// A half-close waits for a peer that is slow to read, however slow.
+// A half-close waits for a peer that is slow to read.
 func TestTLSCloseWriteWaits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -73,7 +74,8 @@ func TestTLSCloseWriteWaits(t *testing.T) {
 	})
 }
 
-// After an abort nothing waits for the peer: not a half-close that is under way, nor one that comes later, nor Close.
+// After an abort nothing waits for the peer: no half-close, under way or later,
+// and no Close.
 func TestTLSAbortDoesNotWait(t *testing.T) {
 	t.Parallel()
 	for name, aborted := range map[string]bool{"before": true, "under way": false} {

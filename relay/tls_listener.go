@@ -82,7 +82,7 @@ type handshake struct {
 	peer   netip.Prefix
 	since  time.Time
 	cancel context.CancelCauseFunc
-	given  bool // up, or to Accept: it can't be given up any more
+	given  bool // given up, or given to Accept
 }
 
 // accepted is a result of Accept.

@@ -22,7 +22,8 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// tlsPeer is an end of a TLS connection outside of the guest. Unlike crypto/tls it tells a truncated connection from one that has ended.
+// tlsPeer is an end of a TLS connection outside of the guest. Unlike
+// crypto/tls, it can tell a truncated connection from one that has ended.
 type tlsPeer struct {
 	*tls.Conn
 	tcp *net.TCPConn
@@ -44,7 +45,8 @@ func (s strict) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// tlsServer is a server outside of the guest that does a handshake with whoever connects first.
+// tlsServer is a server outside of the guest that does a handshake with its
+// first client.
 func tlsServer(t testing.TB, on string, cfg *tls.Config) (netip.AddrPort, <-chan *tlsPeer) {
 	t.Helper()
 	l, to := hostListener(t, on)
@@ -71,7 +73,7 @@ func tlsServer(t testing.TB, on string, cfg *tls.Config) (netip.AddrPort, <-chan
 	return to, peers
 }
 
-// tlsConnect is an Open's payload.
+// tlsConnect is the payload of an Open.
 func tlsConnect(to netip.AddrPort, server string, alpn ...string) []byte {
 	m := wire.TLSConnect{Connect: wire.Connect{Endpoint: at(to)}, ServerName: []byte(server)}
 	for _, name := range alpn {
@@ -80,7 +82,8 @@ func tlsConnect(to netip.AddrPort, server string, alpn ...string) []byte {
 	return wire.AppendTLSConnect(nil, m)
 }
 
-// tlsConnected is a TLS connection that the guest opened to a peer of this version.
+// tlsConnected is a TLS connection that the guest has opened to a peer of this
+// version.
 func tlsConnected(t testing.TB, m *machine, a *networktest.Authority, version uint16) (*pipestest.GuestConn, *tlsPeer) {
 	t.Helper()
 	cfg := &tls.Config{Certificates: []tls.Certificate{a.Issue(t, nil)}, MinVersion: version, MaxVersion: version}
@@ -244,7 +247,8 @@ func TestTLSConnectFails(t *testing.T) {
 	})
 }
 
-// A server that doesn't answer the handshake has as much time as one that doesn't answer the connect.
+// A server that doesn't answer the handshake has as much time as one that
+// doesn't answer the connect.
 func TestTLSConnectTimesOut(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{connectTimeout: 50 * time.Millisecond})
@@ -288,7 +292,8 @@ func TestTLSConnectGivenUp(t *testing.T) {
 	}
 }
 
-// A half-close is a close_notify and a FIN. Each end in turn sends, half-closes, and gets an answer that began after that arrived.
+// A half-close is a close_notify and a FIN. Each end in turn sends,
+// half-closes, and gets an answer that begins after these have arrived.
 func TestTLSHalfClose(t *testing.T) {
 	t.Parallel()
 	const size = 1 << 20
@@ -327,7 +332,7 @@ func TestTLSHalfClose(t *testing.T) {
 	})
 }
 
-// Both ends send much at once.
+// Both ends send many bytes at once.
 func TestTLSBulk(t *testing.T) {
 	t.Parallel()
 	const size = 8 << 20
@@ -353,7 +358,8 @@ func TestTLSBulk(t *testing.T) {
 	})
 }
 
-// A reset goes through wherever the relay waits, and a close_notify to a peer that doesn't read doesn't hold it up.
+// A reset arrives, wherever the relay waits. A close_notify to a peer that
+// doesn't read doesn't delay it.
 func TestTLSReset(t *testing.T) {
 	t.Parallel()
 	a := networktest.NewAuthority(t)
@@ -397,7 +403,8 @@ func TestTLSReset(t *testing.T) {
 	}
 }
 
-// stuffTLS writes until nothing moves any more. The connection is good for nothing after that.
+// stuffTLS writes until all buffers on the way are full. The connection can't
+// be used after that.
 func stuffTLS(t *testing.T, p *tlsPeer) {
 	t.Helper()
 	p.tcp.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
@@ -407,7 +414,8 @@ func stuffTLS(t *testing.T, p *tlsPeer) {
 	deadline(t, p.tcp)
 }
 
-// What ends without a close_notify may be cut off: the guest gets what came, and then an error.
+// A connection that ends without a close_notify may have been cut off. The
+// guest gets what has arrived, and then an error.
 func TestTLSTruncated(t *testing.T) {
 	t.Parallel()
 	a := networktest.NewAuthority(t)
@@ -440,7 +448,7 @@ func TestTLSTruncated(t *testing.T) {
 	})
 }
 
-// A guest that never reads what came before the end is none of the server's problems when that stops.
+// A server can end, though the guest never reads the bytes before the end.
 func TestTLSTruncatedUnread(t *testing.T) {
 	t.Parallel()
 	a := networktest.NewAuthority(t)
@@ -456,12 +464,13 @@ func TestTLSTruncatedUnread(t *testing.T) {
 	wantReadError(t, g, unix.ECONNRESET)
 }
 
-// An alert after the handshake: with TLS 1.3 a server says only then that it wants a certificate of the client.
+// An alert after the handshake: only then does a server with TLS 1.3 tell that
+// it wants a certificate of the client.
 func TestTLSAlert(t *testing.T) {
 	t.Parallel()
 	a := networktest.NewAuthority(t)
 	to, _ := tlsServer(t, "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{a.Issue(t, nil)}, ClientAuth: tls.RequireAnyClientCert})
-	// The certificate of the guest's servers is not shown to others.
+	// The certificate of the guest's servers isn't shown to other servers.
 	m := start(t, setup{tls: relay.TLS{RootCAs: a.Pool, Certificates: []tls.Certificate{a.Issue(t, nil)}}})
 	g := m.pipe()
 	// The reset may come before the guest has read Opened.
@@ -474,7 +483,7 @@ func TestTLSAlert(t *testing.T) {
 	m.wantFree()
 }
 
-// A guest that reads no more can go on writing.
+// A guest that reads no more may go on writing.
 func TestTLSGuestClosesReader(t *testing.T) {
 	t.Parallel()
 	a := networktest.NewAuthority(t)
@@ -524,7 +533,7 @@ func (l *listening) answerTLS() (uint64, wire.IncomingTLSConnection) {
 	return h.RequestID, a
 }
 
-// tlsDialed connects to the guest's TLS listener from outside.
+// tlsDialed connects to the guest's TLS listener, from outside of the guest.
 func tlsDialed(t testing.TB, to netip.AddrPort, a *networktest.Authority, alpn ...string) *tlsPeer {
 	t.Helper()
 	p := newPeer(dialed(t, to), &tls.Config{RootCAs: a.Pool, ServerName: "server.test", NextProtos: alpn}, tls.Client)
@@ -573,7 +582,7 @@ func TestTLSAccept(t *testing.T) {
 	}
 }
 
-// Peers come at once; each gets its own bytes.
+// Many peers connect at once. Each gets its own bytes.
 func TestTLSAcceptMany(t *testing.T) {
 	t.Parallel()
 	const n = 20
@@ -628,7 +637,8 @@ func TestTLSAcceptMany(t *testing.T) {
 	}
 }
 
-// Peers that say nothing, in greater number than the accepts that wait, hold up nobody who does.
+// Peers that send nothing, more than there are accepts, don't delay those that
+// do.
 func TestTLSAcceptBesideStalled(t *testing.T) {
 	t.Parallel()
 	a := networktest.NewAuthority(t)
@@ -654,8 +664,8 @@ func TestTLSAcceptBesideStalled(t *testing.T) {
 	}
 }
 
-// One peer's stalled handshakes, however many, keep no other peer out, nor
-// itself for long.
+// The stalled handshakes of one peer, however many, keep no other peer out, nor
+// the peer itself for long.
 func TestTLSHandshakesShared(t *testing.T) {
 	t.Parallel()
 	for name, from := range map[string]string{"another peer": "127.0.0.3", "the same peer": "127.0.0.2"} {
@@ -683,7 +693,8 @@ func TestTLSHandshakesShared(t *testing.T) {
 	}
 }
 
-// A server whose handshakes stall, however many, keeps the guest from no other.
+// A server whose handshakes stall, however many, doesn't keep the guest from
+// other servers.
 func TestTLSStalledServer(t *testing.T) {
 	t.Parallel()
 	a := networktest.NewAuthority(t)
@@ -731,7 +742,8 @@ func TestTLSHandshakeTimesOut(t *testing.T) {
 	m.wait("the handshake hasn't failed", func() bool { return m.server.Stats().HandshakesFailed == 1 })
 }
 
-// However many handshakes fail, in whatever way, the accept gets the connection that doesn't.
+// The accept gets the connection whose handshake succeeds, however many fail
+// before it, and how.
 func TestTLSHandshakesFail(t *testing.T) {
 	t.Parallel()
 	a, other := networktest.NewAuthority(t), networktest.NewAuthority(t)
@@ -786,7 +798,7 @@ func TestTLSListenWithoutCertificate(t *testing.T) {
 	m.wantFree()
 }
 
-// A malformed Open is the guest's fault.
+// A malformed Open is a breach.
 func TestTLSMalformedOpen(t *testing.T) {
 	t.Parallel()
 	for _, protocol := range []uint16{wire.ProtocolTLSConnection, wire.ProtocolTLSListener} {
@@ -797,7 +809,8 @@ func TestTLSMalformedOpen(t *testing.T) {
 	}
 }
 
-// The policy judges connections by the name that the guest connects to, whatever server name it asks for.
+// The policy judges a connection by the name that the guest connects to,
+// whatever server name it asks for.
 func TestTLSPolicy(t *testing.T) {
 	t.Parallel()
 	a := networktest.NewAuthority(t)
@@ -904,7 +917,8 @@ func TestTLSPublished(t *testing.T) {
 	echo(t, g, peer)
 }
 
-// A server that stops during handshakes, on both sides, leaves nothing behind. Not parallel: it counts what the process has.
+// A server that stops during handshakes, on both sides, leaves nothing behind.
+// Not parallel: it counts the process's resources.
 func TestTLSStop(t *testing.T) {
 	a := networktest.NewAuthority(t)
 	fds := descriptors(t)
@@ -924,7 +938,7 @@ func TestTLSStop(t *testing.T) {
 		}
 		peers = append(peers, p, dialed(t, l.at))
 	}
-	// One whose handshake is done waits for an accept beside those.
+	// A connection whose handshake is done waits for an accept beside those.
 	done := tlsDialed(t, l.at, a)
 	l.answerTLS()
 	l.ask(2, m.pipe().ID())

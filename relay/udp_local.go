@@ -30,8 +30,8 @@ type localAddrs struct {
 	guest    wire.Endpoint // where the guest believes that it is bound
 	host     netip.Addr    // where the socket is bound; the zero Addr: the kernel isn't asked
 	any      bool          // the socket is bound to all addresses of the host
-	nameable bool          // and so it is as the guest sees it
-	told     bool          // and the guest wants to know which one it was
+	nameable bool          // any, also as the guest sees it
+	told     bool          // nameable, and the guest asked to be told
 
 	// Only the goroutine that receives uses these two: most datagrams come from
 	// and to the same addresses as the one before, so that there is nothing to

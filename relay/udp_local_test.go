@@ -15,8 +15,8 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// udpClient is a connected socket outside of the guest: it hears nothing that
-// comes from another address than the one that it asks.
+// udpClient is a connected socket outside of the guest. It receives only from
+// the address that it is connected to.
 func udpClient(t testing.TB, to netip.AddrPort) (*net.UDPConn, netip.AddrPort) {
 	t.Helper()
 	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
@@ -37,7 +37,7 @@ func wantRead(t testing.TB, c *net.UDPConn, want []byte) {
 	}
 }
 
-// addressed opens a socket of a guest that wants to be told local addresses.
+// addressed opens a guest's socket that asks for local addresses.
 func (m *machine) addressed(on string) *udpSocket {
 	m.t.Helper()
 	u, err := m.tryUDP(64<<10, 64<<10, wire.UDPSocket{Local: at(netip.MustParseAddrPort(on)), Addressed: true})
@@ -69,8 +69,8 @@ func (u *udpSocket) sendFrom(request uint64, to, from wire.Endpoint, data []byte
 	}
 }
 
-// A guest that knows nothing of local addresses answers from the one that was
-// asked, whichever way its socket is bound to all of them.
+// A guest that doesn't know of local addresses answers from the one that was
+// asked, in whatever way its socket is bound to all of them.
 func TestUDPAnswersFromWhereAsked(t *testing.T) {
 	t.Parallel()
 	addresses := map[string][]string{"0.0.0.0": {"127.0.0.1", "127.0.0.2", "127.9.8.7"}, "::": {"::1"}}
@@ -124,7 +124,7 @@ func TestUDPAnswersFromWhereAsked(t *testing.T) {
 	}
 }
 
-// One peer that asks by another address is answered from there.
+// A peer that asks at another address is answered from there.
 func TestUDPAnswersAfterChange(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{})
@@ -141,7 +141,7 @@ func TestUDPAnswersAfterChange(t *testing.T) {
 	}
 }
 
-// What is remembered of peers is bounded, and the last ones are.
+// A bounded number of peers is remembered, the latest ones.
 func TestUDPRemembersPeers(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{})
@@ -166,8 +166,8 @@ func TestUDPRemembersPeers(t *testing.T) {
 	}
 }
 
-// A guest that wants to is told by which address each datagram came, and names
-// the one that its own go from.
+// A guest that asks for it is told the local address of each datagram, and
+// names the address that its own go from.
 func TestUDPAddressed(t *testing.T) {
 	t.Parallel()
 	families(t)
@@ -194,7 +194,7 @@ func TestUDPAddressed(t *testing.T) {
 		}
 		host, to := hostUDP(t, netip.AddrPortFrom(netip.MustParseAddr(list[0]), 0).String())
 		for _, a := range list {
-			// The guest begins, unasked.
+			// The guest sends first.
 			from := netip.AddrPortFrom(netip.MustParseAddr(a), u.local.Port())
 			u.sendFrom(1, at(to), at(from), []byte("hello"))
 			if got := wantReceived(t, host, []byte("hello")); got != from {
@@ -208,8 +208,8 @@ func TestUDPAddressed(t *testing.T) {
 	}
 }
 
-// A socket that is bound to one address has no other, and one that is
-// connected neither; they are told that one.
+// A socket that is bound to one address, or connected, has that address only,
+// and its guest is told that.
 func TestUDPAddressedBound(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{})
@@ -235,7 +235,7 @@ func TestUDPAddressedBound(t *testing.T) {
 	wantReceived(t, host, []byte("answer"))
 }
 
-// Who listens on a published port is told nothing of where that is.
+// A guest on a published port isn't told the host's address.
 func TestUDPAddressedPublished(t *testing.T) {
 	t.Parallel()
 	policy := network.NewPolicy(network.Host{}, nil, []network.Publish{{Protocol: "udp", Host: netip.MustParseAddrPort("0.0.0.0:0"), Guest: 53}})
@@ -258,7 +258,8 @@ func TestUDPAddressedPublished(t *testing.T) {
 	}
 }
 
-// A source that the socket hasn't is answered for.
+// A datagram from a source that the socket doesn't have is answered with an
+// errno.
 func TestUDPSourceErrors(t *testing.T) {
 	t.Parallel()
 	families(t)
@@ -297,7 +298,7 @@ func TestUDPSourceErrors(t *testing.T) {
 	wantReceived(t, host, []byte("still"))
 }
 
-// The way of a datagram takes no memory, whatever is kept of its addresses.
+// Moving a datagram doesn't allocate, whatever is remembered of addresses.
 func TestUDPLocalNoAllocations(t *testing.T) {
 	m := start(t, setup{quiet: true})
 	u := m.udpBound(64<<10, "0.0.0.0:0")

@@ -57,7 +57,7 @@ func (m *machine) udpConnected(ring uint32, to netip.AddrPort) *udpSocket {
 	return u
 }
 
-// send sends a datagram, to the peer if to is the zero value.
+// send sends a datagram; to the peer if to is the zero value.
 func (u *udpSocket) send(request uint64, to netip.AddrPort, data []byte) {
 	u.t.Helper()
 	var e wire.Endpoint
@@ -145,7 +145,8 @@ func sendTo(t testing.TB, c *net.UDPConn, to netip.AddrPort, data []byte) {
 	}
 }
 
-// families are the loopback addresses of this machine, and the largest datagram of each family.
+// families are the loopback addresses of this machine, with the largest
+// datagram of each family.
 func families(t testing.TB) map[string]int {
 	t.Helper()
 	all := map[string]int{"127.0.0.1:0": 65507}
@@ -156,7 +157,8 @@ func families(t testing.TB) map[string]int {
 	return all
 }
 
-// Datagrams of all sizes keep their borders and addresses, wherever they lie in the ring.
+// Datagrams of all sizes keep their borders and addresses, wherever they are in
+// the ring.
 func TestUDP(t *testing.T) {
 	t.Parallel()
 	for on, largest := range families(t) {
@@ -195,7 +197,8 @@ func TestUDP(t *testing.T) {
 	}
 }
 
-// A ring that is smaller than a datagram cuts what comes, and says so; what goes is whole.
+// A ring that is smaller than a datagram cuts what arrives, and says so.
+// Datagrams of the guest are sent whole.
 func TestUDPSmallRing(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{})
@@ -217,7 +220,8 @@ func TestUDPSmallRing(t *testing.T) {
 	}
 }
 
-// A datagram that can't be sent is answered for, and the socket goes on.
+// A datagram that can't be sent is answered with an errno, and the socket goes
+// on.
 func TestUDPSendErrors(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{})
@@ -265,7 +269,7 @@ func TestUDPOpenErrors(t *testing.T) {
 	}
 }
 
-// A connected socket hears its peer only.
+// A connected socket receives from its peer only.
 func TestUDPConnectedHearsItsPeer(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{})
@@ -277,7 +281,8 @@ func TestUDPConnectedHearsItsPeer(t *testing.T) {
 	u.wantDatagram(to, []byte("peer"))
 }
 
-// closedPort is an address where nobody takes datagrams, and nobody else can: they are another's who is connected elsewhere.
+// closedPort is an address without a receiver. A socket is bound there, so that
+// no other program can receive, and it is connected elsewhere.
 func closedPort(t testing.TB, on string) netip.AddrPort {
 	t.Helper()
 	_, peer := hostUDP(t, on)
@@ -289,7 +294,8 @@ func closedPort(t testing.TB, on string) netip.AddrPort {
 	return c.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
-// The network's answer that nobody is there reaches the guest, with the address, and ends nothing.
+// The network's report of a missing receiver reaches the guest, with the
+// address, and doesn't end the socket.
 func TestUDPRefused(t *testing.T) {
 	t.Parallel()
 	for on := range families(t) {
@@ -312,7 +318,8 @@ func TestUDPRefused(t *testing.T) {
 	}
 }
 
-// Errors of earlier datagrams cost later ones nothing: each to an open port arrives, each other one is reported.
+// Errors of earlier datagrams don't affect later ones. Each to an open port
+// arrives, each other one is reported.
 func TestUDPRefusedAmongOthers(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{})
@@ -331,11 +338,13 @@ func TestUDPRefusedAmongOthers(t *testing.T) {
 	for i := range n {
 		wantReceived(t, host, pattern(i, 64))
 	}
-	// The kernel limits how many answers it sends in a second, so perhaps not all were refused; but one was.
+	// The kernel limits its reports a second, so perhaps not all were refused,
+	// but one was.
 	u.wantError(0, unix.ECONNREFUSED, closed)
 }
 
-// A guest that doesn't read loses datagrams, whole ones, is told how many, and has lost nothing else.
+// A guest that doesn't read loses whole datagrams, is told how many, and has
+// lost nothing else.
 func TestUDPDropped(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{})
@@ -357,7 +366,7 @@ func TestUDPDropped(t *testing.T) {
 	}
 	last := []byte("last")
 	for received := uint32(0); ; received++ {
-		// Each frame that is read makes room, in the end for this one.
+		// Each frame that is read makes room, finally for this datagram.
 		sendTo(t, host, u.local, last)
 		sent++
 		d := u.receive()
@@ -382,7 +391,8 @@ func TestUDPDropped(t *testing.T) {
 	m.wantFree()
 }
 
-// What a guest sent before it closed its end goes out, whether it reads or not.
+// The datagrams that a guest sent before it closed its end are sent, whether it
+// reads or not.
 func TestUDPSendAndClose(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{})
@@ -406,7 +416,7 @@ func TestUDPSendAndClose(t *testing.T) {
 	m.wantFree()
 }
 
-// A guest goes away while the monitor waits: for a datagram, or for room.
+// A guest closes its pipe while the monitor waits: for a datagram, or for room.
 func TestUDPAbandoned(t *testing.T) {
 	t.Parallel()
 	for name, leave := range map[string]func(*machine, *udpSocket){
@@ -425,7 +435,7 @@ func TestUDPAbandoned(t *testing.T) {
 					for range 5 {
 						sendTo(t, host, u.local, make([]byte, 1500))
 					}
-					// A frame's worth is there, the next has no room.
+					// One frame is in the ring, and the next has no room.
 					if _, err := io.ReadFull(u, make([]byte, 10)); err != nil {
 						t.Fatal(err)
 					}
@@ -486,7 +496,7 @@ func TestUDPProtocolErrors(t *testing.T) {
 	}
 }
 
-// A policy judges each datagram, and is in the way of nothing else.
+// A policy judges each datagram, and changes nothing else.
 func TestUDPPolicy(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{network: network.NewPolicy(network.Host{}, nil, nil)})
@@ -511,7 +521,8 @@ func TestUDPPolicy(t *testing.T) {
 	}
 }
 
-// memoryNetwork is a network whose sockets aren't the kernel's to see, for all that the handlers can tell.
+// memoryNetwork is a network whose sockets don't look like the kernel's to the
+// handlers.
 type memoryNetwork struct{ network.Host }
 
 type memoryPackets struct{ network.PacketConn }
@@ -528,7 +539,7 @@ func (n memoryNetwork) DialContext(ctx context.Context, network, address string)
 	return memoryConn{c}, err
 }
 
-// Any network will do.
+// UDP works on any network.
 func TestUDPOnAnotherNetwork(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{network: memoryNetwork{}})
@@ -552,7 +563,7 @@ func TestUDPOnAnotherNetwork(t *testing.T) {
 	m.wantFree()
 }
 
-// The way of a datagram takes no memory.
+// Moving a datagram doesn't allocate.
 func TestUDPNoAllocations(t *testing.T) {
 	m := start(t, setup{quiet: true})
 	host, to := hostUDP(t, "127.0.0.1:0")

@@ -21,7 +21,7 @@ import (
 	"github.com/fix-project/arcavm/wire"
 )
 
-// socketFolder is a folder whose path is short enough for the test's own sockets.
+// socketFolder is a folder whose path is short enough for the test's sockets.
 func socketFolder(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "unix")
@@ -117,7 +117,8 @@ func (m *machine) unixListen(on string) *listening {
 	return l
 }
 
-// unixConnected is a connection that the guest opened: its end, and the peer's.
+// unixConnected is a connection that the guest has opened: its end, and the
+// peer's.
 func unixConnected(t *testing.T) (m *machine, guest *pipestest.GuestConn, peer *net.UnixConn) {
 	t.Helper()
 	dir := socketFolder(t)
@@ -127,7 +128,8 @@ func unixConnected(t *testing.T) (m *machine, guest *pipestest.GuestConn, peer *
 	return m, guest, unixAccepted(t, l)
 }
 
-// makeFiles makes what is named: a folder with a slash at the end, a link for "from -> to", a file otherwise.
+// makeFiles makes nodes: a folder for a name with a slash at its end, a link
+// for "from -> to", and otherwise a file.
 func makeFiles(t *testing.T, dir string, names ...string) {
 	t.Helper()
 	for _, name := range names {
@@ -145,7 +147,7 @@ func makeFiles(t *testing.T, dir string, names ...string) {
 	}
 }
 
-// deep is a path longer than an address of a UNIX socket can be.
+// deep is a path that is longer than a UNIX socket's address.
 var deep = strings.Repeat("a-folder-with-a-long-name/", 8)
 
 // unixExchange has both ends send, half-close and read, and ends the stream.
@@ -186,7 +188,7 @@ func TestUnixConnect(t *testing.T) {
 	}
 }
 
-// Several folders can be shared for sockets under names.
+// Several folders for sockets can be shared under names.
 func TestUnixNamed(t *testing.T) {
 	t.Parallel()
 	first, second := socketFolder(t), socketFolder(t)
@@ -262,7 +264,7 @@ func TestUnixConnectFails(t *testing.T) {
 	}
 }
 
-// A listener that takes no more connections is not waited for.
+// A connect doesn't wait for a listener whose backlog is full.
 func TestUnixBacklogFull(t *testing.T) {
 	t.Parallel()
 	dir := socketFolder(t)
@@ -333,7 +335,7 @@ func TestUnixListen(t *testing.T) {
 	}
 }
 
-// One stream of a guest can reach another of the same guest.
+// One stream of a guest reaches another of the same guest.
 func TestUnixGuestToGuest(t *testing.T) {
 	t.Parallel()
 	m := start(t, setup{sockets: sockets(t, socketFolder(t), true)})
@@ -396,8 +398,8 @@ func TestUnixListenFails(t *testing.T) {
 	}
 }
 
-// What keeps a socket's name, or the guest from its server, is said to the
-// monitor's user: with the host's path and what to do.
+// The monitor's user is told what has a socket's name already, or keeps the
+// guest from its server: with the host's path and a remedy.
 func TestUnixDeserted(t *testing.T) {
 	t.Parallel()
 	dir := socketFolder(t)
@@ -430,7 +432,7 @@ func TestUnixDeserted(t *testing.T) {
 	m.unixListen("folder/gone")
 }
 
-// What stands in the place of a listener's socket by then stays when the listener ends.
+// A file that has replaced the socket's stays when the listener ends.
 func TestUnixListenerReplaced(t *testing.T) {
 	t.Parallel()
 	dir := socketFolder(t)
@@ -446,7 +448,7 @@ func TestUnixListenerReplaced(t *testing.T) {
 	m.wantFree()
 }
 
-// The socket's file goes with the machine, too.
+// The socket's file is also removed when the machine ends.
 func TestUnixListenerOfStoppedMachine(t *testing.T) {
 	t.Parallel()
 	dir := socketFolder(t)
@@ -458,14 +460,15 @@ func TestUnixListenerOfStoppedMachine(t *testing.T) {
 	}
 }
 
-// A peer that closes before it has read everything costs nothing of its answer. Then the guest sees a reset.
+// A peer that closes before it has read everything loses nothing of its answer.
+// Then the guest sees a reset.
 func TestUnixPeerClosesUnread(t *testing.T) {
 	t.Parallel()
 	m, g, peer := unixConnected(t)
 	if _, err := g.Write([]byte("a request that nobody reads")); err != nil {
 		t.Fatal(err)
 	}
-	// Once a byte has arrived so has the request.
+	// When a byte has arrived, the request has.
 	wantBytes(t, peer, []byte("a"))
 	answer := pattern(1, 100_000) // more than the ring holds
 	if _, err := peer.Write(answer); err != nil {
@@ -478,7 +481,7 @@ func TestUnixPeerClosesUnread(t *testing.T) {
 	m.wantFree()
 }
 
-// A guest that resets while such an answer waits to be read is not waited for.
+// A reset by the guest doesn't wait for such an answer to be read.
 func TestUnixGuestResetsUnread(t *testing.T) {
 	t.Parallel()
 	m, g, peer := unixConnected(t)
@@ -495,7 +498,8 @@ func TestUnixGuestResetsUnread(t *testing.T) {
 	m.wantFree()
 }
 
-// A UNIX socket knows no reset: the peer sees the end, and that its bytes were not read if so.
+// A UNIX socket has no reset. The peer sees an end, and an error if its bytes
+// weren't read.
 func TestUnixGuestResets(t *testing.T) {
 	t.Parallel()
 	t.Run("idle", func(t *testing.T) {
@@ -520,7 +524,7 @@ func TestUnixGuestResets(t *testing.T) {
 	})
 }
 
-// namedNetwork has no sockets, but tells what it is asked for.
+// namedNetwork has no sockets, but reports what it is asked for.
 type namedNetwork struct {
 	network.Host
 	conn  net.Conn
@@ -533,7 +537,7 @@ func (n namedNetwork) DialContext(_ context.Context, network, address string) (n
 	return n.conn, err
 }
 
-// A network of an embedding program learns by the address which socket is meant.
+// The address tells a network of an embedding program which socket is meant.
 func TestUnixNetwork(t *testing.T) {
 	t.Parallel()
 	dir := socketFolder(t)
@@ -549,7 +553,8 @@ func TestUnixNetwork(t *testing.T) {
 	m.wantFree()
 }
 
-// However a folder and a link to the outside change places meanwhile, no connection gets out, and no socket. Not parallel: it counts descriptors.
+// While a folder and a link to the outside change places, no connection and no
+// socket gets outside. Not parallel: it counts descriptors.
 func TestUnixRace(t *testing.T) {
 	outside := socketFolder(t)
 	dir := outside + "/shared"
@@ -587,7 +592,8 @@ func TestUnixRace(t *testing.T) {
 			unix.Renameat2(unix.AT_FDCWD, "name", unix.AT_FDCWD, "lure", unix.RENAME_EXCHANGE)
 		}
 	})
-	// How often each went well and how often not: all of it must have happened, or this was no race.
+	// How often each succeeded and failed. Without some of all four there was
+	// no race.
 	var connected, listened [2]int
 	count := func(of *[2]int, err error) {
 		if err == nil {

@@ -41,8 +41,8 @@ func sendUrgent(t *testing.T, c syscall.Conn, b string) {
 	}
 }
 
-// Urgent data is a byte that Linux takes out of the stream: a guest gets what
-// is before and after it, and the connection goes on.
+// Urgent data is a byte that Linux takes out of the stream. A guest gets the
+// bytes before and after it, and the connection goes on.
 func TestUrgentData(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"TCP", "UNIX"} {
@@ -60,8 +60,8 @@ func TestUrgentData(t *testing.T) {
 				p.Write([]byte("after"))
 				wantBytes(t, g, []byte("beforeafter"))
 			}
-			// One that comes while the guest waits, and nothing else, isn't an
-			// end.
+			// An urgent byte that arrives alone, while the guest waits, isn't
+			// an end.
 			sendUrgent(t, p, "!")
 			p.Write([]byte("more"))
 			wantBytes(t, g, []byte("more"))
@@ -85,7 +85,7 @@ func (r *recorder) Write(b []byte) (int, error) {
 	return r.Conn.Write(b)
 }
 
-// A server of TLS 1.2 that asks for another handshake doesn't get one: the
+// A TLS 1.2 server that asks for another handshake doesn't get one: the
 // connection is aborted.
 func TestTLSRenegotiation(t *testing.T) {
 	t.Parallel()
@@ -122,7 +122,8 @@ func TestTLSRenegotiation(t *testing.T) {
 	wantBytes(t, g, []byte("hello"))
 	serving.Wait()
 	defer conn.Close()
-	// The server has sent its Finished and "hello" under its keys so far.
+	// The server has sent two records under its keys so far: Finished and
+	// "hello".
 	if _, err := conn.Write(helloRequest(t, secrets.String(), wires.sent.Bytes(), 2)); err != nil {
 		t.Fatal(err)
 	}
@@ -134,8 +135,8 @@ func TestTLSRenegotiation(t *testing.T) {
 	}
 }
 
-// helloRequest is a server's HelloRequest as its n-th encrypted record, of a
-// connection whose key log and whose first records are given.
+// helloRequest is a server's HelloRequest as the n-th encrypted record of a
+// connection with this key log and these first records.
 func helloRequest(t *testing.T, log string, sent []byte, n uint64) []byte {
 	t.Helper()
 	fields := bytes.Fields([]byte(log)) // CLIENT_RANDOM random secret
@@ -164,7 +165,7 @@ func helloRequest(t *testing.T, log string, sent []byte, n uint64) []byte {
 	return append(record, sealed...)
 }
 
-// prf is that of TLS 1.2 with SHA-256, whose seed begins with the label.
+// prf is the function of TLS 1.2 with SHA-256. seed begins with the label.
 func prf(secret, seed []byte, n int) (out []byte) {
 	sum := func(parts ...[]byte) []byte {
 		h := hmac.New(sha256.New, secret)

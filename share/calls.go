@@ -62,10 +62,10 @@ func (c Calls) open(in Share, path string, flags int, perm uint32) (*File, error
 		f, err := c.openOnce(in, path, sure, perm, made)
 		switch {
 		case errors.Is(err, unix.ENOENT) && flags&unix.O_CREAT != 0 && !made:
-			continue // it was there, and isn't any more
+			continue // it has been removed meanwhile
 		case errors.Is(err, unix.EEXIST) && !exclusive:
 			if st, err := in.Stat(path, false); err != nil || st.Mode&unix.S_IFMT != unix.S_IFLNK {
-				continue // it wasn't there, and is now
+				continue // it has been made meanwhile
 			}
 			// The path is a link to a file that doesn't exist.
 			f, err = c.openOnce(in, path, flags, perm, made)

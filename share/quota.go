@@ -52,7 +52,7 @@ type account struct {
 	opens       int // open files, and calls at work, that use the account
 	size, space int64
 	charged     int64
-	doomed      bool  // the file has no name any more
+	doomed      bool  // the file has lost its last name
 	node        int64 // what its end gives back beside its bytes
 }
 

@@ -26,18 +26,13 @@ var unread = map[string]bool{
 	"docs":                 true,
 	"emulated":             true,
 	"internal/limit":       true,
-	"network/outside":      true,
 	"internal/stdio":       true,
 	"internal/unsafecheck": true,
-	"network":              true,
-	"network/networktest":  true,
 	"pipes":                true,
 	"pipes/pipestest":      true,
-	"relay":                true,
 	"rpc":                  true,
 	"rpc/message":          true,
 	"rpc/rpctest":          true,
-	"share":                true,
 	"wire":                 true,
 }
 

@@ -1,5 +1,7 @@
-// Package outside is for tests: all that a guest that attacks can reach, on loopback addresses. It counts what gets there, the proof that an attack is on the whole of
-// a protocol's handler and not on the decoder of its Open alone.
+// Package outside is for tests: everything that an attacking guest can reach,
+// on loopback addresses. It counts what arrives there, to prove that an attack
+// reached the whole of a protocol's handler, and not only the decoder of its
+// Open.
 package outside
 
 import (
@@ -20,20 +22,21 @@ import (
 	"github.com/fix-project/arcavm/network/networktest"
 )
 
-// Names that the network knows something of. Others don't exist.
+// Names that the network knows. No others exist.
 const (
 	NameServer = "server.test" // both loopback addresses
 	NameMany   = "many.test"   // more addresses than an answer holds
-	NameStalls = "stalls.test" // no answer, for as long as anybody waits
+	NameStalls = "stalls.test" // never answered
 )
 
-// Socket is the name of a UNIX socket in [World.Folder] that somebody listens at.
+// Socket is the name of a UNIX socket in [World.Folder] with a listener.
 const Socket = "server"
 
-// World is servers, callers at the guest's servers, a standard input and output, and names.
+// World is servers, clients of the guest's servers, a standard input and
+// output, and names.
 type World struct {
-	Authority *networktest.Authority // of the TLS server, and whom callers trust
-	Echo, TLS netip.AddrPort         // of servers that send back what they get; the first one's port is a UDP server's, too
+	Authority *networktest.Authority // of the TLS server, which clients trust, too
+	Echo, TLS netip.AddrPort         // echo servers; Echo is a UDP server's, too
 	Folder    string                 // of UNIX sockets
 	Input     *os.File               // never at its end
 	Output    *os.File
@@ -48,13 +51,13 @@ type World struct {
 	handshakes, locals, sent, calls, tlsCalls, typed, shown, addressLookups, nameLookups atomic.Uint64
 }
 
-// Count is how often something got through.
+// Count is how often an attack has reached something.
 type Count struct {
 	Of string
 	N  uint64
 }
 
-// Counts are what must not be 0 after an attack.
+// Counts must not be 0 after an attack.
 func (w *World) Counts() []Count {
 	return []Count{
 		{"handshakes at the TLS server", w.handshakes.Load()},
@@ -69,10 +72,10 @@ func (w *World) Counts() []Count {
 	}
 }
 
-// New makes a World, which the caller closes when the guest has ended.
+// New makes a World. The caller closes it when the guest has ended.
 func New(t testing.TB) *World {
 	t.Helper()
-	// Not the test's own folder, whose path may be too long for a socket's address.
+	// The path of the test's own folder may be too long for a socket's address.
 	dir, err := os.MkdirTemp("", "outside")
 	if err != nil {
 		t.Fatal(err)
@@ -148,7 +151,7 @@ func listenTwice(t testing.TB) (net.Listener, *net.UDPConn) {
 	}
 }
 
-// answerDatagrams sends each datagram back, as long as it isn't closed.
+// answerDatagrams sends each datagram back, until the socket is closed.
 func (w *World) answerDatagrams() {
 	for some := make([]byte, 1<<16); ; {
 		n, from, err := w.datagrams.ReadFromUDPAddrPort(some)
@@ -162,7 +165,7 @@ func (w *World) answerDatagrams() {
 	}
 }
 
-// Pipe is for a stdio stream whose other end the test has.
+// Pipe is a pipe for a stdio stream. The test has the other end.
 func Pipe(t testing.TB) (r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -177,7 +180,8 @@ func Pipe(t testing.TB) (r, w *os.File) {
 }
 
 func echo(c net.Conn) {
-	// Not as themselves: Go would keep pipes to splice them.
+	// The wrappers hide that these are sockets: for those Go would splice, and
+	// keep pipes for that.
 	_, _ = io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c})
 }
 
@@ -201,7 +205,8 @@ func (w *World) endWithCalling(c net.Conn) (stop func() bool) {
 	return context.AfterFunc(w.calling, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 }
 
-// Call is an OnListen: it connects to what the guest listens on, once with TLS and once without, and leaves again when the guest does.
+// Call is an OnListen. It connects to the guest's listener, once with TLS and
+// once without, and ends when the guest does.
 func (w *World) Call(at netip.AddrPort) {
 	for _, withTLS := range []bool{false, true} {
 		w.serving.Go(func() { w.call(at, withTLS) })
@@ -216,7 +221,8 @@ func (w *World) call(at netip.AddrPort, withTLS bool) {
 	}
 	defer c.Close()
 	defer w.endWithCalling(c)()
-	// No port stays behind in TIME_WAIT: there are as many calls as listeners.
+	// A reset leaves no port in TIME_WAIT: there are as many calls as
+	// listeners.
 	_ = c.(*net.TCPConn).SetLinger(0)
 	w.calls.Add(1)
 	var peer io.ReadWriter = c
@@ -239,7 +245,8 @@ const (
 	PublishedUDP = 53
 )
 
-// Network is the host's for this World, and for what more rules allow.
+// Network is the host's network, with rules for this World, and for what more
+// allows.
 func (w *World) Network(t testing.TB, more ...string) *network.Policy {
 	t.Helper()
 	var rules []network.Rule
@@ -261,7 +268,7 @@ func rule(t testing.TB, allow bool, text string) network.Rule {
 	return r
 }
 
-// names is the host's network with names of this package's.
+// names is the host's network, with this package's names.
 type names struct {
 	network.Host
 	world *World
