@@ -103,8 +103,14 @@ func (h *half) publish() (tell bool) {
 // lock is held.
 func (p *Pipe) settle() {
 	p.life.Lock()
-	broken := p.quarantine()
-	p.finish()
+	broken := p.finish()
+	if broken {
+		// Its other end broke the rules: it gets nothing more.
+		p.end.broke(p)
+		state := resetState(unix.EPROTO)
+		p.shutLocked(state, state, unix.EPROTO)
+		p.finish()
+	}
 	p.life.Unlock()
 	if broken {
 		p.rd.changed()
@@ -112,27 +118,26 @@ func (p *Pipe) settle() {
 	}
 }
 
-// quarantine resets both rings of a pipe whose other end broke the rules. life is
-// held.
-func (p *Pipe) quarantine() bool {
-	broken := p.rd.isBroken() || p.wr.isBroken()
-	if !broken || p.rd.isClosed() && p.wr.isClosed() {
+// finish ends the pipe if nothing can happen in it any more. It reports whether the
+// pipe is broken, and is to be reset. life is held.
+func (p *Pipe) finish() (broken bool) {
+	if p.over {
 		return false
 	}
-	p.end.broke(p)
-	state := resetState(unix.EPROTO)
-	p.shutLocked(state, state, unix.EPROTO)
-	return true
-}
-
-// finish ends the pipe if nothing can happen in it any more. life is held.
-func (p *Pipe) finish() {
-	if p.over {
-		return
+	p.rd.mu.Lock()
+	p.wr.mu.Lock()
+	broken = (p.rd.states.broken || p.wr.states.broken) && (p.rd.open() || p.wr.open())
+	quiet := p.quiet()
+	var tell [2]*half
+	if quiet {
+		p.over = true
+		tell = p.end.leave(p)
+		p.rd.shared, p.wr.shared = shared{}, shared{}
 	}
-	tell, quiet := p.detach()
+	p.wr.mu.Unlock()
+	p.rd.mu.Unlock()
 	if !quiet {
-		return
+		return broken
 	}
 	for _, h := range tell {
 		if h != nil {
@@ -140,22 +145,7 @@ func (p *Pipe) finish() {
 		}
 	}
 	p.end.left(p)
-}
-
-// detach lets go of the memory of a pipe that is quiet. It returns the halves
-// that are to be signalled. life is held.
-func (p *Pipe) detach() (tell [2]*half, quiet bool) {
-	p.rd.mu.Lock()
-	p.wr.mu.Lock()
-	defer p.rd.mu.Unlock()
-	defer p.wr.mu.Unlock()
-	if !p.quiet() {
-		return tell, false
-	}
-	p.over = true
-	tell = p.end.leave(p)
-	p.rd.shared, p.wr.shared = shared{}, shared{}
-	return tell, true
+	return false
 }
 
 // quiet reports whether nothing can happen in a pipe that isn't over: at this
@@ -175,11 +165,4 @@ func (h *half) isClosed() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return !h.open()
-}
-
-// isBroken reports, without mu, whether the other end broke the rules.
-func (h *half) isBroken() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.states.broken
 }

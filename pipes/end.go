@@ -107,6 +107,12 @@ type guestEnd struct {
 
 func (g *guestEnd) names() (local, remote string) { return "guest", "monitor" }
 
+// guestPipe is a guest's Pipe in one allocation.
+type guestPipe struct {
+	pipe Pipe
+	end  guestEnd
+}
+
 // signalMove makes the hypercall. A refused one means that the pipe is free
 // already, and nothing (PROTOCOL.md section 12).
 func (g *guestEnd) signalMove(h *half) {

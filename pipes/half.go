@@ -111,13 +111,10 @@ func (h *half) detached() bool { return h.shared.mine == nil }
 // unsettled reports whether the pipe has to be settled when mu is released.
 func (h *half) unsettled() bool { return !h.open() || h.states.broken }
 
-// errWouldWait says that what an operation needs isn't there yet.
-var errWouldWait = errors.New("pipes: nothing there yet")
-
 // look copies the other end's state and cursor, checks them, and returns how many
-// bytes can be used. The state is read first: a closed state's cursor is the last
-// one. If these are fewer than min the error is errWouldWait, or io.EOF or
-// io.ErrUnexpectedEOF where a consumer can't get min any more.
+// bytes can be used; fewer than min means to wait. The state is read first: a
+// closed state's cursor is the last one. io.EOF and io.ErrUnexpectedEOF say that a
+// consumer can't get min bytes any more.
 func (h *half) look(min int) (int, error) {
 	if h.states.broken {
 		return 0, unix.EPROTO
@@ -131,14 +128,14 @@ func (h *half) look(min int) (int, error) {
 	h.states.peer = state
 	n := int(h.cursor.available())
 	switch {
+	case state == stateOpen:
+		return n, nil
 	case state&0xffff == stateReset:
 		return 0, resetErrno(state)
-	case state != stateOpen && h.producer:
+	case h.producer:
 		return 0, unix.EPIPE
 	case n >= min:
 		return n, nil
-	case state == stateOpen:
-		return n, errWouldWait
 	case n == 0:
 		return 0, io.EOF
 	default:
@@ -162,29 +159,34 @@ func (h *half) use(min int) outcome {
 		return h.giveUp(h.turn.refusal())
 	}
 	n, err := h.look(min)
-	if err == nil {
-		return outcome{n: n}
-	}
-	if err == errWouldWait {
+	if err == nil && n < min {
 		var signal bool
-		n, signal, err = h.sleep(min)
-		if signal || err == nil {
-			return outcome{n: n, signal: signal}
+		if n, signal, err = h.sleep(min); signal {
+			return outcome{signal: true}
 		}
 	}
-	return h.giveUp(err)
+	if err != nil {
+		return h.giveUp(err)
+	}
+	return outcome{n: n}
 }
 
-// useNow is use for a consumer that doesn't wait: errWouldWait ends the operation.
+// errWouldWait ends an operation that doesn't wait, where nothing is there yet.
+var errWouldWait = errors.New("pipes: nothing there yet")
+
+// useNow is use for a consumer that doesn't wait.
 func (h *half) useNow() outcome {
 	if h.turn.refused() {
 		return h.failed(h.turn.refusal())
 	}
 	n, err := h.look(1)
-	if err == nil {
-		return outcome{n: n}
+	switch {
+	case err != nil:
+		return h.failed(err)
+	case n == 0:
+		return h.failed(errWouldWait)
 	}
-	return h.failed(err)
+	return outcome{n: n}
 }
 
 // giveUp ends an operation, but first has signals that were kept back sent: the
@@ -210,11 +212,10 @@ func (h *half) sleep(min int) (n int, signal bool, err error) {
 		// Every store and load here is sequentially consistent: flag, then fence,
 		// then the second look.
 		h.shared.mine.waiting.Store(1)
-		if n, err = h.look(min); err != errWouldWait {
+		if n, err = h.look(min); err != nil || n >= min {
 			break
 		}
 		if signal = h.claimBeforeSleep(n); signal {
-			n = 0
 			break
 		}
 		h.waiting.bytes, h.audited.suspect = uint32(min), false
@@ -223,7 +224,7 @@ func (h *half) sleep(min int) (n int, signal bool, err error) {
 		if err = h.turn.refusal(); err != nil {
 			break
 		}
-		if n, err = h.look(min); err != errWouldWait {
+		if n, err = h.look(min); err != nil || n >= min {
 			break
 		}
 		if h.waiting.signaled {

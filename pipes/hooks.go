@@ -45,7 +45,8 @@ func (h *half) onReady(f func()) {
 func (h *half) subscribe(f func()) bool {
 	h.mu.Lock()
 	h.audited.suspect = false
-	subscribed := h.arm() == errWouldWait
+	n, err := h.arm()
+	subscribed := n == 0 && err == nil
 	if subscribed {
 		h.hooks.ready = f
 	} else if h.hooks.ready == nil && h.waiting.bytes == 0 {
@@ -99,17 +100,16 @@ func (h *half) wake() dues {
 
 // due takes the hooks whose time has come, and waits for the other end on behalf
 // of hooks.ready if that one's has not.
-func (h *half) due() dues {
-	d := dues{}
+func (h *half) due() (d dues) {
 	if h.hooks.ready != nil || h.hooks.failed != nil {
-		err := h.outlook()
-		if err != errWouldWait {
+		n, err := h.outlook()
+		if n > 0 || err != nil {
 			d.ready, h.hooks.ready = h.hooks.ready, nil
 			if d.ready != nil && h.waiting.bytes == 0 {
 				h.lowerFlag()
 			}
 		}
-		if err != nil && err != errWouldWait && err != io.EOF {
+		if err != nil && err != io.EOF {
 			d.failed, h.hooks.failed = h.hooks.failed, nil
 		}
 	}
@@ -117,25 +117,24 @@ func (h *half) due() dues {
 	return d
 }
 
-// outlook returns the error of an operation that needs one byte now. If that is
-// errWouldWait, and hooks.ready waits, the flag was set before the last look.
-func (h *half) outlook() error {
+// outlook returns what an operation would find now. If that is nothing, and
+// hooks.ready waits for it, the flag was set before the last look.
+func (h *half) outlook() (int, error) {
 	if !h.open() {
-		return h.turn.closed
+		return 0, h.turn.closed
 	}
-	_, err := h.look(1)
-	if err == errWouldWait && h.hooks.ready != nil {
+	n, err := h.look(1)
+	if n == 0 && err == nil && h.hooks.ready != nil {
 		return h.arm()
 	}
-	return err
+	return n, err
 }
 
-// arm sets the flag, and returns the error of an operation that looks afterwards.
-func (h *half) arm() error {
+// arm sets the flag, and returns what an operation finds afterwards.
+func (h *half) arm() (int, error) {
 	if !h.open() {
-		return h.turn.closed
+		return 0, h.turn.closed
 	}
 	h.shared.mine.waiting.Store(1)
-	_, err := h.look(1)
-	return err
+	return h.look(1)
 }

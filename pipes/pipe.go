@@ -76,7 +76,9 @@ func Attach(window []byte, d Descriptor, n Notifier) (*Pipe, error) {
 		!validRing(d.OutgoingSize) || !validRing(d.IncomingSize) {
 		return nil, fmt.Errorf("attach to pipe %v: %w", d.ID, unix.EINVAL)
 	}
-	p := &Pipe{descriptor: d, end: &guestEnd{n}}
+	g := &guestPipe{end: guestEnd{n}}
+	p := &g.pipe
+	p.descriptor, p.end = d, &g.end
 	h := headerAt(window, d.Header)
 	in := shared{ring(window, d.Incoming, d.IncomingSize), &h.incoming.consumer, &h.incoming.producer}
 	out := shared{ring(window, d.Outgoing, d.OutgoingSize), &h.outgoing.producer, &h.outgoing.consumer}

@@ -30,15 +30,15 @@ import (
 // The half's mutex, which both conditions have as their L, guards all fields and
 // is held in all methods but expire.
 type turn struct {
-	owner sync.Cond // wakes the operation that owns the turn
-	next  sync.Cond // wakes the first in the queue
-
 	busy    bool
 	given   bool
 	expired bool
 	queued  int32
+	closed  error // what operations fail with; nil while this end is open
 
-	closed   error // what operations fail with; nil while this end is open
+	owner sync.Cond // wakes the operation that owns the turn
+	next  sync.Cond // wakes the first in the queue
+
 	deadline time.Time
 	timer    *time.Timer
 }
