@@ -66,7 +66,7 @@ func (v *VM) build() (err error) {
 	if err := v.mapMemory(); err != nil {
 		return err
 	}
-	if v.guest, err = b.build(v); err != nil {
+	if v.runner, err = b.build(v); err != nil {
 		return err
 	}
 	v.calls = v.newCalls()

@@ -62,7 +62,7 @@ func (v *VM) newCalls() *hypercall.Table {
 		Clock:    func(c hypercall.Clock) (int64, error) { return v.clock.now(c) },
 		Stopping: v.gate.ending,
 	}
-	v.guest.handle(&h)
+	v.runner.handle(&h)
 	return hypercall.NewTable(v.memory, h)
 }
 

@@ -43,7 +43,7 @@ func TestLoggerThatAsks(t *testing.T) {
 				v.Timing()
 				return said.Write(p)
 			}), nil))
-			v.guest = loudRunner{logger: v.cfg.Logger}
+			v.runner = loudRunner{logger: v.cfg.Logger}
 			done := make(chan error, 1)
 			go func() { done <- end(v) }()
 			select {

@@ -78,7 +78,7 @@ func (v *VM) Stats() Stats {
 // count collects the counters. life.mu is held, and the VM isn't freed.
 func (v *VM) count() Stats {
 	s := Stats{Exits: map[string]uint64{}, Hypercalls: map[string]uint64{}}
-	if v.guest == nil { // New failed
+	if v.runner == nil { // New failed
 		return s
 	}
 	for _, c := range v.cpus {
@@ -98,7 +98,7 @@ func (v *VM) count() Stats {
 		}
 	}
 	s.LogSuppressed = v.log.lost.Load()
-	v.guest.stats(&s)
+	v.runner.stats(&s)
 	return s
 }
 

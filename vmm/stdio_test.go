@@ -18,7 +18,7 @@ import (
 
 func bootStdio(t *testing.T, in io.Reader, out io.Writer, args ...string) *vmmtest.Guest {
 	t.Helper()
-	return vmmtest.Boot(t, vmm.Config{Image: vmmtest.Image(t, "console"), Args: args, Input: in, Output: out})
+	return vmmtest.Boot(t, vmm.Config{Image: vmmtest.Image(t, "stdio"), Args: args, Input: in, Output: out})
 }
 
 // A conversation over pipes, up to the end of the input.
@@ -65,7 +65,7 @@ func TestStdioSecond(t *testing.T) {
 	in, typed := outside.Pipe(t)
 	var out bytes.Buffer
 	g := bootStdio(t, in, &out, "second")
-	g.WaitLog("console open")
+	g.WaitLog("stdio open")
 	if _, err := io.WriteString(typed, "abc"); err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +86,7 @@ func TestStdioNone(t *testing.T) {
 	if code, err := g.Wait(); code != 1 || err != nil {
 		t.Errorf("the guest ended with %d, %v; want 1", code, err)
 	}
-	if want := fmt.Sprintf("console: error %d", unix.EOPNOTSUPP); !strings.Contains(g.Log(), want) {
+	if want := fmt.Sprintf("stdio: error %d", unix.EOPNOTSUPP); !strings.Contains(g.Log(), want) {
 		t.Errorf("the log doesn't say %q:\n%s", want, g.Log())
 	}
 }
@@ -97,7 +97,7 @@ func TestStdioOutputClosed(t *testing.T) {
 	printed, out := outside.Pipe(t)
 	printed.Close()
 	g := bootStdio(t, in, out)
-	g.WaitLog("console open")
+	g.WaitLog("stdio open")
 	go func() {
 		for err := error(nil); err == nil; {
 			_, err = io.WriteString(typed, "text")
@@ -106,7 +106,7 @@ func TestStdioOutputClosed(t *testing.T) {
 	if code, err := g.Wait(); code != 1 || err != nil {
 		t.Errorf("the guest ended with %d, %v; want 1", code, err)
 	}
-	if want := fmt.Sprintf("console: error %d", unix.EPIPE); !strings.Contains(g.Log(), want) {
+	if want := fmt.Sprintf("stdio: error %d", unix.EPIPE); !strings.Contains(g.Log(), want) {
 		t.Errorf("the log doesn't say %q:\n%s", want, g.Log())
 	}
 }
@@ -123,10 +123,10 @@ func TestStdioEnds(t *testing.T) {
 			in, _ := outside.Pipe(t)
 			var calls []bool
 			g := vmmtest.Boot(t, vmm.Config{
-				Image: vmmtest.Image(t, "console"), Input: in, Output: io.Discard,
+				Image: vmmtest.Image(t, "stdio"), Input: in, Output: io.Discard,
 				OnStdio: func(open bool) { calls = append(calls, open) },
 			})
-			g.WaitLog("console open")
+			g.WaitLog("stdio open")
 			end(g)
 			if _, err := g.Wait(); !errors.Is(err, context.Canceled) && !errors.Is(err, vmm.ErrClosed) {
 				t.Errorf("the run ended with %v", err)

@@ -21,7 +21,7 @@ type VM struct {
 	life     // how far it is
 	counters // what it has done: stats.go
 
-	guest   runner // nil if New failed
+	runner  runner // nil if New failed
 	clock   *hostClock
 	log     guestLog
 	refused *limit.Log // hypercalls
@@ -114,7 +114,7 @@ func (v *VM) Run(ctx context.Context) (int, error) {
 	serveCtx, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	var serving, running sync.WaitGroup
 	serving.Go(func() {
-		if err := v.guest.serve(serveCtx); err != nil && serveCtx.Err() == nil {
+		if err := v.runner.serve(serveCtx); err != nil && serveCtx.Err() == nil {
 			v.end(outcome{err: fmt.Errorf("serving streams: %w", err)})
 		}
 	})
@@ -129,7 +129,7 @@ func (v *VM) Run(ctx context.Context) (int, error) {
 	v.completeReport()
 	if v.outcome.err == nil {
 		lingerCtx, cancel := context.WithTimeout(ctx, lingerTime)
-		v.guest.drain(lingerCtx)
+		v.runner.drain(lingerCtx)
 		cancel()
 	}
 	stopServing()
@@ -221,7 +221,7 @@ func (v *VM) tryStop() (bool, error) {
 	if v.freeing {
 		return true, nil
 	}
-	return v.guest.stop()
+	return v.runner.stop()
 }
 
 // Close ends the VM if it runs, waits for [VM.Run] to let go of it, and frees
@@ -254,8 +254,8 @@ func (v *VM) free() error {
 	// mu: a Logger may ask for the counters.
 	defer close(v.freed)
 	var err error
-	if v.guest != nil {
-		err = v.guest.free()
+	if v.runner != nil {
+		err = v.runner.free()
 	}
 	return errors.Join(err, v.machine.close())
 }

@@ -96,7 +96,7 @@ func TestRunEmulated(t *testing.T) {
 		t.Parallel()
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
-		run := exec.CommandContext(ctx, program, "run", "--emulated", imageFile(t, "console"))
+		run := exec.CommandContext(ctx, program, "run", "--emulated", imageFile(t, "stdio"))
 		run.Stdin = strings.NewReader("what the user types\n")
 		out, err := run.Output()
 		if want := "WHAT THE USER TYPES\n20 bytes\n"; err != nil || string(out) != want {
@@ -107,7 +107,7 @@ func TestRunEmulated(t *testing.T) {
 		t.Parallel()
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
-		run := exec.CommandContext(ctx, program, "run", "--emulated", imageFile(t, "console"))
+		run := exec.CommandContext(ctx, program, "run", "--emulated", imageFile(t, "stdio"))
 		r, w, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
@@ -202,11 +202,11 @@ func TestRunEmulated(t *testing.T) {
 			t.Errorf("code %d, want 143", code)
 		}
 	})
-	// While the guest inside has the console open, the terminal outside is in raw mode.
+	// While the guest inside has stdio open, the terminal outside is in raw mode.
 	t.Run("terminal", func(t *testing.T) {
 		t.Parallel()
-		s := startSessionOf(t, program, "run", "--emulated", imageFile(t, "console"))
-		s.see("console open")
+		s := startSessionOf(t, program, "run", "--emulated", imageFile(t, "stdio"))
+		s.see("stdio open")
 		// In line mode a key alone doesn't reach the guest.
 		s.typeKeys("q")
 		s.see("Q")

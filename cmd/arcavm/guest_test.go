@@ -255,7 +255,7 @@ func TestStandardInput(t *testing.T) {
 		{strings.NewReader("some text\n"), "SOME TEXT\n10 bytes\n"},
 		{nil, "0 bytes\n"}, // /dev/null
 	} {
-		cmd := command(t, "run", imageFile(t, "console"))
+		cmd := command(t, "run", imageFile(t, "stdio"))
 		cmd.Stdin = c.in
 		if out, err := cmd.Output(); err != nil || string(out) != c.want {
 			t.Errorf("%v, stdout %q, want %q", err, out, c.want)

@@ -49,7 +49,7 @@ func TestWithoutProc(t *testing.T) {
 	}{
 		{"boot", "", []string{"run", imageFile(t, "hello"), "bob"}, 0, "", "hello, bob"},
 		{"files", "", []string{"run", "--share", dir, imageFile(t, "cat"), "file"}, 0, "shared", ""},
-		{"console", "abc", []string{"run", imageFile(t, "console")}, 0, "ABC", ""},
+		{"stdio", "abc", []string{"run", imageFile(t, "stdio")}, 0, "ABC", ""},
 		{"names", "", []string{"run", imageFile(t, "resolve"), "127.0.0.1"}, 0, "", ""},
 		{"streams", "", []string{"run", "--timing", imageFile(t, "smp")}, 0, "", ""},
 		{"sockets", "", []string{"run", "--sockets", dir, imageFile(t, "unix"), "connect", "s"}, exitUsage, "",

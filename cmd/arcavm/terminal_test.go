@@ -228,7 +228,7 @@ func (s *session) wantBefore() {
 	}
 }
 
-// While the guest has the console open keys go to it as they are typed; however that ends, the terminal is as it was.
+// While the guest has stdio open keys go to it as they are typed; however that ends, the terminal is as it was.
 func TestTerminal(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -261,8 +261,8 @@ func TestTerminal(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			s := startSession(t, append([]string{"run", imageFile(t, "console")}, c.args...)...)
-			s.see("console open")
+			s := startSession(t, append([]string{"run", imageFile(t, "stdio")}, c.args...)...)
+			s.see("stdio open")
 			s.wantRaw()
 			s.typeKeys("q\r")
 			s.see("Q\r")
@@ -285,8 +285,8 @@ func (s *session) signal(signal syscall.Signal) {
 func TestTerminalStopped(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
-	s := startSession(t, "run", imageFile(t, "console"))
-	s.see("console open")
+	s := startSession(t, "run", imageFile(t, "stdio"))
+	s.see("stdio open")
 	for range 2 {
 		s.typeKeys("\x1a")
 		s.event("stopped")

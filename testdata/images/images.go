@@ -8,7 +8,7 @@ import (
 	"fmt"
 )
 
-//go:embed accept cat clock connect console count cpuid crash echo files hello hostile httpd idle memclr private resolve sink smp source tcp tls trace udp unix
+//go:embed accept cat clock connect count cpuid crash echo files hello hostile httpd idle memclr private resolve sink smp source stdio tcp tls trace udp unix
 //go:embed rpc-calls rpc-clock rpc-connect rpc-echo rpc-file rpc-hello rpc-httpd rpc-panic rpc-require rpc-smp
 var files embed.FS
 

@@ -6,12 +6,12 @@
  * time that has passed since before the start. Ends with the input. Exit code
  * 0, or 1 without a clock.
  */
-#include "../proto/console.h"
+#include "../proto/stdio.h"
 
 int program_main(void) {
 	struct stream *s;
 	u8 byte;
-	int error = console_open(&s);
+	int error = stdio_open(&s);
 
 	if (error || !(boot->features & FEATURE_CLOCK)) {
 		log(LOG_ERROR, "no console or no clock");

@@ -311,7 +311,7 @@ static void draft_open(struct draft *f, struct attacker *a, u16 protocol) {
 		break;
 	case PROTOCOL_FILE_SYSTEM:
 	case PROTOCOL_RESOLVER:
-	case PROTOCOL_CONSOLE:
+	case PROTOCOL_STDIO:
 		if (odd(a, 16))
 			put(f, scratch, 1 + (r >> 16 & 15));
 		break;
@@ -450,7 +450,7 @@ static void absurd_pipe(struct dice *d) {
  */
 enum { SILENT = 0xFFFF };
 static const u16 mild_pipes[] = {
-	SILENT, PROTOCOL_TLS_LISTENER, PROTOCOL_TLS_CONNECTION, PROTOCOL_RESOLVER, PROTOCOL_CONSOLE, PROTOCOL_UNIX_CONNECTION, SILENT, PROTOCOL_TCP_LISTENER,
+	SILENT, PROTOCOL_TLS_LISTENER, PROTOCOL_TLS_CONNECTION, PROTOCOL_RESOLVER, PROTOCOL_STDIO, PROTOCOL_UNIX_CONNECTION, SILENT, PROTOCOL_TCP_LISTENER,
 	PROTOCOL_UNIX_LISTENER, PROTOCOL_UDP, PROTOCOL_TCP_CONNECTION, PROTOCOL_FILE_SYSTEM,
 };
 enum { MILD_PIPES = sizeof mild_pipes / sizeof *mild_pipes };

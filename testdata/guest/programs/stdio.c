@@ -1,14 +1,14 @@
 /*
- * console [wait | second | crash]
+ * stdio [wait | second | crash]
  *
  * Sends the standard input back to the standard output in capital letters, as
  * it comes, until its end, or until a byte 4: Ctrl-D of a terminal in raw mode.
  * Then says how many bytes there were. Exit code 0, or 1 and a log record if
  * something fails. With wait it stays until it is asked to stop, with second it
- * opens the console twice and logs what happened, with crash it crashes at the
+ * opens the stream twice and logs what happened, with crash it crashes at the
  * end.
  */
-#include "../proto/console.h"
+#include "../proto/stdio.h"
 
 enum { CTRL_D = 4 };
 
@@ -43,11 +43,11 @@ static i64 capitals(struct stream *s) {
 
 static void second(struct stream **s) {
 	struct stream *other;
-	int error = console_open(&other);
+	int error = stdio_open(&other);
 
 	log(LOG_INFO, "the second: error %d", -(i64)error);
 	stream_close(*s);
-	error = console_open(s);
+	error = stdio_open(s);
 	log(LOG_INFO, "after the first: error %d", -(i64)error);
 }
 
@@ -55,16 +55,16 @@ int program_main(void) {
 	struct text how = arg(1);
 	struct stream *s;
 	char said[64];
-	int error = console_open(&s);
+	int error = stdio_open(&s);
 
 	if (error)
-		return fail("console", error);
+		return fail("stdio", error);
 	if (TEXT_IS(how, "second"))
 		second(&s);
-	log(LOG_INFO, "console open");
+	log(LOG_INFO, "stdio open");
 	i64 n = capitals(s);
 	if (n < 0)
-		return fail("console", n);
+		return fail("stdio", n);
 	if (TEXT_IS(how, "crash"))
 		panic("as asked");
 	if (TEXT_IS(how, "wait")) {
@@ -73,7 +73,7 @@ int program_main(void) {
 	}
 	error = stream_write(s, said, format(said, sizeof said, "%d bytes\n", n));
 	if (error)
-		return fail("console", error);
+		return fail("stdio", error);
 	stream_close(s);
 	return 0;
 }

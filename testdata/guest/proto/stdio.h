@@ -1,6 +1,6 @@
 /* Standard input and output of the monitor. PROTOCOL.md, section 10. */
-#ifndef CONSOLE_H
-#define CONSOLE_H
+#ifndef STDIO_H
+#define STDIO_H
 
 #include "../kernel/kernel.h"
 
@@ -8,6 +8,6 @@
  * Reads are what the user types or pipes in, 0 at its end; writes go to the
  * monitor's standard output. -EBUSY while another stream has it.
  */
-int console_open(struct stream **s);
+int stdio_open(struct stream **s);
 
 #endif
