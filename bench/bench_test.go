@@ -255,8 +255,8 @@ func slower() *Report {
 func TestCompare(t *testing.T) {
 	t.Parallel()
 	var verdicts []string
-	for _, c := range Compare(sample(), slower()) {
-		verdicts = append(verdicts, c.Figure+" "+c.What+" "+c.Verdict)
+	for _, c := range changes(sample(), slower()) {
+		verdicts = append(verdicts, c.figure+" "+c.what+" "+c.verdict)
 	}
 	want := []string{
 		"bulk: throughput ratio worse", "bulk: signals value better",
@@ -265,8 +265,8 @@ func TestCompare(t *testing.T) {
 	if diff := cmp.Diff(want, verdicts); diff != "" {
 		t.Error(diff)
 	}
-	for _, c := range Compare(sample(), sample()) {
-		if c.Verdict != "within the noise" {
+	for _, c := range changes(sample(), sample()) {
+		if c.verdict != "within the noise" {
 			t.Errorf("the same twice: %+v", c)
 		}
 	}
@@ -299,7 +299,7 @@ func TestCompareNoise(t *testing.T) {
 		{"a ratio, little", beside, 1, 1.015, "within the noise"},
 		{"a ratio", beside, 1, 1.03, "worse"},
 	} {
-		if got := compare(c.is(c.a), c.is(c.b)).Verdict; got != c.want {
+		if got := compare(c.is(c.a), c.is(c.b)).verdict; got != c.want {
 			t.Errorf("%s: %g → %g: %s, want %s", c.what, c.a, c.b, got, c.want)
 		}
 	}
@@ -410,8 +410,8 @@ func TestLoaded(t *testing.T) {
 	ratio := Spread{Median: 0.5, Min: 0.45, Max: 0.55}
 	newer.Figures[0].Ratio = &ratio
 	newer.Machine.Others = others(1.5)
-	for _, c := range Compare(sample(), newer) {
-		if c.Verdict == "better" || c.Verdict == "worse" {
+	for _, c := range changes(sample(), newer) {
+		if c.verdict == "better" || c.verdict == "worse" {
 			t.Errorf("%+v", c)
 		}
 	}

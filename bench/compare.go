@@ -10,22 +10,22 @@ import (
 	"text/tabwriter"
 )
 
-// Change is what became of one figure between two reports.
-type Change struct {
-	Figure string
-	Unit   string
-	// What is compared: "ratio" where there is a neighbour, since what slows
+// change is what became of one figure between two reports.
+type change struct {
+	figure string
+	unit   string
+	// what is compared: "ratio" where there is a neighbour, since what slows
 	// the machine cancels out of it; otherwise "value".
-	What string
-	Old  Spread
-	New  Spread
-	// Percent is the change of the median, and Noise half of both spreads
+	what string
+	old  Spread
+	new  Spread
+	// percent is the change of the median, and noise half of both spreads
 	// together, both in percent of the old median. A change beyond the noise
 	// has spreads that hardly overlap.
-	Percent, Noise float64
-	// Verdict is better, worse, changed, changed from 0, within the noise, new
+	percent, noise float64
+	// verdict is better, worse, changed, changed from 0, within the noise, new
 	// or gone.
-	Verdict string
+	verdict string
 }
 
 // Noise is at least this much. Between runs a machine's speed changes, and so
@@ -38,70 +38,70 @@ const (
 	countNoise = 0.5 // per MiB
 )
 
-// Compare returns a change for each figure of either report, in the order of
+// changes returns a change for each figure of either report, in the order of
 // the newer one. Figures that only the older one has come last.
-func Compare(older, newer *Report) []Change {
+func changes(older, newer *Report) []change {
 	loaded := older.Machine.loaded() || newer.Machine.loaded()
 	was := map[string]Figure{}
 	for _, f := range older.Figures {
 		was[f.key()] = f
 	}
-	var out []Change
+	var out []change
 	for _, f := range newer.Figures {
 		o, ok := was[f.key()]
 		if !ok {
-			c := Change{Figure: f.key(), Unit: f.Unit, What: "value", Verdict: isNew}
-			c.New = f.Ours
+			c := change{figure: f.key(), unit: f.Unit, what: "value", verdict: isNew}
+			c.new = f.Ours
 			out = append(out, c)
 			continue
 		}
 		delete(was, f.key())
 		c := compare(o, f)
-		if loaded && (c.Verdict == better || c.Verdict == worse) {
+		if loaded && (c.verdict == better || c.verdict == worse) {
 			// What has changed may be the other work.
-			c.Verdict = changed
+			c.verdict = changed
 		}
 		out = append(out, c)
 	}
 	for _, f := range older.Figures {
 		if _, left := was[f.key()]; left {
-			c := Change{Figure: f.key(), Unit: f.Unit, What: "value", Verdict: isGone}
-			c.Old = f.Ours
+			c := change{figure: f.key(), unit: f.Unit, what: "value", verdict: isGone}
+			c.old = f.Ours
 			out = append(out, c)
 		}
 	}
 	return out
 }
 
-func compare(o, n Figure) Change {
-	c := Change{Figure: n.key(), Unit: n.Unit, What: "value", Old: o.Ours, New: n.Ours}
+func compare(o, n Figure) change {
+	c := change{figure: n.key(), unit: n.Unit, what: "value", old: o.Ours, new: n.Ours}
 	least := float64(valueNoise)
 	if o.Ratio != nil && n.Ratio != nil {
-		c.What, c.Unit, c.Old, c.New = "ratio", "", *o.Ratio, *n.Ratio
+		c.what, c.unit, c.old, c.new = "ratio", "", *o.Ratio, *n.Ratio
 		least = ratioNoise
 	}
 	if n.Unit == countUnit && o.Ours.Median != 0 {
 		least = max(least, 100*countNoise/math.Abs(o.Ours.Median))
 	}
-	if c.Old.Median == 0 {
-		c.Verdict = within
-		if c.New.Median != 0 {
-			c.Verdict = fromZero
+	if c.old.Median == 0 {
+		c.verdict = within
+		if c.new.Median != 0 {
+			c.verdict = fromZero
 		}
 		return c
 	}
-	percent := 100 / math.Abs(c.Old.Median)
-	c.Percent = (c.New.Median - c.Old.Median) * percent
-	c.Noise = max(least, (c.Old.Max-c.Old.Min+c.New.Max-c.New.Min)/2*percent)
+	percent := 100 / math.Abs(c.old.Median)
+	c.percent = (c.new.Median - c.old.Median) * percent
+	c.noise = max(least, (c.old.Max-c.old.Min+c.new.Max-c.new.Min)/2*percent)
 	switch {
-	case c.Percent <= c.Noise && c.Percent >= -c.Noise:
-		c.Verdict = within
+	case c.percent <= c.noise && c.percent >= -c.noise:
+		c.verdict = within
 	case n.Neutral:
-		c.Verdict = changed
-	case c.Percent > 0 == n.Higher:
-		c.Verdict = better
+		c.verdict = changed
+	case c.percent > 0 == n.Higher:
+		c.verdict = better
 	default:
-		c.Verdict = worse
+		c.verdict = worse
 	}
 	return c
 }
@@ -127,17 +127,17 @@ func WriteComparison(w io.Writer, older, newer *Report) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	still := 0
 	for _, c := range compareChosen(older, newer) {
-		switch c.Verdict {
+		switch c.verdict {
 		case within:
 			still++
 		case isNew:
-			fmt.Fprintf(t, "  new\t%s\t%s %s\t\t\n", c.Figure, number(c.New.Median), c.Unit)
+			fmt.Fprintf(t, "  new\t%s\t%s %s\t\t\n", c.figure, number(c.new.Median), c.unit)
 		case isGone:
-			fmt.Fprintf(t, "  gone\t%s\t%s %s\t\t\n", c.Figure, number(c.Old.Median), c.Unit)
+			fmt.Fprintf(t, "  gone\t%s\t%s %s\t\t\n", c.figure, number(c.old.Median), c.unit)
 		default:
 			fmt.Fprintf(t, "  %s\t%s\t%s %s → %s %s\t%+.0f %%\tnoise ±%.0f %%\n",
-				c.Verdict, c.Figure, c.What, number(c.Old.Median), number(c.New.Median), c.Unit,
-				c.Percent, c.Noise)
+				c.verdict, c.figure, c.what, number(c.old.Median), number(c.new.Median), c.unit,
+				c.percent, c.noise)
 		}
 	}
 	if err := t.Flush(); err != nil {
@@ -174,14 +174,14 @@ func differences(older, newer *Report) (out []string) {
 	return out
 }
 
-// compareChosen is [Compare] without figures that are gone because the newer
+// compareChosen is changes without figures that are gone because the newer
 // run didn't measure them.
-func compareChosen(older, newer *Report) []Change {
-	all := Compare(older, newer)
+func compareChosen(older, newer *Report) []change {
+	all := changes(older, newer)
 	if newer.Only == "" && !newer.Interrupted {
 		return all
 	}
-	return slices.DeleteFunc(all, func(c Change) bool { return c.Verdict == isGone })
+	return slices.DeleteFunc(all, func(c change) bool { return c.verdict == isGone })
 }
 
 // mostChanges is how many changes one screen shows.
@@ -191,15 +191,15 @@ const mostChanges = 18
 // how many figures changed in which way.
 func WriteChanges(w io.Writer, older, newer *Report) error {
 	count := map[string]int{}
-	var beyond []Change
+	var beyond []change
 	for _, c := range compareChosen(older, newer) {
-		count[c.Verdict]++
-		switch c.Verdict {
+		count[c.verdict]++
+		switch c.verdict {
 		case better, worse, changed, fromZero:
 			beyond = append(beyond, c)
 		}
 	}
-	slices.SortStableFunc(beyond, func(a, b Change) int { return cmp.Compare(b.size(), a.size()) })
+	slices.SortStableFunc(beyond, func(a, b change) int { return cmp.Compare(b.size(), a.size()) })
 	var b strings.Builder
 	fmt.Fprintf(&b, "\nCompared with the run of %s\n", older.Started.Format(timeFormat))
 	for _, text := range differences(older, newer) {
@@ -234,22 +234,22 @@ func countText(count map[string]int, beyond int) string {
 }
 
 // size is the change as a multiple of the noise.
-func (c Change) size() float64 {
-	if c.Noise == 0 {
+func (c change) size() float64 {
+	if c.noise == 0 {
 		return 0
 	}
-	return math.Abs(c.Percent) / c.Noise
+	return math.Abs(c.percent) / c.noise
 }
 
 // cells are the change's row on the screen: verdict, percent, both medians and
 // name. Medians without a unit are mostly ratios.
-func (c Change) cells() []string {
+func (c change) cells() []string {
 	percent := ""
-	if c.Verdict != fromZero {
-		percent = fmt.Sprintf("%+.0f %%", c.Percent)
+	if c.verdict != fromZero {
+		percent = fmt.Sprintf("%+.0f %%", c.percent)
 	}
-	values := fmt.Sprintf("%s → %s %s", number(c.Old.Median), number(c.New.Median), c.Unit)
-	return []string{c.Verdict, percent, strings.TrimSpace(values), shortNames.Replace(c.Figure)}
+	values := fmt.Sprintf("%s → %s %s", number(c.old.Median), number(c.new.Median), c.unit)
+	return []string{c.verdict, percent, strings.TrimSpace(values), shortNames.Replace(c.figure)}
 }
 
 // shortNames makes a figure's key short enough for a line on the screen.
