@@ -55,8 +55,8 @@ const (
 )
 
 // Config says what to run and with what. The zero value of every field but
-// Image is a working default. It is one flat struct: most programs set three or
-// four fields, and none belongs to another.
+// Image is a working default. It is one flat struct, because a program sets the
+// few fields that it wants by name.
 //
 // The guest waits for the functions and writers that the VM calls, and so does
 // the end of [VM.Run]. They are called on several goroutines at once unless
