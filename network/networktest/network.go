@@ -1,5 +1,5 @@
-// Package networktest gives a guest in a test a network that exists in memory
-// only, and issues certificates for its TLS servers.
+// Package networktest is for tests: a guest's network that exists in memory
+// only, certificates for TLS servers, and a name server on loopback.
 package networktest
 
 import (
