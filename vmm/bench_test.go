@@ -147,3 +147,43 @@ func BenchmarkBulk(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkPause measures how long it takes until every CPU is out of the
+// guest: of guests whose CPUs have halted, and of others that make hypercalls.
+func BenchmarkPause(b *testing.B) {
+	for _, image := range []string{"idle", "count"} {
+		for _, cpus := range []int{1, 2, 64} {
+			b.Run(fmt.Sprint(image, "/", cpus, "CPUs"), func(b *testing.B) {
+				g := vmmtest.Boot(b, vmm.Config{Image: vmmtest.Image(b, image), Args: []string{"call"}, CPUs: cpus})
+				g.WaitLog(map[string]string{"idle": "idle", "count": "counting"}[image])
+				var worst time.Duration
+				for b.Loop() {
+					start := time.Now()
+					pause(b, g.VM)
+					worst = max(worst, time.Since(start))
+					b.StopTimer()
+					resume(b, g.VM)
+					if image == "count" {
+						goesOn(b, g.VM, counts(b, g.VM))
+					}
+					b.StartTimer()
+				}
+				b.ReportMetric(float64(worst.Microseconds()), "worst-µs")
+			})
+		}
+	}
+}
+
+// BenchmarkExits measures a guest that does nothing but make hypercalls: the
+// way out of the guest, through the monitor and back. One operation is a second
+// of it, so that allocs/op beside exits/s shows that an exit allocates nothing.
+func BenchmarkExits(b *testing.B) {
+	g := vmmtest.Boot(b, vmm.Config{Image: vmmtest.Image(b, "count"), Args: []string{"call"}})
+	g.WaitLog("counting")
+	b.ReportAllocs()
+	start, first := time.Now(), exitCount(g)
+	for b.Loop() {
+		time.Sleep(time.Second)
+	}
+	b.ReportMetric(float64(exitCount(g)-first)/time.Since(start).Seconds(), "exits/s")
+}
