@@ -189,8 +189,8 @@ func failures(report *bench.Report) error {
 	return fmt.Errorf("%d of the measurements failed, the first: %s: %s", n, first.Name, first.Reason)
 }
 
-// outputFile is a file that is opened long before it is written to. nil: there
-// is none.
+// outputFile is a file that is opened long before it is written to. Its methods
+// do nothing if it is nil.
 type outputFile struct {
 	flag    string
 	file    *os.File

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is wrong with a file is a line that names it, the line and the key; what
-// flags say over it is named by the flags.
+// An error of a --config file names the file, the line and the key, one of a
+// flag that overrides it the flag.
 func TestBadConfig(t *testing.T) {
 	t.Parallel()
 	hello, older := imageFile(t, "hello"), imageFile(t, "rpc-hello")
@@ -90,7 +90,7 @@ func TestConfigNoPermission(t *testing.T) {
 	wantLine(t, got.err, "--config: open "+file+": permission denied")
 }
 
-// What is printed means the same, wherever it is read.
+// A printed description means the same wherever it is read.
 func TestPrintConfig(t *testing.T) {
 	t.Parallel()
 	here, err := os.Getwd()

@@ -19,7 +19,7 @@ import (
 	"github.com/fix-project/arcavm/kvm"
 )
 
-// verdict is what doctor says of one thing.
+// verdict is how a finding turned out.
 type verdict string
 
 const (
@@ -82,7 +82,8 @@ func writeFindings(w io.Writer, findings []finding) error {
 	return t.Flush()
 }
 
-// checkKVM looks at the device. The error is why no guest can run.
+// checkKVM looks at the KVM device. The error is the reason why no guest can
+// run.
 func checkKVM(path string) ([]finding, error) {
 	system, err := kvm.Open(path)
 	if err != nil {
@@ -162,7 +163,8 @@ func describeFeatures(f kvm.Features) []finding {
 	return findings
 }
 
-// checkMemory makes the kind of memory that guests get.
+// checkMemory makes memory of the kind that a guest gets, to see whether it can
+// be made.
 func checkMemory() finding {
 	f := finding{verdict: isMissing, what: "shared memory", remedy: "use Linux 3.17 or later, and let the sandbox, if there is one, allow memfd_create"}
 	fd, err := unix.MemfdCreate("arcavm-doctor", unix.MFD_CLOEXEC)
@@ -185,7 +187,7 @@ func checkMemory() finding {
 	return finding{verdict: isOK, what: "shared memory", detail: detail}
 }
 
-// procfs is where Linux has what it tells of processes.
+// procfs is where Linux shows its processes.
 const procfs = "/proc"
 
 // checkProc looks for /proc, which a container or a chroot may lack.
@@ -211,7 +213,8 @@ func ownFile() (string, error) {
 	return self, nil
 }
 
-// checkNetwork tells how guests' connections can leave: arcavm makes them as the user's own sockets.
+// checkNetwork tells by which ways guests' connections can leave. arcavm makes
+// them as sockets of the user's own.
 func checkNetwork() []finding {
 	return []finding{checkLoopback(), checkIPv6(), checkRoute("IPv4", netlink.FAMILY_V4), checkRoute("IPv6", netlink.FAMILY_V6)}
 }

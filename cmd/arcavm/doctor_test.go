@@ -56,7 +56,8 @@ func TestDoctorWithoutKVM(t *testing.T) {
 	}
 }
 
-// A machine that is short of descriptors isn't one without KVM.
+// On a machine that is short of descriptors doctor doesn't say that KVM is
+// missing.
 func TestDoctorExhausted(t *testing.T) {
 	t.Parallel()
 	err := cannotRun(&kvm.UnavailableError{Path: "/dev/kvm", Problem: "can't be opened", Remedy: "check it", Err: unix.EMFILE})
@@ -67,7 +68,7 @@ func TestDoctorExhausted(t *testing.T) {
 	wantLine(t, b.String(), "opening /dev/kvm: too many open files")
 }
 
-// Without QEMU the finding says what it is for.
+// Without QEMU the finding says what QEMU is for.
 func TestDoctorWithoutQEMU(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	if f := checkQEMU(); f.verdict != isInfo || !strings.Contains(f.detail, "arcavm run --emulated") {
@@ -100,7 +101,7 @@ func TestDescribeFeatures(t *testing.T) {
 	}
 }
 
-// In a network namespace of its own there is nothing at first: no loopback, no way out.
+// A new network namespace has no loopback and no way out.
 func TestDoctorNetwork(t *testing.T) {
 	runtime.LockOSThread() // never unlocked: the thread ends with the test
 	before, err := netns.Get()

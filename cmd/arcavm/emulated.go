@@ -21,18 +21,19 @@ import (
 	"github.com/fix-project/arcavm/vmm"
 )
 
-// emulationLimit is no limit in practice: servers run for as long as their user likes.
+// emulationLimit ends an emulated machine. It is no limit in practice: a server
+// runs for as long as its user likes.
 const emulationLimit = 365 * 24 * time.Hour
 
-// emulationVariable is set for the command that runs in a machine of this
-// one's.
+// emulationVariable is in the environment of the arcavm inside.
 const emulationVariable = "ARCAVM_RUN_EMULATED"
 
-// lookPatience is how long the program inside the emulated machine has to say
-// what its guest is doing and to end, once it has the last signal.
+// lookPatience is how long the program inside has to say what its guest is
+// doing and to end, once it has the last signal.
 const lookPatience = 5 * time.Second
 
-// outlived is a writer whose reader may go before the guest. One that fails is told of and not asked again.
+// outlived is a writer whose reader may go before the guest. After its first
+// error, which it tells, what is written is lost.
 type outlived struct {
 	w    io.Writer
 	lost func(error)
@@ -94,7 +95,7 @@ type emulation struct {
 	steps   *progress
 	records *wholeLines
 	told    told
-	restore func() // the terminal
+	restore func() // leaves the terminal's raw mode
 
 	passed chan os.Signal // to the program inside
 	booted atomic.Bool    // the program inside runs
@@ -207,7 +208,8 @@ func (e *emulation) look(last os.Signal) *vmm.Report {
 // outcome is how the machine ended.
 func (e *emulation) outcome(cfg emulated.Config, result emulated.Result, err error) error {
 	e.records.end(!e.json())
-	if len(e.told.outcome) == 0 && len(result.Steps) > len(cfg.Steps) { // the program inside didn't come to tell it
+	// Without an outcome the program inside has told no timing either.
+	if len(e.told.outcome) == 0 && len(result.Steps) > len(cfg.Steps) {
 		var t timingJSON
 		for _, s := range result.Steps {
 			t.step(s.Name, s.At)
@@ -223,8 +225,8 @@ func (e *emulation) outcome(cfg emulated.Config, result emulated.Result, err err
 	return exitError(result.Exits[0], e.told.outcome)
 }
 
-// emulationSteps tells what is done until the emulated machine is ready, unless
-// --log-level wants less than that.
+// emulationSteps returns a progress until the emulated machine is ready, which
+// shows nothing where --log-level leaves out what is less than a warning.
 func (m *machine) emulationSteps(logger *slog.Logger) *progress {
 	var terminal io.Writer
 	shown := logger.Enabled(context.Background(), slog.LevelInfo)
@@ -242,7 +244,7 @@ func (m *machine) emulationSteps(logger *slog.Logger) *progress {
 	})
 }
 
-// exitError is how the command inside ended, which may have told the outcome.
+// exitError returns how the command inside ended. It may have told its outcome.
 func exitError(exit emulated.Exit, said []byte) error {
 	if exit.Signal == syscall.SIGKILL {
 		return &codeError{exit.Code, errors.New("the emulated machine killed the guest, most likely because it ran out of memory; --mem with a larger size makes it larger")}
@@ -257,9 +259,8 @@ func exitError(exit emulated.Exit, said []byte) error {
 	return nil
 }
 
-// told is what the arcavm in the emulated machine tells by package emulated:
-// that its stdio stream is open or closed, a byte each, and its outcome, which is
-// JSON and the last.
+// told is what the arcavm inside tells by package emulated: that its stdio
+// stream is open or closed, a byte each, and at last its outcome, in JSON.
 type told struct {
 	use     func(open bool)
 	outcome []byte
@@ -275,8 +276,8 @@ func (t *told) hear(news []byte) {
 	}
 }
 
-// wholeLines passes on whole lines, so that none of another writer's comes in
-// between.
+// wholeLines passes on whole lines, so that no line of another writer's comes
+// between the pieces of one.
 type wholeLines struct {
 	to   io.Writer
 	rest []byte
@@ -294,13 +295,13 @@ func (w *wholeLines) Write(p []byte) (int, error) {
 	if end == 0 {
 		end = len(w.rest)
 	}
-	// A guest outlives the reader of its log.
+	// An error isn't the guest's: it outlives the reader of its log.
 	_, _ = w.to.Write(w.rest[:end])
 	w.rest = append(w.rest[:0], w.rest[end:]...)
 	return len(p), nil
 }
 
-// end passes on a line that was cut off, or drops it.
+// end passes on a line that was cut off if keep is set, or drops it.
 func (w *wholeLines) end(keep bool) {
 	if keep && len(w.rest) > 0 {
 		_, _ = w.to.Write(append(w.rest, '\n'))

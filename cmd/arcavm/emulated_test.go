@@ -22,7 +22,8 @@ import (
 	"github.com/fix-project/arcavm/emulated"
 )
 
-// The command runs itself in an emulated machine: the guest's exit code, console and log come back.
+// The command runs itself in an emulated machine. The guest's exit code,
+// console and log come back.
 func TestRunEmulated(t *testing.T) {
 	t.Parallel()
 	if emulated.Inside() {
@@ -36,7 +37,8 @@ func TestRunEmulated(t *testing.T) {
 		t.Fatal(err)
 	}
 	image := imageFile(t, "cat")
-	// Read inside, or else the guest isn't started. A pipe can be read but once.
+	// The files are read inside, or else the guest isn't started. The pipe
+	// gives its content only once, outside.
 	cert, key := certificateFiles(t)
 	pipe := pipeOf(t, key)
 	var stdout, stderr bytes.Buffer
@@ -59,7 +61,7 @@ func TestRunEmulated(t *testing.T) {
 		t.Errorf("the log is %q", &stderr)
 	}
 
-	// As go install builds it where there is a C compiler.
+	// Where there is a C compiler go install builds it so.
 	t.Run("dynamically linked", func(t *testing.T) {
 		t.Parallel()
 		if _, err := exec.LookPath("gcc"); err != nil {
@@ -127,7 +129,7 @@ func TestRunEmulated(t *testing.T) {
 		r := startCommand(t, cmd, cmd.StderrPipe)
 		r.line("guest started")
 		r.signal(syscall.SIGINT)
-		// Two at once may be seen in any order.
+		// Two signals at once could be seen in any order.
 		r.line("asking the guest to stop")
 		r.signal(syscall.SIGTERM)
 		r.line("init started")
@@ -174,7 +176,7 @@ func TestRunEmulated(t *testing.T) {
 				r.signal(syscall.SIGINT)
 			}
 		}
-		if code := r.exitCode(); code != 130 && code != 0 { // 0: the guest was there to stop
+		if code := r.exitCode(); code != 130 && code != 0 { // 0: the guest ran already, and stopped
 			t.Errorf("code %d", code)
 		}
 	})
@@ -191,7 +193,8 @@ func TestRunEmulated(t *testing.T) {
 			t.Errorf("code %d, want 143", code)
 		}
 	})
-	// An older image's kernel can't be trusted with a request to stop that a program makes.
+	// Kernels of the older ABIs may go on when they are asked to stop, so
+	// SIGTERM ends them.
 	t.Run("SIGTERM, older ABI", func(t *testing.T) {
 		t.Parallel()
 		cmd := exec.CommandContext(t.Context(), program, "run", "--emulated", imageFile(t, "rpc-httpd"), "127.0.0.1", "8080")
@@ -202,7 +205,8 @@ func TestRunEmulated(t *testing.T) {
 			t.Errorf("code %d, want 143", code)
 		}
 	})
-	// While the guest inside has stdio open, the terminal outside is in raw mode.
+	// While the guest inside has the stdio stream open, the terminal outside is
+	// in raw mode.
 	t.Run("terminal", func(t *testing.T) {
 		t.Parallel()
 		s := startSessionOf(t, program, "run", "--emulated", imageFile(t, "stdio"))
@@ -219,7 +223,7 @@ func TestRunEmulated(t *testing.T) {
 }
 
 // buildCommand builds the command, or skips the test where the go command can't
-// work. The clone may be another user's, of whom git tells nothing.
+// work. It asks git nothing, which refuses a clone of another user's.
 func buildCommand(ctx context.Context, t *testing.T, env ...string) string {
 	t.Helper()
 	if out, err := exec.CommandContext(ctx, "go", "list", "-buildvcs=false", ".").CombinedOutput(); err != nil {
@@ -234,7 +238,7 @@ func buildCommand(ctx context.Context, t *testing.T, env ...string) string {
 	return program
 }
 
-// What is wrong is said before anything boots.
+// A wrong command line is refused before anything boots.
 func TestEmulatedBadInput(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -285,7 +289,7 @@ func TestExitError(t *testing.T) {
 		want result
 	}{
 		{emulated.Exit{}, result{}},
-		{emulated.Exit{Code: 2}, result{code: 2, err: "exit code 2"}}, // not one that it has told
+		{emulated.Exit{Code: 2}, result{code: 2, err: "exit code 2"}}, // it has told no outcome
 		{emulated.Exit{Code: 130, Signal: syscall.SIGINT}, result{code: 130, err: "exit code 130"}},
 		{emulated.Exit{Code: 137, Signal: syscall.SIGKILL}, result{code: 137, err: "--mem"}},
 	} {
@@ -302,7 +306,7 @@ func TestExitError(t *testing.T) {
 	}
 }
 
-// exchangeDatagram has a datagram get in, and the answer out.
+// exchangeDatagram sends a datagram in, and receives the answer.
 func exchangeDatagram(t *testing.T, program string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

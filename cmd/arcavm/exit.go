@@ -40,7 +40,7 @@ func (e *codeError) Error() string { return e.err.Error() }
 
 func (e *codeError) Unwrap() error { return e.err }
 
-// signalError is the end by a signal.
+// signalError is the end of a command by a signal.
 type signalError struct {
 	signal syscall.Signal
 	guest  *vmm.Report // what the guest was doing; nil if that isn't known
@@ -102,7 +102,7 @@ func explain(err error) (code int, text string) {
 	return code, text
 }
 
-// codeOf is the exit code for a value of a description.
+// codeOf returns the exit code for a value of a description that can't be used.
 func codeOf(e *spec.Error) int {
 	switch e.Kind {
 	case spec.Invalid:
@@ -116,16 +116,17 @@ func codeOf(e *spec.Error) int {
 	return code
 }
 
-// withoutKVM continues what to do where KVM can't be used.
+// withoutKVM ends the sentences about a KVM that can't be used.
 const withoutKVM = "arcavm run --emulated needs no KVM"
 
-// exhausted reports whether the system had no descriptor or memory left, which says nothing about KVM.
+// exhausted reports whether the system had no descriptor or memory left, which
+// says nothing about KVM.
 func exhausted(device *kvm.UnavailableError) bool {
 	return errors.Is(device, unix.EMFILE) || errors.Is(device, unix.ENFILE) || errors.Is(device, unix.ENOMEM)
 }
 
-// oneLine joins the lines of errors that belong together, and makes the rest
-// printable.
+// oneLine makes one printable line of an error's text, whose lines are the
+// errors that were joined.
 func oneLine(s string) string {
 	return printable.String(strings.ReplaceAll(strings.TrimSpace(s), "\n", "; "))
 }

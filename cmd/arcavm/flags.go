@@ -133,7 +133,8 @@ func readFolders(flag string, values []string) ([]spec.Folder, error) {
 	return folders, nil
 }
 
-// configFlag is the path of --config. Two files would need an order.
+// configFlag is the path of --config. It is given once: two files would need an
+// order.
 type configFlag struct{ path string }
 
 func (c *configFlag) Set(text string) error {

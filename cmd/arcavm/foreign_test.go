@@ -22,12 +22,13 @@ import (
 	"github.com/fix-project/arcavm/testdata/images"
 )
 
-// hostile is text that steers a terminal, in each way, and text that would if
-// as if its quotes had been taken off once too often.
+// hostile is text that steers a terminal, in each way, and text that would
+// steer one if its quotes were taken off once too often.
 const hostile = "a\x1b[31mb\x1b]0;t\x07c\x9b31md\u009b31me\u202ef\u2066g\x7fh\x08i\x00j\tk\rl\nm\xffn\U000E0041o" +
 	` \x1b[31m \u001b[31m \033[31m \\x1b[31m "q" \"\x1b[31m\" time=1 level=ERROR =`
 
-// coloured is what a record's line may have of that: time, level, keys.
+// coloured matches the escape sequences that a record's line may have, for its
+// time, level and keys.
 var coloured = regexp.MustCompile("\x1b\\[(0|2|91|92|93|95)m")
 
 // steering returns the first place where text steers a terminal, -1 if none.
@@ -37,7 +38,8 @@ func steering(text []byte, colours bool) int {
 	}
 	for i, r := range string(text) {
 		switch {
-		case r == '\n', r == '\r' && i+1 < len(text) && text[i+1] == '\n': // as a terminal's driver writes a line feed
+		// A terminal's driver writes a line feed so.
+		case r == '\n', r == '\r' && i+1 < len(text) && text[i+1] == '\n':
 		case r < ' ', 0x7F <= r && r <= 0x9F, 0x200B <= r && r <= 0x200F, 0x2028 <= r && r <= 0x202E, 0x2066 <= r && r <= 0x2069, 0xE0000 <= r && r <= 0xE0FFF:
 			return i
 		}
@@ -77,8 +79,8 @@ type panicking string
 
 func (p panicking) String() string { panic(string(p)) }
 
-// Whatever a record holds, its line on a terminal or in a file steers nothing,
-// and it is one line.
+// Whatever a record holds, on a terminal and in a file it is one line that
+// steers nothing.
 func TestForeignRecords(t *testing.T) {
 	t.Parallel()
 	values := map[string]any{
@@ -123,7 +125,7 @@ func TestForeignRecords(t *testing.T) {
 
 type rawBytes []byte
 
-// onto are streams as execute makes them.
+// onto returns streams to w, as execute makes them.
 func onto(w io.Writer, terminal bool) streams {
 	s := streams{err: w, terminal: terminal}
 	s.protect()
@@ -166,8 +168,8 @@ func TestRecordOnTerminal(t *testing.T) {
 	}
 }
 
-// hostileGuest is an image that logs a record, and dies by a panic, with texts
-// that all are hostile.
+// hostileGuest is an image that logs a record and, with panics, dies by a
+// panic. All its texts are hostile.
 func hostileGuest(abi uint32, panics bool) []byte {
 	le := binary.LittleEndian
 	const recordSize, panicSize, jump = 96, 24, 5
@@ -190,7 +192,8 @@ func hostileGuest(abi uint32, panics bool) []byte {
 	code = append(append(code, record...), hostile...)
 	call := func(number byte, address uint64) {
 		code = le.AppendUint64(append(code, 0x48, 0xBF), address)
-		code = append(code, 0xB8, number, 0, 0, 0, 0x31, 0xD2, 0xEE) // mov $number, %eax; xor %edx, %edx; out %al, %dx
+		// mov $number, %eax; xor %edx, %edx; out %al, %dx
+		code = append(code, 0xB8, number, 0, 0, 0, 0x31, 0xD2, 0xEE)
 	}
 	call(1, codeAddress+jump)
 	if panics {
@@ -212,8 +215,8 @@ func hostileSymbols(t *testing.T, name string) []byte {
 	return data
 }
 
-// onTerminal runs a command whose standard output, if asked, and error are a
-// terminal with colours, and returns what that was sent.
+// onTerminal runs a command whose standard error, and with stdout its standard
+// output, are a terminal with colours. It returns what the terminal was sent.
 func onTerminal(t *testing.T, stdout bool, args ...string) (shown []byte, code int) {
 	t.Helper()
 	master, slave := openPTY(t)
@@ -228,13 +231,13 @@ func onTerminal(t *testing.T, stdout bool, args ...string) (shown []byte, code i
 	if err != nil {
 		t.Fatal(err)
 	}
-	shown, _ = io.ReadAll(master) // to its end, EIO
+	shown, _ = io.ReadAll(master) // until its end, which is EIO
 	_ = cmd.Wait()
 	return shown, cmd.ProcessState.ExitCode()
 }
 
-// No foreign text steers the terminal of arcavm's user: what a guest logs and
-// dies of, names of files, hosts and symbols, arguments.
+// No foreign text steers the terminal of arcavm's user: not what a guest logs
+// and dies of, no names of files, hosts and symbols, and no arguments.
 func TestForeignTextOnTerminal(t *testing.T) {
 	t.Parallel()
 	argument := strings.ReplaceAll(hostile, "\x00", "")
@@ -291,7 +294,7 @@ func TestForeignTextOnTerminal(t *testing.T) {
 	}
 }
 
-// The same from a guest of the older ABI.
+// Text of a guest of the older ABI steers no terminal either.
 func TestForeignTextOnTerminalOfOlderABI(t *testing.T) {
 	t.Parallel()
 	needOlderABI(t)
@@ -303,7 +306,8 @@ func TestForeignTextOnTerminalOfOlderABI(t *testing.T) {
 		{5, []string{"--abi=rpc", writeFile(t, "image", hostileGuest(0, false))}},
 		{70, []string{"--abi=rpc", writeFile(t, "image", hostileGuest(0, true))}},
 		{5, []string{"--abi=hypercall", writeFile(t, "image", hostileGuest(0, false))}},
-		{0, []string{imageFile(t, "rpc-file"), "open:r:" + strings.ToValidUTF8(argument, "")}}, // as Rust's strings are
+		// Rust's strings are UTF-8.
+		{0, []string{imageFile(t, "rpc-file"), "open:r:" + strings.ToValidUTF8(argument, "")}},
 		{0, []string{imageFile(t, "rpc-hello"), argument}},
 	} {
 		t.Run(fmt.Sprintf("%.20q", c.args), func(t *testing.T) {
@@ -335,7 +339,7 @@ func needOlderABI(t *testing.T) {
 	}
 }
 
-// What the guest writes to its console is its own output.
+// The guest's console is its own output, and passed on as it is.
 func TestConsoleIsNotTouched(t *testing.T) {
 	t.Parallel()
 	needKVM(t)

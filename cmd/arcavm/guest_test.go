@@ -27,7 +27,7 @@ func TestGuestsExitCode(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
 	hello := imageFile(t, "hello")
-	// What follows IMAGE is the guest's, even if arcavm has a flag of that name.
+	// Words after IMAGE are the guest's, even if they are flags of arcavm's.
 	got := asProcess(t, "run", "--cpus", "1", "--mem", "64M", hello, "--cpus", "ada", "--exit", "7")
 	if got.code != 7 {
 		t.Errorf("code %d, want 7; stderr:\n%s", got.code, got.err)
@@ -73,7 +73,7 @@ func TestSockets(t *testing.T) {
 	}
 }
 
-// No test passes in which a wake-up was lost: a command of a test fails then.
+// A command of a test fails if a wake-up was lost, whatever else it did.
 func TestLostWakeUpIsSeen(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -151,7 +151,8 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
-// A limit of the command line reaches the guest as an errno, and its user as a line and a number.
+// A limit of the command line reaches the guest as an errno, and its user as a
+// line and a number.
 func TestLimit(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -167,11 +168,12 @@ func TestLimit(t *testing.T) {
 	}
 }
 
-// A hypercall that makes no sense is shown.
+// A hypercall with an unknown number is logged.
 func TestBadHypercall(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
-	code := []byte{0xB8, 99, 0, 0, 0, 0x31, 0xD2, 0xEE} // mov $99, %eax; xor %edx, %edx; out %al, %dx
+	// mov $99, %eax; xor %edx, %edx; out %al, %dx
+	code := []byte{0xB8, 99, 0, 0, 0, 0x31, 0xD2, 0xEE}
 	got := asProcess(t, "run", writeFile(t, "bad", machineCode(1, append(code, exit(7)...))))
 	if want := `msg="hypercall refused" cpu=0 call="hypercall 99"`; got.code != 7 || !strings.Contains(got.err, want) || !strings.Contains(got.err, "function not implemented") {
 		t.Errorf("code %d; %q is not in:\n%s", got.code, want, got.err)
@@ -205,7 +207,7 @@ func TestConsole(t *testing.T) {
 	}
 }
 
-// A console that nobody reads any more neither kills the guest nor holds it up.
+// A console whose reader is gone neither kills the guest nor holds it up.
 func TestConsoleClosed(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -223,7 +225,7 @@ func TestConsoleClosed(t *testing.T) {
 	}
 }
 
-// What the console can't take is lost, and somebody has to say so.
+// Output for which the console has no room is lost, and the log says so.
 func TestConsoleFull(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -244,7 +246,7 @@ func TestConsoleFull(t *testing.T) {
 	}
 }
 
-// The guest's console stream is this process's standard input and output.
+// The guest's stdio stream is this process's standard input and output.
 func TestStandardInput(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -316,7 +318,7 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// running is a command that has been started, and the lines of its output.
+// running is a command that was started, and the lines of its output.
 type running struct {
 	*exec.Cmd
 	t      *testing.T
@@ -367,7 +369,7 @@ func (r *running) signal(s syscall.Signal) {
 	}
 }
 
-// signalTwice sends the second signal when the first has been taken.
+// signalTwice sends a signal, and a second one when the first has been taken.
 func (r *running) signalTwice(s syscall.Signal) {
 	r.t.Helper()
 	r.line("guest started")
@@ -401,8 +403,7 @@ func TestCtrlC(t *testing.T) {
 	}
 }
 
-// needHangup skips a test that is itself run by nohup: what it starts would
-// ignore SIGHUP.
+// needHangup skips a test that is run by nohup: its children ignore SIGHUP.
 func needHangup(t *testing.T) {
 	t.Helper()
 	if signal.Ignored(syscall.SIGHUP) {
@@ -410,7 +411,8 @@ func needHangup(t *testing.T) {
 	}
 }
 
-// A closed terminal ends the VM at once, but in good order: the socket's file goes, too. With nohup it goes on.
+// A closed terminal ends the machine at once, but in good order: the socket's
+// file goes, too. With nohup the machine goes on.
 func TestHangup(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -451,8 +453,8 @@ func TestCtrlCWithJSON(t *testing.T) {
 	}
 }
 
-// A guest that doesn't stop when it is asked is ended, and what each of its
-// CPUs was doing is said.
+// A guest that doesn't stop when it is asked is ended, with a report of what
+// each of its CPUs was doing.
 func TestCtrlCTwice(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -464,7 +466,7 @@ func TestCtrlCTwice(t *testing.T) {
 	}
 }
 
-// wantReport reads a report that has these words in it, in this order.
+// wantReport reads lines up to those that have these words, in this order.
 func (r *running) wantReport(words ...string) {
 	r.t.Helper()
 	r.line("arcavm: what the guest was doing")
@@ -473,7 +475,7 @@ func (r *running) wantReport(words ...string) {
 	}
 }
 
-// SIGQUIT asks what hangs where, and ends at once; the built-in guest, too.
+// SIGQUIT ends a guest at once, the built-in one too, with a report.
 func TestQuit(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -499,7 +501,8 @@ func TestQuit(t *testing.T) {
 	}
 }
 
-// A CPU that waits for the console's reader can't be made to leave; the process ends all the same.
+// A CPU that waits for the console's reader can't be made to leave. The process
+// ends all the same.
 func TestCtrlCTwiceWithBlockedConsole(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -513,7 +516,7 @@ func TestCtrlCTwiceWithBlockedConsole(t *testing.T) {
 	}
 }
 
-// The same, if nobody reads what arcavm itself says.
+// The process ends, too, if its own standard error has no reader.
 func TestCtrlCTwiceWithBlockedLog(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -521,7 +524,8 @@ func TestCtrlCTwiceWithBlockedLog(t *testing.T) {
 	cmd.Stderr = fullPipe(t)
 	r := startCommand(t, cmd, cmd.StdoutPipe)
 	r.line("started")
-	// Two of a kind could be delivered as one, and there is no sign of the first.
+	// Two signals of a kind could be delivered as one, and the first leaves no
+	// trace that could be waited for.
 	r.signal(syscall.SIGINT)
 	r.signal(syscall.SIGTERM)
 	if code := r.exitCode(); code != 130 && code != 143 {
@@ -529,7 +533,7 @@ func TestCtrlCTwiceWithBlockedLog(t *testing.T) {
 	}
 }
 
-// fullPipe is the writing end of a pipe that nobody reads and that has no room.
+// fullPipe returns the writing end of a pipe that has no room and isn't read.
 func fullPipe(t *testing.T) *os.File {
 	t.Helper()
 	reader, writer, err := os.Pipe()

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// A stranger finds each command, its usage line, and an example of what it does.
+// The help has each command with its usage line and examples.
 func TestHelp(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -62,7 +62,8 @@ func TestCompletion(t *testing.T) {
 			t.Errorf("%q: code %d, %q is not in %q", test.args, got.code, test.want, got.out)
 		}
 	}
-	// Usages are whole and have none of the help's quotes.
+	// A flag's usage is whole, and has none of the quotes that the help takes
+	// off.
 	for _, cmd := range []string{"run", "demo", "bench", "inspect", "doctor"} {
 		got := inProcess("__complete", cmd, "--")
 		for line := range strings.Lines(got.out) {

@@ -19,7 +19,7 @@ import (
 	"github.com/fix-project/arcavm/vmm"
 )
 
-// certificateFiles are a certificate and its key.
+// certificateFiles returns the files of a certificate and its key.
 func certificateFiles(t *testing.T) (cert, key string) {
 	t.Helper()
 	return pemFiles(t, networktest.NewAuthority(t).Issue(t, nil))
@@ -35,7 +35,7 @@ func pemFiles(t *testing.T, c tls.Certificate) (cert, key string) {
 		writeFile(t, "key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}))
 }
 
-// pipeOf is a pipe with what a file holds, which is little.
+// pipeOf returns a pipe with the content of a file, for which it has room.
 func pipeOf(t *testing.T, path string) *os.File {
 	t.Helper()
 	data, err := os.ReadFile(path)
@@ -63,7 +63,8 @@ func TestTLSFilesFromPipes(t *testing.T) {
 		code       int
 		want       string
 	}{
-		// What is wrong with the image comes after the keys.
+		// The key stands in for the image, which is read after the files for
+		// TLS.
 		"good": {key, key, exitData, key + ": is not an ELF file"},
 		"bad":  {cert, key, exitData, "--tls-cert /proc/self/fd/3 with --tls-key /proc/self/fd/4: "},
 	} {
@@ -81,7 +82,7 @@ func TestTLSFilesFromPipes(t *testing.T) {
 	}
 }
 
-// Who waits in vain for what a pipe is to give can end that by Ctrl-C.
+// Ctrl-C ends a wait for a pipe that gives nothing.
 func TestInterruptWhileReadingTLSFile(t *testing.T) {
 	t.Parallel()
 	r, w, err := os.Pipe()
@@ -96,7 +97,7 @@ func TestInterruptWhileReadingTLSFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// It is more than a pipe holds: that it is written shows that somebody reads.
+	// It is more than a pipe holds: the command reads if all is written.
 	if _, err := w.Write(make([]byte, 256<<10)); err != nil {
 		t.Error(err)
 	}
@@ -109,7 +110,8 @@ func TestInterruptWhileReadingTLSFile(t *testing.T) {
 	}
 }
 
-// Each wrong input is one line on stderr, nothing on stdout, and a code of sysexits.h.
+// A wrong input is one line on stderr, nothing on stdout, and a code of
+// sysexits.h.
 func TestBadInput(t *testing.T) {
 	t.Parallel()
 	hello := imageFile(t, "hello")
@@ -331,8 +333,8 @@ func TestOneLine(t *testing.T) {
 	}
 }
 
-// An image without a note speaks the older ABI: where KVM lacks what such images need, one sentence says what is missing and how
-// to run it nonetheless.
+// An image without a note speaks an older ABI. Where KVM lacks what such images
+// need, one sentence says what is missing and how to run them nonetheless.
 func TestOlderABI(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -355,8 +357,8 @@ func TestOlderABI(t *testing.T) {
 	}
 }
 
-// Images without a note are told apart by their symbols. One whose symbols are
-// gone needs to be told; one that takes numbers takes no words.
+// The ABI of an image without a note is found by its symbols. For one without
+// symbols it has to be chosen. Images of the hypercall ABI take numbers only.
 func TestOlderABIs(t *testing.T) {
 	t.Parallel()
 	stripped := writeFile(t, "stripped", machineCode(0, exit(0)))
@@ -381,7 +383,7 @@ func TestOlderABIs(t *testing.T) {
 	}
 }
 
-// What an image's ABI has no use for is refused, not ignored.
+// Flags that an image's ABI has no use for are refused, not ignored.
 func TestStreamOnlyFlags(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

@@ -68,7 +68,7 @@ func describe(w io.Writer, img *image.Image) error {
 	return t.Flush()
 }
 
-// abiText says which ABI an image is run by, and why.
+// abiText returns which ABI an image is run by, and from what that is known.
 func abiText(img *image.Image) string {
 	if img.Version != 0 {
 		return img.Version.String()

@@ -8,9 +8,8 @@ import (
 	"testing"
 )
 
-// The go command makes a module, for go install, only of files that have names
-// everywhere: some are taken for devices by Windows, some characters aren't
-// allowed.
+// go install takes a module only if all its files' names are possible on every
+// system: no device of Windows, and no character that some system refuses.
 func TestModuleFileNames(t *testing.T) {
 	t.Parallel()
 	reserved := []string{"con", "prn", "aux", "nul"}

@@ -28,9 +28,9 @@ func slogLevel(name string) slog.Level {
 	return slog.LevelInfo
 }
 
-// newLogger writes records to standard error: as JSON, or as text, with colours
-// on a terminal. Those that its queue drops are told of by a record of the same
-// form.
+// newLogger returns a logger to standard error: of JSON, or of text, with
+// colours on a terminal. Where the queue below drops records, a record of the
+// same form says how many.
 func newLogger(s streams, level, format string) *slog.Logger {
 	if s.queue != nil {
 		s.queue.OnDropped(func(n uint64) []byte {
@@ -65,7 +65,7 @@ func nameTrace(groups []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// shortTime is nameTrace for people, who know the day.
+// shortTime is nameTrace for a terminal, where the date is of no use.
 func shortTime(groups []string, a slog.Attr) slog.Attr {
 	if a.Key == slog.TimeKey && len(groups) == 0 && a.Value.Kind() == slog.KindTime {
 		return slog.String(slog.TimeKey, a.Value.Time().Format("15:04:05.000"))
@@ -73,9 +73,9 @@ func shortTime(groups []string, a slog.Attr) slog.Attr {
 	return nameTrace(groups, a)
 }
 
-// display is what a [slog.TextHandler] writes to for a terminal: it lays out
+// display is the writer below a [slog.TextHandler] for a terminal. It lays out
 // each record for people, in colours. All but the colours is printable,
-// whatever the record holds.
+// whatever the record holds: a guest wrote it.
 type display struct {
 	w       io.Writer
 	colours bool
@@ -86,7 +86,7 @@ const (
 	reset = "\x1b[0m"
 )
 
-// levelForms is how a level looks.
+// levelForms are how levels look, by the name that the handler writes.
 var levelForms = map[string]struct{ text, colour string }{
 	"ERROR": {"ERR", "\x1b[91m"},
 	"WARN":  {"WRN", "\x1b[93m"},
@@ -101,7 +101,8 @@ func (d display) Write(record []byte) (int, error) {
 	for i, rest := 0, bytes.TrimSuffix(record, []byte("\n")); len(rest) > 0; i++ {
 		var key, value []byte
 		key, value, rest = cutAttr(rest)
-		// The first three are the record's own, the others may have any name.
+		// The time, the level and the message come first; an attribute after
+		// them may have the same key.
 		switch name := string(key); {
 		case i == 0 && name == slog.TimeKey:
 			line = d.paint(line, faint, value)
@@ -128,7 +129,7 @@ func (d display) Write(record []byte) (int, error) {
 	return len(record), nil
 }
 
-// paint appends text without what a terminal obeys, a line feed included.
+// paint appends text in a colour, without the bytes that a terminal obeys.
 func (d display) paint(line []byte, colour string, text []byte) []byte {
 	if d.colours {
 		line = append(line, colour...)
@@ -140,8 +141,8 @@ func (d display) paint(line []byte, colour string, text []byte) []byte {
 	return line
 }
 
-// cutAttr cuts the first key=value off a text of such, each of both quoted
-// where it has to be.
+// cutAttr cuts the first key=value off a text of several. The key and the value
+// may each be quoted, and stay so.
 func cutAttr(text []byte) (key, value, rest []byte) {
 	end := wordEnd(text, '=')
 	key, text = text[:end:end], text[min(end+1, len(text)):]
@@ -149,7 +150,8 @@ func cutAttr(text []byte) (key, value, rest []byte) {
 	return key, text[:end], text[min(end+1, len(text)):]
 }
 
-// wordEnd returns where a word ends: behind its quotes, or before a byte.
+// wordEnd returns where the first word of text ends: at a byte outside quotes,
+// or with the text.
 func wordEnd(text []byte, before byte) int {
 	quoted := false
 	for i := 0; i < len(text); i++ {

@@ -30,8 +30,9 @@ func newMachine(s streams, description *spec.Spec) *machine {
 	return &machine{streams: s, spec: description}
 }
 
-// spareProcessor has Go run goroutines beside the guest's virtual CPUs. Each of them has one of Go's processors while it is in the guest, and where
-// that is the last one, everything else waits until the scheduler takes it away.
+// spareProcessor leaves Go a processor for its other goroutines. A virtual CPU
+// in the guest occupies one of Go's processors; if that were the last one,
+// everything else would wait until the scheduler takes it away.
 func spareProcessor(cpus int) {
 	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) <= cpus {
 		runtime.GOMAXPROCS(cpus + 1)
@@ -103,8 +104,8 @@ func (m *machine) connect(loaded *spec.Machine, logger *slog.Logger, term *termi
 // asking are the signals by which the guest can be asked to stop.
 func asking(vm *vmm.VM) []os.Signal {
 	if vm.ABI().Older() {
-		// Their kernels take SIGTERM's request as a hint to report, and go on or
-		// hang.
+		// These kernels take a request to stop as one to report, and go on or
+		// hang. A SIGTERM from a program has to end them.
 		return []os.Signal{os.Interrupt}
 	}
 	return []os.Signal{os.Interrupt, syscall.SIGTERM}

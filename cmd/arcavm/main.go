@@ -1,7 +1,20 @@
-// Command arcavm boots Arca kernel images on KVM and does their networking and file reading.
+// Command arcavm boots Arca kernel images on KVM and does their networking and
+// file work.
 //
-// This package is the command line only: flags, files, signals, exit codes and what is printed. The virtual machine is
-// package vmm.
+// This package is the command line only: flags, signals, the terminal, exit
+// codes and what is printed. A machine as data is package spec, the virtual
+// machine itself package vmm.
+//
+// Its words:
+//
+//   - description: a [spec.Spec], which flags and a --config file fill
+//   - outcome: how a command ended, and with which exit code
+//   - exit file: where --exit-file has the outcome written
+//   - report: what a guest was doing when it died or was ended
+//   - hint: a line for the user that is no log record
+//   - inside, outside: the arcavm in an emulated machine, and the one that
+//     started that machine
+//   - watcher: a second process, which restores the terminal
 package main
 
 import (
@@ -23,20 +36,20 @@ import (
 	"github.com/fix-project/arcavm/internal/stdio"
 )
 
-// streams are where the command reads and writes.
+// streams are the files that the command reads and writes.
 type streams struct {
 	in  *os.File  // the guest's standard input; nil: none
 	out io.Writer // the guest's console, and what a command was asked to print
-	// err is for logs, reports, errors; it doesn't wait for its reader. execute
-	// makes them printable; raw is err as it was before.
+	// err is for logs, reports and errors; a write doesn't wait for the reader.
+	// From execute on it makes text printable, and raw is what is below it.
 	err, raw io.Writer
-	// queue is below err; nil: there is none.
+	// queue keeps what err's reader hasn't taken yet. It is nil in tests.
 	queue *stdio.Queue
 	// terminal says whether err is a terminal that shows colours.
 	terminal bool
 }
 
-// input is in as a reader, nil if there is none.
+// input returns in as a reader: a nil interface, not a nil file, for none.
 func (s streams) input() io.Reader {
 	if s.in == nil {
 		return nil
@@ -44,18 +57,19 @@ func (s streams) input() io.Reader {
 	return s.in
 }
 
-// unreadPatience is how long, at the end, arcavm waits for a reader of its
-// standard error that takes nothing. A terminal is waited for.
+// unreadPatience is how long arcavm waits at its end for a reader of standard
+// error that takes nothing. For a terminal it waits without a bound: its user
+// may have stopped it by Ctrl-S.
 const unreadPatience = 10 * time.Second
 
 func main() { os.Exit(process(func(w io.Writer) io.Writer { return w })) }
 
-// process is all that this process does. What is written to standard error
-// goes through what over returns.
+// process is all that this process does. It returns the exit code. Tests look
+// at standard error by over, which wraps its writer.
 func process(over func(io.Writer) io.Writer) int {
 	emulated.Init()
 	if len(os.Args) == 2 && os.Args[1] == watcherArgument {
-		// Nothing hears of an error: what would is gone.
+		// An error has no reader: the process that started this one is gone.
 		_ = watch(os.Stdin, os.NewFile(3, "terminal"))
 		return 0
 	}
@@ -81,7 +95,8 @@ func process(over func(io.Writer) io.Writer) int {
 	return code
 }
 
-// protect has foreign text on standard error steer no terminal.
+// protect makes what is written to standard error printable, so that foreign
+// text, such as a guest's, steers no terminal.
 func (s *streams) protect() { s.raw, s.err = s.err, printable.NewWriter(s.err) }
 
 // execute runs one command line and returns the process's exit code.
@@ -98,14 +113,14 @@ func execute(args []string, s streams) int {
 	return s.outputOf(cmd, args, err).finish(s.withUnwritten(cmd, err))
 }
 
-// withUnwritten is why a command failed, if not for err then for output that
-// wasn't written.
+// withUnwritten returns why a command failed: err, or else the error of output
+// that wasn't written.
 func (s streams) withUnwritten(cmd *cobra.Command, err error) error {
 	unwritten := s.unwritten()
 	guest := cmd.Name() == "run" || cmd.Name() == "demo"
 	switch {
 	case unwritten == nil, guest && errors.Is(unwritten, unix.EPIPE):
-		// A guest may outlive the reader of its console.
+		// It is no failure: a guest may outlive the reader of its console.
 		return err
 	case err != nil && !errors.Is(err, unwritten):
 		return err
@@ -113,7 +128,7 @@ func (s streams) withUnwritten(cmd *cobra.Command, err error) error {
 	return &codeError{exitIO, fmt.Errorf("writing standard output: %w", cause(unwritten))}
 }
 
-// unwritten is why some of the output wasn't written, nil if all was.
+// unwritten returns why some of the output wasn't written, nil if all was.
 func (s streams) unwritten() error {
 	if w, ok := s.out.(*stdio.Writer); ok {
 		return w.Err()
@@ -121,7 +136,7 @@ func (s streams) unwritten() error {
 	return nil
 }
 
-// cause leaves out the file's name, which the caller says.
+// cause returns an error without its file's name, which the caller writes.
 func cause(err error) error {
 	if path := (*os.PathError)(nil); errors.As(err, &path) {
 		return path.Err
@@ -129,8 +144,9 @@ func cause(err error) error {
 	return err
 }
 
-// hurry is for a process that is asked to end: output, a guest's included,
-// fails once its reader takes nothing, and log records are dropped.
+// hurry shortens the waits for readers once the process is asked to end:
+// output, a guest's included, fails when its reader takes nothing, and log
+// records are dropped.
 func (s streams) hurry() {
 	if w, ok := s.out.(*stdio.Writer); ok {
 		w.Hurry(stopPatience / 2)
@@ -140,8 +156,9 @@ func (s streams) hurry() {
 	}
 }
 
-// abandon is for a process that ends without its caller, which waits for what
-// doesn't come back: it restores the terminal and says what there is to say.
+// abandon returns what ends the command where the goroutine that runs it waits
+// for a call that doesn't return: it restores the terminal and says how the
+// command ended. The process ends after it.
 func (o output) abandon(restore func()) func(error) {
 	return func(end error) {
 		restore()
@@ -152,7 +169,7 @@ func (o output) abandon(restore func()) func(error) {
 	}
 }
 
-// hurried hurries and then cancels.
+// hurried returns a function that hurries and then cancels.
 func (s streams) hurried(cancel context.CancelCauseFunc) context.CancelCauseFunc {
 	return func(cause error) {
 		s.hurry()
@@ -160,7 +177,8 @@ func (s streams) hurried(cancel context.CancelCauseFunc) context.CancelCauseFunc
 	}
 }
 
-// completes reports whether the output is for a shell, with tabs in it.
+// completes reports whether the command line asks for completions. A shell
+// reads them, and they have tabs, which aren't printable.
 func completes(args []string) bool {
 	if len(args) == 0 {
 		return false
@@ -172,8 +190,8 @@ func completes(args []string) bool {
 	return false
 }
 
-// plainUsages has a shell show a flag's usage whole and as text: cobra shows
-// its first line, with the quotes that the help takes off.
+// plainUsages makes each flag's usage one line without quotes, for shells:
+// cobra completes with the first line alone, quotes included.
 func plainUsages(cmd *cobra.Command) {
 	plain := func(f *pflag.Flag) {
 		_, usage := pflag.UnquoteUsage(f)

@@ -24,17 +24,18 @@ import (
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
 
-// patience bounds a hang; nothing here takes long on hardware.
+// patience bounds a hang. It is long for emulated hardware.
 const patience = 5 * time.Minute
 
 // mainVariable, if set, makes the test binary the command itself.
 const mainVariable = "ARCAVM_TEST_MAIN"
 
-// nohupVariable, if set, makes the test binary start itself again with SIGHUP ignored, as nohup does.
+// nohupVariable, if set, makes the test binary start itself again with SIGHUP
+// ignored, as nohup does.
 const nohupVariable = "ARCAVM_TEST_NOHUP"
 
 // noProcVariable, if set, makes the test binary hide /proc from itself first.
-// It has a mount namespace of its own.
+// It must have a mount namespace of its own.
 const noProcVariable = "ARCAVM_TEST_NO_PROC"
 
 func TestMain(m *testing.M) {
@@ -68,13 +69,14 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// exitNoProc is how a command of a test ends that can't hide /proc.
+// exitNoProc is the exit code of a command of a test that can't hide /proc.
 const exitNoProc = 98
 
-// exitLostWakeUp is how a command of a test ends, whatever it did, if its guest or arcavm forgot to wake the other.
+// exitLostWakeUp is the exit code of a command of a test, whatever else it did,
+// whose guest or monitor forgot to wake the other.
 const exitLostWakeUp = 99
 
-// journal is stderr.
+// journal is a writer to standard error that notices a lost wake-up.
 type journal struct {
 	to         io.Writer
 	mu         sync.Mutex
@@ -93,13 +95,13 @@ func (j *journal) Write(p []byte) (int, error) {
 	return j.to.Write(p)
 }
 
-// result is what a command line gave.
+// result is how a command line ended, and its output.
 type result struct {
 	code     int
 	out, err string
 }
 
-// inProcess runs a command line that boots nothing.
+// inProcess runs a command line that boots no guest in this process.
 func inProcess(args ...string) result {
 	var out, err bytes.Buffer
 	code := execute(args, streams{out: &out, err: &err})
@@ -111,7 +113,7 @@ func finish(w io.Writer, err error) int {
 	return output{streams: streams{err: w}, machine: true}.finish(err)
 }
 
-// command is the command line as a process of its own.
+// command returns a command line as a process of its own.
 func command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()
@@ -135,7 +137,8 @@ func asProcess(t *testing.T, args ...string) result {
 	return result{cmd.ProcessState.ExitCode(), out.String(), err.String()}
 }
 
-// needKVM skips the test where there is no KVM, or fails it where there should be.
+// needKVM skips the test where there is no KVM, or fails it where KVM is
+// required.
 func needKVM(t *testing.T) {
 	t.Helper()
 	system, err := kvm.Open("")
@@ -165,7 +168,8 @@ const (
 	directMap   = guestmap.DirectMap
 )
 
-// machineCode is an image of one segment that runs the given bytes, with an ABI note of the version, if it isn't 0.
+// machineCode returns an image of one segment that runs the code, with an ABI
+// note of the version, unless that is 0.
 func machineCode(abi uint32, code []byte) []byte {
 	le := binary.LittleEndian
 	header := func(kind, flags uint32, offset, address, size uint64) []byte {
@@ -198,7 +202,7 @@ func machineCode(abi uint32, code []byte) []byte {
 	return append(file, note...)
 }
 
-// write is machine code that writes text to the console.
+// write returns machine code that writes text to the debug console.
 func write(text string) []byte {
 	var code []byte
 	for _, c := range []byte(text) {
@@ -207,23 +211,26 @@ func write(text string) []byte {
 	return code
 }
 
-// logStart is machine code that logs "guest started". It must come first.
+// logStart returns machine code that logs "guest started". It must come first.
 func logStart() []byte {
 	const message, jump, recordSize = "guest started", 5, 96
 	le := binary.LittleEndian
-	code := le.AppendUint32([]byte{0xE9}, uint32(recordSize+len(message))) // jmp behind record and text
+	// jmp behind record and text
+	code := le.AppendUint32([]byte{0xE9}, uint32(recordSize+len(message)))
 	record := make([]byte, recordSize)
 	record[0] = 3
 	le.PutUint64(record[80:], codeAddress+jump+recordSize)
 	le.PutUint64(record[88:], uint64(len(message)))
 	code = append(append(code, record...), message...)
 	code = le.AppendUint64(append(code, 0x48, 0xBF), codeAddress+jump) // movabs $record, %rdi
-	return append(code, 0xB8, 1, 0, 0, 0, 0x31, 0xD2, 0xEE)            // mov $1, %eax; xor %edx, %edx; out %al, %dx
+	// mov $1, %eax; xor %edx, %edx; out %al, %dx
+	return append(code, 0xB8, 1, 0, 0, 0, 0x31, 0xD2, 0xEE)
 }
 
-// exit is machine code that ends the guest.
+// exit returns machine code that ends the guest.
 func exit(code byte) []byte {
-	return []byte{0xBF, code, 0, 0, 0, 0x31, 0xC0, 0x31, 0xD2, 0xEE} // mov $code, %edi; xor %eax, %eax; xor %edx, %edx; out %al, %dx
+	// mov $code, %edi; xor %eax, %eax; xor %edx, %edx; out %al, %dx
+	return []byte{0xBF, code, 0, 0, 0, 0x31, 0xC0, 0x31, 0xD2, 0xEE}
 }
 
 // spin is machine code that never ends and takes no interrupt.

@@ -9,8 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// localIPv4 are the IPv4 addresses of this machine, as its local routes have
-// them, but for its loopback ones.
+// localIPv4 returns the IPv4 addresses of this machine but for its loopback
+// ones. It reads them from the local routes, which also have what no interface
+// lists.
 func localIPv4() ([]netip.Prefix, error) {
 	dump, err := syscall.NetlinkRIB(unix.RTM_GETROUTE, unix.AF_INET)
 	if err != nil {
@@ -25,8 +26,7 @@ func localIPv4() ([]netip.Prefix, error) {
 		if m.Header.Type != unix.RTM_NEWROUTE || len(m.Data) < unix.SizeofRtMsg {
 			continue
 		}
-		// struct rtmsg: the length of the destination, the table, the kind of
-		// route.
+		// Of struct rtmsg: rtm_dst_len, rtm_table, rtm_type.
 		bits, table, kind := int(m.Data[1]), m.Data[4], m.Data[7]
 		attributes, err := syscall.ParseNetlinkRouteAttr(&m)
 		if err != nil {

@@ -38,7 +38,8 @@ func dialed(t *testing.T, network, addr string) net.Conn {
 	return c
 }
 
-// A published port is reached where the command says it is, whatever the rules; the guest knows only the port that it asked for.
+// A published port is reached where the command says, whatever the rules. The
+// guest knows only the port that it asked for.
 func TestPublishTCP(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -81,8 +82,8 @@ func TestPublishUDP(t *testing.T) {
 	}
 }
 
-// A port that is published by an address of each family is reached by both, and
-// answers come from the address that was asked.
+// A port that is published by an address of each family is reached by both.
+// Answers come from the address that was asked.
 func TestPublishBothFamilies(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -213,7 +214,7 @@ func TestPolicyUDP(t *testing.T) {
 	<-served
 }
 
-// A name is judged before it is looked up, and its addresses after.
+// A name is judged before it is looked up, and each of its addresses after.
 func TestPolicyNames(t *testing.T) {
 	t.Parallel()
 	needKVM(t)

@@ -33,7 +33,8 @@ func withoutProc(t *testing.T, input string, args ...string) result {
 	return result{cmd.ProcessState.ExitCode(), out.String(), err.String()}
 }
 
-// What needs /proc says so in a sentence, and everything else works without.
+// Without /proc a command that needs it says so in a sentence, and all others
+// work.
 func TestWithoutProc(t *testing.T) {
 	t.Parallel()
 	needKVM(t)

@@ -9,7 +9,8 @@ import (
 )
 
 // A guest of an older ABI ends as others do: with its own exit code, or with 70
-// and a report where its control pipe breaks. What was counted is of its ABI.
+// and a report where its control pipe breaks. The counters are those of its
+// ABI.
 func TestOlderGuests(t *testing.T) {
 	t.Parallel()
 	needOlderABI(t)

@@ -31,8 +31,8 @@ const (
 	causeMonitor = "monitor" // the monitor couldn't go on, or begin
 )
 
-// outcome is how a command ended, as --exit-file and the last line of
-// --log-format json say it: docs/output.md.
+// outcome is how a command ended. --exit-file and the last line of --log-format
+// json have it in this form (docs/output.md).
 type outcome struct {
 	Cause    string `json:"cause"`
 	Code     int    `json:"code"` // the process's
@@ -45,13 +45,14 @@ type guestExit int
 
 func (e guestExit) Error() string { return fmt.Sprintf("the guest ended with exit code %d", int(e)) }
 
-// reportedExit is the end of a command in an emulated machine, which has said
-// on standard error how it ended.
+// reportedExit is the end of a command in an emulated machine, which has
+// printed the end on standard error itself.
 type reportedExit struct{ outcome }
 
 func (e reportedExit) Error() string { return e.Sentence }
 
-// outcomeOf is the outcome with an error, or with nil.
+// outcomeOf returns the outcome of a command that returned err, which may be
+// nil.
 func outcomeOf(err error) outcome {
 	var (
 		inside reportedExit
@@ -79,7 +80,7 @@ func outcomeOf(err error) outcome {
 	return e
 }
 
-// output is where and how a command says how it ended.
+// output is where and in which form a command says how it ended.
 type output struct {
 	streams
 	json     bool   // one record a line
@@ -87,8 +88,8 @@ type output struct {
 	machine  bool   // the command runs one
 }
 
-// outputOf is that of a command that ended with err. Where its flags were
-// wrong, those that weren't read count too.
+// outputOf returns the output of a command that ended with err. If that is a
+// wrong command line, parsing stopped there, and scan looks at the rest.
 func (s streams) outputOf(cmd *cobra.Command, args []string, err error) output {
 	o := output{streams: s}
 	f := cmd.Flags()
@@ -108,9 +109,10 @@ func (s streams) outputOf(cmd *cobra.Command, args []string, err error) output {
 	return o
 }
 
-// scan looks for flags as far as it is sure which words are arcavm's: to the
-// image, or to the first word that may be the value of an unknown flag. Where
-// it isn't sure it still takes a format, which harms nothing.
+// scan looks for --exit-file and --log-format in the words that are surely
+// arcavm's: those up to the image, or up to one that may be the value of an
+// unknown flag. In later words it looks for the format alone: to take a guest's
+// word for it does no harm.
 func (o *output) scan(args []string, flags *pflag.FlagSet) {
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 		args = args[1:] // the command
@@ -156,8 +158,8 @@ func (o output) finish(err error) int {
 	return e.Code
 }
 
-// keep writes the exit file, and tells the arcavm outside of an emulated
-// machine.
+// keep writes the outcome to the exit file and, in an emulated machine, tells
+// it to the arcavm outside.
 func (o output) keep(e outcome) error {
 	data, err := json.Marshal(e)
 	if err != nil {
@@ -165,7 +167,7 @@ func (o output) keep(e outcome) error {
 	}
 	data = append(data, '\n')
 	for piece := range slices.Chunk(data, emulated.MaxTold) {
-		// If that fails, the one outside goes by the exit code.
+		// If that fails, the arcavm outside goes by the exit code.
 		_ = emulated.Tell(piece)
 	}
 	if o.exitFile == "" {
@@ -182,7 +184,7 @@ func (o output) sayFailed(err error) {
 	fmt.Fprintf(o.err, "arcavm: %s\n", oneLine(err.Error()))
 }
 
-// say prints how the command ended, unless that has been printed.
+// say prints how the command ended, unless the arcavm inside has printed that.
 func (o output) say(e outcome, err error) {
 	var (
 		inside reportedExit
@@ -208,7 +210,7 @@ func (o output) say(e outcome, err error) {
 	}
 }
 
-// record writes the last lines of --log-format json.
+// record is say for --log-format json.
 func (o output) record(e outcome, err error) {
 	var (
 		crash  *vmm.CrashError
@@ -228,11 +230,11 @@ func (o output) record(e outcome, err error) {
 	log.Log(context.Background(), level, e.Sentence, slog.Any("exit", e))
 }
 
-// recorder is a logger for what is printed whatever --log-level says.
+// recorder returns a logger of JSON that --log-level doesn't silence.
 func (s streams) recorder() *slog.Logger { return slog.New(slog.NewJSONHandler(s.err, nil)) }
 
-// prepareExitFile finds out whether the file can be written, before a guest
-// runs, and removes an older one: as long as there is none, nothing has ended.
+// prepareExitFile finds out whether the exit file can be written, before a
+// guest runs, and removes an older one: while there is no file, the guest runs.
 func prepareExitFile(path string) error {
 	if path == "" {
 		return nil
@@ -259,10 +261,12 @@ func prepareExitFile(path string) error {
 	return nil
 }
 
-// exitTemporary is the pattern of what is renamed to the exit file.
+// exitTemporary is the pattern for the names of files that are renamed to the
+// exit file when they are complete.
 const exitTemporary = ".arcavm-exit-*"
 
-// createBeside makes a file in the folder of another one. Errors name that one.
+// createBeside makes a temporary file in the folder of target. Errors name
+// target.
 func createBeside(target string) (*os.File, error) {
 	f, err := os.CreateTemp(filepath.Dir(target), exitTemporary)
 	if failed := (*fs.PathError)(nil); errors.As(err, &failed) {
@@ -271,8 +275,8 @@ func createBeside(target string) (*os.File, error) {
 	return f, err
 }
 
-// writeExitFile writes data at once: a reader finds all of it or no file. What
-// isn't a file, such as a pipe, is written to.
+// writeExitFile writes the exit file in one step: a reader finds all of data or
+// no file. Something else than a regular file, such as a pipe, is written to.
 func writeExitFile(path string, data []byte) error {
 	target, f, err := exitTarget(path)
 	if err != nil {
@@ -299,9 +303,9 @@ func writeExitFile(path string, data []byte) error {
 	return nil
 }
 
-// exitTarget follows the links of an exit file. If it isn't a regular one, or
-// one of this process's streams, it is opened, to be written to without
-// waiting for a reader.
+// exitTarget follows the links of an exit file. One that can't be replaced
+// comes back open in direct, for writes that don't wait for a reader: what
+// isn't a regular file, and the file that is this process's own output.
 func exitTarget(path string) (target string, direct *os.File, err error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -318,7 +322,7 @@ func exitTarget(path string) (target string, direct *os.File, err error) {
 	if err != nil {
 		return "", nil, err
 	}
-	// Not every file has deadlines; those that haven't don't wait.
+	// A file without deadlines is one whose writes don't wait.
 	_ = direct.SetWriteDeadline(time.Now().Add(stopPatience))
 	return path, direct, nil
 }

@@ -26,8 +26,8 @@ type record struct {
 	}
 }
 
-// records reads what a command wrote to standard error. Each line is a record,
-// the last one is the only outcome.
+// records reads what a command wrote to standard error. Each line must be a
+// record, and the last one the only outcome.
 func records(t *testing.T, text string) (all []record, last outcome) {
 	t.Helper()
 	for line := range strings.Lines(text) {
@@ -61,8 +61,8 @@ func exitFile(t *testing.T, path string) outcome {
 	return o
 }
 
-// However a command ends: each line of standard error is JSON, the last one has
-// the cause and the code, and the exit file has the same.
+// However a command ends, each line of standard error is JSON, the last one has
+// the cause and the code, and so has the exit file.
 func TestOutcome(t *testing.T) {
 	t.Parallel()
 	hello, missing := imageFile(t, "hello"), filepath.Join(t.TempDir(), "missing")
@@ -144,7 +144,7 @@ func TestOutcome(t *testing.T) {
 }
 
 // signalled sends a command signals, each when the one before has been taken,
-// and reads to its end.
+// and reads its output to the end.
 func signalled(t *testing.T, r *running, signals []syscall.Signal, said *strings.Builder) {
 	t.Helper()
 	next := func() {
@@ -163,7 +163,7 @@ func signalled(t *testing.T, r *running, signals []syscall.Signal, said *strings
 	_ = r.Wait()
 }
 
-// In text the same ends are what they were: no line of JSON.
+// In text no line is JSON, however a command ends.
 func TestOutcomeAsText(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -178,7 +178,8 @@ func TestOutcomeAsText(t *testing.T) {
 	}
 }
 
-// As long as the guest runs there is no exit file, also if there was one.
+// As long as the guest runs there is no exit file, even if there was an older
+// one.
 func TestExitFileWhileRunning(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -204,7 +205,7 @@ func TestExitFileWhileRunning(t *testing.T) {
 	}
 }
 
-// What isn't a file can be an exit file, too.
+// A pipe can be an exit file, too.
 func TestExitFileAsPipe(t *testing.T) {
 	t.Parallel()
 	reader, writer, err := os.Pipe()
@@ -235,7 +236,7 @@ func TestExitFileAsPipe(t *testing.T) {
 	}
 }
 
-// An exit file that can't be written is known before a guest runs.
+// An exit file that can't be written is refused before a guest runs.
 func TestExitFileRefused(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// filledPipe returns a pipe without room, and how many bytes are in it. Neither
-// end is one that package os treats as non-blocking.
+// filledPipe returns a pipe without room, and how many bytes are in it. Package
+// os takes both ends for blocking ones.
 func filledPipe(t *testing.T) (r, w *os.File, filled int64) {
 	t.Helper()
 	var fds [2]int
@@ -81,8 +81,8 @@ func TestOutputOnFullDisk(t *testing.T) {
 	}
 }
 
-// A guest goes on when its console's disk is full; the exit code tells of it
-// unless the guest has one to tell itself.
+// A guest goes on when the disk of its console is full. The exit code is 74,
+// unless the guest's own isn't 0.
 func TestConsoleOnFullDisk(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -112,8 +112,8 @@ func TestConsoleOnFullDisk(t *testing.T) {
 	}
 }
 
-// A command of a pipeline whose reader has enough ends as any other does, by
-// SIGPIPE; where that is ignored, by an error.
+// A command whose output's reader has gone ends by SIGPIPE, as others in a
+// pipeline do; where that is ignored, by an error.
 func TestOutputReaderGone(t *testing.T) {
 	t.Parallel()
 	hello := imageFile(t, "hello")
@@ -128,8 +128,8 @@ func TestOutputReaderGone(t *testing.T) {
 	}
 }
 
-// Another program that has the same output may make it non-blocking at any
-// time: nothing is lost.
+// Output that another program makes non-blocking while the command writes isn't
+// lost.
 func TestOutputNonblocking(t *testing.T) {
 	t.Parallel()
 	hello := imageFile(t, "hello")
@@ -140,8 +140,8 @@ func TestOutputNonblocking(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	// The description is shared: this is what the command finds from its next
-	// write on, whether it waits already or hasn't begun.
+	// The open file is shared: the command's next write finds it so, whether
+	// the command waits already or hasn't begun.
 	setNonblock(t, w, true)
 	w.Close()
 	if _, err := io.CopyN(io.Discard, r, filled); err != nil {
@@ -156,8 +156,8 @@ func TestOutputNonblocking(t *testing.T) {
 	}
 }
 
-// The same for a guest's console, whose output becomes non-blocking while it is
-// in use, and then full.
+// A guest's console isn't lost either where its output becomes non-blocking
+// while it is in use, and then full.
 func TestConsoleNonblocking(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -185,8 +185,8 @@ func TestConsoleNonblocking(t *testing.T) {
 	}
 	setNonblock(t, w, true)
 	w.Close()
-	// Until the guest gets no further. To look too early is no harm but that
-	// the test sees less.
+	// This waits until the guest gets no further. Where it goes on too early,
+	// the test sees less, and passes.
 	for full, same := 0, 0; same < 20000; same++ {
 		n, err := unix.IoctlGetInt(fds[0], unix.TIOCINQ)
 		if err != nil {
@@ -242,7 +242,8 @@ func TestUnreadLog(t *testing.T) {
 	}
 }
 
-// What a log had no room for is counted, and told of in the log's own form.
+// Records for which a log had no room are counted, and a record in the log's
+// own form says how many.
 func TestDroppedRecords(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -285,7 +286,7 @@ func TestDroppedRecords(t *testing.T) {
 	_ = cmd.Wait()
 }
 
-// logTimes is logStart and n times its hypercall again.
+// logTimes returns logStart and its hypercall n times more.
 func logTimes(n uint32) []byte {
 	code := append(logStart(), 0xBB, byte(n), byte(n>>8), byte(n>>16), byte(n>>24)) // mov $n, %ebx
 	// mov $1, %eax; xor %edx, %edx; out %al, %dx; dec %ebx; jnz to the first

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// progress tells the user what is done before the guest runs: a line for each
-// step and, on a terminal, the seconds that it has taken so far.
+// progress shows the steps until an emulated machine is ready: a line for each
+// and, on a terminal, the seconds that it has taken so far.
 type progress struct {
 	say func(text string)
 
@@ -23,7 +23,7 @@ func newProgress(terminal io.Writer, say func(text string)) *progress {
 	return &progress{terminal: terminal, say: say, stop: make(chan struct{})}
 }
 
-// begin says what is done from now on.
+// begin ends the step that is under way, and begins one.
 func (p *progress) begin(step string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -38,7 +38,7 @@ func (p *progress) begin(step string) {
 	p.since = time.Now()
 }
 
-// beside writes something else meanwhile.
+// beside calls write, which prints something else, with the seconds erased.
 func (p *progress) beside(write func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -46,8 +46,7 @@ func (p *progress) beside(write func()) {
 	write()
 }
 
-// end is for when the steps are over, and may be called again. Nothing of the
-// seconds is left.
+// end ends the last step, and erases the seconds. It may be called again.
 func (p *progress) end() {
 	p.mu.Lock()
 	if !p.since.IsZero() {
@@ -77,7 +76,7 @@ func (p *progress) count() {
 	}
 }
 
-// erase is for a step that is under way, with mu held.
+// erase erases the seconds of a step that is under way. The caller holds mu.
 func (p *progress) erase() {
 	if !p.since.IsZero() {
 		fmt.Fprint(p.terminal, "\r\x1b[K")

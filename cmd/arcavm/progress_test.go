@@ -28,7 +28,7 @@ func TestProgress(t *testing.T) {
 	})
 }
 
-// Where there is no terminal the lines are all there is.
+// Without a terminal there are lines, and no seconds.
 func TestProgressLines(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

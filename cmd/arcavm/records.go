@@ -10,7 +10,7 @@ import (
 type crashRecord struct {
 	Reason string      `json:"reason"`
 	CPU    int         `json:"cpu"`  // -1: none
-	CPUs   []cpuRecord `json:"cpus"` // that one first, then the others
+	CPUs   []cpuRecord `json:"cpus"` // the CPU that died first, then the others
 	Log    []string    `json:"log"`
 }
 
@@ -64,7 +64,7 @@ func newGuestRecord(g *vmm.Report) guestRecord {
 	return r
 }
 
-// lines is an array in JSON also where there is none.
+// lines returns log without nil, which in JSON were null instead of an array.
 func lines(log []string) []string { return append([]string{}, log...) }
 
 func newCPURecord(s vmm.CPUState) cpuRecord {
@@ -80,8 +80,8 @@ func newCPURecord(s vmm.CPUState) cpuRecord {
 	return r
 }
 
-// hex is how JSON has words of 64 bits, which its numbers are too narrow for
-// in many readers.
+// hex writes a word of 64 bits for JSON, as a string: many readers of JSON have
+// numbers of 53 bits.
 func hex(word uint64) string { return fmt.Sprintf("%#x", word) }
 
 func registersRecord(r *vmm.Registers) map[string]string {

@@ -90,7 +90,8 @@ func newHelpCommand(root *cobra.Command) *cobra.Command {
 	}
 }
 
-// strictCompletion makes the completion command, which cobra adds, refuse shells that it doesn't know.
+// strictCompletion makes the completion command, which cobra adds, refuse
+// shells that it doesn't know.
 func strictCompletion(root *cobra.Command) {
 	cmd, _, err := root.Find([]string{"completion"})
 	if err != nil {
@@ -129,7 +130,8 @@ func unknownCommand(root *cobra.Command, name string) error {
 	return usageError("unknown command %q; commands are %s", name, strings.Join(commandNames(root), ", "))
 }
 
-// flagError makes one line of what pflag says: which flag, which one may be meant, and the right form.
+// flagError makes one line of an error of pflag's: the flag, its right form or
+// the flag that may be meant, and the command's usage.
 func flagError(cmd *cobra.Command, err error) error {
 	if errors.Is(err, pflag.ErrHelp) {
 		return err
@@ -153,7 +155,8 @@ func flagError(cmd *cobra.Command, err error) error {
 		name := unknown.GetSpecifiedName()
 		text = "unknown flag --" + name
 		if short := unknown.GetSpecifiedShortnames(); short != "" {
-			// Flags of one dash are of one letter; several are rather a name.
+			// pflag takes the letters after one dash for flags; several letters
+			// are rather the name of one.
 			if len(short) > 1 {
 				name, _, _ = strings.Cut(short, "=")
 			}
@@ -168,7 +171,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	return usageError("%s (usage: %s)", strings.TrimSuffix(text, "."), cmd.UseLine())
 }
 
-// flagForm is how a flag is written on the command line.
+// flagForm returns how a flag is written on the command line.
 func flagForm(f *pflag.Flag) string {
 	if f.NoOptDefVal != "" {
 		return "--" + f.Name
@@ -177,7 +180,7 @@ func flagForm(f *pflag.Flag) string {
 	return "--" + f.Name + " " + value
 }
 
-// exactly refuses any number of arguments but those named, in one line.
+// exactly refuses fewer or more arguments than those that are named.
 func exactly(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {

@@ -80,8 +80,8 @@ type runCommand struct {
 	flags   runFlags
 }
 
-// onlyArgs reports whether the words, which follow a --, leave the image to the
-// --config file.
+// onlyArgs reports whether the words follow a --, and are arguments for the
+// --config file's image.
 func (r *runCommand) onlyArgs(cmd *cobra.Command) bool {
 	return r.flags.config.path != "" && cmd.ArgsLenAtDash() == 0
 }
@@ -146,8 +146,9 @@ func (r *runCommand) takeWords(cmd *cobra.Command, words []string) {
 	}
 }
 
-// printConfig writes the description for --print-config. Unlike other output it
-// may not be made printable: it is, and has to be read as it is.
+// printConfig writes the description for --print-config to w, which is below
+// the writer that makes output printable: the text is printable, and a change
+// would make it another.
 func printConfig(w io.Writer, description *spec.Spec) error {
 	if err := description.Check(); err != nil {
 		return err
@@ -164,7 +165,8 @@ func printConfig(w io.Writer, description *spec.Spec) error {
 	return err
 }
 
-// refuseLongDash refuses a flag whose dashes an editor has joined.
+// refuseLongDash refuses an image's name that is rather a flag whose dashes an
+// editor has joined to one.
 func refuseLongDash(flags *pflag.FlagSet, name string) error {
 	short := strings.TrimLeft(name, "-\u2013\u2014")
 	flag, _, _ := strings.Cut(short, "=")
@@ -174,8 +176,8 @@ func refuseLongDash(flags *pflag.FlagSet, name string) error {
 	return usageError("%q starts with a dash that is too long; write --%s", name, flag)
 }
 
-// refuseTimingWord refuses an image's name that is rather meant for --timing,
-// whose value is not a word of its own.
+// refuseTimingWord refuses an image's name that is rather the value of
+// --timing, which is written --timing=VALUE.
 func refuseTimingWord(flags *pflag.FlagSet, name string) error {
 	if !flags.Changed("timing") || !slices.Contains(spec.Timings, name) {
 		return nil

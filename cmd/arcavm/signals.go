@@ -12,8 +12,9 @@ import (
 	"github.com/fix-project/arcavm/vmm"
 )
 
-// stopPatience is how long the VM has to end once it is cancelled, before the process ends without it: a console
-// whose reader doesn't read can hold up a virtual CPU.
+// stopPatience is how long a cancelled machine has to end before the process
+// ends without it: a console whose reader reads nothing can hold up a virtual
+// CPU.
 const stopPatience = time.Second
 
 // signals turns the user's first SIGINT or SIGTERM into a request to the guest,
@@ -24,31 +25,32 @@ type signals struct {
 	wg     sync.WaitGroup
 }
 
-// catchSignals starts to keep signals from ending the process. They wait until attend. From here on a write to a pipe
-// that nobody reads fails with EPIPE instead of ending the process: a guest outlives the reader of its console.
+// catchSignals keeps signals from ending the process. Those that come wait for
+// attend. A write to a pipe without a reader fails with EPIPE, too, instead of
+// ending the process: a guest outlives the reader of its console.
 func catchSignals() *signals {
 	s := &signals{caught: make(chan os.Signal, 4), done: make(chan struct{})}
 	signal.Ignore(syscall.SIGPIPE)
 	signal.Notify(s.caught, os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT)
-	// Who started this with nohup wants it to go on.
+	// It is ignored where nohup started the process, which is to go on then.
 	if !signal.Ignored(syscall.SIGHUP) {
 		signal.Notify(s.caught, syscall.SIGHUP)
 	}
 	return s
 }
 
-// ending is what attend does on the way to the end.
+// ending are the steps of attend on the way to the end.
 type ending struct {
 	// stop asks the guest to stop. It may block: the next signal is attended to
 	// all the same.
 	stop func(os.Signal)
-	// look finds out what the guest is doing, for the user to be told; nil if
-	// there is nothing to tell.
+	// look finds out what the guest is doing, for the user; nil if there is
+	// nothing to tell.
 	look func(os.Signal) *vmm.Report
 	// cancel ends the guest.
 	cancel context.CancelCauseFunc
-	// abandon comes before the process ends without the caller of attend, and
-	// is told why it does.
+	// abandon is called with the reason before the process ends while the
+	// machine still runs.
 	abandon func(error)
 }
 
@@ -92,7 +94,8 @@ func (s *signals) attend(asking []os.Signal, do ending) {
 	})
 }
 
-// look returns what look does, or nil if a signal or the end comes first.
+// look calls look and returns its result, or nil if another signal or the end
+// comes first.
 func (s *signals) look(caught os.Signal, look func(os.Signal) *vmm.Report) *vmm.Report {
 	found := make(chan *vmm.Report, 1)
 	go func() { found <- look(caught) }()
@@ -105,7 +108,7 @@ func (s *signals) look(caught os.Signal, look func(os.Signal) *vmm.Report) *vmm.
 	return nil
 }
 
-// next waits for a signal. It reports false when there is nothing to wait for any more.
+// next waits for a signal. It reports false after release.
 func (s *signals) next() (os.Signal, bool) {
 	select {
 	case <-s.done:
@@ -115,7 +118,7 @@ func (s *signals) next() (os.Signal, bool) {
 	}
 }
 
-// release gives signals their usual effect back.
+// release gives signals their usual effect back, and ends attend.
 func (s *signals) release() {
 	signal.Stop(s.caught)
 	signal.Reset(syscall.SIGPIPE)

@@ -10,7 +10,7 @@ import (
 	"github.com/fix-project/arcavm/vmm"
 )
 
-// Which signals ask the guest to stop before one ends it.
+// The first signal asks the guest to stop, if it is one of those that do.
 func TestAttend(t *testing.T) {
 	t.Parallel()
 	both, interrupt := []os.Signal{os.Interrupt, syscall.SIGTERM}, []os.Signal{os.Interrupt}

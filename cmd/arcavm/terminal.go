@@ -17,10 +17,13 @@ import (
 	"github.com/fix-project/arcavm/emulated"
 )
 
-// terminal is the terminal that the guest's stdio stream reads, if its input is one. While the guest has the stream open it is in raw mode: keys come as they are
-// typed. What is written to it is treated as before, for log records go there as well, and Ctrl-C and Ctrl-Z are still signals.
+// terminal is the terminal that the guest's stdio stream reads, if standard
+// input is one. While the guest has the stream open the terminal is in raw
+// mode: keys come as they are typed. Output is processed as in line mode, for
+// log records go to the terminal as well, and Ctrl-C and Ctrl-Z are signals.
 //
-// A second process sees to it that the terminal is as before even if this one ends without a chance to do so.
+// A second process, the watcher, restores the terminal if this process ends
+// without a chance to do so.
 type terminal struct {
 	file *os.File // nil: no terminal
 	log  *slog.Logger
@@ -33,7 +36,9 @@ type terminal struct {
 	signals sync.WaitGroup
 }
 
-// newTerminal returns a terminal that does nothing if in is none, but in an emulated machine tells its host, which may have one.
+// newTerminal returns the terminal that in is. If in is none, the result does
+// nothing but, in an emulated machine, to tell the arcavm outside, whose input
+// may be one.
 func newTerminal(in *os.File, log *slog.Logger) *terminal {
 	t := &terminal{log: log}
 	if in != nil && term.IsTerminal(int(in.Fd())) {
@@ -42,7 +47,8 @@ func newTerminal(in *os.File, log *slog.Logger) *terminal {
 	return t
 }
 
-// use enters raw mode, or leaves it.
+// use enters raw mode when the guest opens the stream, and leaves it when that
+// has ended.
 func (t *terminal) use(open bool) {
 	if t.file == nil {
 		t.tell(open)
@@ -57,7 +63,7 @@ func (t *terminal) use(open bool) {
 	}
 }
 
-// What an emulated machine's arcavm tells the one outside.
+// What the arcavm in an emulated machine tells the arcavm outside.
 const (
 	stdioOpened = 'o'
 	stdioClosed = 'c'
@@ -111,7 +117,7 @@ func (t *terminal) restore() {
 	t.signals.Wait()
 }
 
-// attend lets the terminal go while this process is stopped.
+// attend restores the terminal's mode while this process is stopped.
 func (t *terminal) attend(caught chan os.Signal, left chan struct{}) {
 	defer signal.Stop(caught)
 	for {
@@ -121,7 +127,9 @@ func (t *terminal) attend(caught chan os.Signal, left chan struct{}) {
 		case s := <-caught:
 			if s == unix.SIGTSTP {
 				t.change(t.saved)
-				// The rest of the process group has had a SIGTSTP of its own. Go has no way to let a caught signal do what it usually does.
+				// This stops the process as SIGTSTP would have: Go has no way
+				// to let a signal that it caught have its usual effect. The
+				// rest of the process group has had a SIGTSTP of its own.
 				_ = unix.Kill(unix.Getpid(), unix.SIGSTOP)
 				continue
 			}
@@ -130,7 +138,7 @@ func (t *terminal) attend(caught chan os.Signal, left chan struct{}) {
 	}
 }
 
-// change sets the mode unless raw mode has been left.
+// change sets a mode, unless raw mode has been left meanwhile.
 func (t *terminal) change(mode unix.Termios) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -139,8 +147,10 @@ func (t *terminal) change(mode unix.Termios) {
 	}
 }
 
-// set does nothing in the background: there the terminal is another's, and setting its mode would stop this process. What brings it to the
-// foreground sends a SIGCONT.
+// set sets the terminal's mode. In the background it does nothing: there the
+// terminal is another process group's, and setting its mode would stop this
+// process. A shell that brings it to the foreground sends a SIGCONT, and attend
+// sets the mode.
 func (t *terminal) set(mode unix.Termios) error {
 	if isBackground(t.file) {
 		return nil
@@ -150,7 +160,8 @@ func (t *terminal) set(mode unix.Termios) error {
 
 func setMode(f *os.File, mode unix.Termios) error {
 	for {
-		// At once: waiting for what was written to go out could take for ever.
+		// TCSETS doesn't wait for output to leave the terminal, which could
+		// take for ever.
 		err := unix.IoctlSetTermios(int(f.Fd()), unix.TCSETS, &mode)
 		if err == unix.EINTR {
 			continue
@@ -162,7 +173,8 @@ func setMode(f *os.File, mode unix.Termios) error {
 	}
 }
 
-// rawMode hands keys on one by one, as they are, without showing them. Output processing and the keys that make signals stay.
+// rawMode returns m for reading keys one by one, as they are, without an echo.
+// Output processing and the keys that make signals stay.
 func rawMode(m unix.Termios) unix.Termios {
 	m.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
 	m.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.IEXTEN
@@ -171,17 +183,21 @@ func rawMode(m unix.Termios) unix.Termios {
 	return m
 }
 
-// isBackground reports whether f is this process's terminal, and another process group has it: reading from it would stop this process.
+// isBackground reports whether f is this process's terminal, and another
+// process group is in its foreground: then a read from it would stop this
+// process.
 func isBackground(f *os.File) bool {
 	group, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCGPGRP)
 	return err == nil && group != unix.Getpgrp()
 }
 
-// watcherArgument makes this program the process that restores the terminal. Nobody types it.
+// watcherArgument, as the only argument, makes this program the watcher. It is
+// not for users.
 const watcherArgument = "__restore-terminal"
 
-// watcher is the process that restores the terminal when this one has ended without having done so: killed, or by a panic. A pipe tells it, whose writing end this
-// process alone has.
+// watcher is the process that restores the terminal when this one has ended
+// without doing so: killed, or by a panic. It reads a pipe whose only writing
+// end this process has: the end of this process is the pipe's.
 type watcher struct {
 	cmd  *exec.Cmd
 	pipe *os.File
@@ -196,7 +212,7 @@ func startWatcher(terminal *os.File, saved, raw unix.Termios) (*watcher, error) 
 	cmd := exec.Command("/proc/self/exe", watcherArgument)
 	cmd.Stdin = r
 	cmd.ExtraFiles = []*os.File{terminal}
-	// The terminal's signals are not for it.
+	// In a process group of its own it doesn't get the terminal's signals.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		w.Close()
@@ -210,17 +226,18 @@ func startWatcher(terminal *os.File, saved, raw unix.Termios) (*watcher, error) 
 	return &watcher{cmd, w}, nil
 }
 
-// dismiss ends the watcher without its having done anything.
+// dismiss ends the watcher, which then leaves the terminal alone.
 func (w *watcher) dismiss() {
-	// If it is gone already, that is as good.
+	// An error is that it has ended already, which is as good.
 	_, _ = w.pipe.Write([]byte{0})
 	w.pipe.Close()
 	_ = w.cmd.Wait()
 }
 
-// watch is the watcher's main.
+// watch is what the watcher does: it reads the mode to restore and the raw mode
+// from in and, if in then ends without another byte, restores the terminal.
 func watch(in io.Reader, terminal *os.File) error {
-	// It is in the background, and so would be stopped for setting the mode.
+	// SIGTTOU would stop it for setting the mode from the background.
 	signal.Ignore(unix.SIGTTOU, unix.SIGHUP, unix.SIGINT, unix.SIGTERM)
 	var modes [2]unix.Termios
 	if err := binary.Read(in, binary.NativeEndian, &modes); err != nil {
@@ -229,7 +246,7 @@ func watch(in io.Reader, terminal *os.File) error {
 	if n, _ := io.ReadFull(in, make([]byte, 1)); n == 1 {
 		return nil
 	}
-	// A shell may have been faster; then the mode is its own.
+	// A mode that a shell has set since stays.
 	now, err := unix.IoctlGetTermios(int(terminal.Fd()), unix.TCGETS)
 	if err != nil || *now != modes[1] {
 		return err

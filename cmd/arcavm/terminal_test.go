@@ -16,10 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// leaderVariable, if set, makes the test binary what a shell is to the command that it names: the leader of the terminal's session, which starts the command in the foreground.
+// leaderVariable, if set, makes the test binary what a shell is to the command
+// that it names: the leader of the terminal's session, which starts the command
+// in the foreground.
 const leaderVariable = "ARCAVM_TEST_LEADER"
 
-// lead starts the command and waits for it and for what it leaves behind. On descriptor 3 it says what happens. It touches no terminal mode.
+// lead starts the command, and waits for it and for the processes that it
+// leaves behind. It says on descriptor 3 what happens, and touches no terminal
+// mode.
 func lead() error {
 	report := os.NewFile(3, "report")
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
@@ -100,7 +104,7 @@ func startSessionOf(t *testing.T, command string, args ...string) *session {
 	reading := make(chan struct{})
 	go func() {
 		defer close(reading)
-		// Until nobody has the other side open any more: EIO.
+		// It ends with EIO, when no process has the other side open.
 		_, _ = io.Copy(s.shown, master)
 	}()
 	t.Cleanup(func() {
@@ -136,7 +140,7 @@ func openPTY(t *testing.T) (master, slave *os.File) {
 	return master, slave
 }
 
-// mode is the slave's: a master has none of its own.
+// mode returns the mode of the terminal, which its slave has.
 func (s *session) mode() unix.Termios {
 	s.t.Helper()
 	mode, err := unix.IoctlGetTermios(int(s.master.Fd()), unix.TCGETS)
@@ -228,7 +232,8 @@ func (s *session) wantBefore() {
 	}
 }
 
-// While the guest has stdio open keys go to it as they are typed; however that ends, the terminal is as it was.
+// While the guest has the stdio stream open it gets keys as they are typed.
+// However that ends, the terminal is as before.
 func TestTerminal(t *testing.T) {
 	t.Parallel()
 	needKVM(t)
@@ -256,7 +261,8 @@ func TestTerminal(t *testing.T) {
 			s.signal(unix.SIGTERM)
 		}, "ended 143"},
 		{"SIGQUIT", nil, func(s *session) { s.typeKeys("\x1c") }, "ended 131"},
-		{"SIGABRT", nil, func(s *session) { s.signal(unix.SIGABRT) }, "ended 2"}, // as a panic ends it
+		// A panic ends it so.
+		{"SIGABRT", nil, func(s *session) { s.signal(unix.SIGABRT) }, "ended 2"},
 		{"SIGKILL", nil, func(s *session) { s.signal(unix.SIGKILL) }, "killed"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -281,7 +287,8 @@ func (s *session) signal(signal syscall.Signal) {
 	}
 }
 
-// Ctrl-Z lets go of the terminal, and coming back takes it again.
+// Ctrl-Z restores the terminal, and a return to the foreground enters raw mode
+// again.
 func TestTerminalStopped(t *testing.T) {
 	t.Parallel()
 	needKVM(t)

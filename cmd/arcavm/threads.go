@@ -10,17 +10,17 @@ import (
 )
 
 const (
-	// fewThreads are what any command needs beside those that it begins with,
-	// and one of Go's processors.
+	// fewThreads is how many threads any command needs beside those that it
+	// begins with, where Go uses one processor.
 	fewThreads = 4
-	// spareThreads are what a guest needs beside its CPUs and Go's processors:
-	// for the runtime itself, signals, and calls that wait.
+	// spareThreads is how many threads a guest needs beside its CPUs and Go's
+	// processors: for the runtime itself, signals, and calls that wait.
 	spareThreads = 8
 )
 
-// checkThreads refuses to go on where Go's runtime would end the process before
-// long, for a thread that it can't have. It has Go use fewer processors where
-// there is no room for all.
+// checkThreads returns an error where the process may start so few threads that
+// Go's runtime would soon end it for want of one. Where there is room, but not
+// for a thread on each processor, it makes Go use fewer processors.
 func checkThreads() error {
 	room, bounded := threads.Left()
 	if !bounded {
@@ -33,8 +33,8 @@ func checkThreads() error {
 	return nil
 }
 
-// checkGuestThreads is checkThreads for a guest with a number of CPUs. File
-// calls, each of which may cost a thread, get what is left.
+// checkGuestThreads is checkThreads for a guest with that many CPUs. It bounds
+// calls about files, each of which may cost a thread, to the room that is left.
 func checkGuestThreads(cpus int) error {
 	room, bounded := threads.Left()
 	if !bounded {
@@ -49,7 +49,7 @@ func checkGuestThreads(cpus int) error {
 	return nil
 }
 
-// useProcessors has Go use no more than a number of processors.
+// useProcessors makes Go use at most that many processors.
 func useProcessors(most int) {
 	if most < runtime.GOMAXPROCS(0) {
 		runtime.GOMAXPROCS(max(1, most))
@@ -60,8 +60,9 @@ func fewerThreads(room threads.Room, need int) error {
 	return &codeError{exitOS, fmt.Errorf("there is room for %d more threads, and arcavm needs %d: %s; allow more", max(0, room.Left), need, room.Bound)}
 }
 
-// refuseToStart says why the process ends before it has begun, as its flags
-// have it. It starts no goroutine.
+// refuseToStart says, in the form that the flags ask for, why the process ends,
+// and returns its exit code. It starts no goroutine: there may be no thread for
+// one.
 func refuseToStart(err error) int {
 	s := streams{out: os.Stdout, err: os.Stderr}
 	s.protect()

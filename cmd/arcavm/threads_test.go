@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// cgroupOf makes a cgroup that holds a number of processes and threads at most.
+// cgroupOf makes a cgroup that holds at most that many processes and threads.
 func cgroupOf(t *testing.T, most int) (dir string) {
 	t.Helper()
 	for _, controller := range []string{"/sys/fs/cgroup/pids", "/sys/fs/cgroup"} {
@@ -38,8 +38,8 @@ func inCgroup(t *testing.T, dir string, args ...string) result {
 	return result{cmd.ProcessState.ExitCode(), out.String(), err.String()}
 }
 
-// Where there is room for few threads one sentence says so, instead of Go's
-// runtime that can't start one.
+// Where there is room for few threads one sentence says so, instead of a panic
+// of Go's runtime.
 func TestFewThreads(t *testing.T) {
 	t.Parallel()
 	hello := imageFile(t, "hello")
@@ -70,7 +70,7 @@ func TestFewThreads(t *testing.T) {
 	}
 }
 
-// The same as JSON, with an exit file.
+// With --log-format json it is a record, and the exit file has it, too.
 func TestFewThreadsAsJSON(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "exit")

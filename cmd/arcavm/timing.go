@@ -23,9 +23,10 @@ import (
 	"github.com/fix-project/arcavm/vmm/image"
 )
 
-// processStart estimates when the process started: now, less the processor time that it has used. The kernel's own
-// record counts in hundredths of a second, which is too coarse; up to main a process does nothing but compute, so
-// what is missing is only time spent waiting for a processor or for the program's file. Call it early.
+// processStart estimates when the process started: the processor time that it
+// has used ago. The kernel's own record counts in hundredths of a second, which
+// is too coarse. Until main a process only computes, so the estimate misses
+// only its waits for a processor or for the program's file. Call it early.
 func processStart() time.Time {
 	var used unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &used); err != nil {
@@ -42,14 +43,14 @@ func (m *machine) writeTiming(t timingJSON) {
 	case m.json():
 		m.streams.recorder().Info("timing", slog.Any("timing", t))
 	case m.spec.Output.Timing == "json":
-		// What it holds can be encoded.
+		// It can be encoded, and standard error tells of its own errors.
 		_ = json.NewEncoder(m.streams.err).Encode(t)
 	default:
 		writeTimingText(m.streams.err, t)
 	}
 }
 
-// writeTimingText is writeTiming for people.
+// writeTimingText writes the timing as lines for people.
 func writeTimingText(w io.Writer, t timingJSON) {
 	var b strings.Builder
 	fmt.Fprintln(&b, "timing: milliseconds since the process started")
@@ -94,8 +95,8 @@ func (t *timingJSON) step(name string, at time.Time) {
 	t.Steps = append(t.Steps, bench.TimingStep{Name: name, At: at.UnixNano()})
 }
 
-// startOf is the timing of a process that has read its command line. In a
-// machine that another arcavm started for it, that one's comes before.
+// startOf returns the timing of a process that has read its command line. In an
+// emulated machine the steps of the arcavm outside come first.
 func startOf(started, read time.Time) (t timingJSON, err error) {
 	if os.Getenv(emulationVariable) == "" {
 		t.step("process started", started)
@@ -113,7 +114,7 @@ func startOf(started, read time.Time) (t timingJSON, err error) {
 
 const commandRead = "command line and image headers read"
 
-// add adds what a virtual machine did.
+// add adds a virtual machine's steps and counters.
 func (t *timingJSON) add(vm *vmm.VM) {
 	_, steps := vm.Timing()
 	for _, s := range steps {
@@ -163,7 +164,7 @@ func writeStreams(w io.Writer, p pipes.Stats, r relay.Stats) {
 	count(w, "wake-ups late, while the guest was busy", p.Late)
 }
 
-// writeReached prints the limits that were reached.
+// writeReached prints how often each limit was reached.
 func writeReached(w io.Writer, r network.Reached) {
 	for _, l := range []struct {
 		name string
@@ -183,7 +184,7 @@ func writeReached(w io.Writer, r network.Reached) {
 	}
 }
 
-// writeOlder prints what all older ABIs count.
+// writeOlder prints the counters that all older ABIs have.
 func writeOlder(w io.Writer, title string, s rpc.Stats) {
 	fmt.Fprintln(w, title)
 	count(w, "opened", s.Opened)
@@ -200,8 +201,8 @@ func writeOlder(w io.Writer, title string, s rpc.Stats) {
 	count(w, "bytes to the guest", s.ToGuest)
 }
 
-// writeLooks prints what it took to find the requests of guests that say
-// nothing.
+// writeLooks prints how often the monitor looked for requests of guests that
+// don't announce them.
 func writeLooks(w io.Writer, s rpc.Stats) {
 	count(w, "looks for a request", s.Looks)
 	count(w, "looks that found one", s.Wakes)

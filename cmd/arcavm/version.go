@@ -20,7 +20,7 @@ func newVersionCommand() *cobra.Command {
 	}
 }
 
-// version is what the Go tool has recorded in the binary.
+// version returns the version that the Go tool recorded in the binary.
 func version() string {
 	v, commit, dirty := "(unknown)", "", ""
 	if info, ok := debug.ReadBuildInfo(); ok {
