@@ -110,7 +110,11 @@ func readObject(d *json.Decoder) (any, error) {
 // number is a whole one where it is written as one.
 func number(n json.Number) (any, error) {
 	if !strings.ContainsAny(n.String(), ".eE") {
-		return strconv.ParseInt(n.String(), 10, 64)
+		whole, err := strconv.ParseInt(n.String(), 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("%s is out of range", n)
+		}
+		return whole, nil
 	}
 	return n.Float64()
 }

@@ -19,6 +19,8 @@ type key interface {
 	name() string
 	// count is how many values are set.
 	count(s *Spec) int
+	// check finds the first value that no document could have.
+	check(s *Spec) (at int, err error)
 	// read sets the value of an entry.
 	read(s *Spec, e entry) error
 	// write returns the value for a document, a string, bool, int64 or
@@ -104,6 +106,14 @@ func (k scalar[T]) name() string { return k.key }
 
 func (k scalar[T]) count(*Spec) int { return 1 }
 
+func (k scalar[T]) check(s *Spec) (int, error) {
+	var err error
+	if v := k.write(s); v != nil {
+		_, err = k.parse(v)
+	}
+	return 0, err
+}
+
 func (k scalar[T]) read(s *Spec, e entry) error {
 	v, err := k.parse(e.value)
 	if err != nil {
@@ -143,6 +153,18 @@ type list[T any] struct {
 func (k list[T]) name() string { return k.key }
 
 func (k list[T]) count(s *Spec) int { return len(*k.of(s)) }
+
+func (k list[T]) check(s *Spec) (int, error) {
+	for i, v := range *k.of(s) {
+		// An empty text is an argument, or the name of no file.
+		if text := k.format(v); text != "" {
+			if _, err := k.parse(text); err != nil {
+				return i, err
+			}
+		}
+	}
+	return 0, nil
+}
 
 func (k list[T]) read(s *Spec, e entry) error {
 	values, ok := e.value.([]any)
@@ -214,7 +236,7 @@ func size(key string, of func(*Spec) *Size) key {
 		}
 		n, err := fromText(ParseSize)(v)
 		if err == nil && n == 0 {
-			err = errors.New("a guest needs some")
+			err = errNoMemory
 		}
 		return n, err
 	}, func(n Size) any { return n.String() }}
@@ -281,10 +303,14 @@ func cpus(v any) (int, error) {
 	case !ok:
 		return 0, wrongType("a whole number", v)
 	case n < 1 || n > vmm.MaxCPUs:
-		return 0, fmt.Errorf("%d is not in 1 to %d", n, vmm.MaxCPUs)
+		return 0, notCPUs(n)
 	}
 	return int(n), nil
 }
+
+func notCPUs(n int64) error { return fmt.Errorf("%d is not in 1 to %d", n, vmm.MaxCPUs) }
+
+var errNoMemory = errors.New("a guest needs some")
 
 func boolean(v any) (bool, error) {
 	b, ok := v.(bool)

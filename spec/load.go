@@ -28,11 +28,17 @@ type Machine struct {
 // Check finds what is wrong with the description itself. It opens no file.
 // Errors are of type *[Error].
 func (s *Spec) Check() error {
-	if s.said("cpus") && s.CPUs == 0 || s.CPUs < 0 || s.CPUs > vmm.MaxCPUs {
-		return s.invalid("cpus", 0, fmt.Errorf("%d is not in 1 to %d", s.CPUs, vmm.MaxCPUs))
+	for _, k := range keys {
+		if i, err := k.check(s); err != nil {
+			return s.invalid(k.name(), i, err)
+		}
+	}
+	// The zero values are defaults, but not where they were asked for.
+	if s.said("cpus") && s.CPUs == 0 {
+		return s.invalid("cpus", 0, notCPUs(0))
 	}
 	if s.said("mem") && s.Memory == 0 {
-		return s.invalid("mem", 0, errors.New("a guest needs some"))
+		return s.invalid("mem", 0, errNoMemory)
 	}
 	if i, err := checkFolders(s.Shares); err != nil {
 		return s.invalid("share", i, err)
@@ -42,11 +48,6 @@ func (s *Spec) Check() error {
 	}
 	if i, err := CheckPublished(s.Network.Publish); err != nil {
 		return s.invalid("publish", i, err)
-	}
-	for i, r := range s.Network.Rules {
-		if err := r.Check(); err != nil {
-			return s.invalid("rules", i, err)
-		}
 	}
 	return s.checkTLS()
 }

@@ -211,10 +211,13 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	for want, s := range map[string]spec.Spec{
-		"cpus: 65 is not in 1 to 64":                                        {CPUs: 65},
-		"share: \"\" has no folder":                                         {Shares: []spec.Folder{{}}},
-		"share: the name \"a=b\" has a = in it":                             {Shares: []spec.Folder{{Name: "a=b", Dir: "."}}},
-		"rules: \"\": the host is missing; the form is " + network.RuleForm: {Network: spec.Network{Rules: []spec.Rule{{}}}},
+		"cpus: 65 is not in 1 to 64":                                                                {CPUs: 65},
+		"log-level: \"loud\" must be one of error, warn, info, debug, trace":                        {Output: spec.Output{LogLevel: "loud"}},
+		"args: \"a\\x00\" has a NUL in it":                                                          {Args: []string{"", "a\x00"}},
+		"limit.files: \"4294967295\" is not a whole number from 1 on, such as 500, 64K, 100M or 2G": {Limits: spec.Limits{Files: 1<<32 - 1}},
+		"share: \"\" has no folder":                                                                 {Shares: []spec.Folder{{}}},
+		"share: the name \"a=b\" has a = in it":                                                     {Shares: []spec.Folder{{Name: "a=b", Dir: "."}}},
+		"rules: \"\": the host is missing; the form is " + network.RuleForm:                         {Network: spec.Network{Rules: []spec.Rule{{}}}},
 	} {
 		if err := s.Check(); err == nil || err.Error() != want {
 			t.Errorf("got %v\nwant %s", err, want)
@@ -345,7 +348,7 @@ func TestJSONErrors(t *testing.T) {
 		`{"cpus": 2.0}`:                          "cpus: must be a whole number, and is a number with a fraction",
 		`{"cpus": 1e1}`:                          "cpus: must be a whole number, and is a number with a fraction",
 		`{"cpus": null}`:                         "cpus: must be a whole number, and is null",
-		`{"cpus": 99999999999999999999}`:         "value out of range",
+		`{"cpus": 99999999999999999999}`:         "99999999999999999999 is out of range",
 		`{"mem": 5}`:                             `mem: "5": a unit is missing`,
 		`{"limit": {"log": 0}}`:                  `limit.log: "0" is not`,
 		`{"limit.log": 5}`:                       "in quotes",
@@ -403,6 +406,27 @@ func FuzzParse(f *testing.F) {
 		}
 		if err != nil || !cmp.Equal(*s, third, data) {
 			t.Errorf("%s: %v", inJSON, err)
+		}
+	})
+}
+
+// A folder's text is read as the folder, whatever is in its name and path.
+func FuzzFolder(f *testing.F) {
+	f.Add("", "a=b", false)
+	f.Add("x", "d:rw:ro", false)
+	f.Add("", "./=:ro", true)
+	f.Fuzz(func(t *testing.T, name, dir string, writable bool) {
+		want := spec.Folder{Name: name, Dir: dir, Writable: writable}
+		s := spec.Spec{Shares: []spec.Folder{want}}
+		if s.Check() != nil {
+			return
+		}
+		got, err := spec.ParseFolder(want.String())
+		if got.Dir == "./"+dir && name == "" {
+			got.Dir = dir
+		}
+		if err != nil || got != want {
+			t.Errorf("%+v is %q, read as %+v, %v", want, want, got, err)
 		}
 	})
 }
