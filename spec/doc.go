@@ -5,9 +5,12 @@
 //
 // Its words:
 //
-//   - key: what a document names a value by; most are the names of flags
+//   - description: a [Spec]
 //   - document: a description in TOML or JSON
-//   - place: the file and line of a key or of a list's value
-//   - origin: where a value was given, in the words of messages
-//   - machine: a description's configuration, with what was opened for it
+//   - key: the name of a value in a document; most are names of run's flags
+//   - entry: a key of a document that is being read, with its value
+//   - place: the file and the lines of an entry
+//   - origin: where a value was given, in the words that messages use
+//   - machine: a configuration of package vmm that a description was made into,
+//     with what was opened for it
 package spec

@@ -8,7 +8,7 @@ import (
 	"github.com/fix-project/arcavm/spec"
 )
 
-// The page about the file has each key, and its example is read.
+// docs/config.md lists each key, and its example can be read.
 func TestPage(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../docs/config.md")

@@ -10,24 +10,24 @@ import (
 )
 
 // entry is a key of a document with its value: a string, bool, int64, float64,
-// []any, map[string]any or nil, as packages of formats return them.
+// []any, map[string]any, nil, or a date, which no key takes.
 type entry struct {
 	key   string
 	value any
 	place place
 }
 
-// place is where in its file an entry is, if that is known.
+// place is where an entry is in its file. In JSON it isn't known.
 type place struct {
 	file     string // "": not known
 	line     int
 	elements []int // the lines of a list's values
 }
 
-// at says where the entry is.
+// at returns the origin of the entry's value.
 func (e entry) at() string { return e.place.atLine(e.place.line) + e.key }
 
-// atElement says where value i of a list is.
+// atElement returns the origin of value i of a list.
 func (e entry) atElement(i int) string {
 	if i < len(e.place.elements) {
 		return e.place.atLine(e.place.elements[i]) + e.key
@@ -35,7 +35,7 @@ func (e entry) atElement(i int) string {
 	return e.at()
 }
 
-// line is where the entry is without its key.
+// line returns where the entry is, without its key.
 func (e entry) line() string { return strings.TrimSuffix(e.place.atLine(e.place.line), ": ") }
 
 func (p place) atLine(line int) string {
@@ -45,7 +45,8 @@ func (p place) atLine(line int) string {
 	return fmt.Sprintf("%s:%d: ", p.file, line)
 }
 
-// read sets what a document says, whose places are by key.
+// read sets the values of a document. Its places are by key. The first error in
+// the order of lines is returned.
 func (s *Spec) read(tree map[string]any, places map[string]place) error {
 	entries, err := flatten(tree, places)
 	if err != nil {
@@ -66,7 +67,8 @@ func (s *Spec) read(tree map[string]any, places map[string]place) error {
 	return nil
 }
 
-// flatten makes one level of a document's two.
+// flatten lists the entries of a document, those of the table limit as
+// limit.NAME.
 func flatten(tree map[string]any, places map[string]place) ([]entry, error) {
 	var entries []entry
 	table := strings.TrimSuffix(limitPrefix, ".")
@@ -88,7 +90,7 @@ func flatten(tree map[string]any, places map[string]place) ([]entry, error) {
 	return entries, nil
 }
 
-// unknown is the error of a key that there isn't.
+// unknown returns the error of an entry whose key doesn't exist.
 func (e entry) unknown() error {
 	if name, ok := strings.CutPrefix(e.key, limitPrefix); ok {
 		return &Error{Where: e.line(), Err: unknownLimit(name)}
@@ -103,11 +105,14 @@ func (e entry) unknown() error {
 	return &Error{Where: e.line(), Err: fmt.Errorf("there is no key %q%s", e.key, hint)}
 }
 
-// Override returns what s says with what over says laid over it. Only what over
-// was told by [Spec.Say] or by a document counts. A value takes the place of
-// the older one; in a list it is added. In a list it replaces the folder of the
-// same name, the same port of the guest in the same family, the same file or
-// range; arguments replace all others; rules come before the older ones.
+// Override returns s with the values of over in the place of its own. Of over,
+// only the values count that have an origin, by [Spec.Say] or from a document.
+//
+// Lists are joined, those of s first, but rules of over come first, since the
+// first that matches decides. In a list a value of over takes the place of a
+// folder with the same name, of a published port with the same port of the
+// guest in the same family of addresses, and of the same file or range.
+// Arguments take the place of all.
 func (s *Spec) Override(over *Spec) *Spec {
 	result := *s
 	result.origins = make(origins)

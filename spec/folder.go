@@ -55,8 +55,8 @@ func (f Folder) String() string {
 	return text
 }
 
-// checkFolders finds the first of several folders that can't be beside those
-// before it.
+// checkFolders returns the index of the first folder that is wrong or can't be
+// beside those before it.
 func checkFolders(folders []Folder) (at int, err error) {
 	seen := make(map[string]bool)
 	for i, f := range folders {

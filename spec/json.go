@@ -38,7 +38,8 @@ func (s *Spec) UnmarshalJSON(data []byte) error {
 	if !utf8.Valid(data) {
 		return &Error{Err: errors.New("the description isn't all UTF-8")}
 	}
-	// This finds what isn't JSON, or is too deep for readJSON.
+	// This refuses what isn't JSON, and what is so deep that readJSON would
+	// need too much stack.
 	var all json.RawMessage
 	if err := json.Unmarshal(data, &all); err != nil {
 		return &Error{Err: err}
@@ -61,7 +62,8 @@ func (s *Spec) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// readJSON reads a value, whose objects have each key once.
+// readJSON reads a value. It refuses an object with a key twice, of which
+// package json would take the last.
 func readJSON(d *json.Decoder) (any, error) {
 	token, err := d.Token()
 	if err != nil {
@@ -107,7 +109,8 @@ func readObject(d *json.Decoder) (any, error) {
 	return object, err
 }
 
-// number is a whole one where it is written as one.
+// number returns an int64 for a number without fraction and exponent, else a
+// float64.
 func number(n json.Number) (any, error) {
 	if !strings.ContainsAny(n.String(), ".eE") {
 		whole, err := strconv.ParseInt(n.String(), 10, 64)

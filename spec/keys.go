@@ -14,19 +14,19 @@ import (
 	"github.com/fix-project/arcavm/vmm/image"
 )
 
-// key is a key of a description's document, and the fields that it stands for.
+// key is a key of a document and the part of a description that it stands for.
 type key interface {
 	name() string
-	// count is how many values are set.
+	// count returns how many values have an origin each.
 	count(s *Spec) int
-	// check finds the first value that no document could have.
+	// check returns the index of the first value that no document could have.
 	check(s *Spec) (at int, err error)
 	// read sets the value of an entry.
 	read(s *Spec, e entry) error
 	// write returns the value for a document, a string, bool, int64 or
 	// []string; nil if it is the default.
 	write(s *Spec) any
-	// override lays what over says over what s says.
+	// override is [Spec.Override] for the key.
 	override(s, over *Spec)
 }
 
@@ -55,7 +55,7 @@ var keys = slices.Concat([]key{
 	path("exit-file", func(s *Spec) *string { return &s.Output.ExitFile }),
 })
 
-// limitPrefix is before the names of limits, whose keys are in a table.
+// limitPrefix is the table that limits are in, and a dot.
 const limitPrefix = "limit."
 
 func limitKeys() []key {
@@ -76,8 +76,7 @@ func limitKeys() []key {
 	return all
 }
 
-// Keys are the names of all keys of a document. Those of the table limit are
-// limit.NAME.
+// Keys returns the names of all keys, those in the table limit as limit.NAME.
 func Keys() []string {
 	names := make([]string, len(keys))
 	for i, k := range keys {
@@ -86,7 +85,7 @@ func Keys() []string {
 	return names
 }
 
-// keyNamed returns nil if there is none.
+// keyNamed returns the key of that name, or nil.
 func keyNamed(name string) key {
 	if i := slices.IndexFunc(keys, func(k key) bool { return k.name() == name }); i >= 0 {
 		return keys[i]
@@ -94,7 +93,7 @@ func keyNamed(name string) key {
 	return nil
 }
 
-// scalar is a key with one value. The zero value is the default.
+// scalar is a key with one value, whose zero value is the default.
 type scalar[T comparable] struct {
 	key    string
 	of     func(*Spec) *T
@@ -137,16 +136,16 @@ func (k scalar[T]) override(s, over *Spec) {
 	s.origins[k.key] = over.origins[k.key]
 }
 
-// list is a key with a list of values, each a text.
+// list is a key with a list of values, each a string in documents.
 type list[T any] struct {
 	key    string
 	of     func(*Spec) *[]T
 	parse  func(string) (T, error)
 	format func(T) string
-	// replaces reports whether a value that overrides takes the place of an
-	// older one. Nil: never.
+	// replaces reports whether an overriding value takes the place of an old
+	// one. Nil: never.
 	replaces func(over, old T) bool
-	// first has values that override come before the older ones.
+	// first puts overriding values before old ones.
 	first bool
 }
 
@@ -232,7 +231,8 @@ func path(key string, of func(*Spec) *string) key {
 func size(key string, of func(*Spec) *Size) key {
 	return scalar[Size]{key, of, func(v any) (Size, error) {
 		if n, ok := v.(int64); ok {
-			v = strconv.FormatInt(n, 10) // ParseSize says that a unit is missing
+			// ParseSize then says that a unit is missing.
+			v = strconv.FormatInt(n, 10)
 		}
 		n, err := fromText(ParseSize)(v)
 		if err == nil && n == 0 {
@@ -260,7 +260,7 @@ func ranges(key string, of func(*Spec) *[]netip.Prefix, parse func(string) (neti
 	return list[netip.Prefix]{key: key, of: of, parse: parse, format: netip.Prefix.String, replaces: equal[netip.Prefix]}
 }
 
-// Choose returns which of several words a text is, in any case.
+// Choose returns which of the choices text is, in upper or lower case.
 func Choose(text string, choices []string) (string, error) {
 	for _, allowed := range choices {
 		if strings.EqualFold(text, allowed) {
@@ -282,7 +282,7 @@ func parseABI(text string) (image.ABI, error) {
 	return image.ParseABI(name)
 }
 
-// argument refuses what no word of a command line holds.
+// argument refuses a NUL, which no word of a command line and no path has.
 func argument(text string) (string, error) {
 	if strings.Contains(text, "\x00") {
 		return "", fmt.Errorf("%q has a NUL in it", text)
@@ -339,7 +339,7 @@ func stringOf(v any) (string, error) {
 	return text, nil
 }
 
-// fromText is parse for a document's value.
+// fromText makes a parser of strings one of a document's values.
 func fromText[T any](parse func(string) (T, error)) func(any) (T, error) {
 	return func(v any) (T, error) {
 		text, err := stringOf(v)
@@ -351,7 +351,7 @@ func fromText[T any](parse func(string) (T, error)) func(any) (T, error) {
 	}
 }
 
-// wrongType says what a document's value must be and is.
+// wrongType returns the error of a value of another type than the key takes.
 func wrongType(want string, v any) error {
 	is := "a date or a time"
 	switch v.(type) {

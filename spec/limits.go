@@ -11,8 +11,9 @@ import (
 	"github.com/fix-project/arcavm/vmm"
 )
 
-// Limits bound what a guest gets; 0 is the default. What each is of:
-// [vmm.Config] and [network.Limits].
+// Limits bound what a guest gets. Streams, RingMemory and Log are StreamLimit,
+// RingLimit and LogLimit of a [vmm.Config], the others are fields of
+// [network.Limits]. 0 is the default.
 type Limits struct {
 	Streams, RingMemory         uint64
 	StreamFiles, Files, Accepts uint64
@@ -20,7 +21,7 @@ type Limits struct {
 	Log                         uint64
 }
 
-// limits are the names, in the order of the help text.
+// limits are all limits, in the order of run's help.
 var limits = []struct {
 	name  string
 	most  uint64
@@ -38,7 +39,7 @@ var limits = []struct {
 	{"log", math.MaxInt64, func(l *Limits) *uint64 { return &l.Log }, true},
 }
 
-// LimitNames are the names that [Limits.Set] takes.
+// LimitNames returns the names that [Limits.Set] takes.
 func LimitNames() []string {
 	names := make([]string, len(limits))
 	for i, l := range limits {

@@ -12,21 +12,21 @@ import (
 	"github.com/fix-project/arcavm/vmm/image"
 )
 
-// Machine is what [vmm.New] makes a machine of, and what was opened for it.
+// Machine is a configuration for [vmm.New], and what was opened for it.
 type Machine struct {
 	Spec *Spec
 	// Config has the image, what was read for TLS, and the network; from
 	// OpenFolders on also the folders. The caller adds where output goes, and
 	// hooks.
 	Config vmm.Config
-	// Policy is the Config's network.
+	// Policy is Config.Network, for a hook that tells of published ports.
 	Policy *network.Policy
 	// PEM is what the files for TLS held.
 	PEM PEM
 }
 
-// Check finds what is wrong with the description itself. It opens no file.
-// Errors are of type *[Error].
+// Check finds what is wrong with the description itself. It needs no image, and
+// opens no file. Errors are of type *[Error].
 func (s *Spec) Check() error {
 	for _, k := range keys {
 		if i, err := k.check(s); err != nil {
@@ -81,7 +81,7 @@ func (s *Spec) LoadImage(img *image.Image) (*Machine, error) {
 	return m.with(img)
 }
 
-// prepare makes a machine without an image.
+// prepare makes a machine that has no image yet.
 func (s *Spec) prepare() (*Machine, error) {
 	if err := s.Check(); err != nil {
 		return nil, err
@@ -99,7 +99,7 @@ func (s *Spec) prepare() (*Machine, error) {
 	return m, err
 }
 
-// with completes the machine.
+// with gives the machine its image, and checks what depends on that.
 func (m *Machine) with(img *image.Image) (*Machine, error) {
 	m.Config.Image = img
 	err := m.Spec.refuseStreamOnly(img)
@@ -112,7 +112,8 @@ func (m *Machine) with(img *image.Image) (*Machine, error) {
 	return m, nil
 }
 
-// refuseStreamOnly refuses what guests of the older ABIs can't make use of.
+// refuseStreamOnly refuses values that a guest of an older ABI can't make use
+// of, if the image is of one.
 func (s *Spec) refuseStreamOnly(img *image.Image) error {
 	abi := s.ABI
 	if abi == image.ABIAuto {
@@ -133,19 +134,18 @@ func (s *Spec) refuseStreamOnly(img *image.Image) error {
 	return nil
 }
 
-// fieldKeys are the keys behind the fields of vmm's configuration.
+// fieldKeys are the keys by the field that a [vmm.ConfigError] names.
 var fieldKeys = map[string]string{
 	"sockets": "sockets", "share": "share", "arguments": "args",
 	"cpus": "cpus", "memory": "mem", "window": "window", "abi": "abi",
 	"stream limit": limitPrefix + "streams", "ring limit": limitPrefix + "ring-memory",
 }
 
-// KeyOf returns the key behind a field that a [vmm.ConfigError] names, "" if
-// there is none.
+// KeyOf returns the key for a field that a [vmm.ConfigError] names, or "".
 func KeyOf(field string) string { return fieldKeys[field] }
 
-// Explain makes an *[Error] of an error of package vmm's about a value of the
-// description. Other errors come back as they are.
+// Explain returns an error of [vmm.New] as an *[Error] with the origin of the
+// value that it is about. An error about something else comes back as it is.
 func (m *Machine) Explain(err error) error {
 	var config *vmm.ConfigError
 	if !errors.As(err, &config) {
@@ -158,7 +158,8 @@ func (m *Machine) Explain(err error) error {
 	return m.Spec.invalid(key, 0, errors.New(config.Reason))
 }
 
-// OpenFolders opens the folders that the guest may reach.
+// OpenFolders opens the folders that the guest may reach, and puts them into
+// Config. Call it once. Errors are of type *[Error].
 func (m *Machine) OpenFolders() error {
 	var err error
 	if m.Config.Share, err = m.Spec.openFolders("share", m.Spec.Shares); err != nil {

@@ -8,13 +8,13 @@ import (
 	"github.com/fix-project/arcavm/network"
 )
 
-// Rule allows or denies what matches the text that [network.ParseRule] reads.
+// Rule allows or denies what a text of the form [network.RuleForm] matches.
 type Rule struct {
 	Allow bool
 	Match string
 }
 
-// ParseRule reads the word allow or deny and a rule's text.
+// ParseRule reads "allow MATCH" or "deny MATCH".
 func ParseRule(text string) (Rule, error) {
 	verdict, match, ok := strings.Cut(text, " ")
 	r := Rule{verdict == "allow", strings.TrimLeft(match, " ")}
@@ -24,7 +24,7 @@ func ParseRule(text string) (Rule, error) {
 	return r, r.Check()
 }
 
-// Check finds what is wrong with the rule's text.
+// Check returns what is wrong with the text to match.
 func (r Rule) Check() error {
 	_, err := r.parse()
 	return err
@@ -45,8 +45,8 @@ func samePort(a, b network.Publish) bool {
 	return a.Guest == b.Guest && a.Protocol == b.Protocol && a.Host.Addr().Is4() == b.Host.Addr().Is4()
 }
 
-// CheckPublished finds the first of several ports that can't be beside those
-// before it.
+// CheckPublished returns the index of the first port that can't be published
+// beside those before it.
 func CheckPublished(ports []network.Publish) (at int, err error) {
 	type guest struct {
 		protocol string
@@ -80,7 +80,7 @@ func parseRange(text string) (netip.Prefix, error) {
 	return p.Masked(), nil
 }
 
-// policy is what the guest may reach.
+// policy returns the policy that enforces the rules.
 func (n Network) policy() (*network.Policy, error) {
 	rules := make([]network.Rule, len(n.Rules))
 	for i, r := range n.Rules {

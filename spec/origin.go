@@ -1,12 +1,12 @@
 package spec
 
-// origins says by key where its value was given, or each value of a list. A
-// key without one was set by a program.
+// origins has for a key the origin of its value, or of each value of a list. A
+// value without an origin was set by a program.
 type origins map[string][]string
 
-// Say records where the value of a key was given, of a list each that there is,
-// in the words for messages: "--mem", or "vm.toml:3: mem". A limit's key is
-// limit.NAME.
+// Say records where the value of a key was given, or each value that a list
+// has, in the words for messages, such as "--mem". Call it when the value is
+// set, once for a key.
 func (s *Spec) Say(key, where string) {
 	n := 1
 	if k := keyNamed(key); k != nil {
@@ -20,7 +20,7 @@ func (s *Spec) Say(key, where string) {
 	}
 }
 
-// say appends to where the values of a key were given.
+// say appends origins of a key.
 func (s *Spec) say(key string, where ...string) {
 	if s.origins == nil {
 		s.origins = make(origins)
@@ -28,14 +28,15 @@ func (s *Spec) say(key string, where ...string) {
 	s.origins[key] = append(s.origins[key], where...)
 }
 
-// said reports whether the key's value was given by a flag or a file.
+// said reports whether the key's value has an origin, even if it is the default
+// or an empty list.
 func (s *Spec) said(key string) bool {
 	_, ok := s.origins[key]
 	return ok
 }
 
-// Where returns where value i of a key was given, 0 for one that isn't a list:
-// the words of [Spec.Say], or the key.
+// Where returns the origin of value i of a key, where i is 0 if the key is no
+// list. Without an origin it is the key.
 func (s *Spec) Where(key string, i int) string {
 	if at := s.origins[key]; i < len(at) {
 		return at[i]
@@ -45,15 +46,16 @@ func (s *Spec) Where(key string, i int) string {
 
 // Error is a value that can't be used.
 type Error struct {
-	// Where is where the value was given: a flag, a key, or a file, its line
-	// and the key.
+	// Where is the origin of the value, such as "--mem", "vm.toml:3: mem" or
+	// "mem", or a file alone. It may be empty.
 	Where string
-	// Kind is what is wrong.
+	// Kind is what kind of thing is wrong.
 	Kind Kind
 	Err  error
 }
 
-// Kind is what kind of thing is wrong with a value.
+// Kind is what kind of thing is wrong with a value. A command makes its exit
+// code of it.
 type Kind int
 
 const (

@@ -60,7 +60,7 @@ func parse(t testing.TB, text string) *spec.Spec {
 	return s
 }
 
-// print is the description as TOML.
+// print returns the description as TOML.
 func print(t testing.TB, s *spec.Spec) string {
 	t.Helper()
 	text, err := s.TOML()
@@ -70,10 +70,10 @@ func print(t testing.TB, s *spec.Spec) string {
 	return string(text)
 }
 
-// data compares descriptions without where their values were given.
+// data compares descriptions without origins.
 var data = cmp.Options{cmpopts.IgnoreUnexported(spec.Spec{}), cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{}), cmpopts.EquateEmpty()}
 
-// What is written is read as it was, with every key, in both forms.
+// A description with every key is read as it was written, from TOML and JSON.
 func TestRoundTrip(t *testing.T) {
 	t.Parallel()
 	s := parse(t, complete)
@@ -128,7 +128,7 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// What is wrong is refused with its line, and a sentence.
+// A wrong document is refused with the line and a sentence.
 func TestParseErrors(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
@@ -225,7 +225,7 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// A file's values give way to those that are said over it.
+// Values of a description give way to those of one that overrides it.
 func TestOverride(t *testing.T) {
 	t.Parallel()
 	file := parse(t, `image = "/k"
@@ -276,7 +276,7 @@ limit.bytes = "2M"
 			}
 		}
 	}
-	// What was laid over is as it was.
+	// The first description hasn't changed.
 	if len(file.Shares) != 3 || file.CPUs != 4 || file.Where("cpus", 0) != "vm.toml:3: cpus" {
 		t.Errorf("it has changed: %+v", file)
 	}
@@ -377,7 +377,7 @@ func TestNotUTF8(t *testing.T) {
 	}
 }
 
-// Whatever is read is written so that it is read as it was.
+// A description that was read is written so that it is read as it was.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(complete))
 	f.Add([]byte("limit = { streams = 5 }\nshare = ['./a=b', 'a:rw:ro']\n[limit]\n"))

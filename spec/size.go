@@ -7,7 +7,7 @@ import (
 )
 
 // Size is a number of bytes, written with a unit: 512M, 2G, 64KiB. Units are
-// powers of 1024. It is a flag's value.
+// powers of 1024. *Size is a flag's value.
 type Size uint64
 
 var units = []struct {
@@ -15,7 +15,7 @@ var units = []struct {
 	shift  uint
 }{{"T", 40}, {"G", 30}, {"M", 20}, {"K", 10}}
 
-// ParseSize reads a size, which has a unit.
+// ParseSize reads a size of up to 2^63 bytes. The unit may not be left out.
 func ParseSize(text string) (Size, error) {
 	upper := strings.ToUpper(strings.TrimSpace(text))
 	for _, u := range units {

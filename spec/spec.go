@@ -7,15 +7,16 @@ import (
 	"github.com/fix-project/arcavm/vmm/image"
 )
 
-// Spec is a virtual machine described as data. The zero value of every field
-// but Image leaves the matter to the defaults of [vmm.Config]. A Spec isn't
-// safe for concurrent use.
+// Spec is a virtual machine described as data. The zero value of a field stands
+// for the default of [vmm.Config]; only Image has none. A Spec isn't safe for
+// concurrent use.
 type Spec struct {
 	// Image is the path of the kernel to boot; "": none is named.
 	Image string
 	// Args are the guest's arguments, without the image's name.
 	Args []string
 
+	// ABI is how the guest talks.
 	ABI image.ABI
 	// CPUs is the number of virtual CPUs.
 	CPUs int
@@ -23,8 +24,8 @@ type Spec struct {
 	Memory Size
 	// Window is the memory that guest and monitor share for streams.
 	Window Size
-	// Emulated asks for hardware that QEMU emulates. Whoever runs the machine
-	// sees to it: [Spec.Load] doesn't.
+	// Emulated asks for hardware that QEMU emulates. It is for the program that
+	// runs the machine: [Spec.Load] ignores it.
 	Emulated bool
 
 	// Shares are what the guest may reach of the host's files.
@@ -51,8 +52,7 @@ type Network struct {
 	// NAT64 are ranges of IPv6 addresses by which the network reaches IPv4
 	// hosts.
 	NAT64 []netip.Prefix
-	// Own are addresses that count as this machine's own, beside those that it
-	// has.
+	// Own are addresses that count as the host's own, beside those that it has.
 	Own []netip.Prefix
 }
 
@@ -63,8 +63,8 @@ type TLS struct {
 	Cert, Key string   // go together
 }
 
-// Output is what is said about the machine while it runs and at its end. It is
-// for the program that runs the machine: [Spec.Load] only checks it.
+// Output is how the program that runs the machine tells of it. [Spec.Load] only
+// checks it.
 type Output struct {
 	LogLevel  string // one of LogLevels; "": info
 	LogFormat string // one of LogFormats; "": text

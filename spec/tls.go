@@ -12,15 +12,16 @@ import (
 	"github.com/fix-project/arcavm/relay"
 )
 
-// PEM is what files for TLS held. Each is read once: a pipe, such as the <(…)
-// of a shell, gives it but once.
+// PEM is the content of the files for TLS. It is kept, since a file may be a
+// pipe, such as the <(…) of a shell, which gives its content once.
 type PEM struct {
 	CA        [][]byte
 	Cert, Key []byte // nil: there is none
 }
 
-// checkTLS refuses half of a pair. What is given but empty is more likely a
-// variable of the user's that isn't set than a wish.
+// checkTLS refuses a certificate without a key, and a key without a
+// certificate. A name that is given and empty is refused, too: most likely it
+// is a variable of the user's that isn't set.
 func (s *Spec) checkTLS() error {
 	cert, key := s.said("tls-cert") || s.TLS.Cert != "", s.said("tls-key") || s.TLS.Key != ""
 	if !cert && !key || s.TLS.Cert != "" && s.TLS.Key != "" {
@@ -36,7 +37,7 @@ func (s *Spec) checkTLS() error {
 	return &Error{Where: where, Err: errors.New("tls-cert and tls-key go together")}
 }
 
-// loadTLS reads and checks the files.
+// loadTLS reads and checks the files for TLS.
 func (s *Spec) loadTLS() (t relay.TLS, read PEM, err error) {
 	for i, path := range s.TLS.CA {
 		if t.RootCAs == nil {
@@ -81,8 +82,8 @@ func readPEM(where, path string) ([]byte, error) {
 	return data, nil
 }
 
-// addCertificates adds all certificates in a file, of which there must be one.
-// Its errors continue the file's name.
+// addCertificates adds all certificates in a file's content, of which there
+// must be one. The text of its errors continues the file's name.
 func addCertificates(pool *x509.CertPool, rest []byte) error {
 	n := 0
 	for {

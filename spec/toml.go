@@ -20,12 +20,13 @@ import (
 	"github.com/fix-project/arcavm/internal/regular"
 )
 
-// MaxFile is the most bytes that a file may have.
+// MaxFile is how many bytes a file may have.
 const MaxFile = 1 << 20
 
-// Read reads the TOML file at path, which is a regular one of at most
-// [MaxFile] bytes. Relative paths in it count from its folder. Errors are of
-// type *[Error], and name the file, and the line where there is one.
+// Read reads a description from the TOML file at path, which must be a regular
+// one of at most [MaxFile] bytes. Relative paths in it count from its folder.
+// Errors are of type *[Error], and name the file and, of what is in it, the
+// line.
 func Read(path string) (*Spec, error) {
 	data, err := readFile(path)
 	if err != nil {
@@ -63,7 +64,7 @@ func readFile(path string) ([]byte, error) {
 	return data, nil
 }
 
-// openError is the error of opening or reading a file.
+// openError returns the error of opening or reading a file or folder.
 func openError(where string, err error) error {
 	kind := Refused
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
@@ -72,8 +73,8 @@ func openError(where string, err error) error {
 	return &Error{Where: where, Kind: kind, Err: err}
 }
 
-// Parse reads a description in TOML. The name is for errors, which are of type
-// *[Error]. Paths are left as they are.
+// Parse reads a description in TOML. Errors are of type *[Error], and name the
+// file as name. Relative paths stay as they are.
 func Parse(name string, data []byte) (*Spec, error) {
 	var tree map[string]any
 	if err := toml.Unmarshal(data, &tree); err != nil {
@@ -86,7 +87,8 @@ func Parse(name string, data []byte) (*Spec, error) {
 	return &s, nil
 }
 
-// syntaxError says where the text isn't TOML.
+// syntaxError returns the error of a text that isn't TOML, with its line and
+// column.
 func syntaxError(name string, err error) error {
 	text := strings.TrimPrefix(err.Error(), "toml: ")
 	if at := (*toml.DecodeError)(nil); errors.As(err, &at) {
@@ -96,14 +98,16 @@ func syntaxError(name string, err error) error {
 	return &Error{Where: name, Err: errors.New(text)}
 }
 
-// finder finds where the keys of a document are, which is TOML: those of the
-// top level, and those of its tables.
+// finder finds the places of keys, which toml.Unmarshal doesn't tell: those of
+// the top level and those in its tables, as TABLE.KEY. What is deeper is no
+// key.
 type finder struct {
 	file  string
 	lines lineCounter
 	found map[string]place
 }
 
+// places returns the places of the keys in a text that is known to be TOML.
 func places(file string, data []byte) map[string]place {
 	f := finder{file, lineCounter{data: data, line: 1}, make(map[string]place)}
 	var p unstable.Parser
@@ -123,8 +127,8 @@ func places(file string, data []byte) map[string]place {
 	return f.found
 }
 
-// addKeyValue adds the place of a key, and those of the keys in its inline
-// table.
+// addKeyValue adds the place of a key and, if its value is an inline table,
+// those of the keys in there.
 func (f *finder) addKeyValue(parts []string, e *unstable.Node) {
 	here := place{file: f.file, line: f.lines.at(e.Raw)}
 	inner := e.Value().Children()
@@ -142,8 +146,7 @@ func (f *finder) addKeyValue(parts []string, e *unstable.Node) {
 	f.add(parts, here)
 }
 
-// add adds a place, for the key and for the table that it is in, unless one is
-// known.
+// add adds the place of a key, for its table too, unless they have one.
 func (f *finder) add(parts []string, at place) {
 	for depth := range min(2, len(parts)) {
 		key := strings.Join(parts[:depth+1], ".")
@@ -161,7 +164,8 @@ func keyParts(key unstable.Iterator) []string {
 	return parts
 }
 
-// lineCounter counts lines up to places that come in their order.
+// lineCounter finds lines. Ranges come in ascending order, so that the whole
+// text is counted once, however many there are.
 type lineCounter struct {
 	data   []byte
 	offset int
@@ -176,9 +180,10 @@ func (l *lineCounter) at(r unstable.Range) int {
 	return l.line
 }
 
-// TOML returns the description as a document that [Parse] reads it from. It has
-// a line for each key that isn't at its default, in a fixed order, and no
-// comment. It is an error if a text isn't UTF-8, which TOML is.
+// TOML returns the description as a document, from which [Parse] reads the
+// same. It has each key that isn't at its default, in a fixed order, and no
+// comment. A string that isn't UTF-8 is an error, for TOML has no way to write
+// it.
 func (s *Spec) TOML() ([]byte, error) {
 	var out []byte
 	for _, k := range keys {
@@ -216,8 +221,8 @@ func (s *Spec) notUTF8(k key) error {
 	return &Error{Where: cmp.Or(s.Where(k.name(), 0), k.name()), Err: errors.New("isn't all UTF-8, which a document has to be")}
 }
 
-// Absolute returns the description with absolute paths, which mean the same
-// wherever it is read.
+// Absolute returns the description with absolute paths, so that it means the
+// same wherever its document is.
 func (s *Spec) Absolute() (*Spec, error) {
 	result := *s
 	result.TLS.CA, result.Shares, result.Sockets = slices.Clone(s.TLS.CA), slices.Clone(s.Shares), slices.Clone(s.Sockets)
@@ -233,7 +238,7 @@ func (s *Spec) Absolute() (*Spec, error) {
 	return &result, failed
 }
 
-// lineWidth is how wide a list may be that isn't written over several lines.
+// lineWidth is how many columns a list may have on one line.
 const lineWidth = 80
 
 func quoteList(indent int, texts []string) string {
@@ -248,7 +253,8 @@ func quoteList(indent int, texts []string) string {
 	return "[\n  " + strings.Join(quoted, ",\n  ") + ",\n]"
 }
 
-// quote writes a string so that it is safe to print, too.
+// quote writes a string for TOML. The result is printable: it goes to
+// terminals.
 func quote(text string) string {
 	out := []byte{'"'}
 	for _, r := range text {
