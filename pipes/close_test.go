@@ -254,6 +254,31 @@ func TestDeadlineWhileAnotherOwnsTheDirection(t *testing.T) {
 	})
 }
 
+// An end whose wait ends at a deadline says that it doesn't wait any more: it isn't
+// signalled for nothing.
+func TestExpiredEndDoesNotWait(t *testing.T) {
+	t.Parallel()
+	ends(t, 4096, func(t *testing.T, g *pipestest.Guest, a, b *pipes.Pipe) {
+		if err := a.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		_, err := a.Read(make([]byte, 1))
+		expect(t, "read", err, os.ErrDeadlineExceeded)
+		header := a.Descriptor().Header
+		for _, flag := range []uint64{header + 72, header + 128 + 72} { // a reader's state and flag
+			if g.Load(flag)>>32 != 0 {
+				t.Errorf("the flag at %d is up", flag-header+4)
+			}
+		}
+		if _, err := b.Write([]byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		if s := b.Stats().Write; s.Signals != 0 {
+			t.Errorf("%d signals to an end that doesn't wait", s.Signals)
+		}
+	})
+}
+
 func TestReserve(t *testing.T) {
 	t.Parallel()
 	ends(t, 4096, func(t *testing.T, g *pipestest.Guest, a, b *pipes.Pipe) {

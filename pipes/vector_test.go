@@ -128,6 +128,42 @@ func TestReadFromExpires(t *testing.T) {
 	guest.CommitRead(0)
 }
 
+// expiring is a reader that fills all that it is given, and whose second call
+// sets a deadline that has passed.
+type expiring struct {
+	calls int
+	pipe  *pipes.Pipe
+}
+
+func (e *expiring) Read([]byte) (int, error) { panic("a vector reader is asked for vectors") }
+
+func (e *expiring) ReadVector(a, b []byte, _ func()) (int, error) {
+	if e.calls++; e.calls == 2 {
+		if err := e.pipe.SetWriteDeadline(time.Unix(1, 0)); err != nil {
+			return 0, err
+		}
+	}
+	return len(a) + len(b), nil
+}
+
+// An operation that ends with an error where there is room signals for what it has
+// kept back.
+func TestReadFromFailsWithKeptSignal(t *testing.T) {
+	t.Parallel()
+	host, guest := pipestest.NewPair(t, 1<<20) // chunks of 128 KiB, 512 KiB are kept back
+	woken := make(chan struct{}, 1)
+	guest.OnReadable(func() { woken <- struct{}{} })
+	n, err := host.ReadFrom(&expiring{pipe: host})
+	if n != 256<<10 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	select {
+	case <-woken:
+	default:
+		t.Error("the guest isn't woken")
+	}
+}
+
 // Where ring memory wraps, both halves go in one call.
 func TestVectorsWrap(t *testing.T) {
 	t.Parallel()
