@@ -7,9 +7,6 @@ import (
 	"github.com/fix-project/arcavm/share"
 )
 
-// FolderForm is the text that [ParseFolder] reads.
-const FolderForm = "[NAME=]DIR[:ro|:rw]"
-
 // Folder is a folder of the host that a guest may reach.
 type Folder struct {
 	Name     string // of a folder at the guest's top; "": it is the top
@@ -17,8 +14,8 @@ type Folder struct {
 	Writable bool
 }
 
-// ParseFolder reads a folder in [FolderForm]. A DIR whose first part has an =
-// in it is written with a slash before that, as ./A=B.
+// ParseFolder reads a folder in the form [NAME=]DIR[:ro|:rw]. A DIR whose first
+// part has an = in it is written with a slash before that, as ./A=B.
 func ParseFolder(text string) (Folder, error) {
 	f := Folder{Dir: text}
 	if dir, ok := strings.CutSuffix(f.Dir, ":rw"); ok {
