@@ -147,18 +147,22 @@ func (c *clock) keep() {
 	}
 }
 
-// bootSteps are the machine's own: how it came to its init, and what that did,
-// which has been noted while the clock wasn't set.
-func bootSteps(inside []Step) ([]Step, error) {
+// allSteps are the machine's own, by the clock that is set: those of init,
+// which have been noted before that, and how the machine came to it unless it
+// was resumed.
+func (s *service) allSteps() ([]Step, error) {
 	var boot unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot); err != nil {
 		return nil, fmt.Errorf("ask how long ago Linux started: %w", err)
 	}
 	now := time.Now()
 	wall := now.Round(0)
-	steps := []Step{{"firmware done, Linux unpacked", wall.Add(-time.Duration(boot.Nano()))}}
-	for _, s := range inside {
-		steps = append(steps, Step{s.Name, wall.Add(-now.Sub(s.At))})
+	var steps []Step
+	if !s.resumed {
+		steps = []Step{{"firmware done, Linux unpacked", wall.Add(-time.Duration(boot.Nano()))}}
+	}
+	for _, step := range s.steps {
+		steps = append(steps, Step{step.Name, wall.Add(-now.Sub(step.At))})
 	}
 	return steps, nil
 }

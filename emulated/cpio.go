@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"path"
 	"strings"
 )
@@ -23,10 +24,23 @@ const (
 	modeDirectory = 0o040000
 	modeRegular   = 0o100000
 	modeSymlink   = 0o120000
+	modeType      = 0o170000
+)
+
+// magic begins each entry; trailer is the name of the last one.
+const (
+	magic   = "070701"
+	trailer = "TRAILER!!!"
 )
 
 func newArchive(w io.Writer) *archive {
 	return &archive{w: w, known: map[string]bool{".": true}}
+}
+
+// next returns an archive that continues this one in another file. A reader of
+// it alone must have unpacked this one before.
+func (a *archive) next(w io.Writer) *archive {
+	return &archive{w: w, inode: a.inode, known: maps.Clone(a.known)}
 }
 
 // directory adds a folder and its parents; one that is there already is left.
@@ -80,7 +94,7 @@ func (a *archive) symlink(name, target string) error {
 
 // close writes the trailer. It does not close the underlying writer.
 func (a *archive) close() error {
-	return a.entry("TRAILER!!!", 0, a.newInode(), 1, 0, nil)
+	return a.entry(trailer, 0, a.newInode(), 1, 0, nil)
 }
 
 func (a *archive) add(name string) (string, error) {
@@ -113,7 +127,7 @@ func (a *archive) entry(name string, mode, inode, links uint32, size int64, r io
 	if size < 0 || size > 1<<32-1 {
 		return fmt.Errorf("add %s to the initramfs: %d bytes do not fit its 32-bit size", name, size)
 	}
-	head := fmt.Sprintf("070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%s\x00",
+	head := fmt.Sprintf(magic+"%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%s\x00",
 		inode, mode, 0, 0, links, 0, size, 0, 0, 0, 0, len(name)+1, 0, name)
 	if err := a.padded(int64(len(head)), strings.NewReader(head)); err != nil {
 		return fmt.Errorf("add %s to the initramfs: %w", name, err)

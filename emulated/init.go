@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -27,13 +28,22 @@ const initVariable = "ARCAVM_EMULATED_INIT"
 // insideVariable is set for every program that runs in the emulated machine.
 const insideVariable = "ARCAVM_EMULATED"
 
-const planName = "/emulated.json"
+// The files that tell init what to do, as JSON. Where there is no plan it comes
+// by the link.
+const (
+	setupName = "/setup.json"
+	planName  = "/emulated.json"
+)
 
-// plan is what init is to do; it lies in the initramfs as JSON.
+// setup is what init prepares whatever is to run.
+type setup struct {
+	Modules []string // files, in the order to load them
+	Network bool     // bring up the virtual network card
+}
+
+// plan is what init is to run.
 type plan struct {
-	Modules  []string // files, in the order to load them
-	Network  bool     // bring up the virtual network card
-	Stdin    bool     // give the programs a standard input
+	Stdin    bool // give the programs a standard input
 	Programs []plannedProgram
 }
 
@@ -96,95 +106,259 @@ func Init() {
 	select {}
 }
 
+// service is init's work.
+type service struct {
+	setup   setup
+	steps   []Step
+	frames  *frameWriter
+	clock   *clock
+	current target
+	chunks  chan []byte // of the programs' standard input
+	files   chan []byte // of the archive, where the link brings it
+	resumed bool        // not from the start, but in a snapshot of the machine
+}
+
+func (s *service) done(name string) { s.steps = append(s.steps, Step{name, time.Now()}) }
+
 // serve prepares the machine and runs the programs. A failure after the link
 // is up is reported there as well.
 func serve() error {
-	var steps []Step
-	done := func(name string) { steps = append(steps, Step{name, time.Now()}) }
-	done("init started")
+	s := &service{chunks: make(chan []byte, 1), files: make(chan []byte)}
+	s.done("init started")
+	if err := s.prepare(); err != nil {
+		return err
+	}
+	if err := s.work(); err != nil {
+		return errors.Join(err, s.frames.send(frameFailed, []byte(err.Error())))
+	}
+	return s.frames.send(frameDone, nil)
+}
+
+// prepare does what is the same for all runs, until the link is up.
+func (s *service) prepare() error {
 	if err := mountAll(); err != nil {
 		return err
 	}
-	p, err := readPlan()
-	if err != nil {
+	if err := readJSON(setupName, &s.setup); err != nil {
 		return err
 	}
-	for _, file := range p.Modules {
+	for _, file := range s.setup.Modules {
 		if err := loadModule(file); err != nil {
 			return err
 		}
 	}
-	done("modules loaded")
+	s.done("modules loaded")
+	if err := startHeartbeat(); err != nil {
+		return err
+	}
+	if err := raiseLimits(); err != nil {
+		return err
+	}
 	port, err := openLink()
 	if err != nil {
 		return err
 	}
-	frames := &frameWriter{w: port}
-	clock := &clock{frames: frames, answers: make(chan hostTime, 1)}
-	current := target{times: clock.answers}
-	var chunks chan []byte
-	var stdin *os.File
-	fail := func(err error) error {
-		return errors.Join(err, frames.send(frameFailed, []byte(err.Error())))
-	}
-	if p.Stdin {
-		r, w, err := os.Pipe()
-		if err != nil {
-			return fail(err)
-		}
-		stdin, chunks = r, make(chan []byte, 1)
-		go feed(frames, w, chunks)
-	}
-	asked, err := clock.ask()
-	if err != nil {
+	s.frames = &frameWriter{w: port}
+	s.clock = &clock{frames: s.frames, answers: make(chan hostTime, 1)}
+	s.current.times = s.clock.answers
+	s.done("link to the host open")
+	if err := s.frames.send(frameUp, nil); err != nil {
 		return err
 	}
 	// Only after the first write: until the host end is open, a read says EOF.
-	go current.receive(port, chunks)
-	outside, err := clock.set(asked)
+	go s.current.receive(port, s.chunks, s.files)
+	return nil
+}
+
+// work runs the programs.
+func (s *service) work() error {
+	if _, err := os.Stat(planName); err != nil {
+		if err := s.takeFiles(); err != nil {
+			return err
+		}
+	}
+	var p plan
+	if err := readJSON(planName, &p); err != nil {
+		return err
+	}
+	asked, err := s.clock.ask()
 	if err != nil {
-		return fail(err)
+		return err
 	}
-	go clock.keep()
-	done("link to the host open")
-	if err := bringUpNetwork(p.Network); err != nil {
-		return fail(err)
-	}
-	if err := raiseLimits(); err != nil {
-		return fail(err)
-	}
-	if err := startHeartbeat(); err != nil {
-		return fail(err)
-	}
-	told, err := hear(frames)
+	outside, err := s.clock.set(asked)
 	if err != nil {
-		return fail(err)
+		return err
 	}
-	done("network and heartbeat ready")
-	inside, err := bootSteps(steps)
+	go s.clock.keep()
+	if err := bringUpNetwork(s.setup.Network); err != nil {
+		return err
+	}
+	told, err := hear(s.frames)
 	if err != nil {
-		return fail(err)
+		return err
 	}
-	if err := writeSteps(append(outside.Steps, inside...)); err != nil {
-		return fail(err)
+	s.done("clock and network ready")
+	if err := s.ready(outside.Steps); err != nil {
+		return err
 	}
-	if err := frames.sendJSON(frameReady, inside); err != nil {
+	return s.runAll(p, told)
+}
+
+// takeFiles waits for the files that are passed in, and unpacks them. The host
+// may make a snapshot of the waiting machine, and resume it when and as often as
+// it likes.
+func (s *service) takeFiles() error {
+	arriving := &chunkReader{chunks: s.files}
+	seed := make([]byte, seedSize)
+	if _, err := io.ReadFull(arriving, seed); err != nil {
+		return fmt.Errorf("read the seed: %w", err)
+	}
+	s.resumed, s.steps = true, nil
+	s.done("Linux resumed")
+	if err := reseed(seed); err != nil {
+		return err
+	}
+	if err := unpackBelowMounts(arriving); err != nil {
+		return err
+	}
+	if n, err := io.Copy(io.Discard, arriving); n != 0 || err != nil {
+		return fmt.Errorf("%d bytes come after the files: %w", n, err)
+	}
+	s.done("files unpacked")
+	return nil
+}
+
+// seedSize is how many random bytes a resumed machine gets.
+const seedSize = 64
+
+// ioctlReseed is RNDRESEEDCRNG of <linux/random.h>.
+const ioctlReseed = 0x5207
+
+// reseed makes the kernel's random numbers others than those of every machine
+// that is resumed from the same snapshot.
+func reseed(seed []byte) error {
+	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("seed the random numbers: %w", err)
+	}
+	defer f.Close()
+	if _, err := f.Write(seed); err != nil {
+		return fmt.Errorf("seed the random numbers: %w", err)
+	}
+	if err := unix.IoctlSetInt(int(f.Fd()), ioctlReseed, 0); err != nil {
+		return fmt.Errorf("seed the random numbers: %w", err)
+	}
+	return nil
+}
+
+// belowMounts is where the root folder is seen without what is mounted in it.
+const belowMounts = "/.root"
+
+// unpackBelowMounts unpacks where the kernel unpacks an initramfs: what is to
+// be in /tmp, say, is hidden by the file system there.
+func unpackBelowMounts(r io.Reader) error {
+	if err := os.Mkdir(belowMounts, 0o700); err != nil {
+		return err
+	}
+	if err := unix.Mount("/", belowMounts, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount the root folder again: %w", err)
+	}
+	unpacked := make(chan error)
+	go func() {
+		// The thread ends with the goroutine: it has a root folder of its own.
+		runtime.LockOSThread()
+		unpacked <- unpackIn(belowMounts, r)
+	}()
+	if err := <-unpacked; err != nil {
+		return err
+	}
+	if err := unix.Unmount(belowMounts, unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount the root folder: %w", err)
+	}
+	return os.Remove(belowMounts)
+}
+
+// unpackIn changes the root folder and the umask of this thread.
+func unpackIn(root string, r io.Reader) error {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("unshare the root folder: %w", err)
+	}
+	if err := unix.Chroot(root); err != nil {
+		return fmt.Errorf("change the root folder: %w", err)
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return fmt.Errorf("change the root folder: %w", err)
+	}
+	unix.Umask(0)
+	return unarchive(r, "/", map[uint32]string{initInode: "/" + initName})
+}
+
+// chunkReader reads what chunks come; an empty one is the end.
+type chunkReader struct {
+	chunks <-chan []byte
+	rest   []byte
+	ended  bool
+}
+
+func (c *chunkReader) Read(p []byte) (int, error) {
+	if len(c.rest) == 0 && !c.ended {
+		c.rest = <-c.chunks
+		c.ended = len(c.rest) == 0
+	}
+	if c.ended {
+		return 0, io.EOF
+	}
+	n := copy(p, c.rest)
+	c.rest = c.rest[n:]
+	return n, nil
+}
+
+// ready tells the host that the first program is about to run. outside are the
+// host's steps.
+func (s *service) ready(outside []Step) error {
+	inside, err := s.allSteps()
+	if err != nil {
+		return err
+	}
+	if err := writeSteps(append(outside, inside...)); err != nil {
+		return err
+	}
+	return s.frames.sendJSON(frameReady, inside)
+}
+
+// runAll runs the programs, one after the other.
+func (s *service) runAll(p plan, told *telling) error {
+	stdin, err := s.openStdin(p.Stdin)
+	if err != nil {
 		return err
 	}
 	for i, program := range p.Programs {
-		report := runProgram(frames, &current, program, stdin)
+		report := runProgram(s.frames, &s.current, program, stdin)
 		report.Program = i
 		if err := told.all(); err != nil {
-			return fail(err)
+			return err
 		}
-		if err := frames.sendJSON(frameExit, report); err != nil {
+		if err := s.frames.sendJSON(frameExit, report); err != nil {
 			return err
 		}
 		if program.Must && (report.Code != 0 || report.Error != "") {
 			break
 		}
 	}
-	return frames.send(frameDone, nil)
+	return nil
+}
+
+// openStdin returns the programs' standard input, nil if there is none.
+func (s *service) openStdin(given bool) (*os.File, error) {
+	if !given {
+		return nil, nil
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	go feed(s.frames, w, s.chunks)
+	return r, nil
 }
 
 func mountAll() error {
@@ -212,16 +386,15 @@ func mountAll() error {
 	return nil
 }
 
-func readPlan() (plan, error) {
-	var p plan
-	data, err := os.ReadFile(planName)
+func readJSON(name string, v any) error {
+	data, err := os.ReadFile(name)
+	if err == nil {
+		err = json.Unmarshal(data, v)
+	}
 	if err != nil {
-		return p, fmt.Errorf("read the plan: %w", err)
+		return fmt.Errorf("read %s: %w", name, err)
 	}
-	if err := json.Unmarshal(data, &p); err != nil {
-		return p, fmt.Errorf("read the plan: %w", err)
-	}
-	return p, nil
+	return nil
 }
 
 func loadModule(file string) error {
@@ -379,14 +552,18 @@ func (t *target) set(p *os.Process) {
 	t.early = nil
 }
 
-// receive takes what the host sends. chunks, with room for one, get the standard input. It waits for nothing but the host.
-func (t *target) receive(port *os.File, chunks chan<- []byte) {
+// receive takes what the host sends. chunks, with room for one, get the
+// standard input; files the archive, which is unpacked before anything else is
+// to come. It waits for nothing but the host and that.
+func (t *target) receive(port *os.File, chunks, files chan<- []byte) {
 	for {
 		kind, payload, err := readFrame(port)
 		if err != nil {
 			return
 		}
 		switch {
+		case kind == frameFiles:
+			files <- payload
 		case kind == frameStdin:
 			select {
 			case chunks <- payload:

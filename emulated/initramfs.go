@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -16,25 +17,70 @@ import (
 	"github.com/fix-project/arcavm/share"
 )
 
-// writeInitramfs writes everything the machine starts with: init, the modules,
-// the plan, the programs and the caller's files.
-func writeInitramfs(w io.Writer, init string, modules []module, p plan, cfg Config) error {
-	files := newHostFiles()
-	defer files.close()
-	if err := files.find(init, p, cfg); err != nil {
+// initName is the file that Linux runs first. Being the first in its archive it
+// has the first inode.
+const (
+	initName  = "init"
+	initInode = 1
+)
+
+// cargo is what a machine is given: the base that is the same for every run of
+// a program, and what is passed in for one run.
+type cargo struct {
+	setup        setup
+	plan         plan
+	modules      []module
+	base, passed *hostFiles
+	outbound     bool
+}
+
+// pack looks up all that a machine is given. Whatever changes in the folders
+// until close, nothing that lies outside of them is found or copied.
+func pack(init string, modules []module, cfg Config) (*cargo, error) {
+	p, err := makePlan(cfg)
+	if err != nil {
+		return nil, err
+	}
+	c := &cargo{setup: makeSetup(modules, cfg), plan: p, modules: modules, base: newHostFiles(), outbound: cfg.Outbound}
+	if err := c.base.program(initName, init); err != nil {
+		return nil, err
+	}
+	c.passed = c.base.next()
+	if err := c.passed.find(p, cfg); err != nil {
+		c.close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *cargo) close() { c.passed.close() }
+
+// writeInitramfs writes everything.
+func (c *cargo) writeInitramfs(w io.Writer) error {
+	a := newArchive(w)
+	if err := c.writeBase(a); err != nil {
 		return err
 	}
-	a := newArchive(w)
-	for i, m := range modules {
-		if err := a.bytes(p.Modules[i], m.data); err != nil {
+	return c.writePassed(a)
+}
+
+// writeBase writes init and the modules.
+func (c *cargo) writeBase(a *archive) error {
+	if err := c.base.write(a); err != nil {
+		return fmt.Errorf("pass init in: %w", err)
+	}
+	for i, m := range c.modules {
+		if err := a.bytes(c.setup.Modules[i], m.data); err != nil {
 			return err
 		}
 	}
-	data, err := json.Marshal(p)
-	if err != nil {
-		return err
-	}
-	if err := a.bytes(planName, data); err != nil {
+	return writeJSON(a, setupName, c.setup)
+}
+
+// writePassed writes the plan, the programs and the caller's files, into the
+// archive of the base or the next one.
+func (c *cargo) writePassed(a *archive) error {
+	if err := writeJSON(a, planName, c.plan); err != nil {
 		return err
 	}
 	hosts := "127.0.0.1 localhost\n::1 localhost\n"
@@ -45,21 +91,29 @@ func writeInitramfs(w io.Writer, init string, modules []module, p plan, cfg Conf
 	if err := a.bytes("etc/nsswitch.conf", []byte("hosts: files dns\n")); err != nil {
 		return err
 	}
-	if cfg.Outbound {
+	if c.outbound {
 		resolve := "nameserver " + nameServer + "\n"
 		if err := a.bytes("etc/resolv.conf", []byte(resolve)); err != nil {
 			return err
 		}
 	}
-	for _, program := range p.Programs {
+	for _, program := range c.plan.Programs {
 		if err := a.directory(string(program.Dir)); err != nil {
 			return err
 		}
 	}
-	if err := files.write(a); err != nil {
+	if err := c.passed.write(a); err != nil {
 		return fmt.Errorf("pass a file in: %w", err)
 	}
 	return a.close()
+}
+
+func writeJSON(a *archive, name string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return a.bytes(name, data)
 }
 
 // hostFile tells files of the host apart. Names with other permissions can't share one inside.
@@ -84,6 +138,7 @@ type hostFiles struct {
 	all   []copiedFile
 	names map[string]hostFile
 	links map[hostFile]uint32 // how many names each has inside
+	init  hostFile            // in the archive before; none if it is zero
 	roots []*passedFolder
 }
 
@@ -97,11 +152,19 @@ func newHostFiles() *hostFiles {
 	return &hostFiles{names: map[string]hostFile{}, links: map[hostFile]uint32{}}
 }
 
-// find looks up what is to be copied. Whatever somebody does to the folders until close, nothing that lies outside is found or copied.
-func (h *hostFiles) find(init string, p plan, cfg Config) error {
-	if err := h.program("init", init); err != nil {
-		return err
-	}
+// next returns those of an archive that continues h's. Init may get more names
+// there, if it is a program as well.
+func (h *hostFiles) next() *hostFiles {
+	init := h.names[initName]
+	h.links[init] = max(h.links[init], 2)
+	n := newHostFiles()
+	n.names, n.init = maps.Clone(h.names), init
+	n.links[init] = h.links[init]
+	return n
+}
+
+// find looks up what is to be copied.
+func (h *hostFiles) find(p plan, cfg Config) error {
 	for i, program := range cfg.Programs {
 		if err := h.program(string(p.Programs[i].Path), program.Path); err != nil {
 			return err
@@ -229,6 +292,9 @@ func (h *hostFiles) add(name string, root *passedFolder, source string, st unix.
 // write adds the files to an archive. The data of each is stored once.
 func (h *hostFiles) write(a *archive) error {
 	inodes := map[hostFile]uint32{}
+	if h.init != (hostFile{}) {
+		inodes[h.init] = initInode
+	}
 	for _, f := range h.all {
 		var err error
 		inode, again := inodes[f.host]

@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"testing/iotest"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -149,6 +152,79 @@ func TestArchiveRoundTrip(t *testing.T) {
 	})
 }
 
+// What init unpacks is what the kernel would: two archives, of which the second
+// has another name of a file in the first.
+func TestUnarchive(t *testing.T) {
+	t.Parallel()
+	var first, second bytes.Buffer
+	base := newArchive(&first)
+	inode, err := base.file(initName, 0o755, 2, 4, strings.NewReader("init"))
+	must(t, err)
+	must(t, base.close())
+	a := base.next(&second)
+	must(t, a.hardLink("bin/program", 0o755, inode, 2))
+	inode, err = a.file("a/b/one", 0o4755, 2, 3, strings.NewReader("one"))
+	must(t, err)
+	must(t, a.hardLink("a/again", 0o4755, inode, 2))
+	must(t, a.bytes("large", bytes.Repeat([]byte("x"), 3*maxFrame+1)))
+	must(t, a.symlink("link", "/a/b/one"))
+	must(t, a.directory("empty"))
+	must(t, a.close())
+
+	root := t.TempDir()
+	must(t, unarchive(&first, root, map[uint32]string{}))
+	links := map[uint32]string{initInode: filepath.Join(root, initName)}
+	must(t, unarchive(iotest.OneByteReader(&second), root, links))
+	for name, want := range map[string]struct {
+		mode  fs.FileMode
+		links uint64
+		size  int64
+	}{
+		"init": {0o755, 2, 4}, "bin/program": {0o755, 2, 4},
+		"a/b/one": {0o755 | fs.ModeSetuid, 2, 3}, "a/again": {0o755 | fs.ModeSetuid, 2, 3},
+		"large": {0o644, 1, 3*maxFrame + 1}, "link": {0o777 | fs.ModeSymlink, 1, 8},
+		"empty": {0o755 | fs.ModeDir, 2, -1}, "a": {0o755 | fs.ModeDir, 3, -1},
+	} {
+		info, err := os.Lstat(filepath.Join(root, name))
+		must(t, err)
+		if got := info.Mode(); got != want.mode {
+			t.Errorf("%s has the mode %v, want %v", name, got, want.mode)
+		}
+		// The links of a folder are the file system's own matter.
+		if got := uint64(info.Sys().(*syscall.Stat_t).Nlink); got != want.links && !info.IsDir() {
+			t.Errorf("%s has %d links, want %d", name, got, want.links)
+		}
+		if want.size >= 0 && info.Size() != want.size {
+			t.Errorf("%s has %d bytes, want %d", name, info.Size(), want.size)
+		}
+		if info.ModTime().Unix() != 0 {
+			t.Errorf("%s was changed at %v", name, info.ModTime())
+		}
+	}
+}
+
+// An archive that is damaged is an error.
+func TestUnarchiveDamaged(t *testing.T) {
+	t.Parallel()
+	var whole bytes.Buffer
+	a := newArchive(&whole)
+	must(t, a.bytes("file", []byte("content")))
+	must(t, a.symlink("link", "file"))
+	must(t, a.close())
+	for n := range whole.Len() {
+		if err := unarchive(bytes.NewReader(whole.Bytes()[:n]), t.TempDir(), map[uint32]string{}); err == nil && n < whole.Len()-3 {
+			t.Errorf("the first %d bytes of %d were enough", n, whole.Len())
+		}
+	}
+	for _, at := range []int{0, 6, 14, 100} {
+		damaged := bytes.Clone(whole.Bytes())
+		damaged[at] = 'z'
+		if err := unarchive(bytes.NewReader(damaged), t.TempDir(), map[uint32]string{}); err == nil {
+			t.Errorf("a wrong byte at %d was taken", at)
+		}
+	}
+}
+
 func TestInitramfs(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -162,16 +238,9 @@ func TestInitramfs(t *testing.T) {
 		Outbound: true,
 	}
 	modules := []module{{name: "kvm", data: []byte("module")}}
-	p, err := makePlan(modules, cfg)
+	p, err := makePlan(cfg)
 	must(t, err)
-	var b bytes.Buffer
-	must(t, writeInitramfs(&b, program, modules, p, cfg))
-	entries, err := unpack(b.Bytes())
-	must(t, err)
-	got := map[string]unpacked{}
-	for _, e := range entries {
-		got[e.Name] = e
-	}
+	got := entriesOf(t, program, modules, cfg)
 	for name, want := range map[string]string{
 		"init": string(makeELF(t, nil)), "bin/program": string(makeELF(t, nil)), "opt/again": string(makeELF(t, nil)),
 		"modules/kvm.ko": "module", "data/file": "content", "bytes": "a\x00b", "work": "", "\xFD": string(makeELF(t, nil)), "etc/resolv.conf": "nameserver 10.0.2.3\n",
@@ -191,7 +260,7 @@ func TestInitramfs(t *testing.T) {
 	}
 
 	cfg.Files = []File{{Name: "/x", Source: filepath.Join(dir, "missing")}}
-	if err := writeInitramfs(io.Discard, program, modules, p, cfg); !os.IsNotExist(unwrapAll(err)) {
+	if _, err := pack(program, modules, cfg); !os.IsNotExist(unwrapAll(err)) {
 		t.Errorf("a missing file was taken: %v", err)
 	}
 }
@@ -214,7 +283,7 @@ func TestInitramfsFolder(t *testing.T) {
 	must(t, os.Symlink("data", filepath.Join(dir, "link")))
 	must(t, os.Symlink("data/file", filepath.Join(dir, "link to file")))
 	broken := []<-chan struct{}{leased.Hold(t, filepath.Join(data, "file")), leased.Hold(t, filepath.Join(data, "\xFC"))}
-	got := entriesOf(t, Config{
+	got := entriesOf(t, program, nil, Config{
 		Programs: []Program{{Path: program}},
 		Files: []File{
 			{Name: "/a", Source: data}, {Name: "/b", Source: filepath.Join(dir, "link")},
@@ -271,14 +340,12 @@ func TestInitramfsFolderChanges(t *testing.T) {
 			must(t, os.Mkdir(filepath.Dir(file), 0o755))
 			must(t, os.WriteFile(file, []byte("content"), 0o600))
 			cfg := Config{Programs: []Program{{Path: program}}, Files: []File{{Name: "/data", Source: data}}}
-			p, err := makePlan(nil, cfg)
+			packed, err := pack(program, nil, cfg)
 			must(t, err)
-			files := newHostFiles()
-			defer files.close()
-			must(t, files.find(program, p, cfg))
+			defer packed.close()
 			must(t, c.change(file))
 			var b bytes.Buffer
-			err = files.write(newArchive(&b))
+			err = packed.writeInitramfs(&b)
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), data) {
 				t.Errorf("the error is %v, want one of %s that says %q", err, data, c.want)
 			}
@@ -289,13 +356,21 @@ func TestInitramfsFolderChanges(t *testing.T) {
 	}
 }
 
-// entriesOf are the entries of a machine's initramfs by their names.
-func entriesOf(t *testing.T, cfg Config) map[string]unpacked {
+// entriesOf are the entries of a machine's initramfs by their names. Unpacked
+// one after the other, the base and the rest give the same.
+func entriesOf(t *testing.T, init string, modules []module, cfg Config) map[string]unpacked {
 	t.Helper()
-	p, err := makePlan(nil, cfg)
+	c, err := pack(init, modules, cfg)
 	must(t, err)
-	var b bytes.Buffer
-	must(t, writeInitramfs(&b, cfg.Programs[0].Path, nil, p, cfg))
+	defer c.close()
+	var b, first, second bytes.Buffer
+	must(t, c.writeInitramfs(&b))
+	base := newArchive(&first)
+	must(t, c.writeBase(base))
+	must(t, c.writePassed(base.next(&second)))
+	if !bytes.Equal(append(first.Bytes(), second.Bytes()...), b.Bytes()) {
+		t.Error("the archives in two parts are others than the one")
+	}
 	entries, err := unpack(b.Bytes())
 	must(t, err)
 	got := map[string]unpacked{}

@@ -29,7 +29,7 @@ func TestLibraries(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	got := entriesOf(t, Config{Programs: []Program{{Path: shell}, {Path: shell, Name: "/bin/again"}}})
+	got := entriesOf(t, shell, nil, Config{Programs: []Program{{Path: shell}, {Path: shell, Name: "/bin/again"}}})
 	for _, file := range files {
 		if got[clean(file)].Data == "" {
 			t.Errorf("%s isn't passed in", file)

@@ -27,6 +27,8 @@ const (
 	frameTaken                        // to the host: the programs' standard input took the last frameStdin; another one may come
 	frameAskTime                      // to the host: what time is it?
 	frameTime                         // to init: JSON hostTime
+	frameUp                           // to the host: the link is up; the first frame
+	frameFiles                        // to init without a plan: seedSize random bytes and an archive; empty at its end
 )
 
 // maxFrame bounds a payload in either direction.

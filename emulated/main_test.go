@@ -4,11 +4,15 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,7 +38,7 @@ var programs = map[string]func() int{
 		if must2(os.Stat("/dev/kvm")).Mode()&os.ModeCharDevice == 0 {
 			return 3
 		}
-		if len(must2(Steps())) < 8 {
+		if len(must2(Steps())) < 7 {
 			return 4
 		}
 		return 0
@@ -105,12 +109,57 @@ var programs = map[string]func() int{
 		<-signals
 		return 0
 	},
+	"random": func() int {
+		b := make([]byte, 16)
+		must2(unix.Getrandom(b, 0))
+		fmt.Printf("%x %s", b, must2(os.ReadFile("/proc/sys/kernel/random/uuid")))
+		return 0
+	},
+	"describe": func() int {
+		describe()
+		return 0
+	},
 	"die": func() int {
 		if err := unix.Kill(os.Getpid(), unix.SIGKILL); err != nil {
 			return 1
 		}
 		select {}
 	},
+}
+
+// describe prints what a program can see of the machine, but for what is never
+// the same.
+func describe() {
+	must2(0, filepath.WalkDir("/", func(name string, _ fs.DirEntry, err error) error {
+		must2(0, err)
+		switch name {
+		case "/proc", "/sys", "/dev":
+			return filepath.SkipDir
+		case "/", "/steps.json", "/tell": // init's own
+			return nil
+		}
+		var st unix.Stat_t
+		must2(0, unix.Lstat(name, &st))
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			st.Size = 0
+		}
+		if name == "/tmp" { // mounted at boot
+			st.Mtim.Sec = 0
+		}
+		fmt.Println(name, st.Mode, st.Nlink, st.Size, st.Uid, st.Gid, st.Mtim.Sec)
+		return nil
+	}))
+	devices := must2(os.ReadDir("/dev"))
+	fmt.Println(devices)
+	fmt.Println(os.Environ(), os.Args[1:], must2(os.Getwd()), must2(os.Executable()))
+	for _, name := range []string{"/proc/mounts", "/proc/modules", "/proc/self/limits", "/etc/hosts", "/proc/net/route"} {
+		// Sizes that depend on the memory's, and addresses of modules.
+		changing := regexp.MustCompile(`size=\w+,nr_inodes=\w+|0xffff\w+|(?m)^Max (processes|pending signals).*`)
+		fmt.Printf("%s:\n%s", name, changing.ReplaceAll(must2(os.ReadFile(name)), nil))
+	}
+	for _, i := range must2(net.Interfaces()) {
+		fmt.Println(i.Index, i.Name, i.MTU, i.HardwareAddr, must2(i.Addrs())[0])
+	}
 }
 
 func must2[T any](v T, err error) T {
@@ -126,8 +175,25 @@ func TestMain(m *testing.M) {
 	if name := os.Getenv(programVariable); name != "" {
 		os.Exit(programs[name]())
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if made := madeSnapshots.Load(); made != nil {
+			os.RemoveAll(*made)
+		}
+		os.Exit(code)
+	}))
 }
+
+// snapshots is the folder for the snapshots of all tests.
+var (
+	madeSnapshots atomic.Pointer[string]
+	snapshots     = sync.OnceValues(func() (string, error) {
+		folder, err := os.MkdirTemp("", "arcavm-snapshots-")
+		if err == nil {
+			madeSnapshots.Store(&folder)
+		}
+		return folder, err
+	})
+)
 
 // self returns a static build of this test binary: that of the race detector is
 // none, and far too slow in the emulated machine.

@@ -1,10 +1,7 @@
 package emulated
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -32,9 +29,10 @@ func findQEMU() (string, error) {
 
 // The descriptors that QEMU inherits.
 const (
-	linkFD      = 3
-	monitorFD   = 4
-	initramfsFD = 5
+	linkFD    = 3
+	monitorFD = 4
+	filesFD   = 5 // the initramfs
+	ramFD     = 6 // of a snapshot
 )
 
 // kernelArgs keep boot short and quiet.
@@ -49,12 +47,17 @@ const kernelArgs = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off noka
 	"lsm=landlock cryptomgr.notests 8250.nr_uarts=1 i8042.noaux i8042.nokbd random.trust_cpu=on " +
 	initVariable + "=1"
 
-func qemuArgs(image string, memory, khz uint64, cfg Config) []string {
-	mebibytes := strconv.FormatUint((memory+1<<20-1)>>20, 10) + "M"
-	kernelLine := kernelArgs
-	if khz != 0 {
-		kernelLine += fmt.Sprintf(" tsc_early_khz=%d", khz)
-	}
+// hardware is what a machine consists of. A snapshot fits this hardware alone.
+type hardware struct {
+	memory  uint64 // in bytes
+	network bool
+}
+
+func (h hardware) mebibytes() string { return strconv.FormatUint((h.memory+1<<20-1)>>20, 10) + "M" }
+
+// args are QEMU's but for the memory's backend (ram), the network's and what
+// runs.
+func (h hardware) args() []string {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		// Page tables of five levels would take longer to walk.
@@ -63,9 +66,7 @@ func qemuArgs(image string, memory, khz uint64, cfg Config) []string {
 		// Interrupt lines for the heartbeat (see startHeartbeat): this machine's
 		// default leaves the HPET none but the one of the kernel's own timer.
 		"-global", "hpet.hpet-intcap=0xff0104",
-		// Not reserved: the host needn't have all of it free.
-		"-m", mebibytes, "-object", "memory-backend-ram,id=ram,reserve=off,size=" + mebibytes, "-machine", "memory-backend=ram",
-		"-kernel", image, "-initrd", fmt.Sprintf("/proc/self/fd/%d", initramfsFD), "-append", kernelLine,
+		"-m", h.mebibytes(), "-machine", "memory-backend=ram",
 		"-serial", "stdio",
 		"-chardev", fmt.Sprintf("socket,id=monitor,fd=%d", monitorFD),
 		"-mon", "chardev=monitor,mode=control",
@@ -73,17 +74,50 @@ func qemuArgs(image string, memory, khz uint64, cfg Config) []string {
 		"-device", "virtio-serial-pci,id=ports",
 		"-device", "virtserialport,bus=ports.0,chardev=link,name=" + portName,
 	}
-	if !cfg.network() {
-		return args
+	if h.network {
+		args = append(args, "-device", "virtio-net-pci,netdev=net,romfile=")
 	}
-	network := "user,id=net,ipv6=off"
-	if !cfg.Outbound {
-		network += ",restrict=on"
+	return args
+}
+
+// boot adds Linux, to be booted. khz is the frequency of the TSC, 0 if it has
+// none that counts.
+func (h hardware) boot(kernel string, khz uint64) []string {
+	line := kernelArgs
+	if khz != 0 {
+		line += fmt.Sprintf(" tsc_early_khz=%d", khz)
+	}
+	return append(h.args(), "-kernel", kernel, "-initrd", fmt.Sprintf("/proc/self/fd/%d", filesFD), "-append", line)
+}
+
+// ram is memory of the machine's own. It isn't reserved: the host needn't have
+// all of it free.
+func (h hardware) ram() []string {
+	return []string{"-object", "memory-backend-ram,id=ram,reserve=off,size=" + h.mebibytes()}
+}
+
+// ramOf is memory that lies in an inherited file. If it isn't shared, what the
+// machine changes stays its own.
+func (h hardware) ramOf(fd int, shared string) []string {
+	return []string{"-object", fmt.Sprintf("memory-backend-file,id=ram,reserve=off,share=%s,mem-path=/proc/self/fd/%d,size=%s", shared, fd, h.mebibytes())}
+}
+
+// closedNetwork is a network that leads nowhere.
+const closedNetwork = "user,id=net,ipv6=off,restrict=on"
+
+// netdev is the host's side of the network.
+func netdev(cfg Config) []string {
+	if !cfg.network() {
+		return nil
+	}
+	network := closedNetwork
+	if cfg.Outbound {
+		network = strings.TrimSuffix(network, ",restrict=on")
 	}
 	for _, p := range cfg.Publish {
 		network += "," + hostForward(p)
 	}
-	return append(args, "-netdev", network, "-device", "virtio-net-pci,netdev=net,romfile=")
+	return []string{"-netdev", network}
 }
 
 // hostForward sends connections to 127.0.0.1 inside, where both a program that
@@ -95,7 +129,7 @@ func hostForward(p Port) string {
 // machine is a QEMU process with its link to init and its monitor.
 type machine struct {
 	link    net.Conn
-	monitor net.Conn
+	monitor *monitor
 	frames  frameWriter
 	cmd     *exec.Cmd
 	ended   chan struct{} // closed when QEMU is gone
@@ -103,26 +137,26 @@ type machine struct {
 	stderr  tail          // to be read when QEMU is gone
 }
 
-// startQEMU starts QEMU; ctx's end kills it.
-func startQEMU(ctx context.Context, qemu string, initramfs *os.File, args []string) (*machine, error) {
+// startQEMU starts QEMU; ctx's end kills it. files may be nil, as ram may.
+func startQEMU(ctx context.Context, qemu string, files, ram *os.File, args []string) (*machine, error) {
 	link, linkChild, err := socketPair()
 	if err != nil {
 		return nil, err
 	}
 	defer linkChild.Close()
-	monitor, monitorChild, err := socketPair()
+	control, monitorChild, err := socketPair()
 	if err != nil {
 		link.Close()
 		return nil, err
 	}
 	defer monitorChild.Close()
 
-	m := &machine{link: link, monitor: monitor, ended: make(chan struct{})}
+	m := &machine{link: link, monitor: &monitor{conn: control}, ended: make(chan struct{})}
 	m.frames.w = link
 	m.cmd = exec.CommandContext(ctx, qemu, args...)
 	m.cmd.Stdout = &m.console
 	m.cmd.Stderr = &m.stderr
-	m.cmd.ExtraFiles = []*os.File{linkFD - 3: linkChild, monitorFD - 3: monitorChild, initramfsFD - 3: initramfs}
+	m.cmd.ExtraFiles = []*os.File{linkFD - 3: linkChild, monitorFD - 3: monitorChild, filesFD - 3: files, ramFD - 3: ram}
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{
 		// QEMU doesn't outlive this process, and a terminal's Ctrl-C is this
 		// process's to handle.
@@ -144,13 +178,13 @@ func startQEMU(ctx context.Context, qemu string, initramfs *os.File, args []stri
 	}()
 	if err := <-started; err != nil {
 		link.Close()
-		monitor.Close()
+		control.Close()
 		return nil, fmt.Errorf("start QEMU: %w", err)
 	}
 	return m, nil
 }
 
-func socketPair() (net.Conn, *os.File, error) {
+func socketPair() (*net.UnixConn, *os.File, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a socket pair: %w", err)
@@ -162,7 +196,7 @@ func socketPair() (net.Conn, *os.File, error) {
 		theirs.Close()
 		return nil, nil, fmt.Errorf("make a socket pair: %w", err)
 	}
-	return conn, theirs, nil
+	return conn.(*net.UnixConn), theirs, nil
 }
 
 // end ends QEMU and frees everything. A machine that fails (not done) ends
@@ -178,29 +212,7 @@ func (m *machine) end(done bool) {
 	_ = m.cmd.Process.Kill()
 	<-m.ended
 	m.link.Close()
-	m.monitor.Close()
-}
-
-func (m *machine) forwardSignals(ctx context.Context, signals <-chan os.Signal) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-m.ended:
-			return
-		case s, ok := <-signals:
-			if !ok {
-				return
-			}
-			number, ok := s.(syscall.Signal)
-			if !ok {
-				continue
-			}
-			if err := m.frames.send(frameSignal, []byte{byte(number)}); err != nil {
-				return
-			}
-		}
-	}
+	m.monitor.conn.Close()
 }
 
 // publish reports the host addresses of the published ports.
@@ -208,7 +220,7 @@ func (m *machine) publish(cfg Config) error {
 	if len(cfg.Publish) == 0 {
 		return nil
 	}
-	text, err := m.ask("info usernet")
+	text, err := m.monitor.human("info usernet")
 	if err != nil {
 		return fmt.Errorf("ask QEMU for the published ports: %w", err)
 	}
@@ -271,60 +283,4 @@ func matchPorts(text string, ports []Port, found func(Port)) error {
 		}
 	}
 	return nil
-}
-
-// ask sends one command of the human monitor through QMP
-// (docs/interop/qmp-spec.txt) and returns what it prints.
-func (m *machine) ask(command string) (string, error) {
-	if err := m.monitor.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
-		return "", err
-	}
-	answers := bufio.NewScanner(m.monitor)
-	answers.Buffer(nil, 1<<20)
-	next := func() (json.RawMessage, error) {
-		for answers.Scan() {
-			var answer struct {
-				QMP    json.RawMessage
-				Return json.RawMessage
-				Error  *struct{ Desc string }
-			}
-			if err := json.Unmarshal(answers.Bytes(), &answer); err != nil {
-				return nil, err
-			}
-			switch {
-			case answer.Error != nil:
-				return nil, errors.New(answer.Error.Desc)
-			case answer.QMP != nil:
-				return answer.QMP, nil
-			case answer.Return != nil:
-				return answer.Return, nil
-			}
-		}
-		if err := answers.Err(); err != nil {
-			return nil, err
-		}
-		return nil, errors.New("QEMU closed its monitor")
-	}
-	if _, err := next(); err != nil {
-		return "", err
-	}
-	if _, err := fmt.Fprintln(m.monitor, `{"execute": "qmp_capabilities"}`); err != nil {
-		return "", err
-	}
-	if _, err := next(); err != nil {
-		return "", err
-	}
-	line, err := json.Marshal(command)
-	if err != nil {
-		return "", err
-	}
-	if _, err := fmt.Fprintf(m.monitor, `{"execute": "human-monitor-command", "arguments": {"command-line": %s}}`+"\n", line); err != nil {
-		return "", err
-	}
-	answer, err := next()
-	if err != nil {
-		return "", err
-	}
-	var text string
-	return text, json.Unmarshal(answer, &text)
 }

@@ -79,8 +79,9 @@ type Config struct {
 	Programs []Program // run one after the other
 	Files    []File
 	Publish  []Port
-	// OnPublish, if set, is called once per port in Publish, from Run's
-	// goroutine, with the host address that it got.
+	// OnPublish, if set, is called for each port in Publish, from Run's
+	// goroutine, with the host address that it got; again with another one if a
+	// machine can't be resumed and one is booted instead.
 	OnPublish func(Port)
 	// OnStep, if set, is called from Run's goroutine with what it begins to do,
 	// as "booting Linux 6.1", before what takes a second or more. After the
@@ -121,6 +122,8 @@ type Config struct {
 	Memory uint64
 	// Limit bounds the whole run; default DefaultLimit.
 	Limit time.Duration
+
+	snapshots string // the folder for them, in tests
 }
 
 // Exit says how a program ended.
@@ -170,81 +173,144 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 }
 
 func runMachine(ctx context.Context, cfg Config) (Result, error) {
-	counter := readTicks()
-	result := Result{Steps: slices.Clone(cfg.Steps)}
-	done := func(name string) { result.Steps = append(result.Steps, Step{name, time.Now()}) }
-	qemu, err := findQEMU()
-	if err != nil {
-		return result, err
+	r := &session{cfg: cfg, ticks: readTicks(), step: cfg.OnStep, result: Result{Steps: slices.Clone(cfg.Steps)}}
+	if r.step == nil {
+		r.step = func(string) {}
 	}
-	step := cfg.OnStep
-	if step == nil {
-		step = func(string) {}
+	ctx, cancel := context.WithCancelCause(ctx)
+	r.cancel = cancel
+	err := r.all(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
 	}
-	kernel, err := findKernel(ctx, cfg.Kernel, step)
-	if err != nil {
-		return result, err
+	cancel(nil)
+	r.signals.end()
+	return r.result, err
+}
+
+// run is the state of Run.
+type session struct {
+	cfg     Config
+	ticks   ticks // at the start
+	qemu    string
+	kernel  kernel
+	cargo   *cargo
+	stdin   *stdin
+	step    func(string)
+	signals *signalRelay
+	cancel  context.CancelCauseFunc
+	booting time.Time // when the first QEMU was started
+	ready   bool      // the programs run: there is no other try
+	result  Result
+}
+
+func (r *session) done(name string) {
+	r.result.Steps = append(r.result.Steps, Step{name, time.Now()})
+}
+
+// all resumes a machine or boots one, and runs the programs.
+func (r *session) all(ctx context.Context) error {
+	r.signals = relaySignals(ctx, r.cfg.Signals)
+	if err := r.pack(ctx); err != nil {
+		return err
 	}
-	done("Linux kernel found")
-	result.Kernel = filepath.Base(kernel.modules)
-	initramfs, size, err := buildInitramfs(kernel, cfg)
+	defer r.cargo.close()
+	var err error
+	if r.stdin, err = newStdin(r.cfg.Stdin); err != nil {
+		return err
+	}
+	defer r.stdin.end()
+	if err = r.resume(ctx); err == nil || r.ready || ctx.Err() != nil {
+		return err
+	}
+	return r.boot(ctx)
+}
+
+// pack finds all that a machine takes.
+func (r *session) pack(ctx context.Context) (err error) {
+	if r.qemu, err = findQEMU(); err != nil {
+		return err
+	}
+	if r.kernel, err = findKernel(ctx, r.cfg.Kernel, r.step); err != nil {
+		return err
+	}
+	r.done("Linux kernel found")
+	r.result.Kernel = filepath.Base(r.kernel.modules)
+	init := r.cfg.Init
+	if init == "" {
+		if init, err = os.Executable(); err != nil {
+			return fmt.Errorf("find this program's own file: %w", err)
+		}
+	}
+	names := []string{"virtio_pci", "virtio_console", "kvm_amd"}
+	if r.cfg.network() {
+		names = append(names, "virtio_net")
+	}
+	modules, err := loadModules(r.kernel.modules, names)
 	if err != nil {
-		return result, err
+		return err
+	}
+	r.cargo, err = pack(init, modules, r.cfg)
+	return err
+}
+
+// boot boots a machine with all files in its initramfs.
+func (r *session) boot(ctx context.Context) error {
+	initramfs, size, err := writeFiles(r.cargo.writeInitramfs)
+	if err != nil {
+		return err
 	}
 	defer initramfs.Close()
-	done("files packed")
-
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	booting := time.AfterFunc(bootLimit, func() {
-		cancel(fmt.Errorf("%w: the emulated machine did not boot within %v", ErrLimit, bootLimit))
+	r.done("files packed")
+	memory, err := memorySize(size, r.cfg.Memory)
+	if err != nil {
+		return err
+	}
+	h := hardware{memory: memory, network: r.cfg.network()}
+	r.step("booting Linux " + r.result.Kernel + " in QEMU, which takes 3 to 30 seconds")
+	args := slices.Concat(h.boot(r.kernel.image, r.ticks.khz()), h.ram(), netdev(r.cfg))
+	limit := time.AfterFunc(bootLimit, func() {
+		r.cancel(fmt.Errorf("%w: the emulated machine did not boot within %v", ErrLimit, bootLimit))
 	})
-	defer booting.Stop()
-	memory, err := memorySize(size, cfg.Memory)
+	defer limit.Stop()
+	m, err := r.start(ctx, initramfs, nil, args)
 	if err != nil {
-		return result, err
+		return err
 	}
-	step("booting Linux " + result.Kernel + " in QEMU, which takes 3 to 30 seconds")
-	started := time.Now()
-	m, err := startQEMU(ctx, qemu, initramfs, qemuArgs(kernel.image, memory, counter.khz(), cfg))
-	if err != nil {
-		return result, err
-	}
-	done("QEMU started")
-	stopped := make(chan struct{})
-	defer func() { <-stopped }()
-	go func() {
-		defer close(stopped)
-		m.forwardSignals(ctx, cfg.Signals)
-	}()
-	defer cancel(nil)
-	stdin, err := newStdin(cfg.Stdin)
-	if err != nil {
-		m.end(true)
-		return result, err
-	}
-
-	err = m.publish(cfg)
-	if err == nil {
-		err = m.follow(cfg, &result, stdin, func() {
-			booting.Stop()
-			result.Boot = time.Since(started)
-			if cfg.OnReady != nil {
-				cfg.OnReady()
-			}
-			stdin.start(m)
-		})
+	r.signals.attach(m)
+	if err = m.publish(r.cfg); err == nil {
+		err = m.follow(r, func() { limit.Stop() })
 	}
 	m.end(err == nil)
-	stdin.end()
-	result.Console = m.console.String()
-	if err != nil && ctx.Err() != nil {
-		return result, context.Cause(ctx)
+	r.result.Console = m.console.String()
+	if err != nil && ctx.Err() == nil {
+		return m.explain(err)
 	}
+	return err
+}
+
+// start starts a QEMU.
+func (r *session) start(ctx context.Context, files, ram *os.File, args []string) (*machine, error) {
+	if r.booting.IsZero() {
+		r.booting = time.Now()
+	}
+	m, err := startQEMU(ctx, r.qemu, files, ram, args)
 	if err != nil {
-		return result, m.explain(err)
+		return nil, err
 	}
-	return result, nil
+	r.done("QEMU started")
+	return m, nil
+}
+
+// begin notes that the programs begin to run.
+func (r *session) begin(m *machine, inside []Step) {
+	r.ready = true
+	r.result.Steps = append(r.result.Steps, inside...)
+	r.result.Boot = time.Since(r.booting)
+	if r.cfg.OnReady != nil {
+		r.cfg.OnReady()
+	}
+	r.stdin.start(m)
 }
 
 // memorySize is that of a machine whose initramfs has a size. More than this
@@ -257,33 +323,13 @@ func memorySize(initramfs int64, asked uint64) (uint64, error) {
 	return baseMemory + 3*uint64(initramfs) + min(asked, (host.Totalram+host.Totalswap)*uint64(host.Unit)), nil
 }
 
-// buildInitramfs returns an unnamed file, and its size.
-func buildInitramfs(k kernel, cfg Config) (*os.File, int64, error) {
-	init := cfg.Init
-	if init == "" {
-		self, err := os.Executable()
-		if err != nil {
-			return nil, 0, fmt.Errorf("find this program's own file: %w", err)
-		}
-		init = self
-	}
-	names := []string{"virtio_pci", "virtio_console", "kvm_amd"}
-	if cfg.network() {
-		names = append(names, "virtio_net")
-	}
-	modules, err := loadModules(k.modules, names)
-	if err != nil {
-		return nil, 0, err
-	}
-	p, err := makePlan(modules, cfg)
-	if err != nil {
-		return nil, 0, err
-	}
+// writeFiles returns an unnamed file with what write writes, and its size.
+func writeFiles(write func(io.Writer) error) (*os.File, int64, error) {
 	f, err := unnamedFile()
 	if err != nil {
 		return nil, 0, err
 	}
-	err = writeInitramfs(f, init, modules, p, cfg)
+	err = write(f)
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		err = fmt.Errorf("make the initramfs (TMPDIR says in which folder): %w", err)
 	}
@@ -308,11 +354,16 @@ func unnamedFile() (*os.File, error) {
 	return f, nil
 }
 
-func makePlan(modules []module, cfg Config) (plan, error) {
-	p := plan{Network: cfg.network(), Stdin: cfg.Stdin != nil}
+func makeSetup(modules []module, cfg Config) setup {
+	s := setup{Network: cfg.network()}
 	for _, m := range modules {
-		p.Modules = append(p.Modules, "/modules/"+m.name+".ko")
+		s.Modules = append(s.Modules, "/modules/"+m.name+".ko")
 	}
+	return s
+}
+
+func makePlan(cfg Config) (plan, error) {
+	p := plan{Stdin: cfg.Stdin != nil}
 	if len(cfg.Programs) == 0 {
 		return p, errors.New("there is no program to run")
 	}
@@ -334,47 +385,38 @@ func makePlan(modules []module, cfg Config) (plan, error) {
 
 func (cfg Config) network() bool { return cfg.Outbound || len(cfg.Publish) > 0 }
 
-// follow reads what init sends until everything is done.
-func (m *machine) follow(cfg Config, result *Result, stdin *stdin, ready func()) error {
-	stdout, stderr := orDiscard(cfg.Stdout), orDiscard(cfg.Stderr)
+// follow reads what init sends until everything is done. ready is called when
+// the programs are about to run.
+func (m *machine) follow(r *session, ready func()) error {
+	stdout, stderr := orDiscard(r.cfg.Stdout), orDiscard(r.cfg.Stderr)
 	for {
 		kind, payload, err := readFrame(m.link)
 		if err != nil {
 			return err
 		}
 		switch kind {
+		case frameUp:
 		case frameAskTime:
-			err = m.frames.sendJSON(frameTime, hostTime{time.Now(), result.Steps})
+			err = m.frames.sendJSON(frameTime, hostTime{time.Now(), r.result.Steps})
 		case frameReady:
 			var steps []Step
 			if err := json.Unmarshal(payload, &steps); err != nil {
 				return fmt.Errorf("read how the machine started: %w", err)
 			}
-			result.Steps = append(result.Steps, steps...)
+			r.begin(m, steps)
 			ready()
 		case frameStdout:
 			_, err = stdout.Write(payload)
 		case frameStderr:
 			_, err = stderr.Write(payload)
 		case frameTaken:
-			stdin.more()
+			r.stdin.more()
 		case frameTold:
-			if cfg.OnTold != nil {
-				cfg.OnTold(payload)
+			if r.cfg.OnTold != nil {
+				r.cfg.OnTold(payload)
 			}
 		case frameExit:
-			var report exitReport
-			if err := json.Unmarshal(payload, &report); err != nil {
-				return fmt.Errorf("read how a program ended: %w", err)
-			}
-			if report.Error != "" {
-				return fmt.Errorf("run %s in the emulated machine: %s", cfg.Programs[report.Program].Path, report.Error)
-			}
-			exit := Exit{Code: report.Code, Signal: syscall.Signal(report.Signal), Duration: report.Duration}
-			result.Exits = append(result.Exits, exit)
-			if cfg.OnExit != nil {
-				cfg.OnExit(report.Program, exit)
-			}
+			err = r.exited(payload)
 		case frameFailed:
 			err = fmt.Errorf("the emulated machine's init: %s", payload)
 		case frameDone:
@@ -384,6 +426,23 @@ func (m *machine) follow(cfg Config, result *Result, stdin *stdin, ready func())
 			return err
 		}
 	}
+}
+
+// exited notes how a program ended.
+func (r *session) exited(payload []byte) error {
+	var report exitReport
+	if err := json.Unmarshal(payload, &report); err != nil {
+		return fmt.Errorf("read how a program ended: %w", err)
+	}
+	if report.Error != "" {
+		return fmt.Errorf("run %s in the emulated machine: %s", r.cfg.Programs[report.Program].Path, report.Error)
+	}
+	exit := Exit{Code: report.Code, Signal: syscall.Signal(report.Signal), Duration: report.Duration}
+	r.result.Exits = append(r.result.Exits, exit)
+	if r.cfg.OnExit != nil {
+		r.cfg.OnExit(report.Program, exit)
+	}
+	return nil
 }
 
 func orDiscard(w io.Writer) io.Writer {

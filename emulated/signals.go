@@ -1,0 +1,61 @@
+package emulated
+
+import (
+	"context"
+	"os"
+	"sync"
+	"syscall"
+)
+
+// signalRelay passes signals on to the machine there is. One that has begun to
+// resume may be given up for another, which gets all that came before, too.
+type signalRelay struct {
+	mu      sync.Mutex
+	machine *machine // nil: none yet
+	passed  []byte
+	running sync.WaitGroup
+}
+
+// relaySignals relays until ctx is done. It may be ended before that.
+func relaySignals(ctx context.Context, signals <-chan os.Signal) *signalRelay {
+	r := &signalRelay{}
+	r.running.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case s, ok := <-signals:
+				if !ok {
+					return
+				}
+				if number, ok := s.(syscall.Signal); ok {
+					r.pass(byte(number))
+				}
+			}
+		}
+	})
+	return r
+}
+
+func (r *signalRelay) pass(number byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.passed = append(r.passed, number)
+	if r.machine != nil {
+		// One that is off needs no signal.
+		_ = r.machine.frames.send(frameSignal, []byte{number})
+	}
+}
+
+// attach makes m the machine that gets the signals.
+func (r *signalRelay) attach(m *machine) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.machine = m
+	for _, number := range r.passed {
+		_ = m.frames.send(frameSignal, []byte{number})
+	}
+}
+
+// end waits for the relay's end, which its context's has begun.
+func (r *signalRelay) end() { r.running.Wait() }
