@@ -33,12 +33,12 @@ type gate struct {
 
 	// mu comes after all other locks of this package.
 	mu     sync.Mutex
-	opened sync.Cond // the state isn't paused any more
+	opened sync.Cond // broadcast when the state leaves paused
 	holds  int       // callers for which the CPUs stay out
 	pauses int       // holds that Resume ends
 	inside int       // CPUs at placeInside
-	// quiet is made when the state leaves running, and closed when no CPU is
-	// inside any more.
+	// quiet is made when the state leaves running, and closed when the last CPU
+	// that was inside has come out.
 	quiet chan struct{}
 	// resumed is when the last pause ended; zero: there was none.
 	resumed time.Time
@@ -69,15 +69,15 @@ func newGate() *gate {
 // ending reports whether the VM ends.
 func (g *gate) ending() bool { return g.state.Load() == gateEnding }
 
-// arrive says that a CPU's thread will come to enter.
+// arrive says that a CPU's thread is about to start, and then calls enter.
 func (g *gate) arrive(c *cpu) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	c.place = placeWaiting
 }
 
-// enter lets a CPU's thread in as soon as the state isn't paused. When the VM
-// ends it returns, too, and the thread stays outside.
+// enter is called by a CPU's thread that wants to go inside. It waits while the
+// state is paused. If the VM ends it returns without letting the thread in.
 func (g *gate) enter(c *cpu) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -90,8 +90,7 @@ func (g *gate) enter(c *cpu) {
 	}
 }
 
-// leave says that a CPU's thread has gone to another place than inside, if it
-// was there.
+// leave says that a CPU's thread is at another place than inside.
 func (g *gate) leave(c *cpu, to place) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -112,7 +111,7 @@ func (g *gate) pass(c *cpu) {
 	g.enter(c)
 }
 
-// settle tells the holders when no CPU is inside any more. mu is held.
+// settle tells the holders when the last CPU is out. mu is held.
 func (g *gate) settle() {
 	if g.inside == 0 && g.state.Load() != gateRunning {
 		close(g.quiet)

@@ -117,6 +117,32 @@ func TestGate(t *testing.T) {
 	v.gate.release()
 }
 
+// The watchdog counts a CPU as idle only when no pause has held it for a while;
+// a report's hold doesn't matter.
+func TestGateRanFor(t *testing.T) {
+	t.Parallel()
+	v := newGated(1)
+	want := func(when string, d time.Duration, ran bool) {
+		t.Helper()
+		if v.gate.ranFor(d) != ran {
+			t.Errorf("%s: ranFor(%v) is %v", when, d, !ran)
+		}
+	}
+	want("never paused", time.Hour, true)
+	<-v.hold()
+	v.gate.release()
+	want("after a report", time.Hour, true)
+	if err := v.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want("paused", 0, false)
+	if err := v.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	want("just resumed", time.Hour, false)
+	want("resumed", 0, true)
+}
+
 // A pause that is given up leaves nothing behind.
 func TestPauseCancelled(t *testing.T) {
 	t.Parallel()

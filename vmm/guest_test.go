@@ -279,6 +279,10 @@ func TestNothingIsLeft(t *testing.T) {
 		g.WaitLog("idle")
 		g.Cancel()
 		g.Wait()
+		g = vmmtest.Boot(t, vmm.Config{Image: vmmtest.Image(t, "count"), CPUs: 2})
+		pause(t, g.VM)
+		g.Cancel()
+		g.Wait()
 		unused, err := vmm.New(vmm.Config{Image: vmmtest.Image(t, "idle")})
 		if err != nil {
 			t.Fatal(err)

@@ -8,13 +8,14 @@ import (
 	"github.com/fix-project/arcavm/vmm/image"
 )
 
-// view is what a CPU was doing, without names.
+// view is what a CPU was doing, its backtrace still without names.
 type view struct {
 	state CPUState
 	trace trace
 }
 
-// named adds the backtrace, which takes no guest.
+// named returns the state with its backtrace. It needs the image only, so the
+// CPUs may be in the guest meanwhile.
 func (s view) named(img *image.Image) CPUState {
 	if s.state.Registers != nil {
 		s.state.Backtrace = s.trace.frames(img)
@@ -26,17 +27,20 @@ const (
 	// inspectPatience is how long all CPUs together have to leave the guest.
 	inspectPatience = time.Second
 	// peekPatience is how long the kernel has to tell the registers of the CPUs
-	// that didn't.
+	// that haven't left by then.
 	peekPatience = time.Second / 4
 )
 
 // Report says what every CPU is doing: registers and backtrace, and the last
-// log records. The guest is interrupted and goes on. That takes 1.25 seconds at
-// most, however stuck the guest or the monitor is, and a CPU that can't be
-// reached until then is shown with what is known; the first time the image's
-// symbols and debug information are read, too. It may be called from New to the
-// end of [VM.Run], then it returns [ErrClosed]. A function of the [Config] may
-// call it; the CPU that waits for it is one that can't be reached.
+// log records. It takes the CPUs out of the guest while it looks; then they go
+// on, unless the VM is paused. It may be called from New to the end of
+// [VM.Run], and then returns [ErrClosed].
+//
+// It takes 1.25 seconds at most, however stuck the guest or the monitor is, and
+// the first time as long as reading the image's symbols and debug information
+// needs. A CPU that can't be reached until then is shown with what is known. A
+// function of the [Config] may call it; the CPU that waits for that function is
+// one that can't be reached.
 func (v *VM) Report() (*Report, error) {
 	v.inspecting.Lock()
 	defer v.inspecting.Unlock()
@@ -86,8 +90,9 @@ func (c *cpu) inspect(at place, stop time.Time) view {
 	}
 }
 
-// peek looks at a CPU whose registers the kernel may not tell: if it is in the
-// guest, the call that asks for them ends when it has left.
+// peek looks at a CPU that isn't at the gate. The kernel tells no registers of
+// a CPU that is in the guest: the call returns when the CPU has left it, which
+// may be after stop.
 func (c *cpu) peek(activity Activity, stop time.Time) view {
 	s := view{state: CPUState{CPU: c.index, Activity: activity}}
 	registers := make(chan *Registers, 1)

@@ -82,7 +82,10 @@ func TestPause(t *testing.T) {
 	for _, mode := range []string{"spin", "call", "print"} {
 		for _, cpus := range []int{1, 2, 4, vmm.MaxCPUs} {
 			t.Run(fmt.Sprintf("%s/%d CPUs", mode, cpus), func(t *testing.T) {
-				g := vmmtest.Boot(t, vmm.Config{Image: vmmtest.Image(t, "count"), Args: []string{mode}, CPUs: cpus, Console: &sequence{t: t}})
+				g := vmmtest.Boot(t, vmm.Config{
+					Image: vmmtest.Image(t, "count"), Args: []string{mode}, CPUs: cpus,
+					Console: &sequence{t: t},
+				})
 				g.WaitLog("counting")
 				at := make([]uint64, cpus)
 				for range 20 {
@@ -123,7 +126,9 @@ func standsStill(t *testing.T, vm *vmm.VM) []uint64 {
 // Pauses are counted, and a VM can be paused before it runs.
 func TestPauseBeforeTheStart(t *testing.T) {
 	t.Parallel()
-	vm, err := vmm.New(vmm.Config{Image: vmmtest.Image(t, "hello"), Args: []string{"--exit", "7"}, CPUs: 2})
+	vm, err := vmm.New(vmm.Config{
+		Image: vmmtest.Image(t, "hello"), Args: []string{"--exit", "7"}, CPUs: 2,
+	})
 	if err != nil {
 		vmmtest.Unavailable(t, err)
 	}
@@ -251,7 +256,9 @@ func TestEndWhilePaused(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			vm, err := vmm.New(vmm.Config{Image: vmmtest.Image(t, "count"), Args: []string{"call"}, CPUs: 4})
+			vm, err := vmm.New(vmm.Config{
+				Image: vmmtest.Image(t, "count"), Args: []string{"call"}, CPUs: 4,
+			})
 			if err != nil {
 				vmmtest.Unavailable(t, err)
 			}
@@ -273,8 +280,10 @@ func TestEndWhilePaused(t *testing.T) {
 			if !errors.Is(err, c.want) {
 				t.Errorf("the run ended with %v", err)
 			}
-			if hang := (*vmm.HangError)(nil); errors.As(err, &hang) && (len(hang.CPUs) != 4 || hang.CPUs[3].Registers == nil) {
-				t.Errorf("the CPUs were %+v", hang.CPUs)
+			if hang := (*vmm.HangError)(nil); errors.As(err, &hang) {
+				if len(hang.CPUs) != 4 || hang.CPUs[3].Registers == nil {
+					t.Errorf("the CPUs were %+v", hang.CPUs)
+				}
 			}
 			if err := vm.Resume(); !errors.Is(err, vmm.ErrClosed) {
 				t.Errorf("Resume returned %v", err)
@@ -375,7 +384,9 @@ func TestPauseAgainstEnds(t *testing.T) {
 			name := fmt.Sprintf("%s %s/%d CPUs", c.name, strings.Join(c.args, " "), cpus)
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				g := vmmtest.Boot(t, vmm.Config{Image: vmmtest.Image(t, c.name), Args: c.args, CPUs: cpus, Console: io.Discard})
+				g := vmmtest.Boot(t, vmm.Config{
+					Image: vmmtest.Image(t, c.name), Args: c.args, CPUs: cpus, Console: io.Discard,
+				})
 				m := meddle(t, g.VM)
 				if c.wait != "" {
 					g.WaitLog(c.wait)
@@ -401,7 +412,9 @@ func echoGuests(t *testing.T, test func(t *testing.T, g *vmmtest.Guest)) {
 	for _, cpus := range []int{1, 2, 4} {
 		t.Run(fmt.Sprintf("streams/%d CPUs", cpus), func(t *testing.T) {
 			t.Parallel()
-			test(t, vmmtest.Boot(t, vmm.Config{Image: vmmtest.Image(t, "echo"), Args: []string{"127.0.0.1:0"}, CPUs: cpus}))
+			test(t, vmmtest.Boot(t, vmm.Config{
+				Image: vmmtest.Image(t, "echo"), Args: []string{"127.0.0.1:0"}, CPUs: cpus,
+			}))
 		})
 		t.Run(fmt.Sprintf("rpc/%d CPUs", cpus), func(t *testing.T) {
 			test(t, rpcBoot(t, vmm.Config{CPUs: cpus}, "rpc-echo", "127.0.0.1", "0"))
