@@ -2,14 +2,16 @@ package pipes
 
 import "math/bits"
 
-// buddy allocates runs of pages, a power of two each, out of a region. All its state is private. It isn't safe for concurrent use.
+// buddy allocates runs of pages, a power of two each, out of a region. All its
+// state is private: a guest can't write there. It isn't safe for concurrent
+// use.
 type buddy struct {
 	pages uint32
 	free  [maxOrder + 1][]uint32
 	at    map[block]int // where a free block stands in its list
 }
 
-// block is 1<<order pages from page on. Blocks of one order lie on multiples of their size.
+// block is 1<<order pages from page on. A block lies at a multiple of its size.
 type block struct {
 	page  uint32
 	order uint8

@@ -11,7 +11,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// freeBlocks is the allocator's state in an order that history doesn't change.
+// freeBlocks is the allocator's state in an order that doesn't depend on its
+// history.
 func (a *buddy) freeBlocks() map[block]bool {
 	m := make(map[block]bool)
 	for order, list := range a.free {
@@ -110,7 +111,9 @@ func newTestTable(t testing.TB, size int, o Options) *Table {
 	return tab
 }
 
-// 10,000 pipes, hundreds at a time, leave the allocator as it was, all pages but a bounded rest released, in far fewer calls than frees.
+// After 10,000 pipes, hundreds at a time, the allocator is as it was, all pages
+// but a bounded rest are released, and that in far fewer calls than blocks were
+// freed.
 func TestChurn(t *testing.T) {
 	t.Parallel()
 	var calls, bytes atomic.Int64
@@ -138,7 +141,8 @@ func TestChurn(t *testing.T) {
 		}
 		for _, p := range live {
 			finishBoth(t, tab, p)
-			// What is given back together must not depend on how fast it was the last time.
+			// How many blocks are given back together must not depend on how
+			// fast the last trim was.
 			tab.mu.Lock()
 			settle(tab)
 			tab.mu.Unlock()

@@ -1,13 +1,13 @@
 package pipes
 
-// audited is what the watchdog's last look found at a half of the monitor's end,
-// about both ends of the ring.
+// audited is what the watchdog's last look found at a half of the monitor's
+// end, about both ends of the ring.
 type audited struct {
 	suspect bool // this end waits, and the signal for it is missing
 
 	// Whether the other end sleeps, only it knows: it may wait for more than is
-	// there. So it is nudged, once, which is always allowed, and if it goes on then,
-	// it was asleep.
+	// there. So it is nudged, once, which is always allowed, and if it goes on
+	// then, it was asleep.
 	other  auditState
 	late   bool   // the other end was nudged while the guest's CPUs were busy
 	theirs uint64 // its cursor at the last look
@@ -22,8 +22,8 @@ func (h *half) ringName() string {
 	return "outgoing"
 }
 
-// auditMine reports, without mu, whether a notification for this end is missing,
-// and whether the last look, in the same sleep, found that too.
+// auditMine reports, without mu, whether a notification for this end is
+// missing, and whether the last look, in the same sleep, found that too.
 func (h *half) auditMine() (suspect, again bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -32,8 +32,8 @@ func (h *half) auditMine() (suspect, again bool) {
 	return h.audited.suspect, before && h.audited.suspect
 }
 
-// unnotified reports whether the other end owes a notification. It leaves what was
-// seen as it is, and a broken ring to those who use it.
+// unnotified reports whether the other end owes a notification. It leaves what
+// was seen as it is, and a broken ring to those who use it.
 func (h *half) unnotified() bool {
 	want := uint64(h.waiting.bytes)
 	if h.hooks.ready != nil {
@@ -58,8 +58,9 @@ func (h *half) unnotified() bool {
 	return h.shared.mine.waiting.Load() == 0 || !h.producer || n == h.cursor.size
 }
 
-// auditTheirs reports, without mu, whether the other end is suspect, whether the
-// caller has to signal it, and whether it has gone on since it was nudged so.
+// auditTheirs reports, without mu, whether the other end is suspect, whether
+// the caller has to signal it, and whether it has gone on since it was nudged
+// so.
 func (h *half) auditTheirs() (suspect, nudge, forgotten bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -80,8 +81,8 @@ func (h *half) auditTheirs() (suspect, nudge, forgotten bool) {
 	case s.other == suspected && still:
 		if nudge = h.claim(); nudge {
 			s.other = nudged
-			// A producer that keeps a signal back and doesn't sleep here is on the
-			// way to send it, or to more bytes.
+			// A producer that keeps a signal back and doesn't sleep here is on
+			// the way to send it, or to more bytes.
 			s.late = h.kept.bytes > 0 && h.waiting.bytes == 0
 		}
 	default:
@@ -109,8 +110,9 @@ func (h *half) owes() bool {
 	return n < h.cursor.size && (h.producer || n <= h.kept.reserve || h.waiting.bytes != 0)
 }
 
-// wentOn reports whether the other end has gone on after it was nudged, because of
-// that: nothing else can have woken it, or it found all there that a ring holds.
+// wentOn reports whether the other end has gone on after it was nudged, because
+// of that: nothing else can have woken it, or it found all there that a ring
+// holds.
 func (h *half) wentOn() bool {
 	s := &h.audited
 	if s.other != nudged || h.shared.theirs.cursor.Load() == s.theirs {

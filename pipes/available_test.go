@@ -14,7 +14,8 @@ import (
 	"github.com/fix-project/arcavm/pipes/pipestest"
 )
 
-// collector takes what a pipe brings by WriteAvailable, without a goroutine of its own while there is nothing.
+// collector takes what a pipe brings by WriteAvailable. It has no goroutine
+// while there is nothing.
 type collector struct {
 	pipe *pipes.Pipe
 	got  bytes.Buffer
@@ -29,7 +30,8 @@ func (c *collector) collect() {
 	}
 }
 
-// drain tries, then subscribes, until f is what goes on.
+// drain tries, then subscribes, as often as it takes. After nil f is called, or
+// was.
 func drain(p *pipes.Pipe, w io.Writer, f func()) error {
 	for {
 		if _, err := p.WriteAvailable(w); err != nil || p.SubscribeReadable(f) {
@@ -38,7 +40,8 @@ func drain(p *pipes.Pipe, w io.Writer, f func()) error {
 	}
 }
 
-// All bytes arrive, each once, whoever the collector's turns fall to: the guest's goroutine, or the one that the guest's writes race with.
+// All bytes arrive, each once, on whichever goroutine the collector runs: that
+// of the guest's write, or another that races with it.
 func TestWriteAvailable(t *testing.T) {
 	t.Parallel()
 	for name, goes := range map[string]func(func()){
@@ -80,7 +83,7 @@ func TestWriteAvailable(t *testing.T) {
 	}
 }
 
-// What ends a pipe is told at once where something waits for it, and by the next call otherwise.
+// The end of a pipe is told at once to a subscriber, and else by the next call.
 func TestWriteAvailableEnds(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

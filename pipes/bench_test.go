@@ -77,7 +77,8 @@ func BenchmarkCopy(b *testing.B) {
 	}
 }
 
-// BenchmarkZeroCopy moves 64 MiB by ReadFrom and WriteTo: the rings' own cost, no byte is touched.
+// BenchmarkZeroCopy moves 64 MiB by ReadFrom and WriteTo: the rings' own cost,
+// as no byte is touched.
 func BenchmarkZeroCopy(b *testing.B) {
 	const total = 64 << 20
 	for _, size := range []uint32{16 << 10, 256 << 10, 1 << 20} {
@@ -111,7 +112,8 @@ func BenchmarkZeroCopy(b *testing.B) {
 	}
 }
 
-// BenchmarkRoundTrip sends 64 bytes to the guest and back, with a wake-up each time.
+// BenchmarkRoundTrip sends 64 bytes to the guest and back, with a wake-up each
+// way.
 func BenchmarkRoundTrip(b *testing.B) {
 	host, guest := pipestest.NewPair(b, 4096)
 	done := make(chan error, 1)
@@ -137,7 +139,8 @@ func BenchmarkRoundTrip(b *testing.B) {
 	b.ReportMetric(float64(s.Write.Signals+s.Read.Wakes)/float64(b.N), "signals/op")
 }
 
-// BenchmarkTCP moves 64 MiB between a loopback TCP connection and a guest that only moves cursors: what a relayed stream costs.
+// BenchmarkTCP moves 64 MiB between a loopback TCP connection and a guest that
+// only moves cursors: what a relayed stream costs.
 func BenchmarkTCP(b *testing.B) {
 	const total = 64 << 20
 	for _, way := range []string{"out", "in"} {
@@ -237,7 +240,8 @@ func tcpPair(b *testing.B) (near, far net.Conn) {
 	return near, far
 }
 
-// BenchmarkOpenClose makes pipes, opens them at the guest, and closes both ends.
+// BenchmarkOpenClose makes pipes, opens them at the guest, and closes both
+// ends.
 func BenchmarkOpenClose(b *testing.B) {
 	g := pipestest.New(b, 16<<20, pipes.Options{})
 	b.ReportAllocs()

@@ -19,7 +19,7 @@ import (
 
 const testTimeout = 20 * time.Second
 
-// deadlines makes a test fail with an error, not hang.
+// deadlines makes a test fail with an error where it would hang.
 func deadlines(t testing.TB, conns ...*pipes.Pipe) {
 	t.Helper()
 	for _, c := range conns {
@@ -49,7 +49,8 @@ func fill(n int, salt byte) []byte {
 	return b
 }
 
-// ends runs a test for both assignments of monitor and guest to two names.
+// ends runs a test twice: a is the monitor's end and b the guest's, and the
+// other way round.
 func ends(t *testing.T, size uint32, test func(t *testing.T, g *pipestest.Guest, a, b *pipes.Pipe)) {
 	for _, first := range []string{"monitor", "guest"} {
 		t.Run(first, func(t *testing.T) {
@@ -76,7 +77,8 @@ func expect(t *testing.T, what string, err, want error) {
 	}
 }
 
-// Each end sends more than a ring holds, and closes its writer when it has sent all, in four orders, while the other still sends.
+// Each end sends its bytes, up to many rings full, and closes its writer when
+// all are sent, whatever the other end is at by then.
 func TestHalfCloseMatrix(t *testing.T) {
 	t.Parallel()
 	for _, sizes := range [][2]int{{0, 0}, {1, 0}, {0, 100_000}, {5000, 100_000}, {100_000, 100_000}, {4096, 4096}} {
@@ -136,7 +138,8 @@ func TestWriteAfterReaderIsGone(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			ends(t, 4096, func(t *testing.T, g *pipestest.Guest, a, b *pipes.Pipe) {
-				// The first write fills the ring and waits; the other end leaves while it does.
+				// The first write fills the ring and waits; the other end
+				// leaves while it does.
 				failed := make(chan error, 1)
 				n := 0
 				go func() {
@@ -226,7 +229,7 @@ func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 	})
 }
 
-// A deadline also ends the wait for one's turn.
+// A deadline also ends an operation that waits for its turn.
 func TestDeadlineWhileAnotherOwnsTheDirection(t *testing.T) {
 	t.Parallel()
 	ends(t, 4096, func(t *testing.T, g *pipestest.Guest, a, b *pipes.Pipe) {
@@ -254,8 +257,8 @@ func TestDeadlineWhileAnotherOwnsTheDirection(t *testing.T) {
 	})
 }
 
-// An end whose wait ends at a deadline says that it doesn't wait any more: it isn't
-// signalled for nothing.
+// An end whose wait has ended at a deadline clears its flag: it isn't signalled
+// for nothing.
 func TestExpiredEndDoesNotWait(t *testing.T) {
 	t.Parallel()
 	ends(t, 4096, func(t *testing.T, g *pipestest.Guest, a, b *pipes.Pipe) {
@@ -343,7 +346,8 @@ func TestCursorAfterClose(t *testing.T) {
 	})
 }
 
-// What is committed after a close doesn't reach the other end: the close was the end. And the pipe lives until the commit.
+// What is committed after a close doesn't reach the other end: the close was
+// the end. The pipe lives until the commit.
 func TestCommitAfterClose(t *testing.T) {
 	t.Parallel()
 	ends(t, 4096, func(t *testing.T, g *pipestest.Guest, a, b *pipes.Pipe) {

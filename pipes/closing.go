@@ -7,9 +7,9 @@ import (
 )
 
 // Close closes both directions in good order: the other end reads what was
-// written, then end of file, and its writes fail with EPIPE. Operations under way
-// fail with [net.ErrClosed]. It doesn't wait. It returns net.ErrClosed if both
-// directions were closed before.
+// written, then end of file, and its writes fail with EPIPE. Operations under
+// way fail with [net.ErrClosed]. It doesn't wait. It returns net.ErrClosed if
+// both directions were closed before.
 func (p *Pipe) Close() error {
 	return p.fail("close", p.shut(stateClosed, stateClosed))
 }
@@ -20,15 +20,16 @@ func (p *Pipe) CloseWrite() error {
 	return p.fail("close", p.shut(stateOpen, stateClosed))
 }
 
-// CloseRead closes the direction in which this end reads. The other end's writes
-// fail with EPIPE. Otherwise as [Pipe.Close].
+// CloseRead closes the direction in which this end reads. The other end's
+// writes fail with EPIPE. Otherwise as [Pipe.Close].
 func (p *Pipe) CloseRead() error {
 	return p.fail("close", p.shut(stateClosed, stateOpen))
 }
 
-// Reset resets both directions: the other end drops what is unread and fails with
-// errno. Operations under way fail with [net.ErrClosed]. It resets also what was
-// closed before in good order. It doesn't wait. Errno 0 stands for ECONNRESET.
+// Reset resets both directions: the other end drops what is unread and fails
+// with errno. Operations under way fail with [net.ErrClosed]. It resets also
+// what was closed before in good order. It doesn't wait. Errno 0 stands for
+// ECONNRESET.
 func (p *Pipe) Reset(errno unix.Errno) error {
 	if errno == 0 {
 		errno = unix.ECONNRESET
@@ -50,7 +51,8 @@ func (p *Pipe) shut(read, write uint32) error {
 }
 
 // shutLocked reports whether one of the directions was open. The writer goes
-// first, so that a peer that learns of both finds its end of file. life is held.
+// first, so that a peer that learns of both finds its end of file. life is
+// held.
 func (p *Pipe) shutLocked(read, write uint32, cause error) (done bool) {
 	for _, s := range []struct {
 		h, other *half
@@ -68,10 +70,10 @@ func (p *Pipe) shutLocked(read, write uint32, cause error) (done bool) {
 	return done
 }
 
-// shut sets this end's state in the ring, in private only if deferred is set, and
-// lets operations fail with cause. It reports whether the other end is to be
-// told. A closed state may still become reset, no other may change. Pipe.life is
-// held, mu isn't.
+// shut sets this end's state in the ring, in private only if deferred is set,
+// and lets operations fail with cause. It reports whether the other end is to
+// be told. A closed state may still become reset, no other may change.
+// Pipe.life is held, mu isn't.
 func (h *half) shut(state uint32, cause error, deferred bool) (tell bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -99,8 +101,8 @@ func (h *half) publish() (tell bool) {
 	return tell
 }
 
-// settle resets a broken pipe, and ends one that both ends are finished with. No
-// lock is held.
+// settle resets a broken pipe, and ends one that both ends are finished with.
+// No lock is held.
 func (p *Pipe) settle() {
 	p.life.Lock()
 	broken := p.finish()
@@ -118,8 +120,8 @@ func (p *Pipe) settle() {
 	}
 }
 
-// finish ends the pipe if nothing can happen in it any more. It reports whether the
-// pipe is broken, and is to be reset. life is held.
+// finish ends the pipe if nothing can happen in it any more. It reports whether
+// the pipe is broken, and is to be reset. life is held.
 func (p *Pipe) finish() (broken bool) {
 	if p.over {
 		return false

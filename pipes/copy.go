@@ -13,9 +13,9 @@ const (
 )
 
 // chunk is the most that ReadFrom and WriteTo move between two cursor moves: a
-// system call's worth. An eighth of a ring is small enough for the other end to be
-// at work meanwhile, so that a lap of the ring is many chunks and still about one
-// signal each way.
+// system call's worth. An eighth of a ring is small enough for the other end to
+// be at work meanwhile, so that a lap of the ring is many chunks and still
+// about one signal each way.
 func (h *half) chunk() int { return int(min(maxChunk, max(minChunk, h.cursor.size/8))) }
 
 // cut shortens what is there to at most n bytes.
@@ -26,12 +26,12 @@ func cut(a, b []byte, n int) (x, y []byte) {
 	return a, b[:min(len(b), n-len(a))]
 }
 
-// VectorReader is a reader that [Pipe.ReadFrom] makes better use of: a socket, for
-// instance.
+// VectorReader is a reader that [Pipe.ReadFrom] makes better use of: a socket,
+// for instance.
 type VectorReader interface {
 	io.Reader
-	// ReadVector reads into a, and if that is full into b, which may be empty. It
-	// calls wait before it waits, and need not if it doesn't.
+	// ReadVector reads into a, and if that is full into b, which may be empty.
+	// It calls wait before it waits, and need not if it doesn't.
 	ReadVector(a, b []byte, wait func()) (n int, err error)
 }
 
@@ -48,10 +48,10 @@ var errInvalidCount = errors.New("pipes: invalid count from Read or Write")
 // error.
 const maxEmptyReads = 100
 
-// ReadFrom reads from r straight into ring memory until r ends. It waits for room,
-// at most until the write deadline. It doesn't close the writer at the end. If r
-// is a [VectorReader], it reads into both parts of ring memory where that wraps,
-// and signals the other end less often while r has more to give.
+// ReadFrom reads from r straight into ring memory until r ends. It waits for
+// room, at most until the write deadline. It doesn't close the writer at the
+// end. If r is a [VectorReader], it reads into both parts of ring memory where
+// that wraps, and signals the other end less often while r has more to give.
 //
 // An error of r is returned as it is; one of this pipe as a *net.OpError that
 // [Pipe.Caused] knows. While r.Read waits, this pipe's end isn't noticed: see
@@ -60,7 +60,7 @@ func (p *Pipe) ReadFrom(r io.Reader) (int64, error) {
 	h := &p.wr
 	in := source{r: r, flush: h.flush, chunk: h.chunk()}
 	in.v, _ = r.(VectorReader)
-	defer h.endAfterPanic(&in.inside)
+	defer h.commitAfterPanic(&in.inside)
 	var total int64
 	n, err := h.begin(1)
 	for err == nil {
@@ -68,7 +68,7 @@ func (p *Pipe) ReadFrom(r io.Reader) (int64, error) {
 		var rerr error
 		n, full, rerr = in.read(h.spans(n))
 		if rerr != nil {
-			if err = h.end(n); err != nil {
+			if err = h.commit(n); err != nil {
 				break
 			}
 			if rerr == io.EOF {
@@ -119,9 +119,9 @@ func (s *source) read(x, y []byte) (n int, full bool, err error) {
 	return n, s.v != nil && n == len(x)+len(y), err
 }
 
-// WriteTo writes to w straight from ring memory until the other end has closed its
-// writer and all bytes are written. It waits for bytes, at most until the read
-// deadline. Bytes that w took are read, those that it didn't take stay.
+// WriteTo writes to w straight from ring memory until the other end has closed
+// its writer and all bytes are written. It waits for bytes, at most until the
+// read deadline. Bytes that w took are read, those that it didn't take stay.
 //
 // An error of w is returned as it is; one of this pipe as a *net.OpError that
 // [Pipe.Caused] knows. While w.Write waits, a reset by the other end isn't
@@ -129,7 +129,7 @@ func (s *source) read(x, y []byte) (n int, full bool, err error) {
 func (p *Pipe) WriteTo(w io.Writer) (int64, error) {
 	h := &p.rd
 	out := newSink(h, w)
-	defer h.endAfterPanic(&out.inside)
+	defer h.commitAfterPanic(&out.inside)
 	var total int64
 	n, err := h.begin(1)
 	for err == nil {
@@ -137,7 +137,7 @@ func (p *Pipe) WriteTo(w io.Writer) (int64, error) {
 		n, werr = out.write(h.spans(n))
 		total += int64(n)
 		if werr != nil {
-			_ = h.end(n) // closed meanwhile or not, w's error is what ended this
+			_ = h.commit(n) // closed meanwhile or not, w's error is what ended this
 			return total, werr
 		}
 		n, err = h.next(n, 1)
@@ -149,14 +149,14 @@ func (p *Pipe) WriteTo(w io.Writer) (int64, error) {
 }
 
 // WriteAvailable is [Pipe.WriteTo] that returns nil where that would wait for
-// bytes: for an end that needs no goroutine while nothing is there. The caller then
-// has itself called by [Pipe.SubscribeReadable]. Unlike WriteTo it returns
-// [io.EOF] when the other end has closed its writer and all bytes are written. It
-// still waits for its turn.
+// bytes: for an end that needs no goroutine while nothing is there. The caller
+// then has itself called by [Pipe.SubscribeReadable]. Unlike WriteTo it returns
+// [io.EOF] when the other end has closed its writer and all bytes are written.
+// It still waits for its turn.
 func (p *Pipe) WriteAvailable(w io.Writer) (int64, error) {
 	h := &p.rd
 	out := newSink(h, w)
-	defer h.endAfterPanic(&out.inside)
+	defer h.commitAfterPanic(&out.inside)
 	var total int64
 	n, err := h.beginNow()
 	for err == nil {
@@ -164,7 +164,7 @@ func (p *Pipe) WriteAvailable(w io.Writer) (int64, error) {
 		n, werr = out.write(h.spans(n))
 		total += int64(n)
 		if werr != nil {
-			_ = h.end(n) // closed meanwhile or not, w's error is what ended this
+			_ = h.commit(n) // closed meanwhile or not, w's error is what ended this
 			return total, werr
 		}
 		n, err = h.nextNow(n)
@@ -208,10 +208,10 @@ func (s *sink) write(x, y []byte) (n int, err error) {
 	return n, err
 }
 
-// endAfterPanic ends an operation whose reader or writer, an embedding program's,
-// has panicked: that must not keep the turn for ever.
-func (h *half) endAfterPanic(inside *bool) {
+// commitAfterPanic ends an operation whose reader or writer, an embedding
+// program's, has panicked: that must not keep the turn for ever.
+func (h *half) commitAfterPanic(inside *bool) {
 	if *inside {
-		_ = h.end(0)
+		_ = h.commit(0)
 	}
 }

@@ -15,7 +15,8 @@ type cursor struct {
 	limit uint64 // as the other end's cursor last allowed it
 }
 
-// newCursor is the cursor of an end in an empty ring whose cursors are at start.
+// newCursor is the cursor of an end in an empty ring whose cursors are at
+// start.
 func newCursor(size, start uint64, producer bool) cursor {
 	c := cursor{size: size, own: start, limit: start}
 	if producer {
@@ -44,8 +45,8 @@ func (c *cursor) follow(theirs uint64) bool {
 	return true
 }
 
-// advance moves own by n bytes. It reports false, and leaves own alone, if fewer
-// are available.
+// advance moves own by n bytes. It reports false, and leaves own alone, if
+// fewer are available.
 func (c *cursor) advance(n uint64) bool {
 	if n > c.available() {
 		return false

@@ -12,11 +12,12 @@ type end interface {
 	// names are this end's and the other's.
 	names() (local, remote string)
 
-	// signalMove tells the other end that this one's cursor has moved in a ring.
-	// The caller holds no lock, so hooks may run.
+	// signalMove tells the other end that this one's cursor has moved in a
+	// ring. The caller holds no lock, so hooks may run.
 	signalMove(h *half)
 
-	// signalState tells the other end that this one's state has changed in a ring.
+	// signalState tells the other end that this one's state has changed in a
+	// ring.
 	signalState(h *half)
 
 	// hearsState reports whether the other end is to be told of a state.
@@ -33,16 +34,17 @@ type end interface {
 	// broke is called when the other end has broken the rules of a ring.
 	broke(p *Pipe)
 
-	// leave does what remains to be done in shared memory, once nothing happens in
-	// the pipe any more, and returns the halves that are to be signalled, nil for
-	// none. mu of both halves is held.
+	// leave does what remains to be done in shared memory, once nothing happens
+	// in the pipe any more, and returns the halves that are to be signalled,
+	// nil for none. mu of both halves is held.
 	leave(p *Pipe) (tell [2]*half)
 
 	// left is called after leave, once the memory isn't touched any more.
 	left(p *Pipe)
 }
 
-// monitorEnd is the monitor's end of all pipes of a table whose home is one CPU.
+// monitorEnd is the monitor's end of those of a table's pipes whose signals go
+// to one CPU.
 type monitorEnd struct {
 	table *Table
 	home  int
@@ -67,8 +69,8 @@ func eventOf(h *half) uint64 {
 	return event
 }
 
-// hearsState is false where the guest's own state isn't open any more: nothing in
-// the guest waits there.
+// hearsState is false where the guest's own state isn't open any more: nothing
+// in the guest waits there.
 func (m *monitorEnd) hearsState(h *half) bool {
 	return h.shared.theirs.state.Load() == stateOpen
 }
@@ -89,6 +91,8 @@ func (m *monitorEnd) broke(p *Pipe) {
 		slog.Any("stream", p.descriptor.ID), slog.Any("err", unix.EPROTO))
 }
 
+// leave counts a wake-up that the watchdog made up for, before the cursors that
+// tell so are gone.
 func (m *monitorEnd) leave(p *Pipe) (tell [2]*half) {
 	for _, h := range p.halves() {
 		if h.wentOn() {
@@ -135,8 +139,8 @@ func (g *guestEnd) otherQuiet(*Pipe) bool { return true }
 
 func (g *guestEnd) broke(*Pipe) {}
 
-// leave stores the states that were deferred, first in the ring where the monitor
-// knows this end to be closed: the other is the last store.
+// leave stores the states that were deferred, first in the ring where the
+// monitor knows this end to be closed: the other is the last store.
 func (g *guestEnd) leave(p *Pipe) (tell [2]*half) {
 	first, last := &p.wr, &p.rd
 	if first.states.stored == stateOpen {

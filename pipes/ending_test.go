@@ -11,7 +11,8 @@ import (
 	"github.com/fix-project/arcavm/pipes/pipestest"
 )
 
-// What a guest wrote before it ended still comes out; then end of file. Nobody takes what is written to it.
+// What a guest wrote before it ended is read, then end of file. Writes to it
+// fail.
 func TestEndGuest(t *testing.T) {
 	t.Parallel()
 	g := pipestest.New(t, 4<<20, pipes.Options{})

@@ -8,37 +8,45 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// half is one end's part in one ring, as its producer or as its consumer: how it
-// waits for the other end, and how it signals it (PROTOCOL.md section 8).
+// half is one end's part in one ring, as its producer or as its consumer: how
+// it waits for the other end, and how it signals it (PROTOCOL.md section 8).
 //
-// The flag is shared.mine.waiting: this end sets it, the other end clears it as
-// it signals. An end waits in one of these ways, or in both:
+// Its flag is shared.mine.waiting: this end sets it, the other end clears it as
+// it signals. An end waits in one of two ways, or in both at once:
 //
-//	state       flag  waiting.bytes  hooks.ready  when the other end has gone on
-//	awake       0     0              nil          the next operation finds it by itself
-//	asleep      1     min            nil          the signal wakes the turn's owner, which looks again
-//	subscribed  1     0              f            the signal has f called, if something can be used
+//	state       flag  waiting.bytes  hooks.ready
+//	awake       0     0              nil
+//	asleep      1     min            nil
+//	subscribed  1     0              f
+//	both        1     min            f
 //
-//	awake → asleep      sleep: flag, fence, second look; then the signals kept back, then sleep
-//	awake → subscribed  subscribe, hook: flag, fence, second look
-//	asleep → awake      sleep: a look that finds enough, or an error; the flag is cleared
-//	subscribed → awake  due: a look that finds something; f is taken out, the flag cleared
+// What the other end does is found by the next operation of an end that is
+// awake. It signals one that isn't, and clears the flag before. The signal
+// wakes the turn's owner, which looks again; and if a byte can be used, it has
+// f called.
 //
-// Between the other end's clearing of the flag and its signal the flag is 0 in a
-// state that has 1 here: the signal is under way.
+//	from → to           in         by
+//	awake → asleep      sleep      flag, fence, second look, signals kept back
+//	asleep → awake      sleep      a look that finds enough, or an error
+//	awake → subscribed  subscribe  flag, fence, second look
+//	                    onReady    likewise
+//	subscribed → awake  due        a look that finds a byte, or an error
 //
 // Invariants:
-//   - One operation at a time owns the turn. It alone moves cursor.own, and only
-//     it sleeps.
-//   - An end that has set its flag looks again before it sleeps or returns.
-//   - An end neither sleeps nor returns from an operation with signals kept back
-//     that the other end waits for.
+//   - One operation at a time owns the turn. It alone moves cursor.own, and
+//     only it sleeps.
+//   - After an end has set its flag it looks again before it sleeps.
+//   - An end doesn't sleep, nor does an operation end, while the other end
+//     waits for a signal that was kept back.
+//   - An end clears its flag when its wait ends, unless it waits in the other
+//     way too. A hook that is removed leaves the flag: it costs one signal.
 //   - What comes from shared memory is copied once, checked, then used.
 //
-// mu guards all fields. It is held for a few loads and stores, never while bytes
-// are copied or the other end is signalled. A method is called with mu held
-// unless its comment says "without mu"; each returns as it was called. A method
-// that has to signal reports so, and its caller does when it has released mu.
+// mu guards all fields. It is held for a few loads and stores, never while
+// bytes are copied or the other end is signalled. A method is called with mu
+// held, unless its comment says "without mu", and returns as it was called. A
+// method after which the other end is to be signalled reports that, and its
+// caller signals once it has released mu.
 type half struct {
 	pipe     *Pipe
 	producer bool
@@ -73,8 +81,8 @@ type states struct {
 
 // kept is what an end keeps signals back for.
 type kept struct {
-	// reserve: a consumer with more than this left to read keeps signals back, and
-	// a producer that goes on writing does for this much.
+	// reserve: a consumer with more than this left to read keeps signals back,
+	// and a producer that goes on writing does for this much.
 	reserve uint64
 	bytes   uint64 // of a producer, that the consumer wasn't yet told of
 }
@@ -82,13 +90,13 @@ type kept struct {
 // waiting is what the turn's owner sleeps for.
 type waiting struct {
 	bytes    uint32 // 0 if it doesn't sleep, or is being woken
-	signaled bool   // a signal came since the owner last looked
+	notified bool   // a signal came since the owner last looked
 }
 
-// How many bytes an end keeps signals back for at most. A consumer leaves itself
-// something to be busy with while the producer it signals wakes up: a third of a
-// millisecond's worth at 3 GB/s. What a large ring holds beyond that is filled at
-// one go. A producer lets the consumer wait for half as long.
+// How many bytes an end keeps signals back for at most. A consumer leaves
+// itself something to be busy with while the producer it signals wakes up: a
+// third of a millisecond's worth at 3 GB/s. What a large ring holds beyond that
+// is filled at one go. A producer lets the consumer wait for half as long.
 const (
 	maxConsumerReserve = 1 << 20
 	maxProducerReserve = 512 << 10
@@ -111,10 +119,10 @@ func (h *half) detached() bool { return h.shared.mine == nil }
 // unsettled reports whether the pipe has to be settled when mu is released.
 func (h *half) unsettled() bool { return !h.open() || h.states.broken }
 
-// look copies the other end's state and cursor, checks them, and returns how many
-// bytes can be used; fewer than min means to wait. The state is read first: a
-// closed state's cursor is the last one. io.EOF and io.ErrUnexpectedEOF say that a
-// consumer can't get min bytes any more.
+// look copies the other end's state and cursor, checks them, and returns how
+// many bytes can be used; fewer than min means to wait. The state is read
+// first: a closed state's cursor is the last one. io.EOF and
+// io.ErrUnexpectedEOF say that a consumer can't get min bytes any more.
 func (h *half) look(min int) (int, error) {
 	if h.states.broken {
 		return 0, unix.EPROTO
@@ -143,14 +151,13 @@ func (h *half) look(min int) (int, error) {
 	}
 }
 
-// outcome is what an operation has come to when mu is released: n bytes can be
-// used; or, with n 0, signal: the other end is to be signalled before the
-// operation goes on; or it has ended with err, and released the turn.
+// outcome is what an operation has come to when mu is released: one of n,
+// signal and err is set.
 type outcome struct {
-	n      int
-	signal bool
-	settle bool // the pipe has to be settled
-	err    error
+	n      int   // bytes that can be used
+	signal bool  // the other end is to be signalled; then the operation goes on
+	err    error // the operation has ended, and released the turn
+	settle bool  // with err: the pipe has to be settled
 }
 
 // use waits until the turn's owner can use min bytes.
@@ -189,8 +196,8 @@ func (h *half) useNow() outcome {
 	return outcome{n: n}
 }
 
-// giveUp ends an operation, but first has signals that were kept back sent: the
-// turn keeps the pipe's memory its own until then.
+// giveUp is failed, but for a producer that has kept a signal back: the signal
+// is sent first, as long as the turn keeps the pipe's memory from being freed.
 func (h *half) giveUp(err error) outcome {
 	if h.claimKept() {
 		return outcome{signal: true}
@@ -198,19 +205,19 @@ func (h *half) giveUp(err error) outcome {
 	return h.failed(err)
 }
 
-// failed ends an operation.
+// failed ends an operation with an error.
 func (h *half) failed(err error) outcome {
 	h.turn.release()
 	return outcome{err: err, settle: h.unsettled()}
 }
 
-// sleep waits until the turn's owner can use min bytes. With signal the other end
-// has to be signalled before the owner may sleep.
+// sleep waits until the turn's owner can use min bytes, and returns how many it
+// can use. With signal it hasn't slept: the other end is to be signalled first.
 func (h *half) sleep(min int) (n int, signal bool, err error) {
 	for {
-		h.waiting.signaled = false
-		// Every store and load here is sequentially consistent: flag, then fence,
-		// then the second look.
+		h.waiting.notified = false
+		// Every store and load here is sequentially consistent: flag, then
+		// fence, then the second look.
 		h.shared.mine.waiting.Store(1)
 		if n, err = h.look(min); err != nil || n >= min {
 			break
@@ -227,7 +234,7 @@ func (h *half) sleep(min int) (n int, signal bool, err error) {
 		if n, err = h.look(min); err != nil || n >= min {
 			break
 		}
-		if h.waiting.signaled {
+		if h.waiting.notified {
 			h.stats.SpuriousWakes++
 		}
 	}
@@ -237,16 +244,17 @@ func (h *half) sleep(min int) (n int, signal bool, err error) {
 	return n, signal, err
 }
 
-// lowerFlag clears this end's flag, unless the other end has. After a close the
-// memory may be another pipe's.
+// lowerFlag clears this end's flag, unless the other end has, or the memory may
+// be another pipe's.
 func (h *half) lowerFlag() {
 	if !h.detached() && h.shared.mine.waiting.Load() != 0 {
 		h.shared.mine.waiting.Store(0)
 	}
 }
 
-// begin takes the turn for one operation, waits until min bytes can be used, and
-// returns how many can, without mu. If there is no error, end must follow.
+// begin takes the turn for one operation, waits until min bytes can be used,
+// and returns how many can, without mu. If there is no error, commit must
+// follow.
 func (h *half) begin(min int) (int, error) {
 	h.mu.Lock()
 	o := outcome{err: h.turn.take()}
@@ -272,8 +280,8 @@ func (h *half) beginNow() (int, error) {
 	return h.conclude(o, 1)
 }
 
-// next moves the cursor by n bytes, waits until min more can be used, and returns
-// how many can, without mu. After an error the operation has ended.
+// next moves the cursor by n bytes, waits until min more can be used, and
+// returns how many can, without mu. After an error the operation has ended.
 func (h *half) next(n, min int) (int, error) {
 	h.mu.Lock()
 	o := outcome{signal: h.move(n, false)}
@@ -331,14 +339,15 @@ func (h *half) goOn(o outcome, min int) (int, error) {
 	return o.n, o.err
 }
 
-// spans returns the next n bytes of ring memory, in two parts where it wraps. The
-// turn's owner calls it without mu: only the owner moves the cursor, and its turn
-// keeps the memory.
+// spans returns the next n bytes of ring memory, in two parts where it wraps.
+// The turn's owner calls it without mu: only the owner moves the cursor, and
+// its turn keeps the memory.
 func (h *half) spans(n int) (a, b []byte) { return h.cursor.spans(h.shared.data, n) }
 
-// end moves the cursor by n bytes and ends the operation, without mu. It fails if
-// this end was closed meanwhile: the bytes don't count.
-func (h *half) end(n int) (err error) {
+// commit moves the cursor by n bytes and ends the operation, without mu. It
+// fails if this end was closed meanwhile: the bytes don't count. It panics if
+// fewer bytes were available.
+func (h *half) commit(n int) (err error) {
 	h.mu.Lock()
 	if uint64(n) > h.cursor.available() {
 		h.mu.Unlock()
@@ -373,9 +382,8 @@ func (h *half) flush() {
 }
 
 // move advances the cursor by n bytes, which are available, and reports whether
-// the other end has to be signalled. Nothing moves after a close: that cursor was
-// the last. A producer that has more to write may keep the signal back, and owes
-// it then.
+// the other end has to be signalled. Nothing moves after a close: that cursor
+// was the last. more: a producer goes on writing, and may keep the signal back.
 func (h *half) move(n int, more bool) (signal bool) {
 	if !h.open() || n == 0 && h.kept.bytes == 0 {
 		return false
@@ -402,9 +410,9 @@ func (h *half) move(n int, more bool) (signal bool) {
 	return signal
 }
 
-// claimBeforeSleep is claim for an end that is about to sleep although the other
-// end can use n bytes, or was told less than it could be: signals kept back must
-// not wait for that sleep.
+// claimBeforeSleep is claim for a signal that was kept back by an end that is
+// about to sleep. A consumer has kept one back if it sleeps with more than its
+// reserve to read, n bytes, because it waits for more than these.
 func (h *half) claimBeforeSleep(n int) bool {
 	if h.producer {
 		return h.claimKept()
@@ -421,7 +429,8 @@ func (h *half) claimKept() bool {
 	return h.claim()
 }
 
-// claim reports whether the other end waits; if so, it is to be signalled, once.
+// claim reports whether the other end waits; if so, it is to be signalled,
+// once.
 func (h *half) claim() bool {
 	theirs := &h.shared.theirs.waiting
 	if theirs.Load() == 0 || theirs.Swap(0) == 0 {
@@ -431,8 +440,8 @@ func (h *half) claim() bool {
 	return true
 }
 
-// available returns the number of bytes that can be used now, 0 after a close or
-// an error, without mu.
+// available returns the number of bytes that can be used now, 0 after a close
+// or an error, without mu.
 func (h *half) available() int {
 	h.mu.Lock()
 	n := 0

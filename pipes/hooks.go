@@ -2,13 +2,14 @@ package pipes
 
 import "io"
 
-// hooks are called when something happens at an end: once, without locks.
+// hooks are functions that are called once, without locks, when something
+// happens at an end.
 type hooks struct {
 	ready  func() // an operation that needs one byte wouldn't wait
 	failed func() // operations fail, other than by a deadline or an end of file
 }
 
-// dues is what is to be done about a half once its mu is released.
+// dues is what is to be done for a half once its mu is released.
 type dues struct {
 	ready, failed func() // hooks whose time has come
 	settle        bool
@@ -29,8 +30,8 @@ func (h *half) pay(d dues) {
 	}
 }
 
-// onReady sets the hook for readiness, and has it called at once if its time has
-// come already, without mu.
+// onReady sets the hook for readiness, and has it called at once if its time
+// has come already, without mu.
 func (h *half) onReady(f func()) {
 	h.mu.Lock()
 	h.hooks.ready, h.audited.suspect = f, false
@@ -39,9 +40,9 @@ func (h *half) onReady(f func()) {
 	h.pay(d)
 }
 
-// subscribe is onReady for a caller that has tried to use the half and found
-// nothing, without mu. It reports false, and sets nothing, if that has changed: the
-// caller tries again.
+// subscribe sets the hook for readiness, without mu, for a caller that has
+// tried to use the half and found nothing. It reports false, and sets nothing,
+// if its time has come already: the caller tries again.
 func (h *half) subscribe(f func()) bool {
 	h.mu.Lock()
 	h.audited.suspect = false
@@ -60,8 +61,8 @@ func (h *half) subscribe(f func()) bool {
 	return subscribed
 }
 
-// onFailure sets the hook for failures, and has it called at once if its time has
-// come already, without mu.
+// onFailure sets the hook for failures, and has it called at once if its time
+// has come already, without mu.
 func (h *half) onFailure(f func()) {
 	h.mu.Lock()
 	h.hooks.failed, h.audited.suspect = f, false
@@ -74,7 +75,7 @@ func (h *half) onFailure(f func()) {
 func (h *half) signalled() {
 	h.mu.Lock()
 	h.stats.Wakes++
-	h.waiting.signaled = true
+	h.waiting.notified = true
 	d := h.wake()
 	h.mu.Unlock()
 	if !d.none() {
@@ -82,8 +83,8 @@ func (h *half) signalled() {
 	}
 }
 
-// changed is called, without mu, when this end has changed, or when the watchdog
-// makes up for a signal.
+// changed is called, without mu, when a state has changed at this end, or when
+// the watchdog makes up for a signal.
 func (h *half) changed() {
 	h.mu.Lock()
 	d := h.wake()
@@ -98,8 +99,8 @@ func (h *half) wake() dues {
 	return h.due()
 }
 
-// due takes the hooks whose time has come, and waits for the other end on behalf
-// of hooks.ready if that one's has not.
+// due takes out the hooks whose time has come. If hooks.ready stays, the flag
+// is set: the other end signals when its time comes.
 func (h *half) due() (d dues) {
 	if h.hooks.ready != nil || h.hooks.failed != nil {
 		n, err := h.outlook()

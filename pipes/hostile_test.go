@@ -19,8 +19,9 @@ import (
 	"github.com/fix-project/arcavm/pipes/pipestest"
 )
 
-// What a guest must not write into a ring header resets its pipe with EPROTO, in both directions, and nothing else. The pipe before had 100 bytes
-// sent and 40 read in each direction.
+// A ring header that breaks the rules resets its pipe with EPROTO, in both
+// directions, and nothing else. Before, 100 bytes are sent and 40 read in each
+// direction.
 func TestBrokenRings(t *testing.T) {
 	t.Parallel()
 	const open, closed, reset = 0, 1, 2
@@ -88,7 +89,7 @@ func TestBrokenRings(t *testing.T) {
 				for range 2 {
 					expect(t, "operation", await(t, failed, "failure"), unix.EPROTO)
 				}
-				// What the guest finds is a reset both ways.
+				// The guest finds both rings reset.
 				header := g.Window[host.Descriptor().Header:]
 				for _, at := range []int{72, 128 + 8} {
 					if s := binary.LittleEndian.Uint32(header[at:]); s != 2|uint32(unix.EPROTO)<<16 {
@@ -192,7 +193,8 @@ func TestHooks(t *testing.T) {
 				if e.host, e.guest, err = e.g.Pair(4096, 4096); err != nil {
 					t.Fatal(err)
 				}
-				// All of this happens on this goroutine: a hook runs before its cause returns.
+				// All of this happens on this goroutine: a hook runs before its
+				// cause returns.
 				var readable, readFailed, writeFailed int
 				if late {
 					c.do(e)
@@ -230,7 +232,8 @@ func TestHookCanBeRemoved(t *testing.T) {
 	}
 }
 
-// A goroutine in ReadFrom that waits for a silent socket learns of the guest's reset through its hook, and tells both kinds of error apart.
+// A goroutine in ReadFrom that waits for a silent socket learns of the guest's
+// reset through its hook. It can tell the socket's error from the pipe's.
 func TestReadFromSilentSocket(t *testing.T) {
 	t.Parallel()
 	for what, leave := range map[string]struct {
@@ -300,7 +303,8 @@ func (f *failing) Write(b []byte) (int, error) {
 	return n, nil
 }
 
-// Bytes that came before an error count, and those that a writer didn't take stay.
+// Bytes that came before an error count, and those that a writer didn't take
+// stay.
 func TestCopyErrors(t *testing.T) {
 	t.Parallel()
 	ends(t, 4096, func(t *testing.T, g *pipestest.Guest, a, b *pipes.Pipe) {
@@ -336,7 +340,8 @@ type liar struct{}
 func (liar) Read(b []byte) (int, error)  { return len(b) + 1, nil }
 func (liar) Write(b []byte) (int, error) { return len(b) + 1, nil }
 
-// Table.Close ends whatever is under way; Wait returns when the last reservation is given back, and then the window is not touched again.
+// Table.Close ends all operations under way. Wait returns when the last
+// reservation is given back; the window isn't touched after that.
 func TestTableClose(t *testing.T) {
 	t.Parallel()
 	g := pipestest.New(t, 8<<20, pipes.Options{})
@@ -353,7 +358,7 @@ func TestTableClose(t *testing.T) {
 		}
 		go func() { _, err := host.Read(make([]byte, 1)); failed <- err }()
 		go func() { _, err := host.Write(make([]byte, 1)); failed <- err }()
-		// Halfway closed, and never to be finished by this guest.
+		// Closed halfway by the monitor, and not at all by the guest.
 		half, _, err := g.Pair(4096, 4096)
 		if err != nil {
 			t.Fatal(err)
@@ -404,8 +409,9 @@ func TestTableClose(t *testing.T) {
 	}
 }
 
-// FuzzHostileGuest lets a guest write anything into its headers and notify anybody. The monitor must go on, and a pipe that the guest leaves
-// alone must work.
+// FuzzHostileGuest lets a guest write anything into its headers and notify for
+// any pipe. The monitor must go on, and a pipe that the guest leaves alone must
+// work.
 func FuzzHostileGuest(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(bytes.Repeat([]byte{0x12, 0x80, 0xff, 0x03}, 8))

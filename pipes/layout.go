@@ -14,7 +14,8 @@ const (
 	MinRingSize = 4 << 10
 	MaxRingSize = 64 << 20
 
-	// MaxStreams is the largest stream limit: what the three levels of a pending bitmap can name.
+	// MaxStreams is the largest stream limit: what the three levels of a
+	// pending bitmap can name.
 	MaxStreams = 131072
 )
 
@@ -31,10 +32,11 @@ func (id ID) Generation() uint32 { return uint32(id >> 32) }
 
 func (id ID) String() string { return fmt.Sprintf("%d.%d", id.Slot(), id.Generation()) }
 
-// LogValue makes an ID look alike in every log: as its String.
+// LogValue makes an ID look the same in every log: as its String.
 func (id ID) LogValue() slog.Value { return slog.StringValue(id.String()) }
 
-// Descriptor tells a guest where a pipe lies. Header, Outgoing and Incoming are offsets into the window.
+// Descriptor tells a guest where a pipe lies, PROTOCOL.md section 7. Header,
+// Outgoing and Incoming are offsets into the window; sizes are in bytes.
 type Descriptor struct {
 	ID                         ID
 	Header, Outgoing, Incoming uint64
@@ -50,8 +52,8 @@ type layout struct {
 	rings   uint64 // offset of the rings' data
 }
 
-// newLayout refuses, with EINVAL, a window that is too small for a pipe, or that
-// isn't aligned to 8 bytes.
+// newLayout refuses, with EINVAL, a window that is too small for a pipe, or
+// that isn't aligned to 8 bytes.
 func newLayout(window []byte, cpus, streams int) (layout, error) {
 	l := layout{window: window, stride: roundUp(bitmapSize(streams), pageSize)}
 	l.headers = uint64(cpus) * l.stride
@@ -68,7 +70,9 @@ func (l *layout) header(slot uint32) uint64 { return l.headers + uint64(slot)*He
 
 func (l *layout) ringPages() uint32 { return uint32((uint64(len(l.window)) - l.rings) / pageSize) }
 
-// line is one end's half of a ring header: written by that end, but for waiting, which the other end clears.
+// line is the part of a ring header that one end writes, but for waiting, which
+// the other end clears. It is a cache line of its own, so that the two ends
+// don't share one.
 type line struct {
 	cursor  atomic.Uint64
 	state   atomic.Uint32
@@ -81,7 +85,9 @@ type ringHeader struct{ producer, consumer line }
 type pipeHeader struct{ outgoing, incoming ringHeader }
 
 func (h *pipeHeader) clear() {
-	for _, l := range []*line{&h.outgoing.producer, &h.outgoing.consumer, &h.incoming.producer, &h.incoming.consumer} {
+	for _, l := range []*line{
+		&h.outgoing.producer, &h.outgoing.consumer, &h.incoming.producer, &h.incoming.consumer,
+	} {
 		l.cursor.Store(0)
 		l.state.Store(stateOpen)
 		l.waiting.Store(0)
@@ -104,7 +110,8 @@ func resetErrno(state uint32) unix.Errno {
 	return unix.ECONNRESET
 }
 
-// validState reports whether the other end may go from the state last seen to this one.
+// validState reports whether the other end may go from the state last seen to
+// this one.
 func validState(last, state uint32) bool {
 	switch state & 0xffff {
 	case stateOpen:

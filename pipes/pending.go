@@ -2,7 +2,7 @@ package pipes
 
 import "sync/atomic"
 
-// bitmap is a CPU's pending bitmap, PROTOCOL.md section 8.
+// bitmap is a CPU's pending bitmap, PROTOCOL.md section 8, in shared memory.
 type bitmap struct {
 	top  *atomic.Uint64
 	mid  []atomic.Uint64
@@ -26,7 +26,8 @@ func bitmapAt(window []byte, off uint64, streams int) bitmap {
 	}
 }
 
-// set marks an event and reports whether the CPU needs an interrupt: nobody before did raise one that it hasn't taken yet.
+// set marks an event and reports whether the CPU needs an interrupt: not if one
+// was raised before that the guest hasn't taken yet.
 func (b *bitmap) set(event uint64) bool {
 	leaf, mid := event/64, event/4096
 	return b.leaf[leaf].Or(1<<(event%64)) == 0 &&
@@ -34,7 +35,8 @@ func (b *bitmap) set(event uint64) bool {
 		b.top.Or(1<<mid) == 0
 }
 
-// raises counts what is raised on one CPU of the guest. CPUs share no cache line.
+// raises counts what is raised on one CPU of the guest. It fills a cache line,
+// so that CPUs share none.
 type raises struct {
 	underWay  atomic.Int32 // between the bit in the bitmap and the end of the doorbell
 	doorbells atomic.Uint64

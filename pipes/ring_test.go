@@ -17,7 +17,8 @@ import (
 	"github.com/fix-project/arcavm/pipes/pipestest"
 )
 
-// Any sequence of reads, writes, reservations and closes does to a ring what it does to a queue of bytes, from any cursor on.
+// Any sequence of reads, writes, reservations and closes does to a ring what it
+// does to a queue of bytes, from any cursor on.
 func TestRingIsAQueue(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -140,7 +141,8 @@ func TestRingIsAQueue(t *testing.T) {
 	})
 }
 
-// bubble runs a test, for both assignments of monitor and guest, where synctest.Wait knows when everybody sleeps.
+// bubble runs a test for both assignments of monitor and guest to two names. In
+// it synctest.Wait returns when all goroutines sleep.
 func bubble(t *testing.T, test func(t *testing.T, a, b *pipes.Pipe)) {
 	for _, first := range []string{"monitor", "guest"} {
 		t.Run(first, func(t *testing.T) {
@@ -157,7 +159,8 @@ func bubble(t *testing.T, test func(t *testing.T, a, b *pipes.Pipe)) {
 	}
 }
 
-// While nobody sleeps nobody signals; a full ring costs its producer one signal for half of it.
+// While no end sleeps no end signals. A full ring costs its producer one signal
+// for half of it.
 func TestSignalsAreSaved(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, a, b *pipes.Pipe) {
@@ -174,7 +177,8 @@ func TestSignalsAreSaved(t *testing.T) {
 			t.Errorf("%+v\n%+v; want no signals", s, r)
 		}
 
-		// The writer sleeps in a full ring. Small reads wake it once half of the ring is free.
+		// The writer sleeps in a full ring. Small reads wake it once half of
+		// the ring is free.
 		if _, err := a.Write(make([]byte, 4096)); err != nil {
 			t.Fatal(err)
 		}
@@ -199,7 +203,8 @@ func TestSignalsAreSaved(t *testing.T) {
 			t.Error(err)
 		}
 
-		// A reader that kept the signal back gives it before it sleeps for more than there is.
+		// A reader that kept the signal back gives it before it sleeps for more
+		// than there is.
 		if _, err := a.Write(make([]byte, a.WritableLen())); err != nil {
 			t.Fatal(err)
 		}
@@ -218,7 +223,8 @@ func TestSignalsAreSaved(t *testing.T) {
 	})
 }
 
-// A byte goes to and fro, and each end sleeps each time: a wake-up that gets lost in any of many tries ends the test.
+// A byte goes to and fro, and each end sleeps each time: one wake-up that is
+// lost in all these tries hangs the test.
 func TestPingPong(t *testing.T) {
 	t.Parallel()
 	host, guest := pipestest.NewPair(t, 4096)
@@ -244,7 +250,8 @@ func TestPingPong(t *testing.T) {
 	}
 }
 
-// A wake-up isn't lost wherever the write falls into the wait: the delay before it sweeps over the time that a Read takes to fall asleep.
+// A wake-up isn't lost wherever the write falls into the wait: the delay before
+// it sweeps over the time that a Read takes to fall asleep.
 func TestWakeUpRace(t *testing.T) {
 	t.Parallel()
 	ends(t, 4096, func(t *testing.T, g *pipestest.Guest, a, b *pipes.Pipe) {
@@ -284,7 +291,8 @@ func TestWakeUpRace(t *testing.T) {
 	})
 }
 
-// A Write goes into the ring in one piece, however many wait for their turn and however small the ring is.
+// A Write goes into the ring in one piece, however many wait for their turn and
+// however small the ring is.
 func TestWritersTakeTurns(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, a, b *pipes.Pipe) {
@@ -318,7 +326,7 @@ func TestWritersTakeTurns(t *testing.T) {
 	})
 }
 
-// Who writes again and again doesn't keep out who has waited.
+// A writer that comes back at once doesn't keep out those that wait.
 func TestTurnsAreFair(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, a, b *pipes.Pipe) {
@@ -350,7 +358,8 @@ func TestTurnsAreFair(t *testing.T) {
 	})
 }
 
-// Many pipes at once, each with its own content both ways, in pieces of all sizes.
+// Many pipes at once, each with its own content both ways, in pieces of all
+// sizes.
 func TestManyPipes(t *testing.T) {
 	t.Parallel()
 	const n, each = 60, 200_000
@@ -419,7 +428,7 @@ type discard struct{}
 
 func (discard) Write(b []byte) (int, error) { return len(b), nil }
 
-// The way of a byte, and of a wake-up, takes no memory.
+// Moving bytes and waking ends allocate no memory.
 func TestNoAllocations(t *testing.T) {
 	host, guest := pipestest.NewPair(t, 4096)
 	buf := make([]byte, 512)

@@ -10,17 +10,19 @@ import (
 	"github.com/fix-project/arcavm/internal/limit"
 )
 
-// hotBytes is how much memory of freed rings is kept for the next ones instead of
-// being given back to the host.
+// hotBytes is how much memory of freed rings is kept for the next ones instead
+// of being given back to the host.
 const hotBytes = 16 << 20
 
-// ringMemory is the part of a window that the data of rings lies in. A block is in
-// use, or hot, or on its way back to the host, or free:
+// ringMemory is the part of a window that the data of rings lies in. A block is
+// in one of these states:
 //
-//	free   allocated by   allocate
-//	in use freed by       keep
-//	hot    reused by      allocate; given back by trim
-//	trimmed, a goroutine  gives its pages back, then it is free
+//	from → to        by
+//	free → in use    allocate
+//	in use → hot     keep: its pages stay in memory
+//	hot → in use     allocate
+//	hot → leaving    trim: a goroutine gives its pages back to the host
+//	leaving → free   that goroutine, when they are there
 //
 // Table.mu guards all fields.
 type ringMemory struct {
@@ -33,15 +35,15 @@ type ringMemory struct {
 	trimming bool
 
 	mu      *sync.Mutex
-	settled *sync.Cond // a trim ended, or memory was freed
+	settled *sync.Cond // a trim ended
 	release func(off, n int64) error
 	log     *limit.Log
 	logger  *slog.Logger
 }
 
-// allocate takes a block, from the hot ones first. mu is held, but given up while
-// pages that could be the needed ones are on their way back. ENOMEM: there is no
-// such block, or the limit is reached.
+// allocate takes a block, from the hot ones first. mu is held, but given up
+// while pages that could be the needed ones are on their way back. ENOMEM:
+// there is no such block, or the limit is reached.
 func (m *ringMemory) allocate(order uint8) (block, error) {
 	for {
 		if m.limit > 0 && m.used+(pageSize<<order) > m.limit {
@@ -101,9 +103,9 @@ func (m *ringMemory) cool() {
 	}
 }
 
-// trim gives the oldest hot blocks back until no more than target bytes are hot.
-// The system calls happen on a goroutine of their own: a virtual CPU's may be the
-// one that freed the last block.
+// trim gives the oldest hot blocks back until no more than target bytes are
+// hot. The system calls happen on a goroutine of their own: a virtual CPU's may
+// be the one that freed the last block.
 func (m *ringMemory) trim(target int64) {
 	n := 0
 	for m.hotSize > target {

@@ -22,8 +22,8 @@ func (s *slots) used() int { return len(s.generations) }
 
 func (s *slots) full() bool { return len(s.unused) == 0 && s.used() == len(s.pipes) }
 
-// take takes a slot, the one freed last first, and returns the id of the next pipe
-// in it. It reports false if all are in use.
+// take takes a slot, the one freed last first, and returns the id of the next
+// pipe in it. It reports false if all are in use.
 func (s *slots) take() (ID, bool) {
 	if s.full() {
 		return 0, false

@@ -2,15 +2,20 @@ package pipes
 
 // DirectionStats counts what one end did in one ring.
 type DirectionStats struct {
-	Bytes         uint64 // moved by this end
-	Chunks        uint64 // cursor moves
-	Signals       uint64 // sent to the other end
-	Suppressed    uint64 // cursor moves that needed no signal: the other end was awake, or its wake-up could wait
-	Wakes         uint64 // signals that came from it
+	Bytes   uint64 // moved by this end
+	Chunks  uint64 // cursor moves
+	Signals uint64 // sent to the other end
+
+	// Suppressed counts cursor moves that needed no signal: the other end was
+	// awake, or its wake-up could wait.
+	Suppressed uint64
+
+	Wakes         uint64 // signals that came from the other end
 	SpuriousWakes uint64 // of these, those that woke an operation for nothing
 }
 
-// PipeStats counts what one end did: as consumer (Read) and as producer (Write).
+// PipeStats counts what one end did: as consumer (Read) and as producer
+// (Write).
 type PipeStats struct{ Read, Write DirectionStats }
 
 func (s *DirectionStats) add(o DirectionStats) {
@@ -27,14 +32,22 @@ func (s *PipeStats) add(o PipeStats) {
 	s.Write.add(o.Write)
 }
 
-// Stats of a [Table]: Pipes sums the monitor's ends of all pipes, freed ones included. Sizes are in bytes.
+// Stats of a [Table]. Pipes sums the monitor's ends of all pipes, freed ones
+// included. Sizes are in bytes.
 type Stats struct {
-	Open      int    // pipes now
-	Opened    uint64 // pipes ever
-	Broken    uint64 // pipes reset because the guest broke a ring
-	Rescued   uint64 // wake-ups that the guest owed and the watchdog made up for: never in a sound guest
-	Forgotten uint64 // wake-ups that a sleeping guest was owed, by a signal or by an interrupt, and the watchdog made up for: never
-	Late      uint64 // wake-ups that the watchdog made up for while a CPU of the guest was busy, or waited for one of the machine's
+	Open   int    // pipes at the moment
+	Opened uint64 // pipes ever
+	Broken uint64 // pipes reset because the guest broke a ring
+
+	// Rescued and Forgotten count lost wake-ups, which the watchdog made up
+	// for: those that the guest owed, and those that the monitor owed. A guest
+	// without bugs has no rescued ones; forgotten ones are bugs of the monitor.
+	Rescued, Forgotten uint64
+
+	// Late counts wake-ups that the watchdog made up for while a CPU of the
+	// guest was busy, or waited for a processor of this machine.
+	Late uint64
+
 	Doorbells uint64 // interrupts raised; one can carry many signals
 	Pipes     PipeStats
 	RingBytes int64 // in use
@@ -50,7 +63,8 @@ func (h *half) counters() DirectionStats {
 	return h.stats
 }
 
-// Stats returns the table's counters. It looks at every pipe; it is not for hot paths.
+// Stats returns the table's counters. It takes the locks of every pipe: it is
+// not for hot paths.
 func (t *Table) Stats() Stats {
 	t.mu.Lock()
 	defer t.mu.Unlock()

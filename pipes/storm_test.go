@@ -13,7 +13,8 @@ import (
 	"github.com/fix-project/arcavm/pipes/pipestest"
 )
 
-// mono writes one byte value only, and complains about others.
+// mono is a source of one byte value, and a sink that refuses all others. It
+// fails after left bytes.
 type mono struct {
 	value byte
 	left  int
@@ -41,8 +42,9 @@ func (m *mono) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Pipes are made, used and torn down in every way at once, slots and memory reused all the time. No pipe sees another's bytes, and at the end nothing
-// is left.
+// Pipes are made, used and torn down in every way at once, slots and memory
+// reused all the time. No pipe sees another's bytes, and at the end nothing is
+// left.
 func TestStorm(t *testing.T) {
 	t.Parallel()
 	const workers, rounds = 8, 150

@@ -37,8 +37,8 @@ func newLog() *limit.Log { return limit.NewLog(time.Second, 10) }
 
 // NewTable lays out the window: pending bitmaps, pipe headers, ring data. The
 // window must be zero, and stays the caller's; it must stay mapped until
-// [Table.Wait] has returned. EINVAL: an option is out of range or the window too
-// small for a pipe.
+// [Table.Wait] has returned. EINVAL: an option is out of range or the window
+// too small for a pipe.
 func NewTable(window []byte, o Options) (*Table, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
@@ -74,14 +74,14 @@ func (t *Table) PendingOffset() uint64 { return 0 }
 // PendingStride is the distance from one CPU's pending bitmap to the next's.
 func (t *Table) PendingStride() uint64 { return t.layout.stride }
 
-// New makes a pipe with rings of these sizes: powers of two, 4 KiB to 64 MiB. Its
-// signals to the guest go to homeCPU. Its header is zero when New returns, so the
-// guest may be told at once. The first pipe has id 0. New may wait until pages
-// that are on their way back to the host have arrived there.
+// New makes a pipe with rings of these sizes: powers of two, 4 KiB to 64 MiB.
+// Its signals to the guest go to homeCPU. Its header is zero when New returns,
+// so the guest may be told at once. The first pipe has id 0. New may wait until
+// pages that are on their way back to the host have arrived there.
 //
-// EINVAL: a size or the CPU is out of range. ENOMEM: the window is exhausted, or
-// the ring limit reached. EMFILE: all slots are in use. EPIPE: the guest has ended
-// ([Table.EndGuest]). net.ErrClosed: the table was closed.
+// EINVAL: a size or the CPU is out of range. ENOMEM: the window is exhausted,
+// or the ring limit reached. EMFILE: all slots are in use. EPIPE: the guest has
+// ended ([Table.EndGuest]). net.ErrClosed: the table was closed.
 func (t *Table) New(outgoing, incoming uint32, homeCPU int) (*Pipe, error) {
 	p, err := t.new(outgoing, incoming, homeCPU)
 	if err != nil {
@@ -108,8 +108,8 @@ func (t *Table) new(outgoing, incoming uint32, homeCPU int) (*Pipe, error) {
 		t.memory.keep(out)
 		return nil, err
 	}
-	// allocate may have given up mu: other calls may have taken the slot, or closed
-	// the table.
+	// allocate may have given up mu: other calls may have taken the slot, or
+	// closed the table.
 	id, err := t.takeSlot()
 	if err != nil {
 		t.memory.keep(out)
@@ -160,8 +160,10 @@ func (t *Table) pipe(d Descriptor, homeCPU int) *Pipe {
 	window := t.layout.window
 	h := headerAt(window, d.Header)
 	h.clear()
-	p.rd.init(p, false, 0, shared{ring(window, d.Outgoing, d.OutgoingSize), &h.outgoing.consumer, &h.outgoing.producer})
-	p.wr.init(p, true, 0, shared{ring(window, d.Incoming, d.IncomingSize), &h.incoming.producer, &h.incoming.consumer})
+	out := ring(window, d.Outgoing, d.OutgoingSize)
+	in := ring(window, d.Incoming, d.IncomingSize)
+	p.rd.init(p, false, 0, shared{out, &h.outgoing.consumer, &h.outgoing.producer})
+	p.wr.init(p, true, 0, shared{in, &h.incoming.producer, &h.incoming.consumer})
 	return p
 }
 
@@ -177,14 +179,14 @@ func (t *Table) free(p *Pipe) {
 	t.settled.Broadcast()
 }
 
-// Pipe returns the monitor's end of an open pipe; ENOENT if the id is unknown or
-// outdated.
+// Pipe returns the monitor's end of an open pipe; ENOENT if the id is unknown
+// or outdated.
 func (t *Table) Pipe(id ID) (*Pipe, error) { return t.slots.find(id) }
 
 // NotifyRead is hypercall NOTIFY_READ: bytes have become readable in a pipe's
 // outgoing ring, or its writer's state changed. It wakes at most one goroutine,
-// and runs hooks. It doesn't wait and doesn't allocate. ENOENT: the id is unknown
-// or outdated.
+// and runs hooks. It doesn't wait and doesn't allocate. ENOENT: the id is
+// unknown or outdated.
 func (t *Table) NotifyRead(id ID) error {
 	p, err := t.slots.find(id)
 	if err == nil {
@@ -194,7 +196,8 @@ func (t *Table) NotifyRead(id ID) error {
 }
 
 // NotifyWrite is hypercall NOTIFY_WRITE: room has become writable in a pipe's
-// incoming ring, or its reader's state changed. Otherwise as [Table.NotifyRead].
+// incoming ring, or its reader's state changed. Otherwise as
+// [Table.NotifyRead].
 func (t *Table) NotifyWrite(id ID) error {
 	p, err := t.slots.find(id)
 	if err == nil {
@@ -205,9 +208,9 @@ func (t *Table) NotifyWrite(id ID) error {
 
 // Close resets all pipes with ECONNRESET in both directions and wakes all that
 // waits: operations at the monitor's ends fail with net.ErrClosed from then on,
-// New too, and notifications find nothing. Close doesn't wait for the guest, nor
-// for operations under way: [Table.Wait] does for these. It is idempotent and
-// returns nil.
+// New too, and notifications find nothing. Close doesn't wait for the guest,
+// nor for operations under way: [Table.Wait] does for these. It is idempotent
+// and returns nil.
 func (t *Table) Close() error {
 	t.mu.Lock()
 	t.closing.Store(true)
@@ -223,10 +226,11 @@ func (t *Table) Close() error {
 	return nil
 }
 
-// Wait returns when, after Close, nothing touches the window any more and it may
-// be unmapped: when each Read, Write, ReadFrom, WriteTo and reservation that was
-// under way at some pipe has ended. A goroutine in ReadFrom or WriteTo that waits
-// for the other side has to be woken there; OnWriteError and OnReadError tell.
+// Wait returns when, after Close, nothing touches the window any more and it
+// may be unmapped: when each Read, Write, ReadFrom, WriteTo and reservation
+// that was under way at some pipe has ended. A goroutine in ReadFrom or WriteTo
+// that waits for the other side has to be woken there; OnWriteError and
+// OnReadError tell.
 func (t *Table) Wait() {
 	t.mu.Lock()
 	defer t.mu.Unlock()

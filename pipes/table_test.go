@@ -119,7 +119,8 @@ func TestLayout(t *testing.T) {
 	}
 }
 
-// A slot is reused under a new generation, with a clean header; what still names the old one finds nothing.
+// A slot is reused under a new generation, with a clean header. An id of the
+// old generation finds nothing.
 func TestReuse(t *testing.T) {
 	t.Parallel()
 	tab := newTestTable(t, 1<<20, Options{StreamLimit: 1})
@@ -169,7 +170,7 @@ func TestReuse(t *testing.T) {
 				t.Errorf("NotifyWrite(%v): %v, want ENOENT", stale, err)
 			}
 		}
-		// The old end is dead; it touches nothing of the next pipe.
+		// The old ends touch nothing of the next pipe.
 		before := bytes.Clone(tab.layout.window)
 		p.Reset(unix.EIO)
 		g.Reset(unix.EIO)
@@ -206,7 +207,8 @@ func TestCursorsWrap(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Each end looks first and only then waits, so no signal is needed where there is always enough.
+		// An end looks before it waits, so no signal is needed where enough is
+		// there.
 		for _, way := range [][2]*Pipe{{p, g}, {g, p}} {
 			var sent, got []byte
 			for i := range 30 {
@@ -228,7 +230,8 @@ func TestCursorsWrap(t *testing.T) {
 	}
 }
 
-// Each event of the largest table finds its way through the three levels, with one interrupt until the guest has looked.
+// Each event of the largest table finds its way through the three levels, with
+// one interrupt until the guest has looked.
 func TestPendingBitmap(t *testing.T) {
 	t.Parallel()
 	const streams = MaxStreams

@@ -7,28 +7,32 @@ import (
 )
 
 // turn says which operation may use one direction of an end of a pipe: one at a
-// time, in the order in which they came. It ends waits at the deadline and when
-// this end closes.
+// time, in the order in which they came. An operation that waits for its turn,
+// or that owns it and sleeps, is woken when the deadline passes and when this
+// end closes.
 //
-//	state   busy   given  queued
-//	free    false  false  0       the next operation takes the turn at once
-//	taken   true   false  any     an operation owns the turn, queued more wait
-//	given   true   true   1 up    the turn belongs to the first in the queue, which is about to wake
+//	state  busy   given  queued
+//	free   false  false  0
+//	taken  true   false  any
+//	given  true   true   at least 1
 //
-//	free → taken     take
-//	taken → free     release, with nothing queued
-//	taken → given    release
-//	given → taken    take, in the operation that has waited longest
+//	from → to      in       by
+//	free → taken   take     the next operation
+//	taken → free   release  the owner, with an empty queue
+//	taken → given  release  the owner, to the first in the queue
+//	given → taken  queue    the first in the queue, when it has woken
+//	given → given  queue    one that was refused, to the next in the queue
+//	given → free   queue    likewise, with an empty queue
 //
 // Invariants:
-//   - given implies busy and a queue: an operation that comes back at once finds
-//     the turn busy and waits behind the others.
-//   - Once closed is set, or expired while the deadline stays, no operation takes
-//     the turn; one that owns it keeps it until it releases it.
-//   - A timer runs only while this end is open, has a deadline and hasn't expired.
+//   - A turn that is given is busy: an operation that comes meanwhile waits
+//     behind those in the queue.
+//   - No operation takes the turn once closed is set, or while expired is. One
+//     that owns it keeps it until it releases it.
+//   - A timer runs only while this end is open and has a deadline to come.
 //
-// The half's mutex, which both conditions have as their L, guards all fields and
-// is held in all methods but expire.
+// The half's mutex, which both conditions have as their L, guards all fields
+// and is held in all methods but expire.
 type turn struct {
 	busy    bool
 	given   bool
@@ -75,7 +79,8 @@ func (t *turn) queue() (err error) {
 	}
 	t.queued++
 	for {
-		// At least once: a turn that is given already is for one that came before.
+		// At least once: a turn that is given already is for one that came
+		// before.
 		t.next.Wait()
 		if err = t.refusal(); err != nil || t.given {
 			break
@@ -111,8 +116,8 @@ func (t *turn) wakeAll() {
 	t.next.Broadcast()
 }
 
-// close lets operations, under way and future, fail with cause. The cause of the
-// first call stays.
+// close lets operations, under way and future, fail with cause. The cause of
+// the first call stays.
 func (t *turn) close(cause error) {
 	if t.closed == nil {
 		t.closed = cause
@@ -151,8 +156,8 @@ func (t *turn) watchDeadline() {
 	}
 }
 
-// expire is run by the timer. One that fired while the deadline was being changed
-// finds a later one, or none.
+// expire is run by the timer. One that fired while the deadline was being
+// changed finds a later one, or none.
 func (t *turn) expire() {
 	t.owner.L.Lock()
 	defer t.owner.L.Unlock()

@@ -14,7 +14,8 @@ import (
 	"github.com/fix-project/arcavm/pipes/pipestest"
 )
 
-// vectors is a socket in the eyes of a pipe. As a reader it fills what it is given as long as it has something left, then waits for more.
+// vectors plays a socket. As a reader it fills what it is given as long as it
+// has bytes left, then waits for more.
 type vectors struct {
 	left  []byte
 	more  chan []byte // closed: the end
@@ -55,7 +56,8 @@ func numbered(n int) []byte {
 	return b
 }
 
-// A reader that has just filled all that it was given has more: its pipe keeps the signal back, but not while the reader waits.
+// A reader that has just filled all that it was given may have more: its pipe
+// keeps the signal back, but not while the reader waits.
 func TestReadFromSignalsBeforeItWaits(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{1, 4096, 64 << 10, 100_000, 256 << 10, 512<<10 - 1, 512 << 10} {
@@ -84,7 +86,8 @@ func TestReadFromSignalsBeforeItWaits(t *testing.T) {
 	}
 }
 
-// While the other end sleeps, a signal stands for half of the ring, not for each chunk.
+// While the other end sleeps, a signal stands for half of the ring, not for
+// each chunk.
 func TestReadFromSignalsOncePerReserve(t *testing.T) {
 	t.Parallel()
 	const ring, chunks = 1 << 20, 7 // of 128 KiB; the reserve is 512 KiB
@@ -92,7 +95,7 @@ func TestReadFromSignalsOncePerReserve(t *testing.T) {
 	v := &vectors{more: make(chan []byte, 1)}
 	v.more <- make([]byte, chunks*ring/8)
 	close(v.more)
-	// Armed, and not looked after until the end: as a guest that sleeps.
+	// The guest sleeps until the end: its hook is set once.
 	woken := make(chan struct{}, 100)
 	guest.OnReadable(func() { woken <- struct{}{} })
 	if _, err := host.ReadFrom(v); err != nil {
@@ -105,7 +108,7 @@ func TestReadFromSignalsOncePerReserve(t *testing.T) {
 	}
 }
 
-// A deadline that ends ReadFrom doesn't take a kept signal along.
+// A deadline that ends ReadFrom doesn't drop a signal that is kept back.
 func TestReadFromExpires(t *testing.T) {
 	t.Parallel()
 	host, guest := pipestest.NewPair(t, 64<<10)
@@ -146,8 +149,8 @@ func (e *expiring) ReadVector(a, b []byte, _ func()) (int, error) {
 	return len(a) + len(b), nil
 }
 
-// An operation that ends with an error where there is room signals for what it has
-// kept back.
+// An operation that ends with an error where there is room signals for what it
+// has kept back.
 func TestReadFromFailsWithKeptSignal(t *testing.T) {
 	t.Parallel()
 	host, guest := pipestest.NewPair(t, 1<<20) // chunks of 128 KiB, 512 KiB are kept back
@@ -164,7 +167,7 @@ func TestReadFromFailsWithKeptSignal(t *testing.T) {
 	}
 }
 
-// Where ring memory wraps, both halves go in one call.
+// Where ring memory wraps, both parts go in one call.
 func TestVectorsWrap(t *testing.T) {
 	t.Parallel()
 	const ring = 64 << 10
@@ -231,7 +234,8 @@ func (s *starved) ReadVector(a, b []byte, _ func()) (int, error) {
 	return 0, io.EOF
 }
 
-// A signal that is kept back for a moment isn't a lost one, however long the machine makes that moment.
+// A signal that is kept back for a moment is late, not lost, however long a
+// busy machine makes that moment.
 func TestKeptSignalIsLateNotLost(t *testing.T) {
 	t.Parallel()
 	g := pipestest.New(t, 2<<20, pipes.Options{WatchInterval: 20 * time.Millisecond})
@@ -244,7 +248,8 @@ func TestKeptSignalIsLateNotLost(t *testing.T) {
 		_, err := end.Read(make([]byte, 1))
 		read <- err
 	}()
-	waiting := end.Descriptor().Header + uint64(guest.Incoming) + 72 // the consumer's state, and its flag
+	// The consumer's state, and its flag.
+	waiting := end.Descriptor().Header + uint64(guest.Incoming) + 72
 	for g.Load(waiting)>>32 == 0 {
 		runtime.Gosched()
 	}

@@ -5,9 +5,11 @@ import (
 	"testing"
 )
 
-// This is a model of PROTOCOL.md section 8: one ring, a producer that writes units one at a time and closes, a consumer that reads them. All
-// interleavings are visited, on a machine whose stores linger in a store buffer as x86's do (total store order). A state from which nobody can go on
-// before both have ended is a lost wake-up.
+// This is a model of PROTOCOL.md section 8 as package pipes implements it: one
+// ring, a producer that writes units one at a time and closes, a consumer that
+// reads them. All interleavings are visited, on a machine whose stores linger
+// in a store buffer as x86's do (total store order). A state in which neither
+// end can go on, and one hasn't ended, is a lost wake-up.
 
 // variant says what the ends do; a zero field leaves that step out.
 type variant struct {
@@ -28,7 +30,8 @@ func correct(size, min, reserve, hold int) variant {
 	return variant{size, size + 3, min, reserve, hold, true, true, true, true, true, true, true, true}
 }
 
-// rings calls f for every ring of the model with the right steps.
+// rings calls f for every ring of the model, its ends taking all the right
+// steps.
 func rings(f func(v variant)) {
 	for size := 1; size <= 4; size++ {
 		for min := 1; min <= size; min++ {
@@ -44,7 +47,7 @@ func rings(f func(v variant)) {
 	}
 }
 
-// shared words
+// Words of shared memory.
 const (
 	wWrite = iota
 	wState
@@ -54,7 +57,7 @@ const (
 	words
 )
 
-// program counters, the same names for both ends where the step is the same
+// Program counters. A step that both ends take has one name.
 const (
 	look = iota
 	look2
@@ -76,7 +79,7 @@ const (
 
 type store struct{ word, value int8 }
 
-// end is one end's private state. The buffer holds stores that memory hasn't seen yet.
+// end is one end's private state.
 type end struct {
 	pc     int8
 	own    int8
@@ -122,7 +125,8 @@ func (w *world) drain(who int) {
 	e.buffer[e.n] = store{}
 }
 
-// step performs the next step of an end, if it can take one. An error is a broken promise.
+// step performs the next step of an end, if it can take one. An error is a
+// promise of section 8 that doesn't hold.
 func (v variant) step(w *world, who int) (ok bool, err error) {
 	e := &w.ends[who]
 	flags := [2]int{wWriterWaiting, wReaderWaiting}
@@ -130,7 +134,9 @@ func (v variant) step(w *world, who int) (ok bool, err error) {
 	fenced := e.n == 0
 	wake := func() bool {
 		other := &w.ends[1-who]
-		if other.region || !fenced { // the signaller waits for the mutex; a system call or exit drains the buffer
+		// The signaller waits for the mutex. A system call or an exit from the
+		// guest drains the buffer.
+		if other.region || !fenced {
 			return false
 		}
 		if other.pc == asleep {
@@ -138,7 +144,7 @@ func (v variant) step(w *world, who int) (ok bool, err error) {
 		}
 		return true
 	}
-	// saw decides after a look, in which e.limit was set.
+	// saw decides what follows a look, which has set e.limit.
 	saw := func(closed bool, nothing int8) error {
 		can := int(e.limit - e.own)
 		if who == producer {
@@ -361,7 +367,8 @@ func TestWaitingModel(t *testing.T) {
 	})
 }
 
-// A model that can't fail proves nothing: each step that section 8 demands is left out once, and the model must notice.
+// A model that can't fail proves nothing: each step that section 8 demands is
+// left out once, and the model must notice.
 func TestWaitingModelNoticesWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	for name, omit := range map[string]func(*variant){

@@ -11,26 +11,26 @@ import (
 
 const (
 	watchInterval = 2 * time.Second
-	// watchBatch is how many slots a look covers: so the cost of looking doesn't
-	// grow with the number of idle pipes.
+	// watchBatch is how many slots a look covers: so the cost of looking
+	// doesn't grow with the number of idle pipes.
 	watchBatch = 1024
 )
 
-// watchdog audits PROTOCOL.md section 8: an end that sleeps although what it waits
-// for is there misses a wake-up. Between a store and the signal that follows it
-// either end may be interrupted, so a look that finds one missing only makes the
-// end, pipe or CPU suspect, and the next look, a WatchInterval later, makes up for
-// what it finds unchanged:
+// watchdog audits PROTOCOL.md section 8: an end that sleeps although what it
+// waits for is there misses a wake-up. Between a store and the signal that
+// follows it either end may be interrupted. So a look that finds a wake-up
+// missing only makes the end, pipe or CPU suspect, and the next look, a
+// WatchInterval later, makes up for what it finds unchanged:
 //
-//	what                 first look  second look                           counted
-//	the monitor's end    suspect     wakes it                              at once
-//	a pipe's end         suspect     frees it                              at once
-//	the guest's end      suspect     signals it: nudged                    when it has gone on because of that
-//	a CPU's interrupt    suspect     raises it once more: nudged           when it has taken its bits
+//	suspect            the second look     the wake-up is counted when
+//	monitor's end      wakes it            it is woken
+//	finished pipe      frees it            it is freed
+//	guest's end        signals it: nudged  it has gone on because of that
+//	CPU's interrupt    raises it: nudged   the CPU has taken its pending bits
 //
 // The wake-up was lost, which is logged as an error, if all of the guest's CPUs
-// are halted then. While one is busy, or waits for a processor of this machine, it
-// may only be late. A look that finds nothing sends nothing.
+// are halted then. While one is busy, or waits for a processor of this machine,
+// it may only be late. A look that finds nothing sends nothing.
 type watchdog struct {
 	table *Table
 	log   *limit.Log
@@ -55,7 +55,7 @@ type look struct {
 	began    time.Time
 	suspects bool // it found a wake-up missing
 	busy     bool // a CPU isn't halted, or the machine kept the watchdog waiting
-	asked    bool // whether one is halted
+	asked    bool // the CPUs were asked whether they are halted
 	covered  int  // slots that the round of looks has covered
 }
 
@@ -63,8 +63,8 @@ func (w *watchdog) init(t *Table) {
 	w.table, w.log, w.bells = t, newLog(), make([]bell, t.o.CPUs)
 }
 
-// start is called with Table.mu held when there is a pipe to look at. The watchdog
-// runs until it finds none, or stop.
+// start is called with Table.mu held when there is a pipe to look at. The
+// watchdog runs until it finds none, or stop.
 func (w *watchdog) start() {
 	if !w.running {
 		w.running = true
@@ -110,11 +110,11 @@ func (w *watchdog) watch() {
 	w.timer.Reset(w.interval())
 }
 
-// Audit has the watchdog look at all pipes until it knows of each that is suspect
-// whether a wake-up was lost, and counts those in [Stats]. If none is suspect it
-// returns at once, else it takes up to three WatchIntervals. The watchdog doesn't
-// look by itself any more: Audit is for the end of a test. It must not run beside
-// [Table.Wait].
+// Audit has the watchdog look at all pipes until it knows of each that is
+// suspect whether a wake-up was lost, and counts those in [Stats]. If none is
+// suspect it returns at once, else it takes up to three WatchIntervals. The
+// watchdog doesn't look by itself any more: Audit is for the end of a test. It
+// must not run beside [Table.Wait].
 func (t *Table) Audit() {
 	w := &t.watchdog
 	w.auditing.Lock()
@@ -206,8 +206,8 @@ func (w *watchdog) auditEnd(p *Pipe) {
 	}
 }
 
-// busy reports whether a wake-up that is missing may only be late. It asks once in
-// a look.
+// busy reports whether a wake-up that is missing may only be late. It asks once
+// in a look.
 func (w *watchdog) busy() bool {
 	if !w.look.busy && !w.look.asked {
 		w.look.asked = true
@@ -278,7 +278,8 @@ func (w *watchdog) auditInterrupt(cpu int) {
 		b.state = awake
 		return
 	case b.state == suspected && still && t.raises[cpu].underWay.Load() > 0:
-		// The goroutine that raises it may be without a processor before the doorbell.
+		// The goroutine that raises it may be without a processor before the
+		// doorbell.
 	case b.state == suspected && still:
 		b.state, b.late = nudged, w.look.busy || !w.halted(cpu)
 		t.o.Doorbell(cpu)

@@ -14,7 +14,7 @@ import (
 	"github.com/fix-project/arcavm/pipes/pipestest"
 )
 
-// forgetful is a guest whose notifications get lost while mute is set.
+// forgetful is a guest whose notifications are dropped while mute is set.
 type forgetful struct {
 	*pipes.Table
 	mute atomic.Bool
@@ -37,7 +37,8 @@ func (f *forgetful) NotifyWrite(id pipes.ID) error {
 	return f.Table.NotifyWrite(id)
 }
 
-// A monitor's end that the guest forgets to wake goes on all the same, and the loss is counted; what isn't lost is not.
+// A monitor's end that the guest doesn't wake goes on all the same, and the
+// lost wake-up is counted; else none is.
 func TestLostWakeUps(t *testing.T) {
 	t.Parallel()
 	const size = 4096
@@ -142,7 +143,8 @@ func TestLostWakeUps(t *testing.T) {
 	}
 }
 
-// A notification that comes while the watchdog finds out whether the guest is idle isn't lost: a virtual CPU may have been without a processor since its store.
+// A notification that comes while the watchdog finds out whether the guest is
+// idle isn't lost: a virtual CPU may have had no processor since its store.
 func TestNotifiedDuringLook(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -213,7 +215,8 @@ func TestNotifiedDuringLook(t *testing.T) {
 	}
 }
 
-// An interrupt isn't lost while who raises it has no processor between the pending bit and the doorbell.
+// An interrupt isn't lost while the goroutine that raises it has no processor
+// between the pending bit and the doorbell.
 func TestInterruptUnderWayIsNotLost(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -250,7 +253,8 @@ func TestInterruptUnderWayIsNotLost(t *testing.T) {
 	})
 }
 
-// A guest's end that isn't woken goes on all the same, and the loss is counted; an end that waits for more than is there isn't lost.
+// A guest's end that isn't woken goes on all the same, and the lost wake-up is
+// counted. An end that waits for more than is there hasn't lost one.
 func TestForgottenWakeUps(t *testing.T) {
 	t.Parallel()
 	const size = 4096
@@ -369,7 +373,8 @@ func TestForgottenWakeUps(t *testing.T) {
 	}
 }
 
-// What a guest with a busy CPU hasn't done yet isn't lost; it is made up for all the same.
+// What a guest with a busy CPU hasn't done yet is late, not lost. The watchdog
+// makes up for it all the same.
 func TestLateWakeUps(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -429,13 +434,15 @@ func TestLateWakeUps(t *testing.T) {
 	})
 }
 
-// flag is the word of a ring header in which the guest says that it waits; its lower half is the guest's state.
+// flag is the word of a ring header in which the guest says that it waits. The
+// word's lower half is the guest's state.
 type flag struct {
 	g  *pipestest.Guest
 	at uint64
 }
 
-// flagOf: the guest is the producer of its outgoing ring and the consumer of its incoming one.
+// flagOf returns the guest's flag in a ring: it is the producer of its outgoing
+// ring and the consumer of its incoming one.
 func flagOf(g *pipestest.Guest, c *pipestest.GuestConn, r pipestest.Ring) flag {
 	at := c.Descriptor().Header + uint64(r) + 8
 	if r == pipestest.Incoming {
@@ -446,7 +453,8 @@ func flagOf(g *pipestest.Guest, c *pipestest.GuestConn, r pipestest.Ring) flag {
 
 func (f flag) load() uint64 { return f.g.Load(f.at) >> 32 }
 
-// hidden does something while the monitor can't see that the guest waits, as if it had forgotten to look.
+// hidden does something while the monitor can't see that the guest waits, as if
+// the monitor had not looked.
 func (f flag) hidden(do func() error) error {
 	f.g.Store(f.at, 0)
 	err := do()
@@ -454,7 +462,8 @@ func (f flag) hidden(do func() error) error {
 	return err
 }
 
-// An idle pipe costs a look, and a look costs no memory: 10,000 pipes are looked at in ten batches, one every two seconds.
+// BenchmarkWatchdog looks at 10,000 idle pipes: a look costs no memory. In a
+// virtual machine they are looked at in ten batches, one every two seconds.
 func BenchmarkWatchdog(b *testing.B) {
 	const streams = 10_000
 	g := pipestest.New(b, 96<<20, pipes.Options{StreamLimit: streams, WatchInterval: time.Hour})
@@ -463,7 +472,8 @@ func BenchmarkWatchdog(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		// As a relay leaves an idle connection: hooks at the monitor's end, and a thread that waits at the guest's.
+		// As a relay leaves an idle connection: hooks at the monitor's end, and
+		// a thread that waits at the guest's.
 		host.OnReadable(func() {})
 		host.OnReadError(func() {})
 		host.OnWriteError(func() {})
@@ -478,7 +488,7 @@ func BenchmarkWatchdog(b *testing.B) {
 	b.ReportMetric(100*perPipe*pipes.WatchBatch/2, "%core")
 }
 
-// What a closed table leaves behind is nothing, whether its watchdog has looked or not.
+// A closed table leaves nothing behind, whether its watchdog has looked or not.
 func TestWatchdogEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, err := pipestest.NewGuest(1<<20, pipes.Options{})

@@ -6,13 +6,15 @@ import (
 	"unsafe"
 )
 
-// headerAt returns the pipe header at an offset of the window. The caller has checked that it lies inside, and the alignment.
+// headerAt returns the pipe header at an offset of the window. The caller has
+// checked that it lies inside, at a multiple of 256.
 func headerAt(window []byte, off uint64) *pipeHeader {
 	b := window[off : off+HeaderSize]
 	return (*pipeHeader)(unsafe.Pointer(unsafe.SliceData(b)))
 }
 
-// wordsAt returns n 64-bit words at an offset of the window, which the caller has checked to be a multiple of 8.
+// wordsAt returns n 64-bit words at an offset of the window. The caller has
+// checked that it is a multiple of 8.
 func wordsAt(window []byte, off, n uint64) []atomic.Uint64 {
 	b := window[off : off+8*n]
 	return unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(unsafe.SliceData(b))), n)

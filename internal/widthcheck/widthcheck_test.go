@@ -27,8 +27,6 @@ var unread = map[string]bool{
 	"internal/limit":       true,
 	"internal/stdio":       true,
 	"internal/unsafecheck": true,
-	"pipes":                true,
-	"pipes/pipestest":      true,
 	"rpc":                  true,
 	"rpc/message":          true,
 	"rpc/rpctest":          true,

@@ -1,4 +1,5 @@
-// Package pipestest makes guests in Go, of package guest, for tests of whatever stands at the monitor's ends of pipes.
+// Package pipestest makes guests in Go, of package guest, for tests of what
+// stands at the monitor's ends of pipes.
 package pipestest
 
 import (
@@ -22,11 +23,13 @@ const (
 	Incoming = guest.Incoming
 )
 
-// watchInterval is short enough that a wake-up lost in a test is noticed before something else makes up for it, and long enough for a goroutine that
-// a busy machine doesn't let run between its store and its signal.
+// watchInterval is short enough that a wake-up lost in a test is noticed before
+// something else makes up for it, and long enough for a goroutine that a busy
+// machine doesn't let run between its store and its signal.
 const watchInterval = 200 * time.Millisecond
 
-// NewGuest makes a window of the given size in bytes, and on it what [guest.New] makes. WatchInterval defaults to a fifth of a second.
+// NewGuest makes a window of the given size in bytes, and on it what
+// [guest.New] makes. WatchInterval defaults to 200 ms.
 func NewGuest(windowSize int, o pipes.Options) (*Guest, error) {
 	if o.WatchInterval == 0 {
 		o.WatchInterval = watchInterval
@@ -49,7 +52,8 @@ func New(tb testing.TB, windowSize int, o pipes.Options) *Guest {
 	return g
 }
 
-// NewPair makes a guest with one pipe for a test, rings of the given size in bytes each way, and closes all at the test's end.
+// NewPair makes a guest with one pipe for a test, rings of the given size in
+// bytes each way, and closes all at the test's end.
 func NewPair(tb testing.TB, size uint32) (host *pipes.Pipe, guest *GuestConn) {
 	tb.Helper()
 	g := New(tb, 4<<20+4*int(size), pipes.Options{})
