@@ -122,23 +122,24 @@ func TestRunEmulated(t *testing.T) {
 			t.Errorf("the command ended with %v and said %q", err, &stderr)
 		}
 	})
-	t.Run("two signals", func(t *testing.T) {
-		t.Parallel()
-		image := writeFile(t, "image", machineCode(1, slices.Concat(logStart(), spin)))
-		cmd := exec.CommandContext(t.Context(), program, "run", "--emulated", "--timing", image)
-		r := startCommand(t, cmd, cmd.StderrPipe)
-		r.line("guest started")
-		r.signal(syscall.SIGINT)
-		// Two signals at once could be seen in any order.
-		r.line("asking the guest to stop")
-		r.signal(syscall.SIGTERM)
-		r.line("clock and network ready")
-		r.line("exits by reason")
-		r.wantReport("CPU 0: ", "backtrace")
-		if code := r.exitCode(); code != 143 {
-			t.Errorf("code %d, want that of the second", code)
-		}
-	})
+	for _, format := range []string{"text", "json"} {
+		t.Run("two signals, timing as "+format, func(t *testing.T) {
+			t.Parallel()
+			image := writeFile(t, "image", machineCode(1, slices.Concat(logStart(), spin)))
+			cmd := exec.CommandContext(t.Context(), program, "run", "--emulated", "--timing="+format, image)
+			r := startCommand(t, cmd, cmd.StderrPipe)
+			r.line("guest started")
+			r.signal(syscall.SIGINT)
+			// Two signals at once could be seen in any order.
+			r.line("asking the guest to stop")
+			r.signal(syscall.SIGTERM)
+			r.wantTiming(format, "clock and network ready")
+			r.wantReport("CPU 0: ", "backtrace")
+			if code := r.exitCode(); code != 143 {
+				t.Errorf("code %d, want that of the second", code)
+			}
+		})
+	}
 	// QEMU connects as a program of this machine does.
 	t.Run("an address of the machine outside", func(t *testing.T) {
 		t.Parallel()

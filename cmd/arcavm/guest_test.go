@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fix-project/arcavm/bench"
 	"github.com/fix-project/arcavm/network/networktest"
 	"github.com/fix-project/arcavm/testdata/images"
 )
@@ -463,6 +464,44 @@ func TestCtrlCTwice(t *testing.T) {
 	r.wantReport("CPU 0: running at 0xffff8001", "rip ", "backtrace", "guest started")
 	if code := r.exitCode(); code != 130 {
 		t.Errorf("code %d, want 130", code)
+	}
+}
+
+// The timing is printed after the second signal as well, before the report of
+// what the guest was doing.
+func TestTimingAfterTwoSignals(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	spins := writeFile(t, "image", machineCode(1, slices.Concat(logStart(), spin)))
+	for _, format := range []string{"text", "json"} {
+		t.Run(format, func(t *testing.T) {
+			t.Parallel()
+			r := start(t, false, "run", "--timing="+format, spins)
+			r.signalTwice(syscall.SIGINT)
+			r.wantTiming(format, "first log record of the guest")
+			r.wantReport("CPU 0: running")
+			if code := r.exitCode(); code != 130 {
+				t.Errorf("code %d, want 130", code)
+			}
+		})
+	}
+}
+
+// wantTiming reads the timing, which has a step and ends with the statistics.
+func (r *running) wantTiming(format, step string) {
+	r.t.Helper()
+	if format == "text" {
+		r.line(step)
+		r.line("exits by reason")
+		return
+	}
+	line := r.line(`"steps"`)
+	var timing timingJSON
+	if err := json.Unmarshal([]byte(line), &timing); err != nil || timing.Stats == nil {
+		r.t.Fatalf("%q has no statistics: %v", line, err)
+	}
+	if !slices.ContainsFunc(timing.Steps, func(s bench.TimingStep) bool { return s.Name == step }) {
+		r.t.Errorf("%q is missing in %v", step, timing.Steps)
 	}
 }
 
