@@ -152,12 +152,13 @@ func (h *half) look(min int) (int, error) {
 }
 
 // outcome is what an operation has come to when mu is released: one of n,
-// signal and err is set.
+// signal and err is set. It has four words, the most that the compiler keeps in
+// registers.
 type outcome struct {
 	n      int   // bytes that can be used
 	signal bool  // the other end is to be signalled; then the operation goes on
-	err    error // the operation has ended, and released the turn
 	settle bool  // with err: the pipe has to be settled
+	err    error // the operation has ended, and released the turn
 }
 
 // use waits until the turn's owner can use min bytes.
