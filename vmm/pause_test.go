@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/fix-project/arcavm/vmm"
 	"github.com/fix-project/arcavm/vmm/vmmtest"
 )
@@ -512,5 +514,25 @@ func TestPauseRPC(t *testing.T) {
 		wantCode(t, g, 0)
 		m.end()
 		wantLog(t, g, "allocator as before")
+	})
+}
+
+// A guest that asks for sockets by hypercalls answers every client, though
+// pauses come while calls are under way.
+func TestPauseHypercallABI(t *testing.T) {
+	const clients = 40
+	onCPUs(t, func(t *testing.T, cfg vmm.Config) {
+		g := rpcBoot(t, cfg, "rpc-calls", callsHTTP, anyLoopback, "0", fmt.Sprint(clients))
+		addr := g.Addr().String()
+		m := meddle(t, g.VM)
+		defer m.end()
+		var all errgroup.Group
+		all.SetLimit(8)
+		for i := range clients {
+			all.Go(func() error { return rpcRequest(addr, i) })
+		}
+		if err := all.Wait(); err != nil {
+			t.Error(err)
+		}
 	})
 }
