@@ -147,6 +147,7 @@ func (g *gate) release() {
 	g.releaseLocked()
 }
 
+// releaseLocked is release with mu held.
 func (g *gate) releaseLocked() {
 	g.holds--
 	if g.holds == 0 && g.state.Load() == gatePaused {
@@ -228,6 +229,9 @@ func (g *gate) ranFor(d time.Duration) bool {
 // doesn't keep it from; else ctx's cause, and then nothing stays paused by this
 // call. Any goroutine may call Pause and Resume at any time.
 func (v *VM) Pause(ctx context.Context) error {
+	if v.gate.ending() {
+		return ErrClosed
+	}
 	if ctx.Err() != nil {
 		return fmt.Errorf("vmm: pausing: %w", context.Cause(ctx))
 	}

@@ -109,6 +109,11 @@ func TestGate(t *testing.T) {
 	if err := v.Pause(ctx); !errors.Is(err, ErrClosed) {
 		t.Errorf("Pause after the end: %v", err)
 	}
+	done, cancel := context.WithCancel(ctx)
+	cancel()
+	if err := v.Pause(done); !errors.Is(err, ErrClosed) {
+		t.Errorf("Pause after the end, with a context that is done: %v", err)
+	}
 	if err := v.Resume(); !errors.Is(err, ErrClosed) {
 		t.Errorf("Resume after the end: %v", err)
 	}
