@@ -24,6 +24,7 @@ func orderOf(size uint32) uint8 { return uint8(bits.Len32(size/pageSize - 1)) }
 func (b block) offset() int64 { return int64(b.page) * pageSize }
 func (b block) bytes() int64  { return pageSize << b.order }
 
+// newBuddy covers the region with free blocks, the largest that fit.
 func newBuddy(pages uint32) *buddy {
 	a := &buddy{pages: pages, at: make(map[block]int)}
 	for page := uint32(0); page < pages; {
@@ -37,11 +38,13 @@ func newBuddy(pages uint32) *buddy {
 	return a
 }
 
+// put adds a free block.
 func (a *buddy) put(b block) {
 	a.at[b] = len(a.free[b.order])
 	a.free[b.order] = append(a.free[b.order], b.page)
 }
 
+// take removes a free block.
 func (a *buddy) take(b block) {
 	list := a.free[b.order]
 	i, last := a.at[b], len(list)-1
@@ -53,6 +56,8 @@ func (a *buddy) take(b block) {
 	delete(a.at, b)
 }
 
+// alloc takes a block of an order, from a larger one if need be. It reports
+// false if there is none.
 func (a *buddy) alloc(order uint8) (block, bool) {
 	for o := order; o <= maxOrder; o++ {
 		list := a.free[o]
@@ -70,6 +75,7 @@ func (a *buddy) alloc(order uint8) (block, bool) {
 	return block{}, false
 }
 
+// release frees a block, and joins it with its neighbours while it can.
 func (a *buddy) release(b block) {
 	for b.order < maxOrder {
 		mate := block{b.page ^ 1<<b.order, b.order}

@@ -7,7 +7,7 @@ import (
 )
 
 // end is what the two ends of a pipe do differently: a [monitorEnd] or a
-// [guestEnd]. Pipe.life is held in all methods but names and signalMove.
+// [guestEnd]. Pipe.life is held in all methods but names and the signals.
 type end interface {
 	// names are this end's and the other's.
 	names() (local, remote string)
@@ -17,7 +17,7 @@ type end interface {
 	signalMove(h *half)
 
 	// signalState tells the other end that this one's state has changed in a
-	// ring.
+	// ring, or makes up for a signal. The caller may hold locks.
 	signalState(h *half)
 
 	// hearsState reports whether the other end is to be told of a state.

@@ -92,11 +92,12 @@ func (h *half) changed() {
 	h.pay(d)
 }
 
-// wake wakes what waits at this end.
+// wake wakes what waits at this end. The owner comes last: it needs mu.
 func (h *half) wake() dues {
 	h.waiting.bytes, h.audited.suspect = 0, false
+	d := h.due()
 	h.turn.wake()
-	return h.due()
+	return d
 }
 
 // due takes out the hooks whose time has come. If hooks.ready stays, the flag
