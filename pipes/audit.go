@@ -1,6 +1,6 @@
 package pipes
 
-// audited is what the watchdog's last look found at a half of the monitor's
+// audited is what the watchdog's last audit found at a half of the monitor's
 // end, about both ends of the ring.
 type audited struct {
 	suspect bool // this end waits, and the signal for it is missing
@@ -10,7 +10,7 @@ type audited struct {
 	// then, it was asleep.
 	other  auditState
 	late   bool   // the other end was nudged while the guest's CPUs were busy
-	theirs uint64 // its cursor at the last look
+	theirs uint64 // its cursor at the last audit
 	own    uint64 // this end's
 }
 
@@ -23,7 +23,7 @@ func (h *half) ringName() string {
 }
 
 // auditMine reports, without mu, whether a notification for this end is
-// missing, and whether the last look, in the same sleep, found that too.
+// missing, and whether the last audit, in the same sleep, found that too.
 func (h *half) auditMine() (suspect, again bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -123,7 +123,7 @@ func (h *half) wentOn() bool {
 }
 
 // auditEnd reports whether the pipe waits for nothing but the guest's last
-// notification, and whether the last look found that too.
+// notification, and whether the last audit found that too.
 func (p *Pipe) auditEnd() (suspect, again bool) {
 	p.life.Lock()
 	defer p.life.Unlock()

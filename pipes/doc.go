@@ -31,8 +31,9 @@
 //     another's.
 //
 // Of the watchdog, which looks for wake-ups that don't come:
-//   - suspect: an end, pipe or CPU for which one look found a wake-up missing.
-//     The next look makes up for a wake-up that is missing still.
+//   - audit: the watchdog's visit to a batch of pipes, and to all CPUs.
+//   - suspect: an end, pipe or CPU for which one audit found a wake-up missing.
+//     The next audit makes up for a wake-up that is missing still.
 //   - nudged: signalled by the watchdog, for that reason.
 //   - late: made up for while its sender may have had no processor: a CPU of
 //     the guest was busy, or the watchdog itself came late.

@@ -13,7 +13,7 @@ func (p *Pipe) StartAt(cursor uint64) {
 // Table returns the table of a monitor's end.
 func (p *Pipe) Table() *Table { return p.end.(*monitorEnd).table }
 
-// WatchBatch is how many slots the watchdog looks at each time.
+// WatchBatch is how many slots an audit of the watchdog covers.
 const WatchBatch = watchBatch
 
 // BeforeInterrupts has f called before each interrupt of [Options].Interrupt,

@@ -33,7 +33,7 @@ type Options struct {
 	Release func(off, n int64) error
 
 	// WatchInterval is how often the watchdog looks for lost wake-ups, which
-	// takes two looks; 0: every 2 seconds.
+	// takes two audits; 0: every 2 seconds.
 	WatchInterval time.Duration
 
 	// Halted reports whether a CPU waits for an interrupt. The watchdog tells

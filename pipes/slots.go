@@ -17,7 +17,7 @@ type slots struct {
 	past        PipeStats // of freed pipes
 }
 
-// used is how many slots were ever used: the rest needn't be looked at.
+// used is how many slots were ever used: the rest holds no pipe.
 func (s *slots) used() int { return len(s.generations) }
 
 func (s *slots) full() bool { return len(s.unused) == 0 && s.used() == len(s.pipes) }

@@ -11,18 +11,18 @@ import (
 
 const (
 	watchInterval = 2 * time.Second
-	// watchBatch is how many slots a look covers: so the cost of looking
+	// watchBatch is how many slots an audit covers: so the cost of auditing
 	// doesn't grow with the number of idle pipes.
 	watchBatch = 1024
 )
 
 // watchdog audits PROTOCOL.md section 8: an end that sleeps although what it
 // waits for is there misses a wake-up. Between a store and the signal that
-// follows it either end may be interrupted. So a look that finds a wake-up
-// missing only makes the end, pipe or CPU suspect, and the next look, a
+// follows it either end may be interrupted. So an audit that finds a wake-up
+// missing only makes the end, pipe or CPU suspect, and the next audit, a
 // WatchInterval later, makes up for what it finds unchanged:
 //
-//	suspect            the second look     the wake-up is counted when
+//	suspect            the second audit    the wake-up is counted when
 //	monitor's end      wakes it            it is woken
 //	finished pipe      frees it            it is freed
 //	guest's end        signals it: nudged  it has gone on because of that
@@ -30,7 +30,7 @@ const (
 //
 // The wake-up was lost, which is logged as an error, if all of the guest's CPUs
 // are halted then. While one is busy, or waits for a processor of this machine,
-// it may only be late. A look that finds nothing sends nothing.
+// it may only be late. An audit that finds nothing sends nothing.
 type watchdog struct {
 	table *Table
 	log   *limit.Log
@@ -39,41 +39,41 @@ type watchdog struct {
 	forgotten atomic.Uint64
 	late      atomic.Uint64
 
-	auditing sync.Mutex // held during a look; before all other locks
+	auditing sync.Mutex // held during an audit; before all other locks
 	byHand   bool       // Audit has taken over
-	look     look       // the last one
+	last     audit      // under way or over
 	bells    []bell     // by CPU
 
 	// Table.mu guards these.
-	running bool // the timer runs, or a look is under way
+	running bool // the timer runs, or an audit is under way
 	timer   *time.Timer
-	due     time.Time // the next look
+	next    time.Time // when the next audit is due
 }
 
-// look is one look of the watchdog.
-type look struct {
+// audit is one audit of a batch of slots.
+type audit struct {
 	began    time.Time
 	suspects bool // it found a wake-up missing
 	busy     bool // a CPU isn't halted, or the machine kept the watchdog waiting
 	asked    bool // the CPUs were asked whether they are halted
-	covered  int  // slots that the round of looks has covered
+	covered  int  // slots that the round of audits has covered
 }
 
 func (w *watchdog) init(t *Table) {
 	w.table, w.log, w.bells = t, newLog(), make([]bell, t.o.CPUs)
 }
 
-// start is called with Table.mu held when there is a pipe to look at. The
+// start is called with Table.mu held when there is a pipe to audit. The
 // watchdog runs until it finds none, or stop.
 func (w *watchdog) start() {
 	if !w.running {
 		w.running = true
-		w.due = time.Now().Add(w.interval())
+		w.next = time.Now().Add(w.interval())
 		w.timer = time.AfterFunc(w.interval(), w.watch)
 	}
 }
 
-// stop is called with Table.mu held. A look that is under way ends by itself;
+// stop is called with Table.mu held. An audit that is under way ends by itself;
 // Table.Wait waits for it.
 func (w *watchdog) stop() {
 	if w.timer != nil && w.timer.Stop() {
@@ -91,7 +91,7 @@ func (w *watchdog) overdue(due time.Time) bool { return time.Since(due) > w.inte
 func (w *watchdog) watch() {
 	t := w.table
 	t.mu.Lock()
-	busy := w.overdue(w.due)
+	busy := w.overdue(w.next)
 	t.mu.Unlock()
 	w.auditing.Lock()
 	if !w.byHand {
@@ -106,14 +106,14 @@ func (w *watchdog) watch() {
 		t.settled.Broadcast()
 		return
 	}
-	w.due = time.Now().Add(w.interval())
+	w.next = time.Now().Add(w.interval())
 	w.timer.Reset(w.interval())
 }
 
-// Audit has the watchdog look at all pipes until it knows of each that is
+// Audit has the watchdog audit all pipes until it knows of each that is
 // suspect whether a wake-up was lost, and counts those in [Stats]. If none is
 // suspect it returns at once, else it takes up to three WatchIntervals. The
-// watchdog doesn't look by itself any more: Audit is for the end of a test. It
+// watchdog then audits no more by itself: Audit is for the end of a test. It
 // must not run beside [Table.Wait].
 func (t *Table) Audit() {
 	w := &t.watchdog
@@ -122,30 +122,30 @@ func (t *Table) Audit() {
 	w.byHand = true
 	busy := false
 	for range 3 {
-		if wait := w.interval() - time.Since(w.look.began); w.look.suspects && wait > 0 {
+		if wait := w.interval() - time.Since(w.last.began); w.last.suspects && wait > 0 {
 			due := time.Now().Add(wait)
 			time.Sleep(wait)
 			busy = busy || w.overdue(due)
 		}
-		if w.audit(len(t.slots.pipes), busy); !w.look.suspects {
+		if w.audit(len(t.slots.pipes), busy); !w.last.suspects {
 			return
 		}
 	}
 }
 
-// audit looks at the next batch of slots. Two looks at a suspect are a
+// audit audits the next batch of slots. Two audits of a suspect are a
 // WatchInterval apart. auditing is held.
 func (w *watchdog) audit(batch int, busy bool) {
 	t := w.table
 	t.mu.Lock()
 	used := t.slots.used()
 	t.mu.Unlock()
-	from := w.look.covered
+	from := w.last.covered
 	if from >= used || batch >= used {
 		from = 0
 	}
-	w.look = look{began: time.Now(), busy: busy, covered: min(from+batch, used)}
-	for i := from; i < w.look.covered; i++ {
+	w.last = audit{began: time.Now(), busy: busy, covered: min(from+batch, used)}
+	for i := from; i < w.last.covered; i++ {
 		if p := t.slots.pipes[i].Load(); p != nil {
 			w.auditPipe(p)
 		}
@@ -155,8 +155,8 @@ func (w *watchdog) audit(batch int, busy bool) {
 	}
 }
 
-// suspect notes whether the look found a wake-up missing.
-func (w *watchdog) suspect(is bool) { w.look.suspects = w.look.suspects || is }
+// suspect notes whether the audit found a wake-up missing.
+func (w *watchdog) suspect(is bool) { w.last.suspects = w.last.suspects || is }
 
 func (w *watchdog) auditPipe(p *Pipe) {
 	for _, h := range p.halves() {
@@ -166,7 +166,7 @@ func (w *watchdog) auditPipe(p *Pipe) {
 	w.auditEnd(p)
 }
 
-// auditMine looks at the monitor's end in a ring.
+// auditMine audits the monitor's end in a ring.
 func (w *watchdog) auditMine(h *half) {
 	suspect, again := h.auditMine()
 	if again && !w.busy() {
@@ -180,7 +180,7 @@ func (w *watchdog) auditMine(h *half) {
 	}
 }
 
-// auditTheirs looks at the guest's end in a ring.
+// auditTheirs audits the guest's end in a ring.
 func (w *watchdog) auditTheirs(h *half) {
 	suspect, nudge, forgotten := h.auditTheirs()
 	w.suspect(suspect)
@@ -193,7 +193,7 @@ func (w *watchdog) auditTheirs(h *half) {
 	}
 }
 
-// auditEnd looks at a pipe that the monitor is finished with.
+// auditEnd audits a pipe that the monitor is finished with.
 func (w *watchdog) auditEnd(p *Pipe) {
 	suspect, again := p.auditEnd()
 	if again && !w.busy() {
@@ -207,15 +207,15 @@ func (w *watchdog) auditEnd(p *Pipe) {
 }
 
 // busy reports whether a wake-up that is missing may only be late. It asks once
-// in a look.
+// in an audit.
 func (w *watchdog) busy() bool {
-	if !w.look.busy && !w.look.asked {
-		w.look.asked = true
+	if !w.last.busy && !w.last.asked {
+		w.last.asked = true
 		for cpu := range w.bells {
-			w.look.busy = w.look.busy || !w.halted(cpu)
+			w.last.busy = w.last.busy || !w.halted(cpu)
 		}
 	}
-	return w.look.busy
+	return w.last.busy
 }
 
 func (w *watchdog) halted(cpu int) bool {
@@ -248,7 +248,7 @@ func (w *watchdog) monitorForgot(h *half) {
 type bell struct {
 	state auditState
 	late  bool   // it was nudged while it wasn't halted
-	rung  uint64 // at the last look
+	rung  uint64 // at the last audit
 }
 
 // auditState is what the watchdog takes a guest's end, or a CPU, for.
@@ -256,8 +256,8 @@ type auditState uint8
 
 const (
 	awake     auditState = iota
-	suspected            // the last look found a wake-up missing
-	nudged               // so did the look before: it was made up for
+	suspected            // the last audit found a wake-up missing
+	nudged               // so did the audit before: it was made up for
 )
 
 // auditInterrupt does for a CPU that doesn't take its pending bits what
@@ -281,7 +281,7 @@ func (w *watchdog) auditInterrupt(cpu int) {
 		// The goroutine that raises it may be without a processor before the
 		// doorbell.
 	case b.state == suspected && still:
-		b.state, b.late = nudged, w.look.busy || !w.halted(cpu)
+		b.state, b.late = nudged, w.last.busy || !w.halted(cpu)
 		t.o.Doorbell(cpu)
 	default:
 		*b = bell{state: suspected, rung: rung}

@@ -462,8 +462,8 @@ func (f flag) hidden(do func() error) error {
 	return err
 }
 
-// BenchmarkWatchdog looks at 10,000 idle pipes: a look costs no memory. In a
-// virtual machine they are looked at in ten batches, one every two seconds.
+// BenchmarkWatchdog audits 10,000 idle pipes: that costs no memory. In a
+// virtual machine they are audited in ten batches, one every two seconds.
 func BenchmarkWatchdog(b *testing.B) {
 	const streams = 10_000
 	g := pipestest.New(b, 96<<20, pipes.Options{StreamLimit: streams, WatchInterval: time.Hour})
@@ -488,7 +488,8 @@ func BenchmarkWatchdog(b *testing.B) {
 	b.ReportMetric(100*perPipe*pipes.WatchBatch/2, "%core")
 }
 
-// A closed table leaves nothing behind, whether its watchdog has looked or not.
+// A closed table leaves nothing behind, whether its watchdog has audited it or
+// not.
 func TestWatchdogEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, err := pipestest.NewGuest(1<<20, pipes.Options{})
