@@ -118,8 +118,8 @@ func (c *clock) ask() (time.Time, error) {
 	return asked, c.frames.send(frameAskTime, nil)
 }
 
-// set waits for the host's answer. The machine's own time comes from its
-// real-time clock, which counts seconds, or has become wrong since.
+// set waits for the host's answer, and sets the clock if it is wrong: it comes
+// from the real-time clock, which counts seconds, or from a snapshot.
 func (c *clock) set(asked time.Time) (hostTime, error) {
 	answer := <-c.answers
 	took := time.Since(asked)

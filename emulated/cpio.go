@@ -56,10 +56,10 @@ func (a *archive) directory(name string) error {
 	return a.entry(name, modeDirectory|0o755, a.newInode(), 2, 0, nil)
 }
 
-// file adds a regular file of exactly size bytes, 0 to 4 GiB-1, read from r, and
-// returns its inode. If links is more than 1, hardLink adds its other names. A
-// name that is there already is an error: the kernel would quietly take the
-// later one.
+// file adds a regular file of exactly size bytes, 0 to 4 GiB-1, read from r,
+// and returns its inode. If links is more than 1, hardLink adds its other
+// names. A name that is there already is an error: the kernel would quietly
+// take the later file.
 func (a *archive) file(name string, perm, links uint32, size int64, r io.Reader) (inode uint32, err error) {
 	name, err = a.add(name)
 	if err != nil {
@@ -74,8 +74,8 @@ func (a *archive) bytes(name string, data []byte) error {
 	return err
 }
 
-// hardLink adds one more name of a file. The kernel keeps a page or two for each
-// file that has more than one, and looks through them all.
+// hardLink adds one more name of a file. The kernel keeps a page or two for
+// each file that has more than one, and looks through them all.
 func (a *archive) hardLink(name string, perm, inode, links uint32) error {
 	name, err := a.add(name)
 	if err != nil {

@@ -47,7 +47,8 @@ type plan struct {
 	Programs []plannedProgram
 }
 
-// plannedProgram is a Program. Its texts are bytes, since JSON's strings are UTF-8, which arguments and names of files need not be.
+// plannedProgram is a Program. Its texts are bytes: JSON's strings are UTF-8,
+// which arguments and names of files need not be.
 type plannedProgram struct {
 	Path []byte
 	Args [][]byte // without the program's name
@@ -79,7 +80,8 @@ const (
 	nameServer   = "10.0.2.3"
 )
 
-// Network is the machine's own network. Its other hosts are QEMU's: 10.0.2.2 leads to the loopback addresses of the machine that QEMU runs on.
+// Network is the machine's own network. Its other addresses are QEMU's:
+// 10.0.2.2 leads to the loopback addresses of the host.
 const Network = "10.0.2.0/24"
 
 // Inside reports whether this process runs in an emulated machine.
@@ -95,7 +97,7 @@ func Init() {
 	}
 	err := serve()
 	if err == nil {
-		// The host has read the last frame, or will; then it ends QEMU.
+		// The host reads the last frame, and then ends QEMU.
 		select {}
 	}
 	fmt.Fprintln(os.Stderr, "emulated init:", err)
@@ -165,7 +167,7 @@ func (s *service) prepare() error {
 	if err := s.frames.send(frameUp, nil); err != nil {
 		return err
 	}
-	// Only after the first write: until the host end is open, a read says EOF.
+	// Only after the first write: a read says EOF until the host's end is open.
 	go s.current.receive(port, s.chunks, s.files)
 	return nil
 }
@@ -204,9 +206,9 @@ func (s *service) work() error {
 	return s.runAll(p, told)
 }
 
-// takeFiles waits for the files that are passed in, and unpacks them. The host
-// may make a snapshot of the waiting machine, and resume it when and as often as
-// it likes.
+// takeFiles waits for the files that are passed in, and unpacks them. The
+// waiting machine is what a snapshot is made of: what follows happens in each
+// machine that is resumed from it.
 func (s *service) takeFiles() error {
 	arriving := &chunkReader{chunks: s.files}
 	seed := make([]byte, seedSize)
@@ -375,7 +377,7 @@ func mountAll() error {
 	if err := os.Chmod("/tmp", 0o1777|os.ModeSticky); err != nil {
 		return err
 	}
-	// Programs expect these, which devtmpfs does not make.
+	// Programs expect these names, which devtmpfs doesn't make.
 	for name, target := range map[string]string{
 		"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "shm": "/tmp",
 	} {
@@ -439,8 +441,8 @@ func bringUpNetwork(card bool) error {
 	if !card {
 		return nil
 	}
-	// Published ports arrive for 127.0.0.1 (see hostForward), so that they reach
-	// programs that listen on it; the kernel drops such packets by default.
+	// Connections to published ports come to 127.0.0.1 (see hostForward), so
+	// that programs may listen on it. By default the kernel drops such packets.
 	if err := os.WriteFile("/proc/sys/net/ipv4/conf/eth0/route_localnet", []byte("1"), 0); err != nil {
 		return fmt.Errorf("let eth0 carry packets for 127.0.0.1: %w", err)
 	}
@@ -485,8 +487,8 @@ func raiseLimits() error {
 }
 
 // timerSlack is how late a program's timers may be, in nanoseconds, unless a
-// thread asks for better. With the kernel's 50 microseconds Go's scheduler looks
-// after its threads so often that it takes a good part of the processor.
+// thread asks for better. With the kernel's 50 microseconds Go's scheduler
+// looks after its threads so often that it takes a good part of the processor.
 const timerSlack = 1_000_000
 
 // startProgram starts a program from a thread whose timer slack it inherits.
@@ -530,7 +532,7 @@ func runProgram(frames *frameWriter, current *target, p plannedProgram, stdin *o
 	return report
 }
 
-// target is the program that runs now, if any.
+// target is the program that runs, if any, and gets the signals.
 type target struct {
 	mu      sync.Mutex
 	process *os.Process

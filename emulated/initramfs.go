@@ -116,7 +116,8 @@ func writeJSON(a *archive, name string, v any) error {
 	return a.bytes(name, data)
 }
 
-// hostFile tells files of the host apart. Names with other permissions can't share one inside.
+// hostFile tells files of the host apart. Names with different permissions
+// can't share a file inside.
 type hostFile struct {
 	device, inode uint64
 	perm          fs.FileMode
@@ -142,7 +143,7 @@ type hostFiles struct {
 	roots []*passedFolder
 }
 
-// passedFolder is a folder to copy. Nothing outside of it can be reached by it.
+// passedFolder is a folder to copy. It reaches nothing outside of the folder.
 type passedFolder struct {
 	share.Share
 	name string
@@ -203,7 +204,7 @@ func (h *hostFiles) program(name, source string) error {
 	return nil
 }
 
-// file adds a file, or a folder with everything below it that is a file, a folder or a link.
+// file adds a file, or a folder with the files, folders and links below it.
 func (h *hostFiles) file(file File) error {
 	if file.Source == "" {
 		h.all = append(h.all, copiedFile{name: clean(file.Name), data: file.Data})
@@ -239,7 +240,8 @@ func stat(path string) (st unix.Stat_t, err error) {
 
 func permissions(st unix.Stat_t) fs.FileMode { return fs.FileMode(st.Mode) & fs.ModePerm }
 
-// below adds what is below a folder of root's, in the order of names. Links stay links: where they may lead is for the programs to decide.
+// below adds what is below a folder of root's, in the order of names. Links
+// stay links: where they may lead is for the programs to decide.
 func (h *hostFiles) below(root *passedFolder, folder, inside string) error {
 	d, err := root.OpenFolder(folder)
 	if err != nil {
@@ -305,7 +307,7 @@ func (h *hostFiles) write(a *archive) error {
 			err = a.directory(f.name)
 		case f.kind == unix.S_IFLNK:
 			err = copyLink(a, f)
-		case f.kind != unix.S_IFREG: // what else there is has no place in a copy
+		case f.kind != unix.S_IFREG: // sockets, devices: not to be copied
 		case again:
 			err = a.hardLink(f.name, uint32(f.host.perm), inode, h.links[f.host])
 		default:

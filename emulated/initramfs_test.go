@@ -265,7 +265,8 @@ func TestInitramfs(t *testing.T) {
 	}
 }
 
-// Links below a folder that is passed in stay links, wherever they lead; sockets and the like stay out.
+// Links below a folder that is passed in stay links, wherever they lead;
+// sockets and the like stay out.
 func TestInitramfsFolder(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -312,7 +313,8 @@ func TestInitramfsFolder(t *testing.T) {
 	}
 }
 
-// A folder may change between the look at it and the copy: nothing outside is followed, and no FIFO waited for.
+// A folder may change between the look at it and the copy: no link to the
+// outside is followed, and no FIFO waited for.
 func TestInitramfsFolderChanges(t *testing.T) {
 	t.Parallel()
 	program := filepath.Join(t.TempDir(), "program")

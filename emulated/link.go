@@ -14,21 +14,23 @@ import (
 // comes in the order it was sent, so when "done" is read no output is missing.
 type frameType byte
 
+// The types of frames. All but frameStdin, frameSignal, frameTime and
+// frameFiles go to the host.
 const (
-	frameReady   frameType = iota + 1 // to the host: init is up; a program follows; JSON []Step
-	frameStdout                       // to the host: bytes a program wrote
-	frameStderr                       // to the host: bytes a program wrote
-	frameExit                         // to the host: a program ended; JSON exitReport
-	frameFailed                       // to the host: init cannot go on; a sentence
-	frameDone                         // to the host: every program has ended; last frame
-	frameStdin                        // to init: bytes for the programs to read; empty at their end
-	frameSignal                       // to init: one byte, the signal for the program
-	frameTold                         // to the host: bytes that a program told it
-	frameTaken                        // to the host: the programs' standard input took the last frameStdin; another one may come
-	frameAskTime                      // to the host: what time is it?
-	frameTime                         // to init: JSON hostTime
-	frameUp                           // to the host: the link is up; the first frame
-	frameFiles                        // to init without a plan: seedSize random bytes and an archive; empty at its end
+	frameReady   frameType = iota + 1 // the first program is about to run; JSON []Step
+	frameStdout                       // bytes that a program wrote
+	frameStderr                       // bytes that a program wrote
+	frameExit                         // a program ended; JSON exitReport
+	frameFailed                       // init can't go on; a sentence
+	frameDone                         // every program has ended; the last frame
+	frameStdin                        // bytes for the programs to read; empty at their end
+	frameSignal                       // one byte, the signal for the program
+	frameTold                         // bytes that a program told the host
+	frameTaken                        // the last frameStdin is taken: another may come
+	frameAskTime                      // asks for a frameTime
+	frameTime                         // JSON hostTime
+	frameUp                           // the link is up; the first frame
+	frameFiles                        // part of what takeFiles waits for; empty at its end
 )
 
 // maxFrame bounds a payload in either direction.

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// checkPorts finds out what QEMU would end over, by listening at all the ports for a moment.
+// checkPorts refuses ports that QEMU couldn't publish. It listens at each of
+// them for a moment.
 func checkPorts(cfg Config) error {
 	for _, p := range cfg.Publish {
 		if p.UDP && !cfg.Outbound {

@@ -55,16 +55,16 @@ type hardware struct {
 
 func (h hardware) mebibytes() string { return strconv.FormatUint((h.memory+1<<20-1)>>20, 10) + "M" }
 
-// args are QEMU's but for the memory's backend (ram), the network's and what
-// runs.
+// args are QEMU's arguments for the hardware, but for the backends of memory
+// (ram) and network, and for the software.
 func (h hardware) args() []string {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		// Page tables of five levels would take longer to walk.
 		// One processor on one thread: QEMU loses interrupts otherwise.
 		"-accel", "tcg", "-cpu", "max,la57=off,erms=off,fsrm=off", "-smp", "1",
-		// Interrupt lines for the heartbeat (see startHeartbeat): this machine's
-		// default leaves the HPET none but the one of the kernel's own timer.
+		// Interrupt lines for the heartbeat (see startHeartbeat): by default
+		// the HPET has the line of the kernel's own timer alone.
 		"-global", "hpet.hpet-intcap=0xff0104",
 		"-m", h.mebibytes(), "-machine", "memory-backend=ram",
 		"-serial", "stdio",
@@ -80,8 +80,8 @@ func (h hardware) args() []string {
 	return args
 }
 
-// boot adds Linux, to be booted. khz is the frequency of the TSC, 0 if it has
-// none that counts.
+// boot adds Linux, to be booted. khz is the frequency of the TSC, 0 if it isn't
+// known.
 func (h hardware) boot(kernel string, khz uint64) []string {
 	line := kernelArgs
 	if khz != 0 {
@@ -96,8 +96,8 @@ func (h hardware) ram() []string {
 	return []string{"-object", "memory-backend-ram,id=ram,reserve=off,size=" + h.mebibytes()}
 }
 
-// ramOf is memory that lies in an inherited file. If it isn't shared, what the
-// machine changes stays its own.
+// ramOf is memory that lies in the file of an inherited descriptor. With shared
+// "on" the machine changes the file, with "off" a copy of its own.
 func (h hardware) ramOf(fd int, shared string) []string {
 	return []string{"-object", fmt.Sprintf("memory-backend-file,id=ram,reserve=off,share=%s,mem-path=/proc/self/fd/%d,size=%s", shared, fd, h.mebibytes())}
 }

@@ -15,12 +15,12 @@ import (
 )
 
 // resumeLimit is the time from the start of QEMU until a resumed machine is
-// ready. After that one is booted.
+// ready. After that a machine is booted instead.
 const resumeLimit = 30 * time.Second
 
 // What is passed to a resumed machine comes by its link, which is slower than
-// an initramfs: beyond maxPassed a boot takes less time. filesRoom is the
-// memory for init and that.
+// an initramfs: beyond maxPassed bytes a boot takes less time. filesRoom is the
+// memory in bytes for that and for init.
 const (
 	maxPassed = 64 << 20
 	filesRoom = 256 << 20
@@ -30,8 +30,8 @@ const (
 var errTooLarge = errors.New("there is too much to pass in")
 
 // resume runs the programs in a machine that is resumed from a snapshot, which
-// it makes if there is none. Any error before r.ready is one that a boot is the
-// answer to.
+// it makes if there is none. After an error, unless the programs have begun to
+// run (r.ready), the caller boots a machine instead.
 func (r *session) resume(ctx context.Context) error {
 	memory, err := memorySize(0, (r.cfg.Memory+1<<30-1)&^(1<<30-1))
 	if err != nil {
@@ -78,7 +78,7 @@ func (r *session) resume(ctx context.Context) error {
 	return err
 }
 
-// limited is a writer for so many bytes.
+// limited is a writer that takes left bytes, and fails beyond.
 type limited struct {
 	w    io.Writer
 	left int
@@ -117,8 +117,8 @@ func (r *session) snapshot(ctx context.Context, folder string, key [sha256.Size]
 	return openSnapshot(folder, key)
 }
 
-// fill boots a machine for a snapshot, and keeps it. It gets none of what this
-// run passes in.
+// fill boots a machine with the base alone, and makes the snapshot of it: what
+// this run passes in is no part of it.
 func (r *session) fill(ctx context.Context, n *newSnapshot, h hardware) error {
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
@@ -157,14 +157,14 @@ func (r *session) fill(ctx context.Context, n *newSnapshot, h hardware) error {
 	return n.keep(state)
 }
 
-// skipMemory is the capability of QEMU's migration to leave memory out that
-// lies in a shared file. What is resumed has it set as well.
+// skipMemory has QEMU's migration leave out memory that lies in a shared file.
+// The machine that is resumed needs it as well, to expect no memory.
 var skipMemory = map[string]any{"capabilities": []any{map[string]any{"capability": "x-ignore-shared", "state": true}}}
 
-// stateName is the name of a descriptor in QEMU.
+// stateName is QEMU's name for the descriptor that the state passes through.
 const stateName = "state"
 
-// save stops the machine and returns the state of its devices.
+// save returns the state of the machine's devices; the machine has stopped.
 func (m *machine) save() ([]byte, error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
@@ -262,7 +262,7 @@ type checked struct {
 	err   error
 }
 
-// check reads all of s, and looks at the TSC. It doesn't wait.
+// check begins to read all of s, and to measure the TSC's frequency.
 func (r *session) check(s *snapshot) <-chan checked {
 	result := make(chan checked, 1)
 	go func() {
@@ -304,7 +304,8 @@ func (m *machine) load(state []byte) error {
 	return m.monitor.await("RESUME")
 }
 
-// pass sends init what it waits for. If it can't, the machine is off.
+// pass sends init what takeFiles waits for. It fails only if the machine is
+// off, which the reader of the link finds out as well.
 func (m *machine) pass(files *os.File) {
 	seed := make([]byte, seedSize)
 	_, _ = rand.Read(seed) // it never fails

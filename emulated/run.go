@@ -1,11 +1,3 @@
-// Package emulated runs Linux programs on emulated hardware that has
-// KVM: QEMU without acceleration emulates an AMD processor with SVM, a stock
-// Debian kernel boots on it with kvm-amd loaded, and the programs find a
-// /dev/kvm with nested paging, SMAP, SMEP, FSGSBASE and 1 GiB pages. It needs no
-// privileges and no /dev/kvm of the host's. It is slow and faithful.
-//
-// The machine has one processor: with several emulator threads QEMU loses
-// interrupts now and then.
 package emulated
 
 import (
@@ -32,7 +24,8 @@ import (
 var ErrUnavailable = errors.New("emulated KVM is not available")
 
 // ErrProgram is wrapped by errors that say why a program, or this process's own
-// file, can't be passed in: it isn't there, is none, or lacks a library.
+// file, can't be passed in: the file is missing, is no program, or needs a
+// library that is missing.
 var ErrProgram = errors.New("the program can't run in the emulated machine")
 
 // ErrLimit is wrapped when Config.Limit or the time to boot ran out.
@@ -45,7 +38,8 @@ const DefaultLimit = 15 * time.Minute
 // some seconds on a machine that has a processor free.
 const bootLimit = 3 * time.Minute
 
-// baseMemory is what the machine has beside the space for its files and Config.Memory.
+// baseMemory is the machine's memory in bytes, to which the room for its files
+// and Config.Memory are added.
 const baseMemory = 2 << 30
 
 // Program is a Linux program to run. The shared libraries of a dynamically
@@ -68,9 +62,13 @@ type File struct {
 
 // Port makes a port of the machine reachable on the host.
 type Port struct {
-	Host  netip.AddrPort // IPv4; port 0 takes a free one
-	Guest uint16         // programs may listen on it at 0.0.0.0, [::] or 127.0.0.1; for UDP at 127.0.0.1
-	UDP   bool           // else TCP; needs Config.Outbound, since QEMU drops the answers else
+	Host netip.AddrPort // IPv4; port 0 takes a free one
+	// Guest is the port inside. Programs may listen on it at 0.0.0.0, [::] or
+	// 127.0.0.1; for UDP at 127.0.0.1 alone.
+	Guest uint16
+	// UDP is for datagrams, instead of TCP. It needs Config.Outbound: QEMU
+	// drops the answers else.
+	UDP bool
 }
 
 // Config says what to run and with what. The zero value of each field but
@@ -83,28 +81,32 @@ type Config struct {
 	// goroutine, with the host address that it got; again with another one if a
 	// machine can't be resumed and one is booted instead.
 	OnPublish func(Port)
-	// OnStep, if set, is called from Run's goroutine with what it begins to do,
-	// as "booting Linux 6.1", before what takes a second or more. After the
-	// last one comes OnReady.
+	// OnStep, if set, is called from Run's goroutine with a sentence, before a
+	// step that may take a second or more, as "booting Linux 6.1". OnReady
+	// comes after the last step.
 	OnStep func(string)
-	// OnReady, if set, is called from Run's goroutine when the machine has booted
-	// and the first program is about to run.
+	// OnReady, if set, is called from Run's goroutine when the machine runs and
+	// the first program is about to start.
 	OnReady func()
-	// OnTold, if set, is called with what programs say by Tell, from Run's goroutine.
+	// OnTold, if set, is called from Run's goroutine with what programs say by
+	// Tell.
 	OnTold func([]byte)
 	// OnExit, if set, is called from Run's goroutine when a program has ended,
-	// with its index. All that it wrote has been written to Stdout and Stderr.
+	// with its index. Its output has been written to Stdout and Stderr before.
 	OnExit func(program int, e Exit)
-	// Outbound lets programs connect out through the host. Without it they reach
-	// nothing but the machine itself.
+	// Outbound lets programs connect out through the host. Without it they
+	// reach the machine itself alone.
 	Outbound bool
 
-	// Stdin is what the programs read, one after the other, as those of a shell script do. Default: nothing.
-	// Some of it may be read without a program ever asking. Use an *os.File where a Read may wait: a Read of
-	// any other reader that is under way when Run returns goes on until it returns.
-	Stdin          io.Reader
-	Stdout, Stderr io.Writer        // of the programs, as it comes; default: dropped
-	Signals        <-chan os.Signal // passed on to the program that runs, or else to the next one
+	// Stdin is what the programs read, one after the other, as the commands of
+	// a shell script do. Default: nothing. Some of it may be read ahead, and
+	// never reach a program. Use an *os.File where a Read may wait: a Read of
+	// another reader that is under way when Run returns goes on.
+	Stdin io.Reader
+	// Stdout and Stderr get the programs' output as it comes; default: dropped.
+	Stdout, Stderr io.Writer
+	// Signals are passed on to the program that runs, or else to the next one.
+	Signals <-chan os.Signal
 
 	// Steps are what the caller did before.
 	Steps []Step
@@ -117,8 +119,8 @@ type Config struct {
 	// environment's ARCAVM_EMULATED_KERNEL, or else what was downloaded before,
 	// this machine's own kernel, or a download of Debian's, in this order.
 	Kernel string
-	// Memory is what the programs need beyond the first GiB or so, in bytes. What
-	// they don't touch costs the host nothing.
+	// Memory is what the programs need beyond the first GiB or so, in bytes.
+	// Memory that they don't touch costs the host nothing.
 	Memory uint64
 	// Limit bounds the whole run; default DefaultLimit.
 	Limit time.Duration
@@ -134,7 +136,7 @@ type Exit struct {
 }
 
 // Result says how a run went. Exits has an entry for each program that ran, in
-// order; after an error they are those that ended before it.
+// order; after an error, for each that ended before it.
 type Result struct {
 	Exits   []Exit
 	Steps   []Step        // Config.Steps, and those of the run until the first program
@@ -144,13 +146,14 @@ type Result struct {
 	Console string        // the last of what the kernel printed; usually empty
 }
 
-// Run boots a machine, runs the programs in it, and returns when it is off. It
+// Run starts a machine, runs the programs in it, and returns when it is off. It
 // returns an error if the machine could not run all of them to an end (or to a
 // failed Must); a program that fails is no error. An error wraps ErrUnavailable
 // if QEMU or a kernel is missing, ErrProgram if a program can't be passed in,
 // ErrLimit if time ran out, and ctx's cause if ctx was done, which ends QEMU at
-// once. Run may be called concurrently; the first call on a machine may
-// download a kernel into the user's cache folder.
+// once. Run may be called concurrently. The first call may download a kernel
+// into the user's cache folder, and keeps a snapshot of the booted machine
+// there, which later calls resume.
 func Run(ctx context.Context, cfg Config) (Result, error) {
 	start := time.Now()
 	if err := checkPorts(cfg); err != nil {
@@ -166,7 +169,7 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	result, err := runMachine(ctx, cfg)
 	result.Total = time.Since(start)
 	if err != nil && ctx.Err() != nil {
-		// What broke because QEMU was ended is not the news.
+		// The error is a consequence of QEMU's end; the cause of that counts.
 		err = context.Cause(ctx)
 	}
 	return result, err
@@ -313,8 +316,9 @@ func (r *session) begin(m *machine, inside []Step) {
 	r.stdin.start(m)
 }
 
-// memorySize is that of a machine whose initramfs has a size. More than this
-// machine has is never used, and would cost the kernel inside its page tables.
+// memorySize is the memory of a machine in bytes: initramfs is the size of its
+// initramfs, asked is Config.Memory. More than the host has is never used, and
+// would cost the kernel inside its page tables.
 func memorySize(initramfs int64, asked uint64) (uint64, error) {
 	var host unix.Sysinfo_t
 	if err := unix.Sysinfo(&host); err != nil {
@@ -341,7 +345,8 @@ func writeFiles(write func(io.Writer) error) (*os.File, int64, error) {
 	return f, size, nil
 }
 
-// unnamedFile returns a file that has no name any more, so that nothing stays behind however this process ends.
+// unnamedFile returns a file whose name is removed already: the file goes with
+// its last descriptor, however this process ends.
 func unnamedFile() (*os.File, error) {
 	f, err := os.CreateTemp("", "arcavm-initramfs-")
 	if err != nil {
@@ -481,5 +486,5 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// String may be called when nothing writes any more.
+// String may be called after the last Write.
 func (t *tail) String() string { return t.buf.String() }

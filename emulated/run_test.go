@@ -107,7 +107,8 @@ func TestRun(t *testing.T) {
 	t.Logf("kernel %s, boot %v, total %v", result.Kernel, result.Boot, result.Total)
 }
 
-// The programs read the standard input one after the other, and its end. One that doesn't read holds up nothing.
+// The programs read the standard input one after the other, and its end. A
+// program that doesn't read holds up nothing.
 func TestStdin(t *testing.T) {
 	t.Parallel()
 	r, w, err := os.Pipe()
@@ -267,7 +268,7 @@ func TestTSC(t *testing.T) {
 	}
 }
 
-// exchangeWith says something to the program "serve", which says the same.
+// exchangeWith sends the program "serve" a text, which comes back.
 func exchangeWith(p Port) error {
 	conn, err := net.Dial(p.Protocol(), p.Host.String())
 	if err != nil {

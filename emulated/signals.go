@@ -7,16 +7,16 @@ import (
 	"syscall"
 )
 
-// signalRelay passes signals on to the machine there is. One that has begun to
-// resume may be given up for another, which gets all that came before, too.
+// signalRelay passes signals on to the machine. A machine that can't be resumed
+// is given up for another, which gets the signals that came before as well.
 type signalRelay struct {
 	mu      sync.Mutex
-	machine *machine // nil: none yet
-	passed  []byte
+	machine *machine // nil before attach
+	passed  []byte   // the numbers of all signals until now
 	running sync.WaitGroup
 }
 
-// relaySignals relays until ctx is done. It may be ended before that.
+// relaySignals relays until ctx is done or signals is closed.
 func relaySignals(ctx context.Context, signals <-chan os.Signal) *signalRelay {
 	r := &signalRelay{}
 	r.running.Go(func() {
@@ -42,7 +42,7 @@ func (r *signalRelay) pass(number byte) {
 	defer r.mu.Unlock()
 	r.passed = append(r.passed, number)
 	if r.machine != nil {
-		// One that is off needs no signal.
+		// A machine that is off needs no signal.
 		_ = r.machine.frames.send(frameSignal, []byte{number})
 	}
 }
@@ -57,5 +57,5 @@ func (r *signalRelay) attach(m *machine) {
 	}
 }
 
-// end waits for the relay's end, which its context's has begun.
+// end waits until the relay has ended, after ctx.
 func (r *signalRelay) end() { r.running.Wait() }

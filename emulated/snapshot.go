@@ -27,13 +27,12 @@ import (
 // snapshotFormat is part of each key.
 const snapshotFormat = "arcavm snapshot 1\n"
 
-// Bounds of the folder: more snapshots than that, or larger ones together, are
-// removed, those first that weren't used for longest. A machine with more
-// memory is never kept.
+// The bounds of the folder and of a snapshot. Beyond the first two, snapshots
+// are removed, those first that weren't used for longest.
 const (
 	maxSnapshots      = 4
-	maxSnapshotBytes  = 1 << 30 // as du counts them
-	maxSnapshotMemory = 8 << 30
+	maxSnapshotBytes  = 1 << 30 // of the disk, all together
+	maxSnapshotMemory = 8 << 30 // of the machine
 	maxState          = 64 << 20
 )
 
@@ -65,8 +64,10 @@ func snapshotFolder() (string, error) {
 	return filepath.Join(cache, "arcavm", "snapshots"), nil
 }
 
-// snapshotKey is that of a machine. Programs that are large count by their
-// files' identities, as make has it; init and the modules by their contents.
+// snapshotKey is that of a machine. QEMU and the kernel count by the identities
+// of their files, init and the modules by their contents: go run makes a new
+// file of the same program each time. base is the archive of both, to be
+// continued.
 func snapshotKey(c *cargo, qemu string, k kernel, h hardware) (key [sha256.Size]byte, base *archive, err error) {
 	sum := sha256.New()
 	io.WriteString(sum, snapshotFormat)
@@ -86,7 +87,7 @@ func snapshotKey(c *cargo, qemu string, k kernel, h hardware) (key [sha256.Size]
 	return [sha256.Size]byte(sum.Sum(nil)), base, nil
 }
 
-// addIdentity adds what changes when a file does.
+// addIdentity adds what of a file's status changes when the file does.
 func addIdentity(sum hash.Hash, file string) error {
 	var st unix.Stat_t
 	if err := unix.Stat(file, &st); err != nil {
@@ -96,8 +97,8 @@ func addIdentity(sum hash.Hash, file string) error {
 	return nil
 }
 
-// addProcessor adds the host's kind of processor. QEMU's emulation is to be the
-// same on all of them, but no test of one shows that for another.
+// addProcessor adds the kind of the host's processor. QEMU should emulate the
+// same on all of them, but no test on one shows that for another.
 func addProcessor(sum hash.Hash) error {
 	info, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
@@ -114,7 +115,7 @@ func addProcessor(sum hash.Hash) error {
 	return nil
 }
 
-// openSnapshot opens the one with a key. It is only good after check.
+// openSnapshot opens the snapshot with a key. It is for use after check alone.
 func openSnapshot(folder string, key [sha256.Size]byte) (*snapshot, error) {
 	f, err := os.OpenFile(filepath.Join(folder, hex.EncodeToString(key[:])), os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -125,7 +126,7 @@ func openSnapshot(folder string, key [sha256.Size]byte) (*snapshot, error) {
 		f.Close()
 		return nil, err
 	}
-	// It is the last to be removed.
+	// Its time is that of its last use, for prune.
 	now := time.Now()
 	_ = os.Chtimes(f.Name(), now, now)
 	return s, nil
@@ -147,7 +148,7 @@ func giveUp(folder string, key [sha256.Size]byte) {
 	}
 }
 
-// errBroken is wrapped by what is wrong with a snapshot.
+// errBroken is wrapped by errors that say what is wrong with a snapshot.
 var errBroken = errors.New("the snapshot is broken")
 
 func (s *snapshot) readFooter(key [sha256.Size]byte) error {
@@ -254,11 +255,12 @@ func (s *snapshot) data(at int64) (from, to int64, err error) {
 }
 
 func encoded(f footer) []byte {
-	b, _ := binary.Append(nil, binary.LittleEndian, f) // it can: all has a fixed size
+	b, _ := binary.Append(nil, binary.LittleEndian, f) // all of it has a fixed size
 	return b
 }
 
-// newSnapshot is a file for one that is being made.
+// newSnapshot is a snapshot that is being made, in a file that another name is
+// waiting for.
 type newSnapshot struct {
 	snapshot
 	folder string
@@ -271,7 +273,8 @@ var errBusy = errors.New("another process makes a snapshot")
 // workPrefix is that of a file's name until it is whole.
 const workPrefix = ".making-"
 
-// makeSnapshot makes the file for a snapshot. No two processes do at once.
+// makeSnapshot makes the file for a snapshot, to be closed. It holds a lock:
+// while one process makes a snapshot, others get errBusy.
 func makeSnapshot(folder string, key [sha256.Size]byte, h hardware, khz uint64) (*newSnapshot, error) {
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return nil, err
@@ -289,7 +292,7 @@ func makeSnapshot(folder string, key [sha256.Size]byte, h hardware, khz uint64) 
 		return nil, errBusy
 	}
 	left, _ := filepath.Glob(filepath.Join(folder, workPrefix+"*"))
-	for _, file := range left { // by a process that was killed: the lock says so
+	for _, file := range left { // their processes were killed: the lock was free
 		os.Remove(file)
 	}
 	n.footer = footer{Magic: snapshotMagic, Key: key, Memory: h.memory, KHz: khz}
@@ -303,12 +306,13 @@ func makeSnapshot(folder string, key [sha256.Size]byte, h hardware, khz uint64) 
 	return n, nil
 }
 
-// leastFree is the space that must be free for a snapshot, many times its size.
+// leastFree is the space in bytes that must be free for a snapshot, many times
+// its size.
 const leastFree = 2 << 30
 
-// fitFor reports whether a folder is for snapshots: one that only its owner can
-// change, with space. On a tmpfs the holes of a mapped file are filled by
-// reading them.
+// fitFor returns an error unless a folder can hold snapshots: there is space,
+// and only its owner, this user, can change it. On a tmpfs each read of a hole
+// in a mapped file would take memory for good.
 func fitFor(folder string) error {
 	var st unix.Stat_t
 	if err := unix.Stat(folder, &st); err != nil {
@@ -330,7 +334,8 @@ func fitFor(folder string) error {
 	return nil
 }
 
-// keep makes a snapshot of the memory's file and the state.
+// keep completes the snapshot with the state of the machine, which has written
+// its memory, and gives the file its name.
 func (n *newSnapshot) keep(state []byte) error {
 	n.StateSize = uint64(len(state))
 	sum, err := n.checksum(state)
@@ -347,7 +352,7 @@ func (n *newSnapshot) keep(state []byte) error {
 	return prune(n.folder)
 }
 
-// close gives up what wasn't kept.
+// close removes the file unless it was kept, and lets others make snapshots.
 func (n *newSnapshot) close() {
 	if n.file != nil {
 		_ = os.Remove(n.file.Name())
@@ -356,7 +361,7 @@ func (n *newSnapshot) close() {
 	n.lock.Close()
 }
 
-// removeSnapshot removes one that is of no use.
+// removeSnapshot removes a snapshot that is of no use.
 func removeSnapshot(folder string, key [sha256.Size]byte) {
 	_ = os.Remove(filepath.Join(folder, hex.EncodeToString(key[:])))
 }

@@ -9,8 +9,9 @@ import (
 	"github.com/fix-project/arcavm/internal/stdio"
 )
 
-// stdinChunk is the most that one frame carries of the standard input. The next one is read when the programs' pipe has taken it: so a program that doesn't
-// read holds up nothing else on the link.
+// stdinChunk is the most that one frame carries of the standard input, in
+// bytes. The next chunk is read when the programs' pipe has taken this one: so
+// a program that doesn't read holds up nothing else on the link.
 const stdinChunk = 32 << 10
 
 // stdin passes the standard input into the machine. A nil *stdin does nothing.
@@ -58,7 +59,8 @@ func (s *stdin) forward(m *machine) {
 		case errors.Is(err, stdio.ErrStopped):
 			return
 		case err != nil:
-			// An error ends it for the programs, too. If it can't be said, the machine is off.
+			// An error ends the input for the programs, too. The send fails
+			// only if the machine is off.
 			_ = m.frames.send(frameStdin, nil)
 			return
 		}
@@ -86,7 +88,8 @@ func (s *stdin) end() {
 	s.stop.Close()
 }
 
-// feed is init's side: it writes chunks into the pipe that the programs read, and closes it after an empty one.
+// feed is init's side: it writes chunks into the pipe that the programs read,
+// and closes it after an empty chunk.
 func feed(frames *frameWriter, pipe *os.File, chunks <-chan []byte) {
 	defer pipe.Close()
 	for chunk := range chunks {

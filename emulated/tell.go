@@ -44,7 +44,7 @@ func hear(frames *frameWriter) (*telling, error) {
 	if err := unix.Mkfifo(tellName, 0o600); err != nil {
 		return nil, fmt.Errorf("make the FIFO for what programs tell: %w", err)
 	}
-	// Writing as well: so it has no end when a program closes it.
+	// Open for writing as well, the FIFO has no end when a program closes it.
 	f, err := os.OpenFile(tellName, os.O_RDWR|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open the FIFO for what programs tell: %w", err)
@@ -55,13 +55,13 @@ func hear(frames *frameWriter) (*telling, error) {
 		return nil, fmt.Errorf("open the FIFO for what programs tell: %w", err)
 	}
 	go func() {
-		// It fails when the host is gone, which then needs to hear nothing.
+		// It fails when the host is gone: there is no listener then.
 		_ = raw.Read(func(fd uintptr) bool { return t.pass(int(fd)) != nil })
 	}()
 	return t, nil
 }
 
-// all passes on what a program has told that has ended: its outcome comes
+// all passes on the rest that an ended program has told: its outcome comes
 // before its exit code.
 func (t *telling) all() error {
 	raw, err := t.f.SyscallConn()

@@ -49,7 +49,7 @@ func TestWait(t *testing.T) {
 		if r.Wait(nil, second) || time.Since(start) != 0 {
 			t.Error("the first second's worth had to wait")
 		}
-		// Two that want as much each end together, and each had half of it halfway.
+		// Two that want as much each end together: each got half of the rate.
 		var all sync.WaitGroup
 		for range 2 {
 			all.Go(func() {

@@ -1,4 +1,5 @@
-// Package limit bounds how much a guest gets in a second, and how many log records it can cause.
+// Package limit bounds how much a guest gets in a second, and how many log
+// records it can cause.
 package limit
 
 import (
@@ -8,20 +9,23 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Rate is so much per second, which goroutines share. What is left of a second can be had at once later, but never more than one second's worth.
-// nil is no limit. Its methods may be called concurrently.
+// Rate is an amount per second that goroutines share. What they leave of it
+// adds up, to one second's worth at most, and can be had at once later. A nil
+// *Rate is no limit. Its methods may be called concurrently.
 type Rate struct {
 	limiter *rate.Limiter
 	piece   int
 }
 
-// minPiece and maxPiece bound how much one goroutine takes at a time: little enough for others to have their turn soon, and enough to be worth the wait.
+// minPiece and maxPiece bound how much a goroutine takes at a time: little
+// enough that others have their turn soon, and enough to be worth the wait.
 const (
 	minPiece = 4 << 10
 	maxPiece = 64 << 10
 )
 
-// NewRate returns a limit of perSecond, nil if that is 0. Up to most can be had at once, however little perSecond is.
+// NewRate returns a limit of perSecond, nil if that is 0. Up to most can be had
+// at once, however little perSecond is.
 func NewRate(perSecond uint64, most int) *Rate {
 	if perSecond == 0 {
 		return nil
@@ -33,7 +37,7 @@ func NewRate(perSecond uint64, most int) *Rate {
 	}
 }
 
-// Allow takes n, if that can be had now.
+// Allow takes n if that can be had at once, and reports whether it did.
 func (r *Rate) Allow(n int) bool { return r == nil || r.limiter.AllowN(time.Now(), n) }
 
 // Piece returns how much of n to take at a time.
@@ -44,8 +48,9 @@ func (r *Rate) Piece(n int) int {
 	return min(n, r.piece)
 }
 
-// Wait takes n, a piece after the other, and waits for each in the order in which goroutines came. It returns early when done is closed. It reports whether
-// it had to wait.
+// Wait takes n, a piece after the other, and waits for each piece in the order
+// in which goroutines came. It returns early when done is closed. It reports
+// whether it had to wait.
 func (r *Rate) Wait(done <-chan struct{}, n int) (waited bool) {
 	if r == nil {
 		return false

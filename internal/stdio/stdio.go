@@ -1,5 +1,13 @@
-// Package stdio reads and writes standard streams so that it can be broken off. A descriptor of a terminal has no deadlines unless it is non-blocking, and that is
-// shared with the shell and whoever else has the terminal open. So a file is waited for with poll, beside an eventfd.
+// Package stdio reads and writes standard streams, so that a Read or a Write
+// can be broken off. A terminal's descriptor has deadlines only if it is
+// non-blocking, which the shell and all others that have the terminal open
+// would share. So a file is waited for by poll, beside an eventfd.
+//
+// The words of this package:
+//
+//   - stop: breaks off Reads and Writes; see [Stop]
+//   - hurry: from then on a Write that makes no progress fails; see [Writer]
+//   - record: what a [Queue] writes whole or drops
 package stdio
 
 import (
@@ -14,10 +22,11 @@ import (
 	"github.com/fix-project/arcavm/internal/eventfd"
 )
 
-// ErrStopped is what a Read or Write returns that was broken off.
+// ErrStopped is returned by a Read or Write that was broken off.
 var ErrStopped = errors.New("stdio: stopped")
 
-// Stop breaks off every Read and Write that looks at it, those under way and those to come.
+// Stop breaks off every Read and Write that heeds it, those under way and those
+// to come.
 type Stop struct {
 	once  sync.Once
 	done  chan struct{}
@@ -33,7 +42,8 @@ func NewStop() (*Stop, error) {
 	return &Stop{done: make(chan struct{}), event: event}, nil
 }
 
-// Set breaks off. It doesn't wait. It may be called at any time, also after Close, and more than once.
+// Set breaks off. It doesn't wait. It may be called at any time, also after
+// Close, and more than once.
 func (s *Stop) Set() {
 	s.once.Do(func() {
 		close(s.done)
@@ -141,16 +151,17 @@ func ppoll(fds []unix.PollFd, limit time.Duration) (bool, error) {
 
 // Input is where a standard input is read from.
 //
-// An *[os.File] is read when there is something. For any other reader a Read that is broken off goes on on a goroutine of its own until the reader returns; what it
-// read is what the next Read returns.
+// An *[os.File] is read when there is something to read. A Read of another
+// reader that is broken off goes on, on a goroutine of its own, until the
+// reader returns; the next Read returns what it has read.
 type Input struct {
 	r    io.Reader
 	file *os.File // r, if it is one
 
-	// For any other reader.
+	// For other readers than files.
 	results chan result
 	pending bool   // a Read of r is under way
-	buf     []byte // that it reads into
+	buf     []byte // what that Read reads into
 	left    []byte // of buf, unread
 	err     error  // comes after left
 }
@@ -166,7 +177,8 @@ func NewInput(r io.Reader) *Input {
 	return &Input{r: r, file: file, results: make(chan result, 1)}
 }
 
-// Until returns a reader that ends with stop. One goroutine at a time may use the readers of an Input.
+// Until returns a reader that ends with stop. One goroutine at a time may use
+// the readers of an Input.
 func (i *Input) Until(stop *Stop) io.Reader { return inputReader{i, stop} }
 
 type inputReader struct {

@@ -21,7 +21,8 @@ func newStop(t *testing.T) *Stop {
 	return stop
 }
 
-// A Read that waits is broken off, whether it has begun or not; what comes later isn't lost.
+// A Read that waits is broken off, whether it has begun or not; what comes
+// later isn't lost.
 func TestInput(t *testing.T) {
 	t.Parallel()
 	for name, reader := range map[string]func(*os.File) io.Reader{

@@ -15,7 +15,8 @@ import (
 	"testing"
 )
 
-// systemCalls are the functions whose arguments Go keeps in place while they run.
+// systemCalls are the functions whose arguments Go keeps in place while they
+// run.
 var systemCalls = map[string]bool{
 	"Syscall": true, "Syscall6": true, "Syscall9": true, "RawSyscall": true, "RawSyscall6": true, "SyscallNoError": true,
 	"RawSyscallNoError": true,
@@ -30,7 +31,7 @@ func TestModule(t *testing.T) {
 	files := 0
 	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
-			// Others may be writing: a file or folder that has gone needs no check.
+			// A file that another process has removed meanwhile needs no check.
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
@@ -147,7 +148,8 @@ func isSystemCall(call *ast.CallExpr) bool {
 	return ok && (pkg.Name == "unix" || pkg.Name == "syscall")
 }
 
-// pointerToNumber reports whether a call is uintptr(unsafe.Pointer(…)), or uintptr of what unsafe.Add and the like return.
+// pointerToNumber reports whether a call is uintptr(unsafe.Pointer(…)), or
+// uintptr of what unsafe.Add and the like return.
 func pointerToNumber(call *ast.CallExpr, unsafeName string) bool {
 	if f, ok := ast.Unparen(call.Fun).(*ast.Ident); !ok || f.Name != "uintptr" || len(call.Args) != 1 {
 		return false
