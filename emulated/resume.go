@@ -33,13 +33,9 @@ var errTooLarge = errors.New("there is too much to pass in")
 // it makes if there is none. After an error, unless the programs have begun to
 // run (r.ready), the caller boots a machine instead.
 func (r *session) resume(ctx context.Context) error {
-	memory, err := memorySize(0, (r.cfg.Memory+1<<30-1)&^(1<<30-1))
+	h, err := resumable(r.cfg)
 	if err != nil {
 		return err
-	}
-	h := hardware{memory: (memory + filesRoom + 1<<20 - 1) &^ (1<<20 - 1), network: r.cfg.network()}
-	if h.memory > maxSnapshotMemory {
-		return errTooLarge
 	}
 	folder := r.cfg.snapshots
 	if folder == "" {
@@ -76,6 +72,26 @@ func (r *session) resume(ctx context.Context) error {
 	}
 	r.step(fmt.Sprintf("the snapshot of the booted machine is of no use: %v", err))
 	return err
+}
+
+// memoryStep is what the memory of machines that are resumed is a multiple of,
+// in bytes, so that runs with other sizes share a snapshot.
+const memoryStep = 256 << 20
+
+// resumable is the hardware for a run that is to be resumed.
+func resumable(cfg Config) (h hardware, err error) {
+	if cfg.Memory > maxSnapshotMemory {
+		return h, errTooLarge
+	}
+	memory, err := memorySize(0, cfg.Memory)
+	if err != nil {
+		return h, err
+	}
+	h = hardware{memory: (memory + filesRoom + memoryStep - 1) / memoryStep * memoryStep, network: cfg.network()}
+	if h.memory > maxSnapshotMemory {
+		return h, errTooLarge
+	}
+	return h, nil
 }
 
 // limited is a writer that takes left bytes, and fails beyond.
@@ -230,11 +246,11 @@ func (r *session) runResumed(ctx context.Context, s *snapshot, h hardware, files
 	defer limit.Stop()
 	checked := r.check(s)
 	m, err := r.start(limited, nil, s.file, slices.Concat(h.args(), h.ramOf(ramFD, "off"), netdev(r.cfg), []string{"-incoming", "defer"}))
+	c := <-checked
 	if err != nil {
 		return err
 	}
 	var sending sync.WaitGroup
-	c := <-checked
 	if err = c.err; err == nil {
 		err = m.load(c.state)
 	}

@@ -2,6 +2,8 @@ package emulated
 
 import (
 	"bytes"
+	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -88,6 +90,28 @@ func TestResume(t *testing.T) {
 	}
 	if diff := cmp.Diff(seen[0], seen[1]); diff != "" {
 		t.Errorf("a program sees (-first +second):\n%s", diff)
+	}
+}
+
+// The memory is what was asked for, and a snapshot's machines have few sizes.
+func TestResumable(t *testing.T) {
+	t.Parallel()
+	none, err := resumable(Config{})
+	must(t, err)
+	few, err := resumable(Config{Memory: 1 << 20})
+	must(t, err)
+	more, err := resumable(Config{Memory: 250 << 20, Outbound: true})
+	must(t, err)
+	if none.memory < baseMemory+filesRoom || few.memory != more.memory || more.memory < none.memory+250<<20 {
+		t.Errorf("%v, %v, %v", none, few, more)
+	}
+	if none.network || !more.network {
+		t.Errorf("%v, %v", none, more)
+	}
+	for _, memory := range []uint64{maxSnapshotMemory, maxSnapshotMemory + 1, math.MaxUint64} {
+		if h, err := resumable(Config{Memory: memory}); !errors.Is(err, errTooLarge) && h.memory > maxSnapshotMemory {
+			t.Errorf("%d bytes: %v, %v", memory, h, err)
+		}
 	}
 }
 

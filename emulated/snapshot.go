@@ -133,10 +133,11 @@ func openSnapshot(folder string, key [sha256.Size]byte) (*snapshot, error) {
 }
 
 // errHopeless is returned for a snapshot that couldn't be made or resumed. An
-// empty file with its name says so, for a day.
+// empty file with its name says so, for an hour: a busy machine may be the
+// cause.
 var errHopeless = errors.New("there was no way to make the snapshot or to resume it")
 
-const hopelessFor = 24 * time.Hour
+const hopelessFor = time.Hour
 
 // giveUp notes that a snapshot can't be made or resumed.
 func giveUp(folder string, key [sha256.Size]byte) {

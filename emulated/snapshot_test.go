@@ -151,7 +151,7 @@ func TestSnapshotGivenUp(t *testing.T) {
 	past := time.Now().Add(-hopelessFor - time.Minute)
 	must(t, os.Chtimes(filepath.Join(folder, hex.EncodeToString(key[:])), past, past))
 	if _, err := openSnapshot(folder, key); !errors.Is(err, errBroken) {
-		t.Errorf("a day later: %v", err)
+		t.Errorf("an hour later: %v", err)
 	}
 	keptSnapshot(t, folder, key)
 }
