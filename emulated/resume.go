@@ -60,7 +60,7 @@ func (r *session) resume(ctx context.Context) error {
 		return err
 	}
 	defer s.file.Close()
-	r.step("resuming Linux " + r.result.Kernel + " in QEMU, which takes 1 to 5 seconds")
+	r.step("resuming Linux " + r.result.Kernel + " in QEMU, which takes up to 5 seconds")
 	err = r.runResumed(ctx, s, h, files)
 	switch {
 	case err == nil || r.ready || ctx.Err() != nil:
