@@ -44,7 +44,7 @@ func execute(args []string) int {
 		Short:         "Run Linux programs, or Go tests, on emulated hardware that has KVM",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		// What comes before is about the command line.
+		// An error before this is about the command line.
 		PersistentPreRun: func(*cobra.Command, []string) { ran = true },
 		RunE: func(*cobra.Command, []string) error {
 			return usageError{errors.New("no command given; commands are run and test; try: arcavm-emulated --help")}
@@ -145,7 +145,8 @@ func runCommand() *cobra.Command {
 				}
 				cfg.Publish = append(cfg.Publish, port)
 			}
-			// The program gets Ctrl-C, and decides; the second one ends it all.
+			// The first Ctrl-C is the program's to handle; the second ends the
+			// machine.
 			ctx, cancel := context.WithCancelCause(context.Background())
 			defer cancel(nil)
 			signals := make(chan os.Signal, 2)
@@ -192,8 +193,8 @@ func sayTiming(start time.Time, r emulated.Result) {
 	say(fmt.Sprintf("kernel %s, boot %v, total %v", r.Kernel, r.Boot.Round(time.Millisecond), r.Total.Round(time.Millisecond)))
 }
 
-// passSignals hands the first signal on, and cancels at the second with the
-// exit code of that.
+// passSignals passes the first signal on. At the second it cancels, with the
+// exit code of a process that this signal ends.
 func passSignals(from <-chan os.Signal, cancel context.CancelCauseFunc) <-chan os.Signal {
 	to := make(chan os.Signal, 1)
 	go func() {

@@ -20,7 +20,7 @@ import (
 // forgets an interrupt shadow (see checkInterrupt) shows it within 1,000.
 const roundTrips = 2_000
 
-// roundTripLimit is far beyond what one of them takes.
+// roundTripLimit is far more than a round trip takes.
 const roundTripLimit = 30 * time.Second
 
 // Where the self-check's real-mode guest has its code.

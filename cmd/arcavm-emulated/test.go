@@ -22,11 +22,11 @@ import (
 	"github.com/fix-project/arcavm/internal/lane"
 )
 
-// laneName is the one in what this command prints.
+// laneName is the lane's name in what this command prints.
 const laneName = "emulated KVM"
 
-// testFlags are go test's, which each test binary gets as -test.NAME. Those
-// that are bare take no value.
+// testFlags are flags of go test's, which each test binary gets as -test.NAME.
+// Bare flags take no value.
 var testFlags = []struct {
 	name  string
 	bare  bool
@@ -155,7 +155,7 @@ type testRun struct {
 
 func (r *testRun) all(ctx context.Context, patterns []string, options machineOptions) error {
 	packages, err := listPackages(ctx, patterns)
-	if err != nil && ctx.Err() == nil { // what isn't there fails as what can't be built does
+	if err != nil && ctx.Err() == nil { // as a package that can't be built
 		fmt.Fprintln(os.Stderr, "arcavm-emulated:", err)
 		return exitCode(1)
 	}
@@ -197,7 +197,7 @@ func (r *testRun) unfinished() {
 	}
 }
 
-// broke makes err the exit code of a signal if that is what it came of.
+// broke returns err, or the exit code of the signal that caused it.
 func (r *testRun) broke(ctx context.Context, err error) error {
 	var end signalError
 	if !errors.As(context.Cause(ctx), &end) {
@@ -283,7 +283,7 @@ func (r *testRun) config(options machineOptions) (emulated.Config, error) {
 
 func folder(p testPackage) string { return path.Join("/src", p.path) }
 
-// Write takes what the program prints that runs.
+// Write takes the output of the program that runs.
 func (r *testRun) Write(b []byte) (int, error) {
 	if r.ended == 0 {
 		return os.Stderr.Write(b)

@@ -57,7 +57,7 @@ func run(t *testing.T, dir string, args ...string) result {
 	return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
 }
 
-// A module that knows nothing of this one.
+// module is the files of a module that doesn't use this one.
 var module = map[string]string{
 	"go.mod":             "module example.com/other\n\ngo 1.26\n",
 	"none/none.go":       "package none\n",
@@ -186,7 +186,7 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// What isn't there fails as what can't be built does.
+// A package that isn't there fails like one that can't be built.
 func TestNoPackage(t *testing.T) {
 	t.Parallel()
 	got := run(t, t.TempDir(), "test", "./none")

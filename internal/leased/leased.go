@@ -43,7 +43,7 @@ func Hold(t testing.TB, path string) (broken <-chan struct{}) {
 			if kind, err := unix.FcntlInt(fd, unix.F_GETLEASE, 0); err != nil || kind == unix.F_WRLCK {
 				continue
 			}
-			// That gives the lease up, and lets the next one have the file.
+			// To close the file gives the lease up: the open that waits goes on.
 			f.Close()
 			close(released)
 			return

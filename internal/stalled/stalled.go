@@ -1,6 +1,6 @@
 // Package stalled is for tests: a folder of a file system that stops answering,
-// as one of a network does whose server is gone. It is a FUSE file system
-// without anything behind it, and takes root and /dev/fuse.
+// like that of a network whose server is gone. It is a FUSE file system with
+// nothing behind it, and takes root and /dev/fuse.
 package stalled
 
 import (
@@ -122,7 +122,7 @@ func (f *Folder) start(device *os.File) error {
 	f.server.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	started := make(chan error)
 	f.ended.Go(func() {
-		// It ends with the thread, indeed.
+		// Pdeathsig ends the server with the thread that started it.
 		runtime.LockOSThread()
 		err := f.server.Start()
 		told.Close()
@@ -153,7 +153,7 @@ func (f *Folder) start(device *os.File) error {
 	return nil
 }
 
-// End fails everything that waits, and what comes.
+// End fails all requests that wait, and those to come.
 func (f *Folder) End() {
 	f.end.Do(func() {
 		if f.server != nil && f.server.Process != nil {

@@ -1,6 +1,6 @@
 // Package threads says how many more threads a process may start. Go's runtime
-// ends a process that can't start one that it needs, so a program that needs
-// some has to look before.
+// ends a process that can't start a thread that it needs, so a program looks
+// before it needs many.
 package threads
 
 import (

@@ -31,8 +31,8 @@ func main() {
 
 // run reports whether all tests passed.
 func run(name string, args []string) (bool, error) {
-	// A terminal's Ctrl-C reaches go test, too, which ends; then this does. To
-	// ignore it would be inherited.
+	// A terminal's Ctrl-C reaches go test, too, which ends; then this command
+	// does. It isn't ignored: go test would inherit that.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGINT)
 	report := lane.New(os.Stdout, slices.Contains(args, "-v"))
 	cmd := exec.Command("go", append([]string{"test", "-json"}, args...)...)
