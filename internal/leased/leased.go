@@ -43,7 +43,7 @@ func Hold(t testing.TB, path string) (broken <-chan struct{}) {
 			if kind, err := unix.FcntlInt(fd, unix.F_GETLEASE, 0); err != nil || kind == unix.F_WRLCK {
 				continue
 			}
-			// To close the file gives the lease up: the open that waits goes on.
+			// Close gives the lease up: the open that waits goes on.
 			f.Close()
 			close(released)
 			return
