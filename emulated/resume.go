@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -67,10 +68,13 @@ func (r *session) resume(ctx context.Context) error {
 		return err
 	case errors.Is(err, errBroken):
 		removeSnapshot(folder, key)
-	case !errors.Is(err, errOtherTSC):
+	case errors.Is(err, errOtherTSC), errors.Is(err, errInit):
+		// Another host, or other files, may have more luck with it.
+	default:
 		giveUp(folder, key)
 	}
-	r.step(fmt.Sprintf("the snapshot of the booted machine is of no use: %v", err))
+	cause, _, _ := strings.Cut(err.Error(), "\n")
+	r.step("the snapshot of the booted machine is of no use: " + cause)
 	return err
 }
 
@@ -162,7 +166,7 @@ func (r *session) fill(ctx context.Context, n *newSnapshot, h hardware) error {
 	switch {
 	case err != nil:
 	case kind != frameUp:
-		err = fmt.Errorf("the emulated machine's init: %s", payload)
+		err = fmt.Errorf("%w: %s", errInit, payload)
 	default:
 		state, err = m.save()
 	}

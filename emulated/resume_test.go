@@ -169,3 +169,24 @@ func TestResumeSignal(t *testing.T) {
 		t.Errorf("%+v", result.Exits)
 	}
 }
+
+// Files that init can't unpack are the kernel's to unpack, and the snapshot is
+// for the next run.
+func TestResumeOddFiles(t *testing.T) {
+	t.Parallel()
+	folder, data := snapshotsHere(t), t.TempDir()
+	must(t, os.Symlink("/nowhere", filepath.Join(data, "link")))
+	for _, files := range [][]File{
+		nil,
+		{{Name: "/data", Source: data}, {Name: "/data/link/file", Data: []byte("x")}},
+		nil,
+	} {
+		result, err := runHere(t.Context(), t, Config{Programs: []Program{program("exit7")}, Files: files, snapshots: folder})
+		must(t, err)
+		if files != nil {
+			wantSteps(t, result, bootedStep, resumedStep)
+		} else {
+			wantSteps(t, result, resumedStep, bootedStep)
+		}
+	}
+}

@@ -390,6 +390,9 @@ func makePlan(cfg Config) (plan, error) {
 
 func (cfg Config) network() bool { return cfg.Outbound || len(cfg.Publish) > 0 }
 
+// errInit is wrapped by errors that init tells of.
+var errInit = errors.New("the emulated machine's init")
+
 // follow reads what init sends until everything is done. ready is called when
 // the programs are about to run.
 func (m *machine) follow(r *session, ready func()) error {
@@ -423,7 +426,7 @@ func (m *machine) follow(r *session, ready func()) error {
 		case frameExit:
 			err = r.exited(payload)
 		case frameFailed:
-			err = fmt.Errorf("the emulated machine's init: %s", payload)
+			err = fmt.Errorf("%w: %s", errInit, payload)
 		case frameDone:
 			return nil
 		}
