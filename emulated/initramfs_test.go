@@ -191,7 +191,7 @@ func TestUnarchive(t *testing.T) {
 			t.Errorf("%s has the mode %v, want %v", name, got, want.mode)
 		}
 		// The links of a folder are the file system's own matter.
-		if got := uint64(info.Sys().(*syscall.Stat_t).Nlink); got != want.links && !info.IsDir() {
+		if got := info.Sys().(*syscall.Stat_t).Nlink; got != want.links && !info.IsDir() {
 			t.Errorf("%s has %d links, want %d", name, got, want.links)
 		}
 		if want.size >= 0 && info.Size() != want.size {

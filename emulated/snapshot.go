@@ -70,7 +70,7 @@ func snapshotFolder() (string, error) {
 // continued.
 func snapshotKey(c *cargo, qemu string, k kernel, h hardware) (key [sha256.Size]byte, base *archive, err error) {
 	sum := sha256.New()
-	io.WriteString(sum, snapshotFormat)
+	_, _ = io.WriteString(sum, snapshotFormat)
 	fmt.Fprintf(sum, "%q\n%q\n", h.args(), kernelArgs)
 	for _, file := range []string{qemu, k.image} {
 		if err := addIdentity(sum, file); err != nil {

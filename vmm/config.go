@@ -60,8 +60,8 @@ const (
 //
 // The guest waits for the functions and writers that the VM calls, and so does
 // the end of [VM.Run]. They are called on several goroutines at once unless
-// their fields say otherwise. They must not call [VM.Close], and [VM.Pause] only
-// with a deadline, but may call all other methods.
+// their fields say otherwise. They must not call [VM.Close], and [VM.Pause]
+// only with a deadline, but may call all other methods.
 type Config struct {
 	// Image is the kernel to boot.
 	Image *image.Image

@@ -22,7 +22,6 @@ const (
 
 // unread are the folders whose prose is still wider.
 var unread = map[string]bool{
-	"docs":        true,
 	"rpc":         true,
 	"rpc/message": true,
 	"rpc/rpctest": true,
