@@ -596,7 +596,7 @@ func (f *fixture) wantPipes(t *testing.T, n int) {
 // and its pipe goes back.
 func TestRequestGivenUp(t *testing.T) {
 	t.Parallel()
-	held := &holder{begin: make(chan struct{})}
+	held := &holder{asked: make(chan struct{}), begin: make(chan struct{})}
 	g, err := newGuest()
 	try(t, err)
 	m, err := client.Start(g, func(control *pipes.Pipe) client.Server {
@@ -605,9 +605,12 @@ func TestRequestGivenUp(t *testing.T) {
 	})
 	try(t, err)
 	defer func() { try(t, m.Close()) }()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
-	defer cancel()
-	if _, err := m.Pipe(ctx); !errors.Is(err, context.DeadlineExceeded) {
+	ctx, cancel := context.WithCancel(soon(t))
+	go func() {
+		<-held.asked
+		cancel()
+	}()
+	if _, err := m.Pipe(ctx); !errors.Is(err, context.Canceled) {
 		t.Fatalf("got %v", err)
 	}
 	close(held.begin)
@@ -622,10 +625,12 @@ func TestRequestGivenUp(t *testing.T) {
 	_ = p.Close()
 }
 
-// holder is a monitor that answers requests for pipes from begin on.
+// holder is a monitor that answers requests for pipes from begin on. It closes
+// asked when the first one has come.
 type holder struct {
 	table   *pipes.Table
 	control *pipes.Pipe
+	asked   chan struct{}
 	begin   chan struct{}
 	ids     []pipes.ID
 }
@@ -633,11 +638,14 @@ type holder struct {
 func (h *holder) Serve(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = h.control.Reset(syscall.ECONNRESET) })
 	defer stop()
-	<-h.begin
-	for {
+	for first := true; ; first = false {
 		header, payload, err := client.ReadFrame(h.control)
 		if err != nil {
 			return nil
+		}
+		if first {
+			close(h.asked)
+			<-h.begin
 		}
 		m, err := wire.DecodeNewStreamRequest(payload)
 		if err != nil {
