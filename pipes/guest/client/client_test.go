@@ -645,7 +645,10 @@ func (h *holder) Serve(ctx context.Context) error {
 		}
 		if first {
 			close(h.asked)
-			<-h.begin
+			select {
+			case <-h.begin:
+			case <-ctx.Done():
+			}
 		}
 		m, err := wire.DecodeNewStreamRequest(payload)
 		if err != nil {
