@@ -28,7 +28,7 @@ const (
 	inspectPatience = time.Second
 	// peekPatience is how long the kernel has to tell the registers of the CPUs
 	// that haven't left by then.
-	peekPatience = time.Second / 4
+	peekPatience = time.Second
 )
 
 // Report says what every CPU is doing: registers and backtrace, and the last
@@ -36,7 +36,7 @@ const (
 // on, unless the VM is paused. It may be called from New to the end of
 // [VM.Run], and then returns [ErrClosed].
 //
-// It takes 1.25 seconds at most, however stuck the guest or the monitor is, and
+// It takes 2 seconds at most, however stuck the guest or the monitor is, and
 // the first time as long as reading the image's symbols and debug information
 // needs. A CPU that can't be reached until then is shown with what is known. A
 // function of the [Config] may call it; the CPU that waits for that function is
