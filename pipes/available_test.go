@@ -19,7 +19,7 @@ import (
 type collector struct {
 	pipe *pipes.Pipe
 	got  bytes.Buffer
-	runs int // whoever runs hands over to the next by the pipe
+	runs int // each run hands over to the next by the pipe
 	end  chan error
 }
 

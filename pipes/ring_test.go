@@ -338,7 +338,7 @@ func TestTurnsAreFair(t *testing.T) {
 					return
 				}
 				order = append(order, who) // the reservation is the lock
-				synctest.Wait()            // whoever has written before waits again
+				synctest.Wait()            // the earlier writer waits again
 				a.CommitWrite(0)
 			}
 		}

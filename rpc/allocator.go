@@ -55,9 +55,11 @@ const (
 	minRAM = 1 << 20
 	maxRAM = 1 << 46
 
-	// lockPatience is how long a guest may hold the lock. A virtual CPU may lose its processor while it does, or be stopped by a debugger.
+	// lockPatience is how long a guest may hold the lock. A virtual CPU may
+	// lose its processor while it does, or be stopped by a debugger.
 	lockPatience = 2 * time.Second
-	// maxStuck is how many times in a row the lock may not be had before the allocator counts as broken.
+	// maxStuck is how many times in a row the lock may not be had before the
+	// allocator counts as broken.
 	maxStuck = 3
 )
 
@@ -68,10 +70,13 @@ var (
 	errNotOurs = errors.New("block is free or referred to")
 )
 
-// allocator is the buddy allocator in guest memory that guest and monitor share. Its methods may be called by several goroutines at once, and while
-// the guest allocates and frees. Nothing that it does is longer than its levels are many, but for the wait for the lock.
+// allocator is the buddy allocator in guest memory that guest and monitor
+// share. Its methods may be called by several goroutines at once, and while the
+// guest allocates and frees. Nothing that it does is longer than its levels are
+// many, but for the wait for the lock.
 //
-// The geometry is the monitor's own; what the guest has overwritten of it is never read.
+// The geometry is the monitor's own; what the guest has overwritten of it is
+// never read.
 type allocator struct {
 	ram      memory
 	inner    memory // the monitor's own memory until it has found a place in RAM
@@ -80,7 +85,7 @@ type allocator struct {
 	top      uint32 // the last level
 	patience time.Duration
 
-	mu     sync.Mutex // held around the guest's lock: one goroutine at a time contends with the guest
+	mu     sync.Mutex // held around the guest's lock, so that one goroutine contends with it
 	stuck  int
 	broken error
 	tell   func(error) // called once, when the allocator turns out to be unusable
@@ -94,7 +99,8 @@ func levels(ramSize uint64) (top uint32, words uint64) {
 	return top, 1<<(top-firstLevel+1-6) + 5
 }
 
-// newAllocator lays out an allocator over all of ram, which is zero but for what reserved names. tell is called when the allocator turns out to be
+// newAllocator lays out an allocator over all of ram, which is zero but for
+// what reserved names. tell is called when the allocator turns out to be
 // unusable; it must not wait.
 func newAllocator(ram memory, reserved []Range, tell func(error)) (*allocator, error) {
 	size := uint64(len(ram))
@@ -145,7 +151,8 @@ func levelOf(size uint64) uint32 {
 	return uint32(bits.Len64(size - 1))
 }
 
-// alloc takes a block of at least size bytes, a power of two, and returns its offset, a multiple of its size. ENOMEM: there is none.
+// alloc takes a block of at least size bytes, a power of two, and returns its
+// offset, a multiple of its size. ENOMEM: there is none.
 func (a *allocator) alloc(size uint64) (uint64, error) {
 	level := levelOf(size)
 	off := uint64(0)
@@ -218,8 +225,9 @@ func (a *allocator) reserve(off, size uint64) error {
 	return nil
 }
 
-// reserveAll makes everything free but these pages, which hold something already and keep it: until all are reserved, blocks that lie in them are
-// free now and then, and a free block's first bytes are a list node.
+// reserveAll makes everything free but these pages, which hold something
+// already and keep it: until all are reserved, blocks that lie in them are free
+// now and then, and a free block's first bytes are a list node.
 func (a *allocator) reserveAll(ranges []Range) error {
 	var kept []byte
 	for off := range pages(ranges) {
@@ -253,7 +261,8 @@ func pages(ranges []Range) iter.Seq[uint64] {
 	}
 }
 
-// reserveRange reserves the pages of r, in blocks as large as may be. What lies above the allocator's part of RAM needs none.
+// reserveRange reserves the pages of r, in blocks as large as may be. What lies
+// above the allocator's part of RAM needs none.
 func (a *allocator) reserveRange(r Range) error {
 	off, end := r.Offset, min(r.Offset+r.Size, 1<<a.top)
 	for off < end {
@@ -266,13 +275,15 @@ func (a *allocator) reserveRange(r Range) error {
 	return nil
 }
 
-// spare is how many bytes are free, as far as the guest is to be believed, beyond the half of all that is left to the guest.
+// spare is how many bytes are free, as far as the guest is to be believed,
+// beyond the half of all that is left to the guest.
 func (a *allocator) spare() uint64 {
 	used, half := a.inner.word(innerUsed).Load(), uint64(1)<<a.top/2
 	return half - min(used, half)
 }
 
-// count returns a block's reference count. Before these have a place nobody can see them.
+// count returns a block's reference count. Before the counts have a place in
+// RAM, the guest can't see them.
 func (a *allocator) count(off uint64) *atomic.Uint64 {
 	if a.counts == nil {
 		return new(atomic.Uint64)
@@ -280,7 +291,8 @@ func (a *allocator) count(off uint64) *atomic.Uint64 {
 	return a.counts.word(off / pageSize * 8)
 }
 
-// locked runs f with the guest's lock held. A corrupt structure makes the allocator unusable for good.
+// locked runs f with the guest's lock held. A corrupt structure makes the
+// allocator unusable for good.
 func (a *allocator) locked(f func() error) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -303,7 +315,8 @@ func (a *allocator) locked(f func() error) error {
 	return err
 }
 
-// hurry is for the end: a lock that a stopped virtual CPU holds is waited for no more, and nobody needs to know.
+// hurry is for the end: a lock that a stopped virtual CPU holds is waited for
+// no more, and no error is told.
 func (a *allocator) hurry() { a.hurried.Store(true) }
 
 func (a *allocator) fail(err error) {
@@ -330,7 +343,8 @@ func (a *allocator) lock() error {
 		if a.hurried.Load() || time.Now().After(deadline) {
 			return errStuck
 		}
-		// The guest holds it for a microsecond at most, unless its CPU has lost its processor.
+		// The guest holds it for a microsecond at most, unless its CPU has lost
+		// its processor.
 		time.Sleep(50 * time.Microsecond)
 	}
 }
@@ -372,7 +386,8 @@ func (a *allocator) carve(level uint32, i uint64) error {
 	return err
 }
 
-// merge frees a block together with its buddy, its parent's and so on, as far as these are free.
+// merge frees a block together with its buddy, its parent's and so on, as far
+// as these are free.
 func (a *allocator) merge(level uint32, i uint64) error {
 	for ; level < a.top && a.isFree(level, i^1); level++ {
 		if err := a.take(level, i^1); err != nil {
@@ -398,7 +413,8 @@ func (a *allocator) isFree(level uint32, i uint64) bool {
 	return w.Load()&b != 0
 }
 
-// option reads a list's link: the index of a block of this level, if there is one. It must be free.
+// option reads a list's link: the index of a block of this level, if there is
+// one. It must be free.
 func (a *allocator) option(m memory, off uint64, level uint32) (i uint64, some bool, err error) {
 	switch m.word(off).Load() {
 	case 0:
@@ -440,7 +456,8 @@ func (a *allocator) take(level uint32, i uint64) error {
 	if err != nil {
 		return err
 	}
-	// What leads here, in both directions, must be so before any of it is changed.
+	// What leads here, in both directions, must be so before any of it is
+	// changed.
 	m, link := a.inner, headOffset(level)
 	if hasPrev {
 		m, link = a.ram, prev<<level+nodeNext

@@ -26,7 +26,8 @@ func mustAllocator(t testing.TB, size int, reserved ...Range) *allocator {
 	return a
 }
 
-// TestAllocatorLayout checks every word that the guest reads at its start, for 1 GiB.
+// TestAllocatorLayout checks every word that the guest reads at its start, for
+// 1 GiB.
 func TestAllocatorLayout(t *testing.T) {
 	t.Parallel()
 	const size = 1 << 30
@@ -35,7 +36,8 @@ func TestAllocatorLayout(t *testing.T) {
 	u64 := func(off uint64) uint64 { return binary.LittleEndian.Uint64(ram[off:]) }
 	raw := a.place
 	inner, counts := u64(raw+16), u64(raw+32)
-	// The page at 0 leaves the second block of every level free: 67,168 bytes go to 128 KiB, the counts to 2 MiB, the raw data to a page.
+	// The page at 0 leaves the second block of every level free: 67,168 bytes
+	// go to 128 KiB, the counts to 2 MiB, the raw data to a page.
 	if inner != 128<<10 || counts != 2<<20 || raw != 4096 {
 		t.Errorf("inner at %#x, counts at %#x, raw data at %#x", inner, counts, raw)
 	}
@@ -161,7 +163,8 @@ func TestAllocatorSizes(t *testing.T) {
 	}
 }
 
-// model is the allocator of the description, on slices: lists with their heads in front.
+// model is the allocator of the description, on slices: lists with their heads
+// in front.
 type model struct {
 	top      uint32
 	lists    map[uint32][]uint64
@@ -218,7 +221,8 @@ func (m *model) reserve(level uint32, i uint64) bool {
 	return true
 }
 
-// TestAllocatorAgainstModel lets monitor and guest take turns and compares lists in their order, bitmap, sizes and request counts with the model.
+// TestAllocatorAgainstModel lets monitor and guest take turns and compares
+// lists in their order, bitmap, sizes and request counts with the model.
 func TestAllocatorAgainstModel(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -318,7 +322,8 @@ func TestAllocatorAgainstModel(t *testing.T) {
 	})
 }
 
-// TestAllocatorConcurrently lets four guest CPUs and two goroutines of the monitor allocate, write and free at once.
+// TestAllocatorConcurrently lets four guest CPUs and two goroutines of the
+// monitor allocate, write and free at once.
 func TestAllocatorConcurrently(t *testing.T) {
 	t.Parallel()
 	a := mustAllocator(t, 16<<20)
@@ -404,7 +409,8 @@ func TestAllocatorLockHeld(t *testing.T) {
 	}
 }
 
-// TestAllocatorCorrupted overwrites words of the allocator at random: the monitor gets errors at worst, and says so once.
+// TestAllocatorCorrupted overwrites words of the allocator at random: the
+// monitor gets errors at worst, and says so once.
 func TestAllocatorCorrupted(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {

@@ -19,7 +19,8 @@ import (
 	"github.com/fix-project/arcavm/rpc/rpctest"
 )
 
-// serveHTTP is a web server guest: it accepts, receives, sends and closes on each of its threads until the listener is answered no more.
+// serveHTTP is a web server guest: it accepts, receives, sends and closes on
+// each of its threads until the listener is answered no more.
 func serveHTTP(l *rpctest.Listener, accepting *sync.Mutex, left *atomic.Int64) {
 	buf := make([]byte, 1024)
 	page := []byte("HTTP/1.0 200 OK\r\nContent-Length: 6\r\n\r\nhello\n")
@@ -46,7 +47,8 @@ func get(address netip.AddrPort) error {
 	return err
 }
 
-// BenchmarkWebServer is the rate of requests to a web server guest, each on a connection of its own: four messages and their responses.
+// BenchmarkWebServer is the rate of requests to a web server guest, each on a
+// connection of its own: four messages and their responses.
 func BenchmarkWebServer(b *testing.B) {
 	for _, c := range []struct{ clients, threads int }{{1, 1}, {1, 2}, {32, 1}, {32, 2}, {32, 4}} {
 		b.Run(fmt.Sprintf("clients=%d/threads=%d", c.clients, c.threads), func(b *testing.B) {
@@ -81,7 +83,8 @@ func BenchmarkWebServer(b *testing.B) {
 	}
 }
 
-// BenchmarkRequest is the time of one request with its response, without a connection or a file behind it.
+// BenchmarkRequest is the time of one request with its response, without a
+// connection or a file behind it.
 func BenchmarkRequest(b *testing.B) {
 	_, share := shared(b, true)
 	m := newMachine(b, rpc.Options{Share: share})
@@ -144,8 +147,9 @@ func BenchmarkFile(b *testing.B) {
 	}
 }
 
-// BenchmarkIdle is what 1,000 connections cost the monitor, none of which has anything to do: the share of a core, in percent. Half of them have a
-// Receive under way, half are the guest's turn.
+// BenchmarkIdle is what 1,000 connections cost the monitor, none of which has
+// anything to do: the share of a core, in percent. Half of them have a Receive
+// under way, half are the guest's turn.
 func BenchmarkIdle(b *testing.B) {
 	for _, n := range []int{0, 1000} {
 		b.Run(fmt.Sprintf("connections=%d", n), func(b *testing.B) {

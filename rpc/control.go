@@ -104,7 +104,8 @@ func (s *Server) answer(p *controlPipe, m message.ControlResponse) {
 	p.respond(message.AppendControlResponse(p.buf[:0], m))
 }
 
-// hand gives the guest a new pipe in answer to a request on the control pipe, and serves it.
+// hand gives the guest a new pipe in answer to a request on the control pipe,
+// and serves it.
 func (s *Server) hand(ctx context.Context, control *controlPipe, kind string, p *pipe, serve func(context.Context, *pipe) error) {
 	s.answer(control, p.place())
 	s.start(ctx, kind, p, serve)
@@ -121,7 +122,8 @@ func (s *Server) openFile(ctx context.Context, control *controlPipe, m message.O
 	s.hand(ctx, control, "file", p, serveFile(f))
 }
 
-// openPiped makes the pipe before it opens the file, which may make or empty it: a guest that gets none has changed nothing.
+// openPiped makes the pipe before it opens the file, which may make or empty
+// it: a guest that gets none has changed nothing.
 func (s *Server) openPiped(ctx context.Context, m message.Open) (f *file, p *pipe, err error) {
 	if err = s.holdFile(); err != nil {
 		return nil, nil, err
@@ -220,7 +222,8 @@ func (h *host) bind(ctx context.Context, address netip.AddrPort) (net.Listener, 
 	return ln, bound.AddrPort(), nil
 }
 
-// connect answers at once; the stream's own goroutine connects. Guests expect no error: if it fails they get a stream that has ended.
+// connect answers at once; the stream's own goroutine connects. Guests expect
+// no error: if it fails they get a stream that has ended.
 func (s *Server) connect(ctx context.Context, control *controlPipe, m message.Connect) {
 	address := net.JoinHostPort(m.Host, strconv.Itoa(int(m.Port)))
 	p, err := s.newPipe(streamBlock, streamBlock, streamShare)

@@ -11,24 +11,34 @@
 //
 // # Model
 //
-// A guest has pipes. A pipe is two byte rings in the guest's own RAM: the guest writes a request to one, the monitor a response to the other, and
-// then comes the next request. The control pipe exists from the start; what is opened through it (a file, a listener, a connection) gets a pipe of its
-// own, and so does each connection that a listener accepts. Package message has the encoding.
+// A guest has pipes. A pipe is two byte rings in the guest's own RAM: the guest
+// writes a request to one, the monitor a response to the other, and then comes
+// the next request. The control pipe exists from the start; what is opened
+// through it (a file, a listener, a connection) gets a pipe of its own, and so
+// does each connection that a listener accepts. Package message has the
+// encoding.
 //
-// All of RAM belongs to a buddy allocator whose state lies in RAM too. The monitor lays it out before the start; then both sides allocate and free in
-// it under one spin lock. A ring lies in a block of it, after two reference counts. Each side drops its end by setting its flag and giving up its
-// reference, and whoever gives up the last one frees the block.
+// All of RAM belongs to a buddy allocator whose state lies in RAM too. The
+// monitor lays it out before the start; then both sides allocate and free in it
+// under one spin lock. A ring lies in a block of it, after two reference
+// counts. Each side drops its end by setting its flag and giving up its
+// reference, and the side that gives up the last one frees the block.
 //
-// These guests never signal: a [Server] has to look. One goroutine looks at all rings whose guest owes a message, at a ring that has just been busy
-// after microseconds, at one that has been quiet less and less. Rings where the monitor owes the message are not looked at. A guest that notifies even
-// once is looked at only when it notifies, and gets interrupts (GSI 0), from then on.
+// These guests never signal: a [Server] has to look. One goroutine looks at all
+// rings whose guest owes a message, at a ring that has just been busy after
+// microseconds, at one that has been quiet less and less. Rings where the
+// monitor owes the message are not looked at. A guest that notifies even once
+// is looked at only when it notifies, and gets interrupts (GSI 0), from then
+// on.
 //
 // A guest that drops its end while the monitor waits for a peer is noticed when
 // the wait is over: all the rings that wait for a peer would have to be looked
 // at.
 //
-// A pipe is served by a goroutine of its own, which sleeps while there is nothing to do; a pipe that waits for a peer or a disk keeps no other from
-// going on. Bytes of files and connections go from ring memory to the kernel and back without a copy in between.
+// A pipe is served by a goroutine of its own, which sleeps while there is
+// nothing to do; a pipe that waits for a peer or a disk keeps no other from
+// going on. Bytes of files and connections go from ring memory to the kernel
+// and back without a copy in between.
 //
 // # Dialects
 //
@@ -70,6 +80,15 @@
 // loses that pipe. The walks of the allocator are as long as it has levels, and
 // the wait for its lock is bounded. If it is unusable, or the control pipe has
 // ended, [Options].OnBroken is told.
+//
+// # Words
+//
+//   - guest's lock: the allocator's spin lock in guest memory.
+//   - broken: the guest has broken a rule; what it broke ends, and is counted.
+//   - flag: a ring's byte by which a side says that it has dropped its end.
+//   - place: where a pipe's rings are, as a message names them.
+//   - look: the watcher's check whether a guest has moved a cursor.
+//   - record: the memory by which a call of dialect C asks and is answered.
 //
 // # Locks
 //

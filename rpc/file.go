@@ -10,7 +10,8 @@ import (
 )
 
 const (
-	// readBlock is the largest block of a ring for what is read of a file: a response of 1 MiB fits. writeBlock is that of a ring for what is written:
+	// readBlock is the largest block of a ring for what is read of a file: a
+	// response of 1 MiB fits. writeBlock is that of a ring for what is written:
 	// it is passed on while it comes.
 	readBlock  = 2 << 20
 	writeBlock = 1 << 20
@@ -64,7 +65,8 @@ func serveFile(f contents) func(context.Context, *pipe) error {
 	}
 }
 
-// read fills both parts as far as the file goes. An error looks like the end of the file to the guest, which expects none.
+// read fills both parts as far as the file goes. An error looks like the end of
+// the file to the guest, which expects none.
 func (f *file) read(a, b []byte) int {
 	n, err := f.readNow(a, b)
 	if err != nil && err != io.EOF && f.ctx.Err() == nil {
@@ -110,7 +112,8 @@ func (f *file) writeNow(a, b []byte) (n int, err error) {
 	return n, err
 }
 
-// seek returns the new offset; that of before, if the guest has asked for one that can't be.
+// seek returns the new offset; that of before, if the guest has asked for one
+// that can't be.
 func (f *file) seek(m message.FileRequest) uint64 {
 	whence := [...]int{message.SeekStart: io.SeekStart, message.SeekCurrent: io.SeekCurrent, message.SeekEnd: io.SeekEnd}[m.Whence]
 	offset, err := f.f.Seek(f.ctx, m.Offset, whence)

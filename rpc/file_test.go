@@ -74,7 +74,8 @@ func TestFiles(t *testing.T) {
 	m.settled(t)
 }
 
-// TestFileSizesOfRequests writes and reads in all sizes around those where encodings and rings change.
+// TestFileSizesOfRequests writes and reads in all sizes around those where
+// encodings and rings change.
 func TestFileSizesOfRequests(t *testing.T) {
 	t.Parallel()
 	_, share := shared(t, true)
@@ -258,7 +259,8 @@ func TestMkdir(t *testing.T) {
 	m.settled(t)
 }
 
-// TestFileFails lets reads and writes fail on the host: the guest sees the end of the file, and a length of 0.
+// TestFileFails lets reads and writes fail on the host: the guest sees the end
+// of the file, and a length of 0.
 func TestFileFails(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, rpc.Options{Share: rpc.Share{Host: true, Writable: true}})
@@ -275,7 +277,8 @@ func TestFileFails(t *testing.T) {
 	m.settled(t)
 }
 
-// TestFailedOpenChangesNothing opens files for which no pipe can be made: what is there stays as it is, and nothing new comes to be.
+// TestFailedOpenChangesNothing opens files for which no pipe can be made: what
+// is there stays as it is, and nothing new comes to be.
 func TestFailedOpenChangesNothing(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -316,7 +319,8 @@ func TestFailedOpenChangesNothing(t *testing.T) {
 	}
 }
 
-// TestFailedOpenLeavesNoPipe has the host refuse files that are there, or could be, as far as a look tells: the pipe that was made for them goes.
+// TestFailedOpenLeavesNoPipe has the host refuse files that are there, or could
+// be, as far as a look tells: the pipe that was made for them goes.
 func TestFailedOpenLeavesNoPipe(t *testing.T) {
 	t.Parallel()
 	dir, share := shared(t, true)

@@ -22,7 +22,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// deadline is how long anything may take. Nothing waits for it unless it is broken.
+// deadline is how long anything may take. Nothing waits for it unless it is
+// broken.
 const deadline = 60 * time.Second
 
 // machine is a server and the guest that it serves.
@@ -92,7 +93,8 @@ func wait[T any](t testing.TB, c <-chan T, what string) T {
 	}
 }
 
-// settled waits until no pipe but the control pipe is open, and checks that the guest's memory is as it was.
+// settled waits until no pipe but the control pipe is open, and checks that the
+// guest's memory is as it was.
 func (m *machine) settled(t testing.TB) {
 	t.Helper()
 	m.until(t, "pipes to be closed", func() bool { return m.server.Stats().Pipes == 1 })

@@ -34,7 +34,8 @@ func (l *lines) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// TestBadPipesEndAlone breaks a pipe in every way and checks that it ends with a log line and a counter while another goes on.
+// TestBadPipesEndAlone breaks a pipe in every way and checks that it ends with
+// a log line and a counter while another goes on.
 func TestBadPipesEndAlone(t *testing.T) {
 	t.Parallel()
 	frame := func(size uint64, b ...byte) []byte {
@@ -187,7 +188,8 @@ func TestMemoryExhausted(t *testing.T) {
 	m.settled(t)
 }
 
-// TestTooManyPipes frees the rings of pipes that stay open: the monitor makes no more pipes than RAM has room for.
+// TestTooManyPipes frees the rings of pipes that stay open: the monitor makes
+// no more pipes than RAM has room for.
 func TestTooManyPipes(t *testing.T) {
 	t.Parallel()
 	const size = 1 << 20
@@ -207,7 +209,8 @@ func TestTooManyPipes(t *testing.T) {
 	}
 }
 
-// TestRandomDamage lets a guest write nonsense wherever it likes while it uses pipes: the monitor lives, and stops when told to.
+// TestRandomDamage lets a guest write nonsense wherever it likes while it uses
+// pipes: the monitor lives, and stops when told to.
 func TestRandomDamage(t *testing.T) {
 	if raceEnabled {
 		t.Skip("this guest races on purpose: run it without -race")
@@ -245,7 +248,8 @@ func TestRandomDamage(t *testing.T) {
 	})
 }
 
-// TestDropWithoutClose drops pipes in every state, the monitor's Serve ending before or after.
+// TestDropWithoutClose drops pipes in every state, the monitor's Serve ending
+// before or after.
 func TestDropWithoutClose(t *testing.T) {
 	t.Parallel()
 	for name, stopFirst := range map[string]bool{"guest first": false, "monitor first": true} {
@@ -276,7 +280,8 @@ func TestDropWithoutClose(t *testing.T) {
 				p.Drop()
 			}
 			if !stopFirst {
-				// The monitor hears of the one whose turn it isn't when the peer speaks.
+				// The monitor hears of the one whose turn it isn't when the
+				// peer speaks.
 				conn.Close()
 				m.settled(t)
 				m.stop()
@@ -313,7 +318,8 @@ func TestServeTwice(t *testing.T) {
 	}
 }
 
-// TestPipelined sends many requests before reading the first response: they are answered in order.
+// TestPipelined sends many requests before reading the first response: they are
+// answered in order.
 func TestPipelined(t *testing.T) {
 	t.Parallel()
 	_, share := shared(t, true)
@@ -332,7 +338,8 @@ func TestPipelined(t *testing.T) {
 	m.settled(t)
 }
 
-// FuzzRequests sends bytes to a file's pipe and to a stream's, then drops them: both ends are gone afterwards, and their memory is free.
+// FuzzRequests sends bytes to a file's pipe and to a stream's, then drops them:
+// both ends are gone afterwards, and their memory is free.
 func FuzzRequests(f *testing.F) {
 	f.Add([]byte("\x02\x00\x00\x00\x00\x00\x00\x00\x00\x05"))
 	f.Add([]byte("\x05\x00\x00\x00\x00\x00\x00\x00\x01\x03abc"))
@@ -361,7 +368,8 @@ func FuzzRequests(f *testing.F) {
 	})
 }
 
-// TestStopWithLockHeld stops while a virtual CPU that runs no more holds the allocator's lock.
+// TestStopWithLockHeld stops while a virtual CPU that runs no more holds the
+// allocator's lock.
 func TestStopWithLockHeld(t *testing.T) {
 	t.Parallel()
 	_, share := shared(t, true)

@@ -17,7 +17,8 @@ const (
 	maxBackoff = time.Second
 )
 
-// listener is a listening socket on a pipe of its own. It takes a connection from the kernel only when the guest asks for one, so that the kernel's
+// listener is a listening socket on a pipe of its own. It takes a connection
+// from the kernel only when the guest asks for one, so that the kernel's
 // backlog holds the others.
 type listener struct {
 	server *Server
@@ -72,7 +73,8 @@ func (h *host) accept(wanted context.Context, ln net.Listener, hand func(*net.TC
 	}
 }
 
-// hand gives the guest a pipe for a connection. io.EOF: it doesn't want one any more, and the connection has been closed.
+// hand gives the guest a pipe for a connection. io.EOF: it doesn't want one any
+// more, and the connection has been closed.
 func (l *listener) hand(ctx context.Context, p *pipe, conn *net.TCPConn) error {
 	s := l.server
 	if p.abandoned() {

@@ -2,8 +2,9 @@ package rpc
 
 import "reflect"
 
-// memory is a part of the guest's RAM, or something that has its form. The guest changes it at any time: words are accessed by sync/atomic
-// only, copied once, then checked, then used.
+// memory is a part of the guest's RAM, or something that has its form. The
+// guest changes it at any time: words are accessed by sync/atomic only, copied
+// once, then checked, then used.
 type memory []byte
 
 // clear zeroes the words from off to off+n, both multiples of 8.

@@ -234,7 +234,8 @@ func TestPeerResets(t *testing.T) {
 	m.settled(t)
 }
 
-// TestUnreadBytesDontReset checks that a response arrives although the guest has not received all of the request.
+// TestUnreadBytesDontReset checks that a response arrives although the guest
+// has not received all of the request.
 func TestUnreadBytesDontReset(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, rpc.Options{})
@@ -258,7 +259,8 @@ func TestUnreadBytesDontReset(t *testing.T) {
 	m.settled(t)
 }
 
-// TestBlockedPipesDontBlockOthers has a waiting accept, many waiting receives and a connect, and works on.
+// TestBlockedPipesDontBlockOthers has a waiting accept, many waiting receives
+// and a connect, and works on.
 func TestBlockedPipesDontBlockOthers(t *testing.T) {
 	t.Parallel()
 	_, share := shared(t, true)

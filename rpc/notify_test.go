@@ -12,7 +12,8 @@ import (
 	"github.com/fix-project/arcavm/rpc/rpctest"
 )
 
-// TestNotifications lets a guest notify from some point on: it is looked at only then, and it gets signals, but none before.
+// TestNotifications lets a guest notify from some point on: it is looked at
+// only then, and it gets signals, but none before.
 func TestNotifications(t *testing.T) {
 	t.Parallel()
 	_, share := shared(t, true)
@@ -65,7 +66,8 @@ func asleep(s *rpc.Server) func() bool {
 	}
 }
 
-// TestNothingToLookAt checks that the monitor doesn't look at all while it is its own turn.
+// TestNothingToLookAt checks that the monitor doesn't look at all while it is
+// its own turn.
 func TestNothingToLookAt(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, rpc.Options{RAM: rpctest.NewRAM(16 << 20)})
@@ -79,7 +81,8 @@ func TestNothingToLookAt(t *testing.T) {
 	})
 }
 
-// TestLongQuiet checks that a request is found however long the pipe has been quiet, and whatever the crowd.
+// TestLongQuiet checks that a request is found however long the pipe has been
+// quiet, and whatever the crowd.
 func TestLongQuiet(t *testing.T) {
 	t.Parallel()
 	_, share := shared(t, true)
@@ -104,7 +107,8 @@ func TestLongQuiet(t *testing.T) {
 	m.settled(t)
 }
 
-// TestNotifiedByHalves checks that a guest that notifies may do so for each part of a request.
+// TestNotifiedByHalves checks that a guest that notifies may do so for each
+// part of a request.
 func TestNotifiedByHalves(t *testing.T) {
 	t.Parallel()
 	_, share := shared(t, true)

@@ -14,7 +14,8 @@ var errMessage = errors.New("the guest has sent a message that breaks the protoc
 // maxControl bounds a request on the control pipe, in bytes.
 const maxControl = 64 << 10
 
-// pipe is the monitor's end of a pipe: the guest sends a request and waits for the response before it sends the next. One goroutine serves it.
+// pipe is the monitor's end of a pipe: the guest sends a request and waits for
+// the response before it sends the next. One goroutine serves it.
 type pipe struct {
 	server    *Server
 	requests  *ring
@@ -31,8 +32,9 @@ func (p *pipe) place() message.Pipe {
 	}
 }
 
-// need waits until n bytes of requests are readable, no more than the ring's capacity, and returns how many there are. io.EOF: the guest has
-// dropped its end; io.ErrUnexpectedEOF: in the middle of it.
+// need waits until n bytes of requests are readable, no more than the ring's
+// capacity, and returns how many there are. io.EOF: the guest has dropped its
+// end; io.ErrUnexpectedEOF: in the middle of it.
 func (p *pipe) need(n uint64) (uint64, error) {
 	r := p.requests
 	for {
@@ -59,8 +61,9 @@ func (p *pipe) need(n uint64) (uint64, error) {
 	}
 }
 
-// drained waits until the guest has read the last response. A guest that goes by the protocol has when it sends a request. So each response
-// has the whole ring for itself.
+// drained waits until the guest has read the last response. A guest that goes
+// by the protocol has when it sends a request. So each response has the whole
+// ring for itself.
 func (p *pipe) drained() error {
 	r := p.responses
 	for {
@@ -97,9 +100,10 @@ func (p *pipe) next(limit uint64) (uint64, error) {
 	return size, nil
 }
 
-// head waits for a request on a data pipe and returns its size and its first bytes, which are not taken.
+// head waits for a request on a data pipe and returns its size and its first
+// bytes, which are not taken.
 func (p *pipe) head() (head []byte, size uint64, err error) {
-	// More than RAM nobody can send at once.
+	// No request is larger than RAM.
 	size, err = p.next(uint64(len(p.server.alloc.ram)))
 	if err != nil {
 		return nil, 0, err
@@ -165,12 +169,14 @@ func unexpected(err error) error {
 	return err
 }
 
-// sink takes the bytes of a request, in at most two parts. It returns how many it took; fewer than all only with an error.
+// sink takes the bytes of a request, in at most two parts. It returns how many
+// it took; fewer than all only with an error.
 type sink interface {
 	write(a, b []byte) (int, error)
 }
 
-// payload passes n bytes of a request straight from the ring to a sink. After the sink's error, which it returns as serr, the rest is thrown away.
+// payload passes n bytes of a request straight from the ring to a sink. After
+// the sink's error, which it returns as serr, the rest is thrown away.
 func (p *pipe) payload(n uint64, to sink) (done uint64, serr, err error) {
 	r := p.requests
 	chunk := r.capacity() / 4
@@ -207,12 +213,14 @@ func (p *pipe) sent(n uint64) {
 	p.server.signal()
 }
 
-// source gives the bytes of a response, in at most two parts, and returns how many it gave.
+// source gives the bytes of a response, in at most two parts, and returns how
+// many it gave.
 type source interface {
 	read(a, b []byte) int
 }
 
-// respondBytes sends up to want bytes, which it reads straight into the ring. head appends what comes before n bytes.
+// respondBytes sends up to want bytes, which it reads straight into the ring.
+// head appends what comes before n bytes.
 func (p *pipe) respondBytes(head func(b []byte, n uint64) []byte, want uint64, from source) {
 	r := p.responses
 	want = min(want, r.capacity()-message.LengthSize-1-uint64(message.VarintSize(r.capacity())))
@@ -233,7 +241,8 @@ func (p *pipe) respondBytes(head func(b []byte, n uint64) []byte, want uint64, f
 	p.server.toGuest.Add(n)
 }
 
-// abandoned reports whether the guest has dropped its end without waiting for the response.
+// abandoned reports whether the guest has dropped its end without waiting for
+// the response.
 func (p *pipe) abandoned() bool { return p.responses.theirFlag.isSet() }
 
 // discard frees a pipe that the guest has never heard of.
@@ -242,7 +251,8 @@ func (p *pipe) discard() error {
 	return errors.Join(p.requests.discard(), p.responses.discard())
 }
 
-// close drops the monitor's end. After a Close the guest has its response still to read, which it doesn't if the flag is set.
+// close drops the monitor's end. After a Close the guest has its response still
+// to read, which it doesn't if the flag is set.
 func (p *pipe) close(acknowledged bool) error {
 	return errors.Join(p.responses.release(!acknowledged), p.requests.release(true))
 }

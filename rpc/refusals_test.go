@@ -18,7 +18,8 @@ import (
 	"github.com/fix-project/arcavm/rpc/rpctest"
 )
 
-// TestPipeLimit has the guest ask for more pipes than it may have, giving back the memory of those that it has.
+// TestPipeLimit has the guest ask for more pipes than it may have, giving back
+// the memory of those that it has.
 func TestPipeLimit(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, rpc.Options{Pipes: 3})
@@ -32,7 +33,7 @@ func TestPipeLimit(t *testing.T) {
 	}
 }
 
-// stuckNetwork connects to nobody, and doesn't give up by itself.
+// stuckNetwork never connects, and doesn't give up by itself.
 type stuckNetwork struct {
 	network.Host
 	dialing chan struct{}
@@ -44,7 +45,8 @@ func (n stuckNetwork) DialContext(ctx context.Context, _, _ string) (net.Conn, e
 	return nil, ctx.Err()
 }
 
-// TestCloseWhileConnecting closes and drops streams whose connection doesn't come about: neither has to wait for that.
+// TestCloseWhileConnecting closes and drops streams whose connection doesn't
+// come about: neither has to wait for that.
 func TestCloseWhileConnecting(t *testing.T) {
 	t.Parallel()
 	network := stuckNetwork{dialing: make(chan struct{}, 3)}
@@ -72,7 +74,8 @@ func (n foreignNetwork) Listen(ctx context.Context, network, address string) (ne
 	return foreignListener{ln}, err
 }
 
-// TestForeignListener gives the guest a listener that has no address of TCP: it is one at which nobody arrives.
+// TestForeignListener gives the guest a listener that has no address of TCP: it
+// is one at which no client arrives.
 func TestForeignListener(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, rpc.Options{Network: foreignNetwork{}})
@@ -110,7 +113,8 @@ func (n listenerNetwork) Listen(ctx context.Context, network, address string) (n
 	return emptyListener{ln, n.asked}, err
 }
 
-// TestNetworkThatGivesNothing has what the network doesn't give end for the guest as what it refuses does.
+// TestNetworkThatGivesNothing has what the network doesn't give end for the
+// guest as what it refuses does.
 func TestNetworkThatGivesNothing(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, rpc.Options{Network: emptyNetwork{}})
@@ -122,7 +126,7 @@ func TestNetworkThatGivesNothing(t *testing.T) {
 	m.Listen(loopback, 0).Close()
 	m.settled(t)
 
-	// Nobody arrives.
+	// No client arrives.
 	network := listenerNetwork{asked: make(chan struct{})}
 	m = newMachine(t, rpc.Options{Network: network})
 	m.Listen(loopback, 0).Send(message.AppendListenerRequest(nil, message.ListenerAccept))
@@ -150,7 +154,8 @@ func (b *lockedBuffer) Len() int {
 	return b.Buffer.Len()
 }
 
-// TestLongNames sends paths and hosts that no system has: they are refused, and little of them gets into the log.
+// TestLongNames sends paths and hosts that no system has: they are refused, and
+// little of them gets into the log.
 func TestLongNames(t *testing.T) {
 	t.Parallel()
 	_, share := shared(t, true)
@@ -177,7 +182,8 @@ func TestLongNames(t *testing.T) {
 	}
 }
 
-// TestOnlyRegularFiles has no FIFO opened, where a guest's read would wait for ever.
+// TestOnlyRegularFiles has no FIFO opened, where a guest's read would wait for
+// ever.
 func TestOnlyRegularFiles(t *testing.T) {
 	t.Parallel()
 	dir, share := shared(t, true)
@@ -193,7 +199,8 @@ func TestOnlyRegularFiles(t *testing.T) {
 	m.settled(t)
 }
 
-// TestAbandonedListenerWithoutMemory drops a listener while no pipe can be made: the next client is the listener's end all the same.
+// TestAbandonedListenerWithoutMemory drops a listener while no pipe can be
+// made: the next client is the listener's end all the same.
 func TestAbandonedListenerWithoutMemory(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, rpc.Options{RAM: rpctest.NewRAM(1 << 20)})

@@ -20,7 +20,8 @@ const (
 	blockWeak   = 8
 	blockRing   = 16
 
-	// ringOverhead is what a block holds besides a ring's data: a length of 2^k - 40 fills a block of 2^k.
+	// ringOverhead is what a block holds besides a ring's data: a length of 2^k
+	// - 40 fills a block of 2^k.
 	ringOverhead = 40
 )
 
@@ -29,8 +30,9 @@ var (
 	errCounts = errors.New("the guest has broken the reference counts of a ring")
 )
 
-// ring is the monitor's end of one ring: the reader's of the guest's requests, the writer's of the responses. One goroutine at a time uses it. The
-// monitor's own cursor is never read back from memory.
+// ring is the monitor's end of one ring: the reader's of the guest's requests,
+// the writer's of the responses. One goroutine at a time uses it. The monitor's
+// own cursor is never read back from memory.
 type ring struct {
 	alloc  *allocator
 	block  uint64 // offset
@@ -45,10 +47,12 @@ type ring struct {
 	released          bool
 }
 
-// ringBlockSize is the size that the guest frees a ring's block with: from it and the length it knows nothing else.
+// ringBlockSize is the size that the guest frees a ring's block with: from it
+// and the length it knows nothing else.
 func ringBlockSize(length uint64) uint64 { return blockRing + (ringData+length+7)&^7 }
 
-// newRing makes a ring of this length in a block of its own, with a reference for either side.
+// newRing makes a ring of this length in a block of its own, with a reference
+// for either side.
 func newRing(a *allocator, length uint64, reader bool) (*ring, error) {
 	block, err := a.alloc(ringBlockSize(length))
 	if err != nil {
@@ -82,7 +86,8 @@ func (r *ring) length() uint64 { return uint64(len(r.data)) }
 // capacity is how many bytes a ring holds.
 func (r *ring) capacity() uint64 { return r.length() - 1 }
 
-// readable is how many bytes the guest has written that the monitor has not read.
+// readable is how many bytes the guest has written that the monitor has not
+// read.
 func (r *ring) readable() (uint64, error) {
 	w := r.theirs.Load()
 	n := w - r.own
@@ -104,7 +109,8 @@ func (r *ring) unread() (uint64, error) {
 	return n, nil
 }
 
-// span returns n bytes of ring memory, skip bytes after the monitor's cursor: two parts where it wraps.
+// span returns n bytes of ring memory, skip bytes after the monitor's cursor:
+// two parts where it wraps.
 func (r *ring) span(skip, n uint64) (a, b []byte) {
 	at := (r.own + skip) % r.length()
 	if end := at + n; end <= r.length() {
@@ -131,7 +137,8 @@ func (r *ring) load(skip uint64, b []byte) {
 	copy(b[copy(b, x):], y)
 }
 
-// shift moves n bytes of ring memory from one distance after the monitor's cursor down to another.
+// shift moves n bytes of ring memory from one distance after the monitor's
+// cursor down to another.
 func (r *ring) shift(from, to, n uint64) {
 	var buf [1024]byte
 	for n > 0 {
@@ -143,8 +150,9 @@ func (r *ring) shift(from, to, n uint64) {
 	}
 }
 
-// release drops the monitor's end: it sets its flag, if the guest is to see that, and gives up its reference. Whoever gives up the last one frees the
-// block. The ring's memory may be somebody else's from then on.
+// release drops the monitor's end: it sets its flag, if the guest is to see
+// that, and gives up its reference. The side that gives up the last one frees
+// the block. The ring's memory may be another owner's from then on.
 func (r *ring) release(flagged bool) error {
 	if r.released {
 		return nil
@@ -178,8 +186,9 @@ func (r *ring) discard() error {
 
 func (r *ring) free() error { return r.alloc.free(r.block, ringBlockSize(r.length())) }
 
-// newRings makes a pipe's rings. Each is to have a block of the size wanted for it, but less where memory gets scarce: no more than one part in share
-// of what can be spared, and less still before it fails. A block is a page at least.
+// newRings makes a pipe's rings. Each is to have a block of the size wanted for
+// it, but less where memory gets scarce: no more than one part in share of what
+// can be spared, and less still before it fails. A block is a page at least.
 func newRings(a *allocator, requests, responses, share uint64) (*ring, *ring, error) {
 	rq, err := newRingOf(a, requests, share, true)
 	if err != nil {

@@ -28,17 +28,18 @@ const (
 	// when it goes there.
 	quietIntervals = 2
 
-	// On a machine with one processor each look takes it away from the guest, so
-	// looks may cost one part in lookShare of the time: intervals are that many
-	// times as long as what a look has cost of late, up to maxFirstInterval.
+	// On a machine with one processor each look takes it away from the guest,
+	// so looks may cost one part in lookShare of the time: intervals are that
+	// many times as long as what a look has cost of late, up to
+	// maxFirstInterval.
 	lookShare        = 4
 	maxFirstInterval = time.Millisecond
 )
 
 const forever = time.Duration(1<<63 - 1)
 
-// watch is what a pipe waits for: that the guest moves a cursor by some bytes, 1
-// at least, or sets a flag.
+// watch is what a pipe waits for: that the guest moves a cursor by some bytes,
+// 1 at least, or sets a flag.
 type watch struct {
 	word  *atomic.Uint64
 	seen  uint64
@@ -164,7 +165,8 @@ func (s *schedule) dueAfter(now time.Duration, k int) time.Duration {
 	return (now/d + 1) * d
 }
 
-// pay takes what a look has cost, its wake-up being late included, into account.
+// pay takes what a look has cost, its wake-up being late included, into
+// account.
 func (s *schedule) pay(cost time.Duration) {
 	s.shortest += (lookShare*cost - s.shortest) / 8
 	s.shortest = min(max(s.shortest, firstInterval), maxFirstInterval)

@@ -17,45 +17,54 @@ import (
 )
 
 const (
-	// controlBlock is the block of each of the control pipe's rings, in bytes, if the arguments need no more.
+	// controlBlock is the block of each of the control pipe's rings, in bytes,
+	// if the arguments need no more.
 	controlBlock = 16 << 10
 	// streamBlock is the block of each of a connection's rings.
 	streamBlock = 64 << 10
-	// A pipe's ring takes no more of the memory that can be spared than one part in these.
+	// A pipe's ring takes no more of the memory that can be spared than one
+	// part in these.
 	fileShare   = 16
 	streamShare = 512
 )
 
 // Options say what a Server serves.
 type Options struct {
-	// RAM is all of the guest's RAM, zero but for what Reserved names, a multiple of 4 KiB, 1 MiB at least. It must stay mapped until Serve has
+	// RAM is all of the guest's RAM, zero but for what Reserved names, a
+	// multiple of 4 KiB, 1 MiB at least. It must stay mapped until Serve has
 	// returned and no other method is under way.
 	RAM []byte
 
 	// Args are the guest's arguments, the image's path first.
 	Args []string
 
-	// Reserved are the parts of RAM that are in use, by the image's segments for instance. The page at offset 0 needs no mention.
+	// Reserved are the parts of RAM that are in use, by the image's segments
+	// for instance. The page at offset 0 needs no mention.
 	Reserved []Range
 
-	// Share is what the guest can reach of the host's files. The zero value shares nothing.
+	// Share is what the guest can reach of the host's files. The zero value
+	// shares nothing.
 	Share Share
 
-	// Logger gets the life of pipes at debug level, and at a limited rate as warnings what went wrong and could not be told to the guest.
-	// nil discards them.
+	// Logger gets the life of pipes at debug level, and at a limited rate as
+	// warnings what went wrong and could not be told to the guest. nil discards
+	// them.
 	Logger *slog.Logger
 
-	// OnListen is called with the bound address of each listener that the guest opens, before the guest learns of it. It must not wait.
+	// OnListen is called with the bound address of each listener that the guest
+	// opens, before the guest learns of it. It must not wait.
 	OnListen func(netip.AddrPort)
 
-	// Network is where sockets come from; its connections are *net.TCPConn. nil is the host's.
+	// Network is where sockets come from; its connections are *net.TCPConn. nil
+	// is the host's.
 	Network Network
 
 	// Limits are how much the guest gets: of Files and Disk, and of Bytes,
 	// which wait. The others don't apply.
 	Limits network.Limits
 
-	// Pipes may be open at once, the control pipe included. 0 is [DefaultPipes].
+	// Pipes may be open at once, the control pipe included. 0 is
+	// [DefaultPipes].
 	Pipes int
 
 	// OnExit is called when the guest asks to exit. It must not wait.
@@ -71,7 +80,8 @@ type Options struct {
 	Signal func()
 }
 
-// DefaultPipes bounds what a guest can make its host hold, whose memory a pipe costs some KiB of, and perhaps a descriptor.
+// DefaultPipes bounds what a guest can make its host hold, whose memory a pipe
+// costs some KiB of, and perhaps a descriptor.
 const DefaultPipes = 16384
 
 // Network connects and listens as package net does.
@@ -80,7 +90,8 @@ type Network interface {
 	Listen(ctx context.Context, network, address string) (net.Listener, error)
 }
 
-// Entry is what the guest is given in its registers at its start. Offsets count from the start of RAM.
+// Entry is what the guest is given in its registers at its start. Offsets count
+// from the start of RAM.
 type Entry struct {
 	Allocator uint64 // RSI: offset of the allocator's raw data
 	RxOffset  uint64 // RDX: the ring of the control pipe that the guest reads
@@ -101,8 +112,9 @@ type Server struct {
 	running sync.WaitGroup
 }
 
-// New initialises the allocator in RAM, reserves what is in use, and makes the control pipe's rings. EINVAL: RAM's size, or a range. ENOMEM: RAM is
-// too small for what it must hold.
+// New initialises the allocator in RAM, reserves what is in use, and makes the
+// control pipe's rings. EINVAL: RAM's size, or a range. ENOMEM: RAM is too
+// small for what it must hold.
 func New(o Options) (*Server, error) {
 	h, err := newHost(o)
 	if err != nil {
@@ -126,14 +138,17 @@ func (s *Server) Entry() Entry {
 	return Entry{s.alloc.place, at.RxOffset, at.RxLength, at.TxOffset, at.TxLength}
 }
 
-// NotifyRead is hypercall NOTIFY_READ: the guest has written to some ring. From the first notification on the guest is looked at only when it notifies, and
-// is told by Signal what the monitor has done. It doesn't wait. The argument, which guests of this ABI have no meaning for, is ignored.
+// NotifyRead is hypercall NOTIFY_READ: the guest has written to some ring. From
+// the first notification on the guest is looked at only when it notifies, and
+// is told by Signal what the monitor has done. It doesn't wait. The argument,
+// which guests of this ABI have no meaning for, is ignored.
 func (s *Server) NotifyRead(uint64) error {
 	s.watcher.notify()
 	return nil
 }
 
-// NotifyWrite is hypercall NOTIFY_WRITE: the guest has read from some ring. Otherwise as [Server.NotifyRead].
+// NotifyWrite is hypercall NOTIFY_WRITE: the guest has read from some ring.
+// Otherwise as [Server.NotifyRead].
 func (s *Server) NotifyWrite(uint64) error {
 	s.watcher.notify()
 	return nil
@@ -148,8 +163,9 @@ func (s *Server) signal() {
 	s.o.Signal()
 }
 
-// Serve serves until ctx is done. Then it closes what is open, and returns when every goroutine that it started has ended and every pipe's memory has
-// been given up. It may be called once.
+// Serve serves until ctx is done. Then it closes what is open, and returns when
+// every goroutine that it started has ended and every pipe's memory has been
+// given up. It may be called once.
 func (s *Server) Serve(ctx context.Context) error {
 	s.mu.Lock()
 	if s.serving {
@@ -179,8 +195,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	return nil
 }
 
-// closeWith has shut called when ctx is done, and by the function that it returns, which comes back when the descriptor is closed: a second Close
-// of a socket or a file returns while the first still has it open.
+// closeWith has shut called when ctx is done, and by the function that it
+// returns, which comes back when the descriptor is closed: a second Close of a
+// socket or a file returns while the first still has it open.
 func closeWith(ctx context.Context, shut func()) (end func()) {
 	closed := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -196,13 +213,15 @@ func closeWith(ctx context.Context, shut func()) (end func()) {
 	}
 }
 
-// newPipe makes a pipe whose rings have blocks of these sizes, or of less where memory is scarce. The guest has not heard of it.
+// newPipe makes a pipe whose rings have blocks of these sizes, or of less where
+// memory is scarce. The guest has not heard of it.
 func (s *Server) newPipe(requests, responses, share uint64) (*pipe, error) {
 	s.mu.Lock()
 	s.open++
 	open := s.open
 	s.mu.Unlock()
-	// Two rings take two pages at least: a guest with more pipes than that has freed rings that are in use.
+	// Two rings take two pages at least: a guest with more pipes than that has
+	// freed rings that are in use.
 	if open > len(s.o.RAM)/(2*pageSize) {
 		s.closed()
 		return nil, fmt.Errorf("%d pipes: %w", open, unix.ENOMEM)
@@ -222,7 +241,8 @@ func (s *Server) newPipe(requests, responses, share uint64) (*pipe, error) {
 	return &pipe{server: s, requests: rq, responses: rs, wake: make(chan struct{}, 1)}, nil
 }
 
-// start serves a pipe that the guest has been told of on a goroutine that Serve waits for. serve returns nil after a Close that it has acknowledged, and
+// start serves a pipe that the guest has been told of on a goroutine that Serve
+// waits for. serve returns nil after a Close that it has acknowledged, and
 // never before its context is done otherwise but with an error.
 func (s *Server) start(ctx context.Context, kind string, p *pipe, serve func(context.Context, *pipe) error) {
 	s.mu.Lock()
@@ -250,7 +270,8 @@ func (s *Server) end(kind string, p *pipe, err error) {
 		s.warn("pipe ended", "kind", kind, "err", err)
 		cerr = nil
 	}
-	// The virtual machine is going away, or has been torn down already: its memory is nobody's.
+	// The virtual machine is going away, or has been torn down already: its
+	// memory must not be touched.
 	if cerr != nil && !errors.Is(err, errStopped) {
 		s.broken.Add(1)
 		s.warn("a closed pipe's memory is lost to the guest", "kind", kind, "err", cerr)

@@ -25,7 +25,8 @@ type target struct {
 	size    uint64 // 0: it is to be made or emptied
 }
 
-// findShared looks what a path leads to, and changes nothing. Folders can't be opened.
+// findShared looks what a path leads to, and changes nothing. Folders can't be
+// opened.
 func (h *host) findShared(ctx context.Context, path string, m message.Mode) (target, error) {
 	flags, err := openFlags(m)
 	if err != nil {
@@ -52,7 +53,7 @@ func (h *host) findShared(ctx context.Context, path string, m message.Mode) (tar
 	}
 	st, err := h.calls.Stat(ctx, in, rest, true)
 	switch {
-	case err != nil && m.Create && ctx.Err() == nil: // whether it can be made is for open to find out
+	case err != nil && m.Create && ctx.Err() == nil: // open finds out whether it can be made
 		return t, nil
 	case err != nil:
 		return target{}, err
@@ -84,7 +85,8 @@ func (h *host) openTarget(ctx context.Context, t target) (*file, error) {
 	return &file{f: f, path: t.path, server: h, ctx: ctx}, nil
 }
 
-// ringSizes are the blocks for requests and responses that suit what can be moved.
+// ringSizes are the blocks for requests and responses that suit what can be
+// moved.
 func (t target) ringSizes(m message.Mode) (requests, responses uint64) {
 	requests, responses = pageSize, pageSize
 	if m.Write || m.Append {
@@ -119,7 +121,8 @@ func (h *host) mkdirShared(ctx context.Context, path string) error {
 	}
 }
 
-// openFlags are those that Rust's OpenOptions has for a mode, with the same modes refused.
+// openFlags are those that Rust's OpenOptions has for a mode, with the same
+// modes refused.
 func openFlags(m message.Mode) (int, error) {
 	var flags int
 	switch {

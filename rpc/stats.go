@@ -12,7 +12,7 @@ type Stats struct {
 	FilesRefused   uint64 // files and folders that could not be opened or made
 	ToGuest        uint64 // bytes of files and connections that the guest has received
 	FromGuest      uint64 // bytes that it has sent
-	Broken         uint64 // pipes that ended because the guest broke a message, a ring or its counts; calls that meant nothing
+	Broken         uint64 // pipes ended by a broken message, ring or count; senseless calls
 	LockTimeouts   uint64 // waits for the allocator's lock that were given up
 	Looks          uint64 // looks at a ring by the goroutine that looks
 	Wakes          uint64 // looks that found something

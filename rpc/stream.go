@@ -18,7 +18,8 @@ import (
 // connectTimeout is how long a connection may take to come about.
 const connectTimeout = network.DefaultConnectTimeout
 
-// stream is a TCP connection on a pipe of its own. Without a connection, or when it has failed, it looks to the guest as if it had ended: nothing to
+// stream is a TCP connection on a pipe of its own. Without a connection, or
+// when it has failed, it looks to the guest as if it had ended: nothing to
 // receive, and what is sent goes nowhere.
 type stream struct {
 	server *host
@@ -41,7 +42,8 @@ func dialing(ctx context.Context, s *host, address string) *stream {
 	return st
 }
 
-// connection waits for the attempt to connect, if there is one, and returns nil if there is no connection.
+// connection waits for the attempt to connect, if there is one, and returns nil
+// if there is no connection.
 func (st *stream) connection() *net.TCPConn {
 	if st.dialed != nil {
 		<-st.dialed
@@ -86,7 +88,8 @@ func (st *stream) dial(ctx context.Context, address string) {
 // maxAddress bounds a host and port, in bytes: a name has 255 at most.
 const maxAddress = 255 + len("[]:65535")
 
-// send answers with the length of what was to be sent, also if the peer is gone: guests try again until all is sent.
+// send answers with the length of what was to be sent, also if the peer is
+// gone: guests try again until all is sent.
 func (st *stream) send(p *pipe, n uint64) error {
 	_, serr, err := p.payload(n, st)
 	if err != nil {
@@ -206,8 +209,9 @@ func (st *stream) readNow(b []byte) (n int, ok bool) {
 	return n, true
 }
 
-// close ends the connection so that the peer gets everything that was sent. Bytes that nobody has received would make the kernel send a reset,
-// which can overtake what was sent.
+// close ends the connection so that the peer gets everything that was sent.
+// Bytes that weren't received would make the kernel send a reset, which can
+// overtake what was sent.
 func (st *stream) close() {
 	st.stopDialing()
 	if st.connection() == nil {

@@ -14,11 +14,14 @@ import (
 )
 
 const (
-	// deepSleep is from when on a sleep gives Go's processor back at once, on a machine with one processor. That costs more to wake from than a system call,
-	// in which Go's processor stays for another 10 ms; but all the while the scheduler looks after it, each time in the guest's place.
+	// deepSleep is from when on a sleep gives Go's processor back at once, on a
+	// machine with one processor. That costs more to wake from than a system
+	// call, in which Go's processor stays for another 10 ms; but all the while
+	// the scheduler looks after it, each time in the guest's place.
 	deepSleep = 5 * time.Millisecond
 
-	// spinTime is how long one goroutine at a time looks at its own ring before it parks it.
+	// spinTime is how long one goroutine at a time looks at its own ring before
+	// it parks it.
 	spinTime = 20 * time.Microsecond
 )
 
@@ -51,7 +54,8 @@ func newWatcher() *watcher {
 	}
 }
 
-// await waits until w is ready. wake is the caller's own, with room for one. errStopped: the watcher has stopped.
+// await waits until w is ready. wake is the caller's own, with room for one.
+// errStopped: the watcher has stopped.
 func (s *watcher) await(w watch, wake chan struct{}) error {
 	if w.ready() || s.spinFor(&w) {
 		return nil
@@ -61,7 +65,8 @@ func (s *watcher) await(w watch, wake chan struct{}) error {
 		s.mu.Unlock()
 		return errStopped
 	}
-	// A guest that notifies may have done so before the ring was in the list, but not before this.
+	// A guest that notifies may have done so before the ring was in the list,
+	// but not before this.
 	if w.ready() {
 		s.mu.Unlock()
 		return nil
@@ -114,7 +119,8 @@ func (s *watcher) rouse() {
 	}
 }
 
-// notify looks at all rings, on the thread of the virtual CPU, and has the watcher rely on notifications from now on.
+// notify looks at all rings, on the thread of the virtual CPU, and has the
+// watcher rely on notifications from now on.
 func (s *watcher) notify() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -182,7 +188,8 @@ func (s *watcher) look(now time.Duration) (woken int, next time.Duration) {
 	return woken, next
 }
 
-// sleep returns at the given time, or when the eventfd, whose descriptor is fd, says so.
+// sleep returns at the given time, or when the eventfd, whose descriptor is fd,
+// says so.
 func (s *watcher) sleep(event *os.File, fd int, until time.Duration) {
 	s.sleeps.Add(1)
 	d := until - time.Since(s.start)
@@ -190,16 +197,18 @@ func (s *watcher) sleep(event *os.File, fd int, until time.Duration) {
 	if until != forever {
 		deadline = s.start.Add(until)
 	}
-	// Go's poller may have had no room for the eventfd: then there are no deadlines, and a Read would return at once.
+	// Go's poller may have had no room for the eventfd: then there are no
+	// deadlines, and a Read would return at once.
 	if d >= deepSleep && (until == forever || !s.spin) && event.SetReadDeadline(deadline) == nil {
 		var b [8]byte
-		_, _ = event.Read(b[:]) // It fails by the deadline only: nobody else closes it.
+		_, _ = event.Read(b[:]) // It fails by the deadline only: no other goroutine closes it.
 	} else if d > 0 {
 		s.nap(fd, d)
 	}
 }
 
-// nap is a short sleep. A Go timer would be late by a millisecond, the kernel's by 50 microseconds unless the thread asks for better.
+// nap is a short sleep. A Go timer would be late by a millisecond, the kernel's
+// by 50 microseconds unless the thread asks for better.
 func (s *watcher) nap(fd int, d time.Duration) {
 	if d < time.Millisecond {
 		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0) // Without it the timer is late, no more.

@@ -207,7 +207,7 @@ func TestPauseAtTheEnd(t *testing.T) {
 	<-quiet
 }
 
-// Whoever has paused sees the CPUs stand, whatever other callers do.
+// A caller that has paused sees the CPUs stand, whatever other callers do.
 func TestGateAtRandom(t *testing.T) {
 	t.Parallel()
 	for _, cpus := range []int{1, 2, 64} {

@@ -9,7 +9,8 @@ const (
 	openPrefixSize       = 8
 )
 
-// NewStreamRequest asks for a new pipe. Whether its sizes and its CPU are possible is the answerer's to judge.
+// NewStreamRequest asks for a new pipe. Whether its sizes and its CPU are
+// possible is the answerer's to judge.
 type NewStreamRequest struct {
 	OutgoingSize uint32
 	IncomingSize uint32
@@ -39,8 +40,8 @@ func DecodeNewStreamRequest(p []byte) (NewStreamRequest, error) {
 	}, nil
 }
 
-// Descriptor says where a pipe lies in the shared window (PROTOCOL.md section 7). Header, Outgoing and Incoming
-// are offsets into the window.
+// Descriptor says where a pipe lies in the shared window (PROTOCOL.md section
+// 7). Header, Outgoing and Incoming are offsets into the window.
 type Descriptor struct {
 	ID           uint64
 	Header       uint64
@@ -70,13 +71,15 @@ func decodeDescriptor(p []byte) Descriptor {
 	}
 }
 
-// DataStreamInfo answers a NewStreamRequest. Status is 0 or a Linux errno; Pipe is set with status 0 only.
+// DataStreamInfo answers a NewStreamRequest. Status is 0 or a Linux errno; Pipe
+// is set with status 0 only.
 type DataStreamInfo struct {
 	Status uint32
 	Pipe   Descriptor
 }
 
-// AppendDataStreamInfo appends m as a frame, without the descriptor if the status is not 0.
+// AppendDataStreamInfo appends m as a frame, without the descriptor if the
+// status is not 0.
 func AppendDataStreamInfo(b []byte, request uint64, m DataStreamInfo) []byte {
 	h := Header{Length: dataStreamInfoSize, Kind: KindDataStreamInfo, RequestID: request}
 	if m.Status != 0 {
@@ -106,14 +109,16 @@ type Open struct {
 	Payload  []byte
 }
 
-// AppendOpen appends m as a frame. The payload must not be longer than MaxProtocolPayload.
+// AppendOpen appends m as a frame. The payload must not be longer than
+// MaxProtocolPayload.
 func AppendOpen(b []byte, request uint64, m Open) []byte {
 	b = AppendHeader(b, Header{Length: uint32(openPrefixSize + len(m.Payload)), Kind: KindOpen, RequestID: request})
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Protocol))
 	return append(b, m.Payload...)
 }
 
-// DecodeOpen decodes a payload. The protocol's own payload is left to the protocol.
+// DecodeOpen decodes a payload. The protocol's own payload is left to the
+// protocol.
 func DecodeOpen(p []byte) (Open, error) {
 	if len(p) < openPrefixSize || len(p) > openPrefixSize+MaxProtocolPayload {
 		return Open{}, malformed(KindOpen, ErrLength)
@@ -124,19 +129,22 @@ func DecodeOpen(p []byte) (Open, error) {
 	return Open{Protocol: binary.LittleEndian.Uint16(p), Payload: p[openPrefixSize:]}, nil
 }
 
-// Opened answers an Open. Status is 0 or a Linux errno. Payload is the protocol's own.
+// Opened answers an Open. Status is 0 or a Linux errno. Payload is the
+// protocol's own.
 type Opened struct {
 	Status  uint32
 	Payload []byte
 }
 
-// AppendOpened appends m as a frame. The payload must not be longer than MaxProtocolPayload.
+// AppendOpened appends m as a frame. The payload must not be longer than
+// MaxProtocolPayload.
 func AppendOpened(b []byte, request uint64, m Opened) []byte {
 	b = AppendHeader(b, Header{Length: uint32(statusSize + len(m.Payload)), Kind: KindOpened, RequestID: request})
 	return append(appendStatus(b, m.Status), m.Payload...)
 }
 
-// DecodeOpened decodes a payload. The protocol's own payload is left to the protocol.
+// DecodeOpened decodes a payload. The protocol's own payload is left to the
+// protocol.
 func DecodeOpened(p []byte) (Opened, error) {
 	if len(p) > statusSize+MaxProtocolPayload {
 		return Opened{}, malformed(KindOpened, ErrLength)

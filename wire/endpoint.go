@@ -9,8 +9,9 @@ import (
 // EndpointSize is the size of an encoded Endpoint in bytes.
 const EndpointSize = 24
 
-// Endpoint is an address, a port and, for IPv6, an interface index (0: none). Addr has no zone. The zero Addr stands
-// for family 0, which not every message may carry.
+// Endpoint is an address, a port and, for IPv6, an interface index (0: none).
+// Addr has no zone. The zero Addr stands for family 0, which not every message
+// may carry.
 type Endpoint struct {
 	Addr  netip.Addr
 	Port  uint16

@@ -41,7 +41,8 @@ const openFlags = OpenRead | OpenWrite | OpenAppend | OpenCreate | OpenTruncate 
 // StatNoFollow in a StatRequest asks about a symbolic link itself.
 const StatNoFollow uint32 = 1
 
-// MkdirParents in a MkdirRequest makes the folders above, too, and is content with a folder that exists.
+// MkdirParents in a MkdirRequest makes the folders above, too, and is content
+// with a folder that exists.
 const MkdirParents uint32 = 1
 
 // checkPaths checks the length of what follows a prefix.
@@ -71,7 +72,8 @@ func AppendReadFileRequest(b []byte, request uint64, m ReadFileRequest) []byte {
 	return append(b, m.Path...)
 }
 
-// DecodeReadFileRequest decodes a payload. As all decoders of requests about files, it doesn't judge what is in a path.
+// DecodeReadFileRequest decodes a payload. As all decoders of requests about
+// files, it doesn't judge what is in a path.
 func DecodeReadFileRequest(p []byte) (ReadFileRequest, error) {
 	if err := checkPaths(KindReadFileRequest, p, readFilePrefixSize); err != nil {
 		return ReadFileRequest{}, err
@@ -83,21 +85,24 @@ func DecodeReadFileRequest(p []byte) (ReadFileRequest, error) {
 	}, nil
 }
 
-// FileData is a piece of a file, or with a status that is not 0 the end of an answer that failed.
+// FileData is a piece of a file, or with a status that is not 0 the end of an
+// answer that failed.
 type FileData struct {
 	Status uint32
 	Offset uint64
 	Data   []byte
 }
 
-// AppendFileData appends m as a frame. The data must not be longer than MaxFileData.
+// AppendFileData appends m as a frame. The data must not be longer than
+// MaxFileData.
 func AppendFileData(b []byte, request uint64, flags Flags, m FileData) []byte {
 	b = AppendFileDataPrefix(b, request, flags, m.Status, m.Offset, len(m.Data))
 	return append(b, m.Data...)
 }
 
-// AppendFileDataPrefix appends a FileData frame up to its data, of which n bytes follow: HeaderSize plus
-// FileDataPrefixSize bytes. It serves a writer that puts the data in its place by itself.
+// AppendFileDataPrefix appends a FileData frame up to its data, of which n
+// bytes follow: HeaderSize plus FileDataPrefixSize bytes. It serves a writer
+// that puts the data in its place by itself.
 func AppendFileDataPrefix(b []byte, request uint64, flags Flags, status uint32, offset uint64, n int) []byte {
 	b = AppendHeader(b, Header{
 		Length: uint32(FileDataPrefixSize + n), Kind: KindFileData, Flags: flags, RequestID: request,
@@ -105,7 +110,8 @@ func AppendFileDataPrefix(b []byte, request uint64, flags Flags, status uint32, 
 	return binary.LittleEndian.AppendUint64(appendStatus(b, status), offset)
 }
 
-// DecodeFileData decodes a payload. After a status that is not 0 the rest may be missing.
+// DecodeFileData decodes a payload. After a status that is not 0 the rest may
+// be missing.
 func DecodeFileData(p []byte) (FileData, error) {
 	status, rest, err := decodeStatus(KindFileData, p)
 	switch {
@@ -119,8 +125,9 @@ func DecodeFileData(p []byte) (FileData, error) {
 	return FileData{Status: status, Offset: binary.LittleEndian.Uint64(rest), Data: rest[8:]}, nil
 }
 
-// FileDone answers the requests that have no answer of their own. Value is the handle after an OpenFileRequest; after a WriteRequest the number of
-// bytes written, with any status; else 0.
+// FileDone answers the requests that have no answer of their own. Value is the
+// handle after an OpenFileRequest; after a WriteRequest the number of bytes
+// written, with any status; else 0.
 type FileDone struct {
 	Status uint32
 	Value  uint64
@@ -132,7 +139,8 @@ func AppendFileDone(b []byte, request uint64, m FileDone) []byte {
 	return binary.LittleEndian.AppendUint64(b, m.Value)
 }
 
-// DecodeFileDone decodes a payload. After a status that is not 0 the rest may be missing.
+// DecodeFileDone decodes a payload. After a status that is not 0 the rest may
+// be missing.
 func DecodeFileDone(p []byte) (FileDone, error) {
 	status, rest, err := decodeStatus(KindFileDone, p)
 	switch {
@@ -186,7 +194,8 @@ func DecodeFileInfo(p []byte) (FileInfo, error) {
 	}, nil
 }
 
-// FileList answers a ListRequest: entries in ascending order of their names' bytes, none after the last. Entries holds them as they are on the wire; see
+// FileList answers a ListRequest: entries in ascending order of their names'
+// bytes, none after the last. Entries holds them as they are on the wire; see
 // AppendFileEntry and CutFileEntry.
 type FileList struct {
 	Status  uint32
@@ -251,7 +260,8 @@ func AppendOpenFileRequest(b []byte, request uint64, m OpenFileRequest) []byte {
 	return append(binary.LittleEndian.AppendUint64(b, uint64(m.Flags)), m.Path...)
 }
 
-// DecodeOpenFileRequest decodes a payload. Which flags go together is the answerer's to judge.
+// DecodeOpenFileRequest decodes a payload. Which flags go together is the
+// answerer's to judge.
 func DecodeOpenFileRequest(p []byte) (OpenFileRequest, error) {
 	if err := checkPaths(KindOpenFileRequest, p, openFilePrefixSize); err != nil {
 		return OpenFileRequest{}, err
@@ -302,7 +312,8 @@ func DecodeReadRequest(p []byte) (ReadRequest, error) {
 	}, nil
 }
 
-// WriteRequest puts bytes into an open file from Offset on, or if it was opened with OpenAppend at its end.
+// WriteRequest puts bytes into an open file from Offset on, or if it was opened
+// with OpenAppend at its end.
 type WriteRequest struct {
 	Handle uint64
 	Offset uint64
@@ -317,7 +328,8 @@ func AppendWriteRequest(b []byte, request uint64, m WriteRequest) []byte {
 	return append(b, m.Data...)
 }
 
-// DecodeWriteRequest decodes a payload, or the first WritePrefixSize bytes of one: it serves a reader that takes the data from its place by itself.
+// DecodeWriteRequest decodes a payload, or the first WritePrefixSize bytes of
+// one: it serves a reader that takes the data from its place by itself.
 func DecodeWriteRequest(p []byte) (WriteRequest, error) {
 	if len(p) < WritePrefixSize || len(p) > WritePrefixSize+MaxFileData {
 		return WriteRequest{}, malformed(KindWriteRequest, ErrLength)
@@ -477,7 +489,8 @@ func DecodeTruncateRequest(p []byte) (TruncateRequest, error) {
 	return TruncateRequest{Handle: binary.LittleEndian.Uint64(p), Size: binary.LittleEndian.Uint64(p[8:])}, nil
 }
 
-// SyncRequest asks that what was written to an open file be on the disk before the answer.
+// SyncRequest asks that what was written to an open file be on the disk before
+// the answer.
 type SyncRequest struct {
 	Handle uint64
 }

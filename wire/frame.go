@@ -1,8 +1,16 @@
-// Package wire holds the frames and messages of the stream protocol as Go values and as bytes
-// (PROTOCOL.md sections 9 and 10). Its functions are pure and serve either end: the monitor decodes what a
-// guest encodes and the other way round. An Append function appends a whole frame to the caller's buffer and
-// returns it, as the built-in append does. A Decode function takes a payload, without its frame header,
-// and checks every byte of it. The byte slices in decoded values alias the payload.
+// Package wire holds the frames and messages of the stream protocol as Go
+// values and as bytes (PROTOCOL.md sections 9 and 10). Its functions are pure
+// and serve either end: the monitor decodes what a guest encodes and the other
+// way round. An Append function appends a whole frame to the caller's buffer
+// and returns it, as the built-in append does. A Decode function takes a
+// payload, without its frame header, and checks every byte of it. The byte
+// slices in decoded values alias the payload.
+//
+//   - frame: a header of 16 bytes and a payload.
+//   - kind: which message a frame is; its table has names and bounds.
+//   - protocol: what a stream speaks; its Open names it.
+//   - endpoint: an address, a port and a scope.
+//   - session: what a TLS handshake has settled.
 package wire
 
 import (
@@ -16,11 +24,13 @@ import (
 const (
 	// HeaderSize is the size of a frame header.
 	HeaderSize = 16
-	// MaxProtocolPayload is the most that a protocol may add to Open and to Opened.
+	// MaxProtocolPayload is the most that a protocol may add to Open and to
+	// Opened.
 	MaxProtocolPayload = 4096
 	// MaxPath is the longest path of a file.
 	MaxPath = 4095
-	// MaxPathBytes is how long the paths and names in a request may be together: room for two paths, and for saying which one is too long.
+	// MaxPathBytes is how long the paths and names in a request may be
+	// together: room for two paths, and for saying which one is too long.
 	MaxPathBytes = 8192
 	// MaxFileName is the longest name in a folder.
 	MaxFileName = 255
@@ -32,7 +42,8 @@ const (
 	WritePrefixSize = 16
 	// MaxFileList is the most bytes of entries in a FileList.
 	MaxFileList = 65536
-	// FileEntryPrefixSize is the size of an entry of a FileList without its name.
+	// FileEntryPrefixSize is the size of an entry of a FileList without its
+	// name.
 	FileEntryPrefixSize = 2
 	// MaxName is the longest host name.
 	MaxName = 253
@@ -88,7 +99,8 @@ const (
 	ProtocolTLSConnection  uint16 = 7
 	ProtocolStdio          uint16 = 8
 	ProtocolTLSListener    uint16 = 9
-	// ProtocolPrivate is the first of the numbers that embedding programs may give out.
+	// ProtocolPrivate is the first of the numbers that embedding programs may
+	// give out.
 	ProtocolPrivate uint16 = 0x8000
 )
 
@@ -115,7 +127,8 @@ func ProtocolName(protocol uint16) string {
 }
 
 // catalogue has the name of each kind in PROTOCOL.md, and the shortest and the
-// longest payload that it allows, in bytes. A kind without a name doesn't exist.
+// longest payload that it allows, in bytes. A kind without a name doesn't
+// exist.
 var catalogue = [...]struct {
 	name        string
 	least, most uint32
@@ -172,11 +185,12 @@ func (k Kind) bounds() (least, most uint32, ok bool) {
 // Flags are the flags of a frame.
 type Flags uint16
 
-// More says that another frame of this answer follows. Only FileData carries it.
+// More says that another frame of this answer follows. Only FileData carries
+// it.
 const More Flags = 1
 
-// What a decoder finds wrong. Decode functions wrap one of these with the message's name; all of them mean
-// EPROTO to the other end.
+// What a decoder finds wrong. Decode functions wrap one of these with the
+// message's name; all of them mean EPROTO to the other end.
 var (
 	ErrKind     = errors.New("unknown kind")
 	ErrFlags    = errors.New("undefined flag")
@@ -208,9 +222,10 @@ func AppendHeader(b []byte, h Header) []byte {
 	return binary.LittleEndian.AppendUint64(b, h.RequestID)
 }
 
-// DecodeHeader reads a frame header from the first 16 bytes of b. It refuses unknown kinds, flags that the
-// kind doesn't have, and lengths out of the kind's bounds, so that a caller may take Length bytes without fear.
-// With such an error it still returns the header as it was read.
+// DecodeHeader reads a frame header from the first 16 bytes of b. It refuses
+// unknown kinds, flags that the kind doesn't have, and lengths out of the
+// kind's bounds, so that a caller may take Length bytes without fear. With such
+// an error it still returns the header as it was read.
 func DecodeHeader(b []byte) (Header, error) {
 	if len(b) < HeaderSize {
 		return Header{}, fmt.Errorf("frame header: %w", ErrLength)
@@ -233,15 +248,17 @@ func DecodeHeader(b []byte) (Header, error) {
 	return h, nil
 }
 
-// statusSize is the size of { status u32 · 0 u32 }, with which each answer begins.
+// statusSize is the size of { status u32 · 0 u32 }, with which each answer
+// begins.
 const statusSize = 8
 
 func appendStatus(b []byte, status uint32) []byte {
 	return binary.LittleEndian.AppendUint64(b, uint64(status))
 }
 
-// decodeStatus reads the status and returns the rest of the payload. The rest of a failed answer may be missing;
-// otherwise it must be as long as the message says.
+// decodeStatus reads the status and returns the rest of the payload. The rest
+// of a failed answer may be missing; otherwise it must be as long as the
+// message says.
 func decodeStatus(k Kind, p []byte) (status uint32, rest []byte, err error) {
 	if len(p) < statusSize {
 		return 0, nil, malformed(k, ErrLength)

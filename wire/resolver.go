@@ -27,7 +27,8 @@ func AppendResolveName(b []byte, request uint64, m ResolveName) []byte {
 	return append(binary.LittleEndian.AppendUint64(b, uint64(m.Family)), m.Name...)
 }
 
-// DecodeResolveName decodes a payload. It doesn't judge the name beyond its length and NUL bytes.
+// DecodeResolveName decodes a payload. It doesn't judge the name beyond its
+// length and NUL bytes.
 func DecodeResolveName(p []byte) (ResolveName, error) {
 	if len(p) <= resolveNamePrefixSize || len(p) > resolveNamePrefixSize+MaxName {
 		return ResolveName{}, malformed(KindResolveName, ErrLength)
@@ -78,8 +79,9 @@ func decodeAddress(p []byte) (Endpoint, error) {
 	return e, nil
 }
 
-// Addresses answers a ResolveName: with status 0 at least one endpoint, each an address with port 0, the first to be tried first. Endpoints holds them as they
-// are on the wire; see AppendEndpoint and CutAddress.
+// Addresses answers a ResolveName: with status 0 at least one endpoint, each an
+// address with port 0, the first to be tried first. Endpoints holds them as
+// they are on the wire; see AppendEndpoint and CutAddress.
 type Addresses struct {
 	Status    uint32
 	Endpoints []byte // at most MaxAddresses times EndpointSize
@@ -118,7 +120,8 @@ func CutAddress(endpoints []byte) (e Endpoint, rest []byte, err error) {
 // All returns the endpoints, of a message that DecodeAddresses has checked.
 func (m Addresses) All() iter.Seq[Endpoint] { return entries(m.Endpoints, CutAddress) }
 
-// Names answers a ResolveAddress: with status 0 at least one name. Entries holds them as they are on the wire; see AppendHostName and CutHostName.
+// Names answers a ResolveAddress: with status 0 at least one name. Entries
+// holds them as they are on the wire; see AppendHostName and CutHostName.
 type Names struct {
 	Status  uint32
 	Entries []byte // at most MaxNameBytes
@@ -159,7 +162,8 @@ func entries[E any](list []byte, cut func([]byte) (E, []byte, error)) iter.Seq[E
 	}
 }
 
-// AppendHostName appends an entry of a Names: a name of 1 to MaxName bytes, none of them NUL.
+// AppendHostName appends an entry of a Names: a name of 1 to MaxName bytes,
+// none of them NUL.
 func AppendHostName(b []byte, name string) []byte {
 	return append(append(b, uint8(len(name))), name...)
 }

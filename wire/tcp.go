@@ -11,16 +11,20 @@ const (
 	incomingConnectionSize = statusSize + 8 + 2*EndpointSize
 )
 
-// TCPOptions are what a guest may choose of a TCP connection's socket. The zero value stands for the defaults.
+// TCPOptions are what a guest may choose of a TCP connection's socket. The zero
+// value stands for the defaults.
 type TCPOptions struct {
-	Flags     TCPFlags
-	KeepAlive uint16 // seconds without traffic before a probe, and between probes: 1 to 32,767, KeepAliveOff, or 0 for 15
+	Flags TCPFlags
+	// KeepAlive is how many seconds without traffic come before a probe, and
+	// between probes: 1 to 32,767, KeepAliveOff, or 0 for 15.
+	KeepAlive uint16
 }
 
 // TCPFlags are the flags of TCPOptions.
 type TCPFlags uint16
 
-// TCPDelay lets a small segment wait for what was sent before it (Nagle's algorithm): no TCP_NODELAY.
+// TCPDelay lets a small segment wait for what was sent before it (Nagle's
+// algorithm): no TCP_NODELAY.
 const TCPDelay TCPFlags = 1
 
 // KeepAliveOff as TCPOptions' KeepAlive means no probes.
@@ -76,19 +80,21 @@ func DecodeListen(p []byte) (Listen, error) {
 	return Listen{Endpoint: e, Backlog: binary.LittleEndian.Uint32(p[EndpointSize:]), Options: o}, nil
 }
 
-// Connect is the payload of an Open for a TCP connection: to an address, or to a port (with the zero Addr) of a
-// host that has a name.
+// Connect is the payload of an Open for a TCP connection: to an address, or to
+// a port (with the zero Addr) of a host that has a name.
 type Connect struct {
 	Endpoint Endpoint
 	Options  *TCPOptions // nil: none are sent, which means the defaults
 	Name     []byte      // empty, or 1 to MaxName bytes
 }
 
-// optionsFollow, in the endpoint's reserved byte, says that options stand between endpoint and name.
+// optionsFollow, in the endpoint's reserved byte, says that options stand
+// between endpoint and name.
 const optionsFollow = 1
 
-// AppendConnect appends m as the payload of an Open, without a frame header. Name is empty exactly if the endpoint has an
-// address, and must not be longer than MaxName.
+// AppendConnect appends m as the payload of an Open, without a frame header.
+// Name is empty exactly if the endpoint has an address, and must not be longer
+// than MaxName.
 func AppendConnect(b []byte, m Connect) []byte {
 	start := len(b)
 	b = AppendEndpoint(b, m.Endpoint)
@@ -99,7 +105,8 @@ func AppendConnect(b []byte, m Connect) []byte {
 	return append(b, m.Name...)
 }
 
-// DecodeConnect decodes the payload of an Open. It doesn't judge the name beyond its length and NUL bytes.
+// DecodeConnect decodes the payload of an Open. It doesn't judge the name
+// beyond its length and NUL bytes.
 func DecodeConnect(p []byte) (Connect, error) {
 	if len(p) < EndpointSize {
 		return Connect{}, malformed(KindOpen, ErrLength)
@@ -130,7 +137,8 @@ func DecodeConnect(p []byte) (Connect, error) {
 	return m, nil
 }
 
-// AcceptConnection asks a listener to relay its next connection on a pipe that the guest has made.
+// AcceptConnection asks a listener to relay its next connection on a pipe that
+// the guest has made.
 type AcceptConnection struct {
 	Pipe uint64
 }
@@ -149,7 +157,8 @@ func DecodeAcceptConnection(p []byte) (AcceptConnection, error) {
 	return AcceptConnection{Pipe: binary.LittleEndian.Uint64(p)}, nil
 }
 
-// IncomingConnection answers an AcceptConnection. Status is 0 or a Linux errno; the rest is set with status 0 only. Of a UNIX connection both endpoints are
+// IncomingConnection answers an AcceptConnection. Status is 0 or a Linux errno;
+// the rest is set with status 0 only. Of a UNIX connection both endpoints are
 // the zero Endpoint, of others neither is.
 type IncomingConnection struct {
 	Status uint32
@@ -158,7 +167,8 @@ type IncomingConnection struct {
 	Local  Endpoint
 }
 
-// AppendIncomingConnection appends m as a frame, the status alone if that is not 0.
+// AppendIncomingConnection appends m as a frame, the status alone if that is
+// not 0.
 func AppendIncomingConnection(b []byte, request uint64, m IncomingConnection) []byte {
 	h := Header{Length: incomingConnectionSize, Kind: KindIncomingConnection, RequestID: request}
 	if m.Status != 0 {

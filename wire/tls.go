@@ -7,7 +7,8 @@ import (
 )
 
 const (
-	// MaxALPN is the longest list of ALPN names in bytes, their lengths included.
+	// MaxALPN is the longest list of ALPN names in bytes, their lengths
+	// included.
 	MaxALPN = 1024
 	// MaxALPNName is the longest ALPN name in bytes.
 	MaxALPNName = 255
@@ -26,11 +27,16 @@ var (
 // TLSConnect is the payload of an Open for a TLS connection.
 type TLSConnect struct {
 	Connect
-	ServerName []byte // what the certificate must be for; empty: Name or the address. At most MaxName bytes
-	ALPN       []byte // names that the guest speaks, best first, each after a byte with its length; at most MaxALPN bytes
+	// ServerName is what the certificate must be for, at most MaxName bytes;
+	// empty: Name or the address.
+	ServerName []byte
+	// ALPN are the names that the guest speaks, best first, each after a byte
+	// with its length; at most MaxALPN bytes.
+	ALPN []byte
 }
 
-// AppendTLSConnect appends m as the payload of an Open, without a frame header. Beyond what [AppendConnect] wants, nothing in it must be too long.
+// AppendTLSConnect appends m as the payload of an Open, without a frame header.
+// Beyond what [AppendConnect] wants, nothing in it must be too long.
 func AppendTLSConnect(b []byte, m TLSConnect) []byte {
 	b = AppendEndpoint(b, m.Endpoint)
 	b = binary.LittleEndian.AppendUint16(b, uint16(len(m.Name)))
@@ -42,7 +48,8 @@ func AppendTLSConnect(b []byte, m TLSConnect) []byte {
 	return append(b, m.ALPN...)
 }
 
-// DecodeTLSConnect decodes the payload of an Open. It doesn't judge the names beyond their lengths and NUL bytes.
+// DecodeTLSConnect decodes the payload of an Open. It doesn't judge the names
+// beyond their lengths and NUL bytes.
 func DecodeTLSConnect(p []byte) (TLSConnect, error) {
 	if len(p) < tlsConnectSize {
 		return TLSConnect{}, malformed(KindOpen, ErrLength)
@@ -78,7 +85,8 @@ type TLSListen struct {
 	ALPN []byte // as in TLSConnect
 }
 
-// AppendTLSListen appends m as the payload of an Open, without a frame header. The list must not be longer than MaxALPN.
+// AppendTLSListen appends m as the payload of an Open, without a frame header.
+// The list must not be longer than MaxALPN.
 func AppendTLSListen(b []byte, m TLSListen) []byte {
 	b = binary.LittleEndian.AppendUint32(AppendEndpoint(b, m.Endpoint), m.Backlog)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.ALPN)))
@@ -144,7 +152,8 @@ type TLSConnected struct {
 	TLS         TLSSession
 }
 
-// AppendTLSConnected appends m as the payload of an Opened, without a frame header.
+// AppendTLSConnected appends m as the payload of an Opened, without a frame
+// header.
 func AppendTLSConnected(b []byte, m TLSConnected) []byte {
 	return appendTLSSession(AppendEndpoint(AppendEndpoint(b, m.Local), m.Peer), m.TLS)
 }
@@ -175,7 +184,8 @@ type IncomingTLSConnection struct {
 	TLS TLSSession // set with status 0 only
 }
 
-// AppendIncomingTLSConnection appends m as a frame, the status alone if that is not 0.
+// AppendIncomingTLSConnection appends m as a frame, the status alone if that is
+// not 0.
 func AppendIncomingTLSConnection(b []byte, request uint64, m IncomingTLSConnection) []byte {
 	start := len(b)
 	b = AppendIncomingConnection(b, request, m.IncomingConnection)

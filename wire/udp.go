@@ -3,9 +3,11 @@ package wire
 import "encoding/binary"
 
 const (
-	// MaxDatagram is the most data in one SendDatagram or ReceivedDatagram frame, in bytes: no UDP datagram is larger.
+	// MaxDatagram is the most data in one SendDatagram or ReceivedDatagram
+	// frame, in bytes: no UDP datagram is larger.
 	MaxDatagram = 65535
-	// ReceivedDatagramPrefixSize is the size of a ReceivedDatagram payload without its data.
+	// ReceivedDatagramPrefixSize is the size of a ReceivedDatagram payload
+	// without its data.
 	ReceivedDatagramPrefixSize = EndpointSize + 8
 	// ReceivedDatagramAtPrefixSize is the same of ReceivedDatagramAt.
 	ReceivedDatagramAtPrefixSize = ReceivedDatagramPrefixSize + EndpointSize
@@ -19,7 +21,9 @@ const (
 
 // UDPSocket is the payload of an Open for a UDP socket, and of its Opened.
 type UDPSocket struct {
-	Local Endpoint // in an Open: the zero Addr with a peer only, and port 0 leaves the port to the host
+	// Local is, in an Open, the zero Addr only with a peer; port 0 leaves the
+	// port to the host.
+	Local Endpoint
 	Peer  Endpoint // the zero Endpoint: the socket is not connected
 	// Addressed, in an Open, asks for ReceivedDatagramAt instead of
 	// ReceivedDatagram. An Opened has it never.
@@ -29,7 +33,8 @@ type UDPSocket struct {
 // addressed, in the local endpoint's reserved byte, is UDPSocket.Addressed.
 const addressed = 1
 
-// AppendUDPSocket appends m as the payload of an Open or an Opened, without a frame header.
+// AppendUDPSocket appends m as the payload of an Open or an Opened, without a
+// frame header.
 func AppendUDPSocket(b []byte, m UDPSocket) []byte {
 	start := len(b)
 	b = AppendEndpoint(AppendEndpoint(b, m.Local), m.Peer)
@@ -73,7 +78,8 @@ type SendDatagram struct {
 	Data []byte
 }
 
-// AppendSendDatagram appends m as a frame. The data must not be longer than MaxDatagram.
+// AppendSendDatagram appends m as a frame. The data must not be longer than
+// MaxDatagram.
 func AppendSendDatagram(b []byte, request uint64, m SendDatagram) []byte {
 	b = AppendHeader(b, Header{Length: uint32(EndpointSize + len(m.Data)), Kind: KindSendDatagram, RequestID: request})
 	return append(AppendEndpoint(b, m.To), m.Data...)
@@ -91,7 +97,8 @@ func DecodeSendDatagram(p []byte) (SendDatagram, error) {
 	return SendDatagram{To: to, Data: p[EndpointSize:]}, nil
 }
 
-// DecodeDestination decodes the 24 bytes before a SendDatagram's data. It serves a reader that leaves the data where it is.
+// DecodeDestination decodes the 24 bytes before a SendDatagram's data. It
+// serves a reader that leaves the data where it is.
 func DecodeDestination(p []byte) (Endpoint, error) {
 	return decodeOptionalEndpoint(KindSendDatagram, p)
 }
@@ -153,13 +160,15 @@ type ReceivedDatagram struct {
 	Data    []byte
 }
 
-// AppendReceivedDatagram appends m as a frame. The data must not be longer than Size, nor than MaxDatagram.
+// AppendReceivedDatagram appends m as a frame. The data must not be longer than
+// Size, nor than MaxDatagram.
 func AppendReceivedDatagram(b []byte, m ReceivedDatagram) []byte {
 	return append(AppendReceivedDatagramPrefix(b, m, len(m.Data)), m.Data...)
 }
 
-// AppendReceivedDatagramPrefix appends a ReceivedDatagram frame up to its data, of which n bytes follow: HeaderSize plus
-// ReceivedDatagramPrefixSize bytes. It serves a writer that puts the data in its place by itself.
+// AppendReceivedDatagramPrefix appends a ReceivedDatagram frame up to its data,
+// of which n bytes follow: HeaderSize plus ReceivedDatagramPrefixSize bytes. It
+// serves a writer that puts the data in its place by itself.
 func AppendReceivedDatagramPrefix(b []byte, m ReceivedDatagram, n int) []byte {
 	b = AppendHeader(b, Header{Length: uint32(ReceivedDatagramPrefixSize + n), Kind: KindReceivedDatagram})
 	b = AppendEndpoint(b, m.From)
@@ -237,7 +246,8 @@ func DecodeReceivedDatagramAt(p []byte) (ReceivedDatagramAt, error) {
 	return ReceivedDatagramAt{m, local}, nil
 }
 
-// DatagramError says that a datagram was not sent, or, with request id 0, that the network gave one back.
+// DatagramError says that a datagram was not sent, or, with request id 0, that
+// the network gave one back.
 type DatagramError struct {
 	Status uint32
 	To     Endpoint // where the datagram was to go; the zero Endpoint where that isn't known

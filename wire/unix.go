@@ -15,7 +15,8 @@ func AppendUnixListen(b []byte, m UnixListen) []byte {
 	return append(binary.LittleEndian.AppendUint64(b, uint64(m.Backlog)), m.Path...)
 }
 
-// DecodeUnixListen decodes the payload of an Open. It doesn't judge the path beyond its length.
+// DecodeUnixListen decodes the payload of an Open. It doesn't judge the path
+// beyond its length.
 func DecodeUnixListen(p []byte) (UnixListen, error) {
 	if len(p) <= unixListenPrefixSize || len(p) > MaxProtocolPayload {
 		return UnixListen{}, malformed(KindOpen, ErrLength)
@@ -31,10 +32,12 @@ type UnixConnect struct {
 	Path []byte // 1 to 4096 bytes
 }
 
-// AppendUnixConnect appends m as the payload of an Open, without a frame header.
+// AppendUnixConnect appends m as the payload of an Open, without a frame
+// header.
 func AppendUnixConnect(b []byte, m UnixConnect) []byte { return append(b, m.Path...) }
 
-// DecodeUnixConnect decodes the payload of an Open. It doesn't judge the path beyond its length.
+// DecodeUnixConnect decodes the payload of an Open. It doesn't judge the path
+// beyond its length.
 func DecodeUnixConnect(p []byte) (UnixConnect, error) {
 	if len(p) == 0 || len(p) > MaxProtocolPayload {
 		return UnixConnect{}, malformed(KindOpen, ErrLength)

@@ -613,7 +613,8 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
-// Every kind has a frame that the tests above take apart, and that FuzzFrame begins with.
+// Every kind has a frame that the tests above take apart, and that FuzzFrame
+// begins with.
 func TestEveryKindIsGolden(t *testing.T) {
 	t.Parallel()
 	seen := map[Kind]bool{}
@@ -898,7 +899,8 @@ func FuzzNames(f *testing.F) {
 	}, Names{Entries: AppendHostName(AppendHostName(nil, "a"), "bc.example")}, Names{Status: 2})
 }
 
-// A failed FileDone or FileInfo has two encodings: what decodes must mean the same after another round.
+// A failed FileDone or FileInfo has two encodings: what decodes must mean the
+// same after another round.
 func FuzzFileDone(f *testing.F) {
 	fuzzMeaning(f, DecodeFileDone, AppendFileDone, FileDone{Value: 3}, FileDone{Status: 28, Value: 512})
 }

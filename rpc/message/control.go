@@ -187,14 +187,16 @@ func decodeControlRequest(d decoder, dialect Dialect) (ControlRequest, error) {
 	return m, nil
 }
 
-// ControlResponse is a response on the control pipe: [Args], [Pipe], [Ack] or [Err].
+// ControlResponse is a response on the control pipe: [Args], [Pipe], [Ack] or
+// [Err].
 type ControlResponse interface{ appendControl(b []byte) []byte }
 
 type (
 	// Args are the guest's arguments, the image's path first.
 	Args []string
 
-	// Pipe says where a new pipe's rings are, from the guest's point of view: offsets from the start of RAM, lengths in bytes.
+	// Pipe says where a new pipe's rings are, from the guest's point of view:
+	// offsets from the start of RAM, lengths in bytes.
 	Pipe struct {
 		RxOffset, RxLength, TxOffset, TxLength uint64
 	}
@@ -259,7 +261,8 @@ func (d *decoder) pipe() Pipe {
 // AppendControlResponse appends a response on the control pipe.
 func AppendControlResponse(b []byte, m ControlResponse) []byte { return m.appendControl(b) }
 
-// DecodeControlResponse decodes a response on the control pipe. Its strings are copies.
+// DecodeControlResponse decodes a response on the control pipe. Its strings are
+// copies.
 func DecodeControlResponse(b []byte) (ControlResponse, error) {
 	d := decoder{b: b}
 	var m ControlResponse
@@ -287,7 +290,8 @@ func DecodeControlResponse(b []byte) (ControlResponse, error) {
 
 func (d *decoder) args() Args {
 	n := d.varint(64)
-	// Each string takes a byte at least: a short message can't ask for much memory.
+	// Each string takes a byte at least: a short message can't ask for much
+	// memory.
 	if n > uint64(len(d.b)) {
 		d.fail("too short")
 		return nil

@@ -1,13 +1,15 @@
 package message
 
-// HeadSize is how many bytes of a request on a file, listener or stream pipe are needed to decode it, or all if it is shorter: all of it but
-// the bytes of a Write or Send.
+// HeadSize is how many bytes of a request on a file, listener or stream pipe
+// are needed to decode it, or all if it is shorter: all of it but the bytes of
+// a Write or Send.
 const HeadSize = 20
 
 // FileOp is what a [FileRequest] asks for.
 type FileOp uint8
 
-// The requests on a file pipe, and what answers them: Bytes, Length, Offset, Ack.
+// The requests on a file pipe, and what answers them: Bytes, Length, Offset,
+// Ack.
 const (
 	FileRead FileOp = iota
 	FileWrite
@@ -58,7 +60,8 @@ const (
 	ListenerClose
 )
 
-// AppendFileRequest appends a request on a file pipe, without the bytes of a Write.
+// AppendFileRequest appends a request on a file pipe, without the bytes of a
+// Write.
 func AppendFileRequest(b []byte, m FileRequest) []byte {
 	b = append(b, byte(m.Op))
 	switch m.Op {
@@ -75,8 +78,9 @@ func AppendFileRequest(b []byte, m FileRequest) []byte {
 	return b
 }
 
-// DecodeFileRequest decodes a request of size bytes from its first [HeadSize], or all if there are fewer. It returns how many bytes come before
-// those of a Write, which are the rest.
+// DecodeFileRequest decodes a request of size bytes from its first [HeadSize],
+// or all if there are fewer. It returns how many bytes come before those of a
+// Write, which are the rest.
 func DecodeFileRequest(head []byte, size uint64) (m FileRequest, n int, err error) {
 	d := decoder{b: head}
 	payload := uint64(0)
@@ -105,7 +109,8 @@ func DecodeFileRequest(head []byte, size uint64) (m FileRequest, n int, err erro
 	return m, n, err
 }
 
-// AppendStreamRequest appends a request on a stream pipe, without the bytes of a Send.
+// AppendStreamRequest appends a request on a stream pipe, without the bytes of
+// a Send.
 func AppendStreamRequest(b []byte, m StreamRequest) []byte {
 	b = append(b, byte(m.Op))
 	if m.Op != StreamClose {
@@ -114,7 +119,8 @@ func AppendStreamRequest(b []byte, m StreamRequest) []byte {
 	return b
 }
 
-// DecodeStreamRequest decodes a request of size bytes from its first [HeadSize], or all if there are fewer. It returns how many bytes come before
+// DecodeStreamRequest decodes a request of size bytes from its first
+// [HeadSize], or all if there are fewer. It returns how many bytes come before
 // those of a Send, which are the rest.
 func DecodeStreamRequest(head []byte, size uint64) (m StreamRequest, n int, err error) {
 	d := decoder{b: head}
@@ -137,7 +143,8 @@ func DecodeStreamRequest(head []byte, size uint64) (m StreamRequest, n int, err 
 // AppendListenerRequest appends a request on a listener pipe.
 func AppendListenerRequest(b []byte, op ListenerOp) []byte { return append(b, byte(op)) }
 
-// DecodeListenerRequest decodes a request of size bytes from its first [HeadSize], or all if there are fewer. It returns how many bytes it took.
+// DecodeListenerRequest decodes a request of size bytes from its first
+// [HeadSize], or all if there are fewer. It returns how many bytes it took.
 func DecodeListenerRequest(head []byte, size uint64) (op ListenerOp, n int, err error) {
 	d := decoder{b: head}
 	v := d.varint(32)
@@ -148,7 +155,8 @@ func DecodeListenerRequest(head []byte, size uint64) (op ListenerOp, n int, err 
 	return ListenerOp(v), n, err
 }
 
-// head checks that what was taken of a head and the bytes after it make a message of size bytes.
+// head checks that what was taken of a head and the bytes after it make a
+// message of size bytes.
 func (d *decoder) head(had int, payload, size uint64) (int, error) {
 	taken := had - len(d.b)
 	if d.err == nil && size-uint64(taken) != payload {
@@ -157,7 +165,8 @@ func (d *decoder) head(had int, payload, size uint64) (int, error) {
 	return taken, d.err
 }
 
-// The responses on file, listener and stream pipes by variant: file and stream number them differently.
+// The responses on file, listener and stream pipes by variant: file and stream
+// number them differently.
 const (
 	fileBytes = iota
 	fileLength
@@ -176,7 +185,8 @@ const (
 	streamAck
 )
 
-// AppendFileBytes appends the response to a Read up to its bytes, of which there are n.
+// AppendFileBytes appends the response to a Read up to its bytes, of which
+// there are n.
 func AppendFileBytes(b []byte, n uint64) []byte { return appendVarint(append(b, fileBytes), n) }
 
 // AppendFileLength appends the response to a Write.
@@ -199,13 +209,15 @@ func AppendListenerAck(b []byte) []byte { return append(b, listenerAck) }
 // AppendStreamLength appends the response to a Send.
 func AppendStreamLength(b []byte, n uint64) []byte { return appendVarint(append(b, streamLength), n) }
 
-// AppendStreamBytes appends the response to a Receive up to its bytes, of which there are n.
+// AppendStreamBytes appends the response to a Receive up to its bytes, of which
+// there are n.
 func AppendStreamBytes(b []byte, n uint64) []byte { return appendVarint(append(b, streamBytes), n) }
 
 // AppendStreamAck appends the response to a Close.
 func AppendStreamAck(b []byte) []byte { return append(b, streamAck) }
 
-// DecodeFileResponse decodes the response to a request on a file pipe. Bytes alias the input; n is their number, or the length or offset.
+// DecodeFileResponse decodes the response to a request on a file pipe. Bytes
+// alias the input; n is their number, or the length or offset.
 func DecodeFileResponse(b []byte, to FileOp) (data []byte, n uint64, err error) {
 	d := decoder{b: b}
 	variant := d.varint(32)
@@ -222,7 +234,8 @@ func DecodeFileResponse(b []byte, to FileOp) (data []byte, n uint64, err error) 
 	return data, n, d.end()
 }
 
-// DecodeStreamResponse decodes the response to a request on a stream pipe. Bytes alias the input; n is their number, or the length.
+// DecodeStreamResponse decodes the response to a request on a stream pipe.
+// Bytes alias the input; n is their number, or the length.
 func DecodeStreamResponse(b []byte, to StreamOp) (data []byte, n uint64, err error) {
 	d := decoder{b: b}
 	variant := d.varint(32)

@@ -23,7 +23,8 @@ func appendBool(b []byte, v bool) []byte {
 
 func appendString(b []byte, s string) []byte { return append(appendVarint(b, uint64(len(s))), s...) }
 
-// decoder takes values off the front of b. After the first error it returns zeros.
+// decoder takes values off the front of b. After the first error it returns
+// zeros.
 type decoder struct {
 	b   []byte
 	err error
@@ -49,8 +50,8 @@ func (d *decoder) byte() byte {
 	return v
 }
 
-// varint takes an unsigned integer of at most size bits. Like postcard it takes one that is longer than it need be, up to the length
-// of the largest.
+// varint takes an unsigned integer of at most size bits. Like postcard it takes
+// one that is longer than it need be, up to the length of the largest.
 func (d *decoder) varint(size int) uint64 {
 	var v uint64
 	for shift := 0; shift < size; shift += 7 {

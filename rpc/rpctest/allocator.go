@@ -6,8 +6,10 @@ import (
 	"slices"
 )
 
-// Allocator is the guest's half of the shared allocator, written from the description of its layout and not from the monitor's half. Its methods
-// may be called by several goroutines at once, as by a guest's CPUs. Like the kernel it panics where an assertion fails.
+// Allocator is the guest's half of the shared allocator, written from the
+// description of its layout and not from the monitor's half. Its methods may be
+// called by several goroutines at once, as by a guest's CPUs. Like the kernel
+// it panics where an assertion fails.
 type Allocator struct {
 	ram    []byte
 	inner  uint64
@@ -47,7 +49,8 @@ func (a *Allocator) lock() {
 
 func (a *Allocator) unlock() { word(a.ram, a.inner+560).Store(0) }
 
-// Lock and Unlock take the lock and keep it, as a CPU does that has lost its processor.
+// Lock and Unlock take the lock and keep it, as a CPU does that has lost its
+// processor.
 func (a *Allocator) Lock() { a.lock() }
 
 // Unlock gives the lock up.
@@ -205,13 +208,15 @@ func (a *Allocator) setBit(level uint32, i uint64, free bool) bool {
 	return old>>(i%64)&1 == 1
 }
 
-// Snapshot is the state of an allocator: the free blocks of each level, and the size of the others.
+// Snapshot is the state of an allocator: the free blocks of each level, and the
+// size of the others.
 type Snapshot struct {
 	Used uint64
 	Free map[uint32][]uint64
 }
 
-// Snapshot walks all lists, checks them against the bitmap, and returns the free blocks of each level in ascending order.
+// Snapshot walks all lists, checks them against the bitmap, and returns the
+// free blocks of each level in ascending order.
 func (a *Allocator) Snapshot() Snapshot {
 	a.lock()
 	defer a.unlock()
@@ -238,7 +243,8 @@ func (a *Allocator) Snapshot() Snapshot {
 	return s
 }
 
-// List returns the blocks of a level's list in order. It needs the lock, or quiet.
+// List returns the blocks of a level's list in order. It needs the lock, or
+// quiet.
 func (a *Allocator) List(level uint32) []uint64 {
 	var list []uint64
 	prev := int64(-1)

@@ -10,7 +10,8 @@ import (
 // Entry is what a guest finds in its registers.
 type Entry struct{ Allocator, RxOffset, RxLength, TxOffset, TxLength uint64 }
 
-// Guest plays a kernel on RAM. Its pipes may be used by several goroutines at once, each by one at a time.
+// Guest plays a kernel on RAM. Its pipes may be used by several goroutines at
+// once, each by one at a time.
 type Guest struct {
 	RAM       []byte
 	Allocator *Allocator
@@ -270,7 +271,8 @@ func (s *Stream) Write(b []byte) int {
 	return int(n)
 }
 
-// Read receives up to len(b) bytes; 0 is the end. The kernel's recv says len(b) in any case.
+// Read receives up to len(b) bytes; 0 is the end. The kernel's recv says len(b)
+// in any case.
 func (s *Stream) Read(b []byte) int {
 	data, _ := s.request(message.StreamRequest{Op: message.StreamReceive, Length: uint64(len(b))}, nil)
 	assert(len(data) <= len(b), "no more than asked for")

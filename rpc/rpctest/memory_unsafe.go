@@ -5,7 +5,8 @@ import (
 	"unsafe"
 )
 
-// word returns a 64-bit word of RAM. A wild offset is a Go panic, as it is a fault in a kernel.
+// word returns a 64-bit word of RAM. A wild offset is a Go panic, as it is a
+// fault in a kernel.
 func word(ram []byte, off uint64) *atomic.Uint64 {
 	b := ram[off : off+8]
 	return (*atomic.Uint64)(unsafe.Pointer(unsafe.SliceData(b)))
@@ -17,7 +18,8 @@ func word32(ram []byte, off uint64) *atomic.Uint32 {
 	return (*atomic.Uint32)(unsafe.Pointer(unsafe.SliceData(b)))
 }
 
-// storeByte and loadByte access a ring's flags, which the monitor looks at whenever it wants; see package rpc.
+// storeByte and loadByte access a ring's flags, which the monitor looks at
+// whenever it wants; see package rpc.
 //
 //go:norace
 //go:noinline

@@ -6,7 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ring is one end of a ring as the kernel has it: an Arc of the ring, in which cursors are read afresh every time.
+// ring is one end of a ring as the kernel has it: an Arc of the ring, in which
+// cursors are read afresh every time.
 type ring struct {
 	guest *Guest
 	off   uint64 // of the ring; its block starts 16 bytes before
@@ -21,7 +22,8 @@ func (r *ring) data(at, n uint64) []byte { return r.guest.RAM[r.off+18+at : r.of
 
 func (r *ring) flag(n uint64) *byte { return &r.guest.RAM[r.off+16+n] }
 
-// read takes what lies in one piece, at most len(b) bytes. A writer that has closed is an error even if there is something left.
+// read takes what lies in one piece, at most len(b) bytes. A writer that has
+// closed is an error even if there is something left.
 func (r *ring) read(b []byte) int {
 	for i := 0; r.readCursor() == r.writeCursor(); i++ {
 		r.guest.yield(i)
@@ -53,7 +55,8 @@ func (r *ring) write(b []byte) int {
 	return n
 }
 
-// drop drops the end: its flag, 0 for the writer's and 1 for the reader's, then its reference.
+// drop drops the end: its flag, 0 for the writer's and 1 for the reader's, then
+// its reference.
 func (r *ring) drop(flag uint64) {
 	assert(!r.freed, "dropped once")
 	r.freed = true
@@ -66,8 +69,9 @@ func (r *ring) drop(flag uint64) {
 	}
 }
 
-// yield is what a kernel thread does while it waits. A virtual CPU spins on a processor of its own; here it shares it with the monitor, and lets go of
-// it when it has waited for a while.
+// yield is what a kernel thread does while it waits. A virtual CPU spins on a
+// processor of its own; here it shares it with the monitor, and lets go of it
+// when it has waited for a while.
 func (g *Guest) yield(waited int) {
 	if waited > 50 {
 		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)

@@ -403,7 +403,7 @@ func TestRefusals(t *testing.T) {
 	f.wantPipes(t, 2) // control, files
 }
 
-// closedPort is an address that nobody listens at.
+// closedPort is an address without a listener.
 func closedPort(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
