@@ -33,6 +33,10 @@ const (
 	trailer = "TRAILER!!!"
 )
 
+// maxFile is the largest file in bytes. At a larger one Linux stops unpacking
+// without an error, and what comes after it in the archive is lost.
+const maxFile = 1<<31 - 1
+
 func newArchive(w io.Writer) *archive {
 	return &archive{w: w, known: map[string]bool{".": true}}
 }
@@ -56,7 +60,7 @@ func (a *archive) directory(name string) error {
 	return a.entry(name, modeDirectory|0o755, a.newInode(), 2, 0, nil)
 }
 
-// file adds a regular file of exactly size bytes, 0 to 4 GiB-1, read from r,
+// file adds a regular file of exactly size bytes, 0 to maxFile, read from r,
 // and returns its inode. If links is more than 1, hardLink adds its other
 // names. A name that is there already is an error: the kernel would quietly
 // take the later file.
@@ -124,8 +128,8 @@ func (a *archive) newInode() uint32 {
 }
 
 func (a *archive) entry(name string, mode, inode, links uint32, size int64, r io.Reader) error {
-	if size < 0 || size > 1<<32-1 {
-		return fmt.Errorf("add %s to the initramfs: %d bytes do not fit its 32-bit size", name, size)
+	if size < 0 || size > maxFile {
+		return fmt.Errorf("%w: %s has %d bytes; each file that is passed in must have less than 2 GiB", ErrUnavailable, name, size)
 	}
 	head := fmt.Sprintf(magic+"%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%s\x00",
 		inode, mode, 0, 0, links, 0, size, 0, 0, 0, 0, len(name)+1, 0, name)

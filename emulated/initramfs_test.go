@@ -124,6 +124,24 @@ func TestArchiveShortFile(t *testing.T) {
 	}
 }
 
+// The kernel stops unpacking at a file of 2 GiB, without an error, and what
+// comes after it is lost.
+func TestArchiveLargeFile(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int64{1 << 31, 1 << 32} {
+		a := newArchive(io.Discard)
+		_, err := a.file("large", 0o644, 1, size, strings.NewReader(""))
+		if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "less than 2 GiB") {
+			t.Errorf("a file of %d bytes: %v, want that it is too large", size, err)
+		}
+	}
+	// The largest one is copied: here its data ends too soon.
+	_, err := newArchive(io.Discard).file("large", 0o644, 1, maxFile, strings.NewReader(""))
+	if !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("a file of %d bytes: %v, want %v", maxFile, err, io.ErrUnexpectedEOF)
+	}
+}
+
 func TestArchiveRoundTrip(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
