@@ -160,7 +160,9 @@ func (s *snapshot) readFooter(key [sha256.Size]byte) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o077 != 0 || int(st.Uid) != os.Geteuid() {
 		return fmt.Errorf("%w: others may have changed it", errBroken)
 	}
-	if st.Size == 0 && time.Since(time.Unix(st.Mtim.Unix())) < hopelessFor {
+	// A time to come is of a clock that was wrong: it is no reason to wait.
+	age := time.Since(time.Unix(st.Mtim.Unix()))
+	if st.Size == 0 && age > -time.Minute && age < hopelessFor {
 		return errHopeless
 	}
 	size := int64(binary.Size(s.footer))
@@ -292,10 +294,7 @@ func makeSnapshot(folder string, key [sha256.Size]byte, h hardware, khz uint64) 
 		lock.Close()
 		return nil, errBusy
 	}
-	left, _ := filepath.Glob(filepath.Join(folder, workPrefix+"*"))
-	for _, file := range left { // their processes were killed: the lock was free
-		os.Remove(file)
-	}
+	removeLeftovers(folder)
 	n.footer = footer{Magic: snapshotMagic, Key: key, Memory: h.memory, KHz: khz}
 	if n.file, err = os.CreateTemp(folder, workPrefix); err == nil {
 		err = n.file.Truncate(int64(h.memory))
@@ -305,6 +304,17 @@ func makeSnapshot(folder string, key [sha256.Size]byte, h hardware, khz uint64) 
 		return nil, err
 	}
 	return n, nil
+}
+
+// removeLeftovers removes what processes that were killed have left. Its caller
+// holds the lock, so none of them goes on.
+func removeLeftovers(folder string) {
+	entries, _ := os.ReadDir(folder)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), workPrefix) && e.Type().IsRegular() {
+			os.Remove(filepath.Join(folder, e.Name()))
+		}
+	}
 }
 
 // leastFree is the space in bytes that must be free for a snapshot, many times
@@ -367,7 +377,9 @@ func removeSnapshot(folder string, key [sha256.Size]byte) {
 	_ = os.Remove(filepath.Join(folder, hex.EncodeToString(key[:])))
 }
 
-// prune keeps the folder within its bounds.
+// prune keeps the folder within its bounds. Files that aren't called as
+// snapshots are, and what is no file, don't count and stay: the folder may be
+// another one, behind a link.
 func prune(folder string) error {
 	entries, err := os.ReadDir(folder)
 	if err != nil {
@@ -382,7 +394,8 @@ func prune(folder string) error {
 	for _, e := range entries {
 		var st unix.Stat_t
 		name := filepath.Join(folder, e.Name())
-		if strings.HasPrefix(e.Name(), ".") || unix.Lstat(name, &st) != nil {
+		key, err := hex.DecodeString(e.Name())
+		if err != nil || len(key) != sha256.Size || !e.Type().IsRegular() || unix.Lstat(name, &st) != nil {
 			continue
 		}
 		all = append(all, kept{name, st.Mtim.Nano(), st.Blocks * 512})

@@ -180,3 +180,55 @@ func TestSnapshotPrune(t *testing.T) {
 		t.Errorf("%v are left", left)
 	}
 }
+
+// What isn't called as a snapshot is, or is no file, stays, and costs no
+// snapshot its place.
+func TestSnapshotPruneLeavesOthers(t *testing.T) {
+	t.Parallel()
+	folder, past := snapshotsHere(t), time.Now().Add(-time.Hour)
+	var others []string
+	for i := range byte(maxSnapshots + 1) {
+		file := filepath.Join(folder, fmt.Sprintf("other-%d", i))
+		must(t, os.WriteFile(file, []byte("mine"), 0o600))
+		key := [32]byte{i}
+		full := filepath.Join(folder, hex.EncodeToString(key[:]))
+		must(t, os.MkdirAll(filepath.Join(full, "folder"), 0o700))
+		others = append(others, file, full)
+	}
+	for _, name := range others {
+		must(t, os.Chtimes(name, past, past))
+	}
+	keptSnapshot(t, folder, [32]byte{100})
+	for _, name := range others {
+		if _, err := os.Lstat(name); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Leftovers go whatever the folder's name is: [ isn't a pattern's.
+func TestSnapshotLeftoversBelowBracket(t *testing.T) {
+	t.Parallel()
+	folder := filepath.Join(snapshotsHere(t), "a[b")
+	must(t, os.Mkdir(folder, 0o700))
+	left := filepath.Join(folder, workPrefix+"1")
+	must(t, os.WriteFile(left, nil, 0o600))
+	n, err := makeSnapshot(folder, [32]byte{1}, hardware{memory: 1 << 20}, 1)
+	must(t, err)
+	n.close()
+	if _, err := os.Lstat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s is left: %v", left, err)
+	}
+}
+
+// A clock that was wrong doesn't keep snapshots from being made.
+func TestSnapshotGivenUpInTheFuture(t *testing.T) {
+	t.Parallel()
+	folder, key := snapshotsHere(t), [32]byte{8}
+	giveUp(folder, key)
+	future := time.Now().Add(1000 * time.Hour)
+	must(t, os.Chtimes(filepath.Join(folder, hex.EncodeToString(key[:])), future, future))
+	if _, err := openSnapshot(folder, key); !errors.Is(err, errBroken) {
+		t.Errorf("given up in the future: %v", err)
+	}
+}
