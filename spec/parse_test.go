@@ -297,7 +297,7 @@ func TestRead(t *testing.T) {
 	}
 	want := spec.Spec{
 		Image: dir + "/k", Args: []string{"a"},
-		Shares:  []spec.Folder{{Dir: dir + "/www"}, {Name: "x", Dir: filepath.Dir(dir) + "/in", Writable: true}, {Dir: "/abs"}},
+		Shares:  []spec.Folder{{Dir: dir + "/www"}, {Name: "x", Dir: dir + "/../in", Writable: true}, {Dir: "/abs"}},
 		Sockets: []spec.Folder{{Dir: dir}},
 		TLS:     spec.TLS{CA: []string{dir + "/ca"}, Cert: dir + "/c", Key: "/k"},
 		Output:  spec.Output{ExitFile: dir + "/e"},
@@ -429,4 +429,40 @@ func FuzzFolder(f *testing.F) {
 			t.Errorf("%+v is %q, read as %+v, %v", want, want, got, err)
 		}
 	})
+}
+
+// A path with .. after a link means what the kernel makes of it, in a document
+// and made absolute: else another folder would be shared.
+func TestParentOfLink(t *testing.T) {
+	folder := t.TempDir()
+	if err := errors.Join(
+		os.MkdirAll(filepath.Join(folder, "real/sub"), 0o700), os.Mkdir(filepath.Join(folder, "p"), 0o700),
+		os.Symlink("../real/sub", filepath.Join(folder, "p/link")),
+		os.WriteFile(filepath.Join(folder, "p/vm.toml"), []byte(`share = ["link/..:rw"]`), 0o600),
+	); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(filepath.Join(folder, "p"))
+	want, err := os.Stat(filepath.Join(folder, "real"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, err := spec.Read("vm.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []*spec.Spec{read, {Shares: read.Shares}, {Shares: []spec.Folder{{Dir: "link/.."}}}} {
+		absolute, err := s.Absolute()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, dir := range []string{s.Shares[0].Dir, absolute.Shares[0].Dir} {
+			if got, err := os.Stat(dir); err != nil || !os.SameFile(got, want) {
+				t.Errorf("%s is another folder, %v", dir, err)
+			}
+		}
+		if !filepath.IsAbs(absolute.Shares[0].Dir) {
+			t.Errorf("%s isn't absolute", absolute.Shares[0].Dir)
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -38,11 +39,22 @@ func Read(path string) (*Spec, error) {
 	}
 	folder := filepath.Dir(path)
 	s.eachPath(func(p *string) {
-		if !filepath.IsAbs(*p) {
-			*p = filepath.Join(folder, *p)
-		}
+		*p = below(folder, *p)
 	})
 	return s, nil
+}
+
+// below returns path, which counts from folder if it is relative. A path with
+// .. in it isn't shortened: after a link, .. isn't the folder that the link is
+// in, and only the kernel knows which one it is.
+func below(folder, path string) string {
+	if !filepath.IsAbs(path) {
+		path = folder + "/" + path
+	}
+	if slices.Contains(strings.Split(path, "/"), "..") {
+		return path
+	}
+	return filepath.Clean(path)
 }
 
 func readFile(path string) ([]byte, error) {
@@ -228,12 +240,15 @@ func (s *Spec) Absolute() (*Spec, error) {
 	result.TLS.CA, result.Shares, result.Sockets = slices.Clone(s.TLS.CA), slices.Clone(s.Shares), slices.Clone(s.Sockets)
 	var failed error
 	result.eachPath(func(p *string) {
-		absolute, err := filepath.Abs(*p)
-		if err != nil {
-			failed = err
-			return
+		folder := ""
+		if !filepath.IsAbs(*p) {
+			var err error
+			if folder, err = os.Getwd(); err != nil {
+				failed = err
+				return
+			}
 		}
-		*p = absolute
+		*p = below(folder, *p)
 	})
 	return &result, failed
 }
