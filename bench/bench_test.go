@@ -568,3 +568,18 @@ func TestScopeThatHasEnded(t *testing.T) {
 		}
 	}
 }
+
+// A report of a stranger doesn't act on the terminal.
+func TestReadControlCharacters(t *testing.T) {
+	t.Parallel()
+	for text, bad := range map[string]bool{`\u001b[2J`: true, `\u009b2J`: true, "a\\nb\\tc": false} {
+		path := filepath.Join(t.TempDir(), "report")
+		data := `{"started":"2026-01-02T03:04:05Z","rounds":1,"machine":{"processor":"` + text + `"}}`
+		if err := os.WriteFile(path, []byte(data), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ReadJSON(path); errors.Is(err, ErrNoReport) != bad || !bad && err != nil {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/fix-project/arcavm/internal/regular"
 )
@@ -147,11 +149,32 @@ func ReadJSON(path string) (*Report, error) {
 	if err := json.Unmarshal(b, &r); err != nil {
 		return nil, fmt.Errorf("%s %w: %w", path, ErrNoReport, err)
 	}
+	if hasControl(b) {
+		return nil, fmt.Errorf("%s %w: a text in it has control characters", path, ErrNoReport)
+	}
 	if r.Started.IsZero() || r.Rounds < 1 {
 		return nil, fmt.Errorf("%s %w", path, ErrNoReport)
 	}
 	return &r, nil
 }
+
+// hasControl reports whether a string of a JSON text has control characters but
+// for tabs and ends of lines, which errors have: the others would act on the
+// terminal that it is written to.
+func hasControl(text []byte) bool {
+	d := json.NewDecoder(bytes.NewReader(text))
+	for {
+		token, err := d.Token()
+		if err != nil {
+			return err != io.EOF
+		}
+		if s, ok := token.(string); ok && strings.ContainsFunc(s, isControl) {
+			return true
+		}
+	}
+}
+
+func isControl(r rune) bool { return unicode.IsControl(r) && r != '\n' && r != '\t' }
 
 // readRegular reads a regular file. Anything else is refused before it could
 // block, as a FIFO without a writer does.
