@@ -14,7 +14,7 @@ type ControlRequest interface {
 type Dialect uint8
 
 const (
-	// UnknownDialect is that of a guest which hasn't shown it yet.
+	// UnknownDialect is the dialect of a guest that hasn't shown it yet.
 	UnknownDialect Dialect = iota
 	// DialectA has 3 Mkdir, 4 Listen, 5 Connect, and the responses Ack and Err.
 	DialectA
@@ -76,7 +76,7 @@ const (
 	controlConnect
 )
 
-// number is that of a request which dialect A numbers so.
+// number returns d's number of a request, given its number in dialect A.
 func (d Dialect) number(inA byte) byte {
 	if d == DialectB {
 		return inA - 1
@@ -121,9 +121,10 @@ func AppendControlRequest(b []byte, m ControlRequest, d Dialect) []byte { return
 // Where the dialect isn't known, b is tried in both, strictly: an integer that
 // is longer than it need be fits neither. A few requests can be read in both,
 // such as a Listen in B at an address whose first byte is the length of the
-// rest. The reading that contains text wins there if it is text that a path or
-// a host name would be: addresses and ports seldom look like it. Such a request
-// shows nothing.
+// rest, which is a Mkdir in A. One of the two readings then has a string, a
+// path or a host name. It is taken if the string is printable and not empty,
+// since an address and a port seldom look so; else the other reading is. Such a
+// request shows no dialect.
 func DecodeControlRequest(b []byte, known Dialect) (m ControlRequest, shown Dialect, err error) {
 	if known != UnknownDialect {
 		m, err = decodeControlRequest(decoder{b: b}, known)
@@ -201,10 +202,10 @@ type (
 		RxOffset, RxLength, TxOffset, TxLength uint64
 	}
 
-	// Ack says that it is done.
+	// Ack says that what was asked for is done.
 	Ack struct{}
 
-	// Err says that it could not be done.
+	// Err says that what was asked for could not be done.
 	Err struct{ Kind ErrKind }
 )
 

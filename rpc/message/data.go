@@ -1,8 +1,8 @@
 package message
 
-// HeadSize is how many bytes of a request on a file, listener or stream pipe
-// are needed to decode it, or all if it is shorter: all of it but the bytes of
-// a Write or Send.
+// HeadSize is how many bytes of a request on a file, listener or stream pipe a
+// decoder needs: all but the bytes of a Write or Send. A shorter request is
+// needed whole.
 const HeadSize = 20
 
 // FileOp is what a [FileRequest] asks for.
@@ -155,8 +155,9 @@ func DecodeListenerRequest(head []byte, size uint64) (op ListenerOp, n int, err 
 	return ListenerOp(v), n, err
 }
 
-// head checks that what was taken of a head and the bytes after it make a
-// message of size bytes.
+// head checks that the bytes taken of a head, which had so many, and the
+// payload after them make a message of size bytes. It returns how many were
+// taken.
 func (d *decoder) head(had int, payload, size uint64) (int, error) {
 	taken := had - len(d.b)
 	if d.err == nil && size-uint64(taken) != payload {

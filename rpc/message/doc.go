@@ -10,6 +10,14 @@
 // They are pure and know no operating system. Append functions append to a
 // slice and return it, Decode functions never panic, whatever they are given,
 // and take exactly the bytes of one message.
+//
+// Words of this package:
+//
+//   - control pipe: where a guest asks for its arguments and for other pipes.
+//   - dialect: how a guest numbers its requests on the control pipe, A or B.
+//   - head: the first bytes of a request, enough to decode it; see [HeadSize].
+//   - request, response: what a guest sends, and what the monitor answers.
+//   - variant: the number at the beginning of a message that says what it is.
 package message
 
 import "errors"

@@ -108,7 +108,7 @@ func (d *decoder) string() string {
 	return string(b)
 }
 
-// end returns the error, which is one too if anything is left.
+// end returns the first error. Bytes that are left over are an error, too.
 func (d *decoder) end() error {
 	if len(d.b) > 0 {
 		d.fail("too long")

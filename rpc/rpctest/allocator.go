@@ -49,8 +49,8 @@ func (a *Allocator) lock() {
 
 func (a *Allocator) unlock() { word(a.ram, a.inner+560).Store(0) }
 
-// Lock and Unlock take the lock and keep it, as a CPU does that has lost its
-// processor.
+// Lock takes the lock and keeps it until Unlock. With it a test plays a CPU
+// that loses its processor while it holds the lock.
 func (a *Allocator) Lock() { a.lock() }
 
 // Unlock gives the lock up.
@@ -101,7 +101,8 @@ func (a *Allocator) Requests(level uint32) uint64 {
 	return word(a.ram, a.inner+48+8*uint64(level)).Load()
 }
 
-// HeadOffset is where a level's list begins, for guests that break it.
+// HeadOffset is the offset of the head of a level's list. A test that breaks
+// the list needs it.
 func (a *Allocator) HeadOffset(level uint32) uint64 { return a.inner + 568 + 16*uint64(level) }
 
 // Levels are the first level and the one after the last.
@@ -169,7 +170,8 @@ func (a *Allocator) unlink(level uint32, i uint64) bool {
 	return true
 }
 
-// link is an Option<usize>, with -1 for none.
+// link returns the block that a link of a list names, -1 if it names none. In
+// RAM a link is an Option<usize>, as the kernel's Rust lays it out.
 func (a *Allocator) link(off uint64) int64 {
 	if word(a.ram, off).Load() == 0 {
 		return -1
@@ -243,8 +245,8 @@ func (a *Allocator) Snapshot() Snapshot {
 	return s
 }
 
-// List returns the blocks of a level's list in order. It needs the lock, or
-// quiet.
+// List returns the blocks of a level's list in order. The caller has the lock,
+// or knows that nothing else uses the allocator.
 func (a *Allocator) List(level uint32) []uint64 {
 	var list []uint64
 	prev := int64(-1)

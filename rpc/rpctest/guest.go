@@ -17,11 +17,12 @@ type Guest struct {
 	Allocator *Allocator
 	Control   *Pipe
 
-	// NotifyRead and NotifyWrite are called when the guest has written to a
-	// pipe or dropped that end, or has read from it. nil: it says nothing.
+	// NotifyRead is called when the guest has written to a ring or dropped its
+	// writer, NotifyWrite when it has read from a ring or dropped its reader.
+	// With nil the guest doesn't notify.
 	NotifyRead, NotifyWrite func()
 
-	// Dialect is the one that it speaks. Unknown: A.
+	// Dialect is the one that the guest speaks. Unknown: A.
 	Dialect message.Dialect
 
 	mu sync.Mutex // the kernel's lock of the control pipe
@@ -119,16 +120,17 @@ func (p *Pipe) Drop() {
 	p.guest.notifyRead()
 }
 
-// RxOffset and TxOffset are where the rings are, for guests that break them.
+// RxOffset is the offset of the ring that the guest reads. A test that breaks a
+// ring needs it.
 func (p *Pipe) RxOffset() uint64 { return p.rx.off }
 
-// TxOffset is that of the ring that the guest writes.
+// TxOffset is the offset of the ring that the guest writes.
 func (p *Pipe) TxOffset() uint64 { return p.tx.off }
 
 // RxLength is the length of the ring that the guest reads.
 func (p *Pipe) RxLength() uint64 { return p.rx.len }
 
-// TxLength is that of the ring that the guest writes.
+// TxLength is the length of the ring that the guest writes.
 func (p *Pipe) TxLength() uint64 { return p.tx.len }
 
 // Store writes a word of RAM, as a guest may at any time.
@@ -165,7 +167,7 @@ func (g *Guest) Exit(code int32) {
 	assert(ok, "Exit is answered by Ack")
 }
 
-// Mkdir makes a folder. The kind of error is only valid if it is not ok.
+// Mkdir makes a folder. The kind of error is only valid if ok is false.
 func (g *Guest) Mkdir(path string) (kind message.ErrKind, ok bool) {
 	switch m := g.Ask(message.Mkdir{Path: path}).(type) {
 	case message.Ack:

@@ -69,9 +69,9 @@ func (r *ring) drop(flag uint64) {
 	}
 }
 
-// yield is what a kernel thread does while it waits. A virtual CPU spins on a
-// processor of its own; here it shares it with the monitor, and lets go of it
-// when it has waited for a while.
+// yield is what a kernel thread does while it waits. A virtual CPU may spin, as
+// it has a processor of its own. This guest shares one with the monitor, so it
+// gives the processor up when it has waited for a while.
 func (g *Guest) yield(waited int) {
 	if waited > 50 {
 		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
